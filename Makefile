@@ -1,0 +1,26 @@
+# `make demo` and `make test` each set up what they need: a .venv with the package installed editable.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP_FLAGS ?= $(if $(CI),--constraint constraints.txt)
+
+.PHONY: demo test setup clean
+
+demo: setup
+	rm -rf runs/demo
+	$(BIN)/mobilenets fit digits --max-latency-ms 1 --max-size-mb 0.5 --out runs/demo
+
+test: setup
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+setup: .venv/installed
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv runs

@@ -1,0 +1,173 @@
+"""A Bundle: a folder of card.json and weights.safetensors that says everything about a trained network. No torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import hashlib
+import importlib.metadata
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import safetensors
+import safetensors.numpy
+
+from mobilenets import files
+from mobilenets.errors import UserError, unknown
+from mobilenets.images import Preprocess
+from mobilenets.spec import Arch
+
+FORMAT = 1
+CARD, WEIGHTS = "card.json", "weights.safetensors"
+Precision = Literal["float32", "int8"]
+PRECISIONS: tuple[Precision, ...] = ("float32", "int8")
+Tensors = Mapping[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A measured number and what it was measured on. Accuracies are in percent."""
+
+    name: str
+    value: float
+    data: str
+    split: str
+    count: int
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a network is, what it was trained on, how well it does, and where it came from."""
+
+    arch: Arch
+    preprocess: Preprocess
+    labels: tuple[str, ...]
+    task: str = "classify"
+    precision: Precision = "float32"
+    metrics: tuple[Metric, ...] = ()
+    recipe: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    licence: str = ""
+    parent: str | None = None
+    created: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.arch.classes != len(self.labels):
+            raise UserError(f"the card has {len(self.labels)} labels for a network of {self.arch.classes} classes")
+        if self.precision not in PRECISIONS:
+            raise unknown("precision", self.precision, PRECISIONS)
+
+    def replace(self, **changes: Any) -> Card:
+        return dataclasses.replace(self, **changes)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            **{f.name: getattr(self, f.name) for f in dataclasses.fields(self)},
+            "arch": self.arch.to_json(),
+            "preprocess": self.preprocess.to_json(),
+            "labels": list(self.labels),
+            "metrics": [dataclasses.asdict(m) for m in self.metrics],
+        }
+
+    @classmethod
+    def from_json(cls, d: Mapping[str, Any], where: str = "card") -> Card:
+        """The inverse of `to_json`; a UserError for one that is newer than this program, or malformed."""
+        if not isinstance(d, dict) or not isinstance(d.get("format"), int):
+            raise UserError(f"{where}: not a mobilenets card")
+        if d["format"] > FORMAT:
+            raise UserError(
+                f"{where}: written by a newer mobilenets (card format {d['format']}, this one reads up to {FORMAT}); "
+                "upgrade with: pip install --upgrade mobilenets"
+            )
+        try:
+            fields = {f.name: d[f.name] for f in dataclasses.fields(cls)}
+            return cls(**{
+                **fields,
+                "arch": Arch.from_json(d["arch"]),
+                "preprocess": Preprocess.from_json(d["preprocess"]),
+                "labels": tuple(d["labels"]),
+                "metrics": tuple(Metric(**m) for m in d["metrics"]),
+            })  # fmt: skip
+        except (KeyError, TypeError) as e:
+            raise UserError(f"{where}: a field is missing or malformed: {e}") from e
+
+
+def stamp(card: Card) -> Card:
+    """`card` with the time and the versions of what made it."""
+    versions = {"python": platform.python_version()}
+    for name in ("mobilenets", "torch", "numpy"):
+        versions[name] = importlib.metadata.version(name)
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return card.replace(created=now, versions=versions)
+
+
+def _canonical(card: Mapping[str, Any]) -> bytes:
+    body = {k: v for k, v in card.items() if k != "digest"}
+    return json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A card and its tensors (numpy, named as in the model's state_dict; for int8, see `quantize`)."""
+
+    card: Card
+    tensors: Tensors
+    digest: str = ""
+
+    def save(self, path: Path) -> Bundle:
+        """Write the folder atomically; returns the same Bundle with its digest."""
+        with files.atomic_dir(path) as tmp:
+            arrays = {k: np.asarray(v, order="C") for k, v in sorted(self.tensors.items())}
+            safetensors.numpy.save_file(arrays, tmp / WEIGHTS)
+            card = stamp(self.card)
+            d = card.to_json()
+            d["files"] = {WEIGHTS: files.sha256(tmp / WEIGHTS)}
+            d["digest"] = hashlib.sha256(_canonical(d)).hexdigest()
+            (tmp / CARD).write_text(json.dumps(d, indent=2) + "\n")
+        return Bundle(card, self.tensors, d["digest"])
+
+    @classmethod
+    def load(cls, path: Path) -> Bundle:
+        """Read and verify a folder: every file present, every digest right. Raises `UserError`."""
+        card_path = path / CARD
+        try:
+            d = json.loads(card_path.read_bytes())
+        except FileNotFoundError as e:
+            raise UserError(f"{path}: not a bundle: {CARD} is missing") from e
+        except (ValueError, OSError) as e:
+            raise UserError(f"{card_path}: not readable as JSON: {e}") from e
+        card = Card.from_json(d, str(card_path))
+        if d.get("digest") != hashlib.sha256(_canonical(d)).hexdigest():
+            raise UserError(f"{card_path}: altered since it was written (its digest differs); restore or re-create it")
+        if set(d["files"]) != {WEIGHTS}:
+            raise UserError(f"{card_path}: lists files {sorted(d['files'])}, not {WEIGHTS}")
+        weights = path / WEIGHTS
+        if not weights.is_file():
+            raise UserError(f"{path}: {WEIGHTS} is missing; restore or re-create the bundle")
+        if files.sha256(weights) != d["files"][WEIGHTS]:
+            raise UserError(f"{weights}: altered or damaged (its digest differs); restore or re-create the bundle")
+        try:
+            tensors = safetensors.numpy.load_file(weights)
+        except (safetensors.SafetensorError, ValueError) as e:
+            raise UserError(f"{weights}: not readable as safetensors: {e}") from e
+        return cls(card, tensors, d["digest"])
+
+
+def is_bundle(path: Path) -> bool:
+    return (path / CARD).is_file()
+
+
+def find_bundle(path: Path) -> Path:
+    """The bundle at `path`: the folder itself, or a run's float bundle."""
+    for p in (path, path / "float"):
+        if is_bundle(p):
+            return p
+    raise UserError(f"{path}: no bundle here ({CARD} is missing); give a bundle's folder or a finished run's")

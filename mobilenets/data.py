@@ -1,0 +1,413 @@
+"""Images with labels: a folder or zip of class folders, `digits`, torchvision's sets by name. Splits and checks."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from mobilenets import console
+from mobilenets.bundle import Card
+from mobilenets.errors import UserError
+from mobilenets.images import SUFFIXES, BadImage, Pixels, Preprocess, open_rgb
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+Kind = Literal["photo", "glyph"]
+Read = Callable[[int], "Path | bytes | Image.Image"]
+SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+CACHE_SIDE = 256  # cached training images keep at most this short side: enough for random crops at 224
+CACHE_BYTES = 4 << 30
+
+
+@dataclass
+class Split:
+    """One split's images: names, class indices, and how to read image i (a path, its bytes, or decoded already)."""
+
+    name: str
+    names: Sequence[str]
+    targets: npt.NDArray[np.int64]
+    read: Read
+    cache: dict[int, Pixels] = field(default_factory=dict, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def rgb(self, i: int, short_side: int = 0) -> Image.Image:
+        """Image i, decoded; raises `BadImage`."""
+        source = self.read(i)
+        return source.convert("RGB") if isinstance(source, Image.Image) else open_rgb(source, self.names[i], short_side)
+
+    def cached(self, i: int) -> Pixels:
+        """Image i as uint8 [H, W, 3], its short side at most CACHE_SIDE: from memory if the scan kept it there."""
+        return self.cache[i] if i in self.cache else _shrink(self.rgb(i, CACHE_SIDE))
+
+    def pixels(self, i: int, preprocess: Preprocess) -> Pixels:
+        """Image i as the network takes it, uint8 [R, R, 3]: the one path that training scores and predictions share."""
+        return preprocess.fit(self.rgb(i, preprocess.short_side))
+
+    def subset(self, keep: Sequence[int] | npt.NDArray[np.int64], name: str = "") -> Split:
+        index = [int(i) for i in keep]
+        read = self.read
+        return Split(
+            name or self.name,
+            [self.names[i] for i in index],
+            self.targets[index],
+            lambda j: read(index[j]),
+            {j: self.cache[i] for j, i in enumerate(index) if i in self.cache},
+        )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Preprocessed images, uint8 [N, R, R, 3], and their classes [N]."""
+
+    pixels: Pixels
+    targets: npt.NDArray[np.int64]
+
+
+@dataclass
+class Data:
+    """A labelled data set with its splits. `kind` "glyph" means a mirrored or half-hidden image is another class."""
+
+    source: str
+    labels: tuple[str, ...]
+    splits: dict[str, Split]
+    kind: Kind = "photo"
+    empty: tuple[str, ...] = ()
+    seed: int = 0
+    val_fraction: float | None = None
+
+    @property
+    def held_out(self) -> str:
+        """The split to report scores on: "test" where there is one, else "val"."""
+        return "test" if "test" in self.splits else "val"
+
+    @property
+    def crop(self) -> float:
+        """How much of the centre a prediction looks at: all of a glyph, the usual 7/8 of a photo."""
+        return 1.0 if self.kind == "glyph" else 0.875
+
+    def split(self, name: str) -> Split:
+        if name not in self.splits:
+            raise UserError(f"{self.source} has no split {name!r}; it has {', '.join(self.splits)}")
+        return self.splits[name]
+
+    def sample(self, split: str, count: int, preprocess: Preprocess) -> Batch:
+        """Up to `count` readable images of a split, the same ones each time, spread over its classes."""
+        s = self.split(split)
+        order = np.random.default_rng(self.seed).permutation(len(s))[:count]
+        return gather(s.subset(order), preprocess)
+
+    def describe(self) -> dict[str, Any]:
+        """What a card says of the data it was trained on."""
+        return {
+            "source": self.source,
+            "counts": {k: len(s) for k, s in self.splits.items()},
+            "split_seed": self.seed,
+            "val_fraction": self.val_fraction,
+        }
+
+
+def gather(split: Split, preprocess: Preprocess) -> Batch:
+    """A whole split preprocessed into memory, decoded on all cores; damaged images are left out."""
+
+    def one(i: int) -> Pixels | None:
+        try:
+            return split.pixels(i, preprocess)
+        except BadImage:
+            return None
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        out = list(pool.map(one, range(len(split))))
+    keep = [i for i, p in enumerate(out) if p is not None]
+    r = preprocess.resolution
+    pixels = np.stack([p for p in out if p is not None]) if keep else np.empty((0, r, r, 3), np.uint8)
+    return Batch(pixels, split.targets[keep])
+
+
+def _shrink(img: Image.Image) -> Pixels:
+    if min(img.size) > CACHE_SIDE:
+        f = CACHE_SIDE / min(img.size)
+        img = img.resize((round(img.width * f), round(img.height * f)), Image.Resampling.BILINEAR)
+    return np.asarray(img)
+
+
+# ---- opening -------------------------------------------------------------------------------------------------------
+
+
+def open_data(source: str, root: Path | None = None, seed: int = 0) -> Data:
+    """Open a folder, a zip, or a named set. Raises `UserError` for one that isn't there or has fewer than two classes.
+
+    Where there is no val split, a seeded stratified fifth of train becomes it (a tenth where there is a test split).
+    """
+    path = Path(source)
+    if path.is_dir():
+        data = _from_files(source, *_folder(path))
+    elif path.is_file():
+        data = _from_files(source, *_zip(path))
+    elif source == "digits":
+        data = _digits()
+    else:
+        from mobilenets.named import open_named
+
+        data = open_named(source, root)
+    data.seed = seed
+    if len(data.labels) < 2:
+        have = f"only one class, {data.labels[0]!r}" if data.labels else "no class folders with images"
+        raise UserError(f"{source}: {have}; classification needs a folder of images for each of at least two classes")
+    if "train" in data.splits and "val" not in data.splits:
+        data.val_fraction = 0.1 if "test" in data.splits else 0.2
+        train = data.splits["train"]
+        held = stratified(train.targets, data.val_fraction, seed)
+        rest = np.setdiff1d(np.arange(len(train)), held)
+        data.splits = {**data.splits, "train": train.subset(rest), "val": train.subset(held, "val")}
+    return data
+
+
+def of_card(card: Card, source: str | None, root: Path | None = None) -> Data:
+    """The data a bundle names as its own (or `source` instead), its classes put in the bundle's order."""
+    name = source or card.data.get("source")
+    if not name:
+        raise UserError("the bundle doesn't say what data it was trained on; name some")
+    try:
+        data = open_data(str(name), root, card.data.get("split_seed", 0))
+    except UserError as e:
+        raise e if source else UserError(f"the data the bundle was trained on can't be opened; name some ({e})") from e
+    return in_order(data, card.labels)
+
+
+def in_order(data: Data, labels: tuple[str, ...]) -> Data:
+    """`data` with its targets numbered as in `labels`; a UserError for a class that isn't one of them."""
+    if data.labels == labels:
+        return data
+    strangers = [c for c in data.labels if c not in labels]
+    if strangers:
+        raise UserError(
+            f"{data.source}: class {strangers[0]!r} isn't one the network knows ({', '.join(labels[:8])}...)"
+        )
+    to = np.array([labels.index(c) for c in data.labels])
+    for s in data.splits.values():
+        s.targets = to[s.targets]
+    data.labels = labels
+    return data
+
+
+def stratified(targets: npt.NDArray[np.int64], fraction: float, seed: int) -> npt.NDArray[np.int64]:
+    """Indices of a seeded `fraction` of each class, at least one where the class has two images; sorted."""
+    rng = np.random.default_rng(seed)
+    held = []
+    for c in np.unique(targets):
+        index = rng.permutation(np.flatnonzero(targets == c))
+        held.append(index[: min(max(1, round(fraction * len(index))), len(index) - 1)])
+    return np.sort(np.concatenate(held))
+
+
+def _folder(path: Path) -> tuple[list[str], list[str], Callable[[str], Path | bytes]]:
+    files, dirs = [], []
+    for here, subdirs, names in os.walk(path, followlinks=True):
+        subdirs[:] = sorted(d for d in subdirs if not d.startswith("."))
+        rel = Path(here).relative_to(path).as_posix()
+        dirs.append(rel)
+        files += [f"{rel}/{n}".removeprefix("./") for n in sorted(names) if _is_image(n)]
+    return files, dirs[1:], lambda name: path / name
+
+
+def _zip(path: Path) -> tuple[list[str], list[str], Callable[[str], Path | bytes]]:
+    try:
+        with zipfile.ZipFile(path) as z:
+            names = sorted(z.namelist())
+    except (zipfile.BadZipFile, OSError) as e:
+        raise UserError(f"{path}: not a folder, nor a readable zip of class folders ({e})") from e
+    local = threading.local()  # a ZipFile is not for several threads at once: one each
+
+    def read(name: str) -> bytes:
+        if getattr(local, "pid", None) != os.getpid():  # nor for a forked worker
+            local.zip, local.pid = zipfile.ZipFile(path), os.getpid()
+        try:
+            data: bytes = local.zip.read(name)
+        except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError, ValueError, EOFError) as e:
+            raise BadImage(f"{name}: can't be read from the zip ({e})") from e
+        except Exception as e:
+            if type(e).__module__ not in ("zlib", "_lzma", "lzma"):
+                raise
+            raise BadImage(f"{name}: can't be unpacked from the zip ({e})") from e
+        return data
+
+    files = [n for n in names if _is_image(n)]
+    return files, sorted({str(PurePosixPath(n.rstrip("/"))) for n in names if n.endswith("/")}), read
+
+
+def _is_image(name: str) -> bool:
+    base = PurePosixPath(name).name
+    return base.lower().endswith(SUFFIXES) and not base.startswith(".") and "__MACOSX" not in name
+
+
+def _from_files(source: str, files: list[str], dirs: list[str], read: Callable[[str], Path | bytes]) -> Data:
+    """[outer/][split/]class/... -> Data. `dirs` tells of classes with no image in them."""
+    if not files:
+        raise UserError(f"{source}: no images; expected a folder of images for each class")
+    depth = 0
+    while len({f.split("/")[depth] for f in files}) == 1 and all(f.count("/") > depth + 1 for f in files):
+        if files[0].split("/")[depth] in SPLITS:
+            break
+        depth += 1
+    tops = {f.split("/")[depth] for f in files if f.count("/") > depth}
+    has_splits = bool(tops) and tops <= set(SPLITS) and "train" in tops
+    at = depth + has_splits
+    found: dict[str, list[tuple[str, str]]] = {}
+    for f in files:
+        parts = f.split("/")
+        if len(parts) > at + 1:
+            found.setdefault(SPLITS[parts[depth]] if has_splits else "train", []).append((f, parts[at]))
+    labels = sorted({c for rows in found.values() for _, c in rows})
+    known = {c: i for i, c in enumerate(labels)}
+    empty = sorted({p[at] for d in dirs if len(p := d.split("/")) > at and p[at] not in known})
+    splits = {}
+    for name in ("train", "val", "test"):
+        if rows := found.get(name):
+            names = [f for f, _ in rows]
+            targets = np.array([known[c] for _, c in rows], np.int64)
+            splits[name] = Split(name, names, targets, lambda i, names=names: read(names[i]))  # type: ignore[misc]
+    return Data(source, tuple(labels), splits, empty=tuple(empty))
+
+
+def _digits() -> Data:
+    from sklearn.datasets import load_digits
+
+    raw = load_digits()
+    pixels = np.rint(raw.images * (255 / 16)).astype(np.uint8)  # [1797, 8, 8]
+    targets = raw.target.astype(np.int64)
+    names = [f"digits/{i:04d}" for i in range(len(targets))]
+    labels = tuple(str(i) for i in range(10))
+    return Data(
+        "digits", labels, {"train": Split("train", names, targets, lambda i: Image.fromarray(pixels[i]))}, "glyph"
+    )
+
+
+# ---- checking ------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Scan:
+    """What a look at every image found. `native_side`: the median short side in pixels."""
+
+    source: str
+    counts: dict[str, dict[str, int]]
+    damaged: list[str] = field(default_factory=list)
+    empty: tuple[str, ...] = ()
+    only_train: list[str] = field(default_factory=list)
+    only_held_out: list[str] = field(default_factory=list)
+    leaks: list[tuple[str, str]] = field(default_factory=list)
+    native_side: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+    def __rich__(self) -> RenderableType:
+        from rich.console import Group
+
+        t = console.table(f"{self.source}", ["class", *self.counts], left=("class",))
+        classes = sorted({c for per in self.counts.values() for c in per})
+        for c in classes[:20]:
+            t.add_row(c, *(str(per.get(c, 0)) for per in self.counts.values()))
+        if len(classes) > 20:
+            t.add_row(f"... {len(classes) - 20} more", *("" for _ in self.counts))
+        t.add_row("all", *(str(sum(per.values())) for per in self.counts.values()))
+        return Group(t, *self.findings())
+
+    def findings(self) -> Iterator[str]:
+        """A line for each thing that isn't as it should be."""
+        for title, items in (
+            ("damaged images", self.damaged),
+            ("classes without an image", list(self.empty)),
+            ("classes with training images alone", self.only_train),
+            ("classes with held-out images alone", self.only_held_out),
+            (
+                "training images that are held-out images too (scores will flatter)",
+                [f"{a} = {b}" for a, b in self.leaks],
+            ),
+        ):
+            if items:
+                more = f" ... and {len(items) - 10} more" if len(items) > 10 else ""
+                yield f"{len(items)} {title}: {'; '.join(items[:10])}{more}"
+
+
+def scan(data: Data, keep: Iterable[str] = ("train",)) -> Scan:
+    """Decode every image once, on all cores; splits in `keep` keep the pixels in memory as far as CACHE_BYTES allows.
+
+    Damaged images leave their split (the caller decides whether to go on).
+    """
+    found = Scan(data.source, {}, empty=data.empty)
+    hashes: dict[str, dict[bytes, str]] = {}
+    sides: list[int] = []
+    room = CACHE_BYTES
+
+    def look(split: Split, i: int) -> tuple[Pixels, bytes, int] | str:
+        try:
+            img = split.rgb(i, CACHE_SIDE)
+        except BadImage as e:
+            return str(e)
+        pixels = _shrink(img)
+        return (
+            pixels,
+            hashlib.blake2b(pixels.tobytes() + str(pixels.shape).encode(), digest_size=16).digest(),
+            min(img.size),
+        )
+
+    total = sum(map(len, data.splits.values()))
+    with ThreadPoolExecutor(os.cpu_count()) as pool, console.progress() as bar:
+        task = bar.add_task("checking", total=total, status="")
+        for name, split in data.splits.items():
+            good = []
+            for i, seen in enumerate(pool.map(lambda i, s=split: look(s, i), range(len(split)))):  # type: ignore[misc]
+                bar.advance(task)
+                if isinstance(seen, str):
+                    found.damaged.append(seen)
+                    continue
+                pixels, digest, side = seen
+                good.append(i)
+                sides.append(side)
+                hashes.setdefault(name, {})[digest] = split.names[i]
+                if name in keep and pixels.nbytes <= room:
+                    split.cache[i] = pixels
+                    room -= pixels.nbytes
+            if len(good) < len(split):
+                data.splits[name] = split.subset(good)
+            count = np.bincount(data.splits[name].targets, minlength=len(data.labels))
+            found.counts[name] = {c: int(n) for c, n in zip(data.labels, count, strict=True)}
+    train = hashes.get("train", {})
+    for name, seen_in in hashes.items():
+        if name != "train":
+            found.leaks += [(train[d], other) for d, other in seen_in.items() if d in train]
+    held_out = {c for name, per in found.counts.items() if name != "train" for c, n in per.items() if n}
+    in_train = {c for c, n in found.counts.get("train", {}).items() if n}
+    found.only_train = sorted(in_train - held_out)
+    found.only_held_out = sorted(held_out - in_train)
+    found.native_side = int(np.median(sides)) if sides else 0
+    return found
+
+
+def check(data: Data, skip_bad: bool = False) -> Scan:
+    """Scan before training: prints what was found, and stops at what would spoil the training. Raises `UserError`."""
+    found = scan(data)
+    console.err().print(found)
+    if found.damaged and not skip_bad:
+        raise UserError(
+            f"{data.source}: {len(found.damaged)} damaged images (listed above); mend or remove them, "
+            "or go on without them: --skip-bad"
+        )
+    if found.only_held_out:
+        raise UserError(f"{data.source}: class {found.only_held_out[0]!r} has no training images")
+    return found

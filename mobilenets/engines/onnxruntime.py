@@ -1,0 +1,54 @@
+"""ONNX Runtime on the CPU: runs a .onnx file exported here."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from pathlib import Path
+
+import onnxruntime as ort
+
+from mobilenets.bundle import Card
+from mobilenets.engines import Scores
+from mobilenets.errors import UserError
+from mobilenets.images import Pixels
+
+NAME = "onnxruntime"
+SUFFIXES = (".onnx",)
+CARD_KEY = "mobilenets.card"
+
+
+def version() -> str:
+    return importlib.metadata.version("onnxruntime")
+
+
+def session(model: str | bytes, threads: int) -> ort.InferenceSession:
+    """A CPU session on `threads` threads."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+class OnnxEngine:
+    name = NAME
+
+    def __init__(self, path: Path, threads: int) -> None:
+        try:
+            self.session = session(str(path), threads)
+        except Exception as e:  # the runtime's own exception types aren't public; any of them means a damaged file
+            raise UserError(f"{path}: not a readable ONNX file: {str(e).splitlines()[0][:200]}") from e
+        text = self.session.get_modelmeta().custom_metadata_map.get(CARD_KEY)
+        if text is None:
+            raise UserError(f"{path}: has no card inside; export it with mobilenets")
+        self.card = Card.from_json(json.loads(text), str(path))
+        self.input = self.session.get_inputs()[0].name
+
+    def __call__(self, images: Pixels) -> Scores:
+        scores: Scores = self.session.run(None, {self.input: images})[0]
+        return scores
+
+
+def load(path: Path, threads: int) -> OnnxEngine:
+    return OnnxEngine(path, threads)

@@ -1,0 +1,41 @@
+"""The one exception that means "the user can fix this": a clear line, exit code 2, no traceback."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import errno
+from collections.abc import Iterable, Iterator
+
+
+class UserError(Exception):
+    """Something the user gave is wrong. The message says what, and what to do."""
+
+
+class Interrupted(UserError):
+    """Ctrl-C. Whatever was being written is gone; whatever was finished is kept."""
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> UserError:
+    """The error for a name that isn't in a table: suggests the nearest one, or lists them all."""
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
+    return UserError(f"unknown {what} {name!r}: {hint}")
+
+
+@contextlib.contextmanager
+def disk_errors(what: str) -> Iterator[None]:
+    """Turn a full or read-only disk, met while writing `what`, into a UserError."""
+    try:
+        yield
+    except OSError as e:
+        reasons = {
+            errno.ENOSPC: "the disk is full",
+            errno.EDQUOT: "the disk quota is used up",
+            errno.EROFS: "the file system is read-only",
+            errno.EACCES: "permission denied",
+        }
+        if e.errno not in reasons:
+            raise
+        raise UserError(f"can't write {what}: {reasons[e.errno]}; nothing was left half-written") from e

@@ -1,0 +1,139 @@
+"""Folding and int8 post-training quantization: Bundle -> Bundle. Numpy alone; only calibration runs PyTorch.
+
+The scheme (Krishnamoorthi, arXiv 1806.08342): weights int8, symmetric, a scale per output channel; activations uint8,
+asymmetric, a scale per tensor; biases int32 at the product of the two scales; BatchNorm folded first. It is the one that
+V1 and V2 survive (per layer they collapse to 0.1% top-1, table 3 of that paper) and every runtime of interest takes.
+
+An int8 bundle's tensors, for each layer L: `L.weight` int8, `L.weight_scale` float32 [cout], `L.bias` int32 [cout]; and for
+each activation A (every layer's output, every shortcut sum `blocks.i`, `input`, `pool`): `A.scale`, `A.zero_point`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mobilenets import bundle as bundles
+from mobilenets.bundle import Bundle, Tensors
+from mobilenets.errors import UserError
+from mobilenets.images import Pixels, Preprocess
+from mobilenets.spec import Arch, Op
+
+Array = npt.NDArray[Any]
+Folded = dict[str, tuple[Array, Array]]
+Ranges = Mapping[str, tuple[float, float]]
+CALIBRATION_IMAGES = 512
+
+
+def layers(arch: Arch) -> list[tuple[str, Op]]:
+    """(name, op) of every layer with weights, classifier last."""
+    named = [(f"{b.name}.{op.name}", op) for b in arch.blocks for op in b.ops]
+    return named + ([("classifier", arch.classifier)] if arch.classifier else [])
+
+
+def activations(arch: Arch) -> list[str]:
+    """Names of the tensors that are quantized between layers, in order."""
+    names = ["input"]
+    for b in arch.blocks:
+        names += [f"{b.name}.{op.name}" for op in b.ops]
+        names += [b.name] if b.shortcut else []
+    return [*names, "pool", *(["classifier"] if arch.classifier else [])]
+
+
+def fold(arch: Arch, tensors: Tensors) -> Folded:
+    """BatchNorm into the convolution before it: layer name -> (weight [cout, cin/groups, K, K], bias [cout]), float32."""
+    out: Folded = {}
+    for name, op in layers(arch):
+        if op.kind == "linear":
+            out[name] = tensors[f"{name}.weight"][:, :, None, None], tensors[f"{name}.bias"]
+            continue
+        w = tensors[f"{name}.conv.weight"].astype(np.float64)
+        gamma, beta, mean, var = (
+            tensors[f"{name}.norm.{k}"].astype(np.float64) for k in ("weight", "bias", "running_mean", "running_var")
+        )
+        s = gamma / np.sqrt(var + arch.bn_eps)
+        out[name] = (w * s[:, None, None, None]).astype(np.float32), (beta - mean * s).astype(np.float32)
+    return out
+
+
+def affine(low: float, high: float) -> tuple[np.float32, np.uint8]:
+    """Scale and zero point of uint8 values covering [low, high] and zero exactly."""
+    low, high = min(low, 0.0), max(high, 0.0)
+    scale = np.float32(max(high - low, 1e-6) / 255)
+    return scale, np.uint8(np.clip(round(-low / float(scale)), 0, 255))
+
+
+def input_range(preprocess: Preprocess) -> tuple[float, float]:
+    """What the normalized input can span: the uint8 image's own range, whatever the calibration images hold."""
+    mean, std = np.float64(preprocess.mean), np.float64(preprocess.std)
+    return float(((0 - mean) / std).min()), float(((255 - mean) / std).max())
+
+
+def pack(arch: Arch, preprocess: Preprocess, folded: Folded, ranges: Ranges) -> dict[str, Array]:
+    """Folded float weights and activation ranges -> the tensors of an int8 bundle."""
+    out: dict[str, Array] = {}
+    scales: dict[str, float] = {}
+    for name in activations(arch):
+        scale, zero = affine(*(input_range(preprocess) if name == "input" else ranges[name]))
+        out[f"{name}.scale"], out[f"{name}.zero_point"] = np.asarray(scale), np.asarray(zero)
+        scales[name] = float(scale)
+    for (name, _), source in zip(layers(arch), _inputs(arch), strict=True):
+        weight, bias = folded[name]
+        peak = np.abs(weight).reshape(len(weight), -1).max(1).astype(np.float64)
+        # A channel of tiny weights and a large bias would overflow its int32 bias: widen its scale until it fits.
+        scale = np.maximum(np.maximum(peak / 127, np.abs(bias) / (scales[source] * 2**30)), 1e-12).astype(np.float32)
+        step = scale.astype(np.float64)
+        out[f"{name}.weight"] = np.clip(np.rint(weight / step[:, None, None, None]), -127, 127).astype(np.int8)
+        out[f"{name}.weight_scale"] = scale
+        out[f"{name}.bias"] = np.rint(bias / (scales[source] * step)).astype(np.int32)
+    return out
+
+
+def _inputs(arch: Arch) -> list[str]:
+    """The activation each layer reads, in the order of `layers`."""
+    reads, current = [], "input"
+    for b in arch.blocks:
+        for op in b.ops:
+            reads.append(current)
+            current = f"{b.name}.{op.name}"
+        if b.shortcut:
+            current = b.name
+    return reads + (["pool"] if arch.classifier else [])
+
+
+def quantize_bundle(source: Bundle, images: Pixels) -> Bundle:
+    """Int8 bundle from a float one, its activation ranges measured on `images`, uint8 [N, H, W, 3]."""
+    from mobilenets.simulate import calibrate
+
+    card = source.card
+    if card.precision != "float32":
+        raise UserError(f"this bundle is {card.precision} already; quantize the float bundle it came from")
+    if not len(images):
+        raise UserError("quantization needs at least one calibration image")
+    tensors = pack(card.arch, card.preprocess, fold(card.arch, source.tensors), calibrate(source, images))
+    return Bundle(card.replace(precision="int8", metrics=(), parent=source.digest), tensors)
+
+
+def quantize(bundle: Path, data: str | None = None, *, out: Path, root: Path | None = None) -> Bundle:
+    """Quantize a float bundle to int8: per channel, calibrated on training images.
+
+    Parameters
+    ----------
+    bundle
+        A float bundle's folder, or a run's.
+    data
+        Images to calibrate on; the training split of the data the bundle was trained on, if left out.
+    out
+        Folder of the int8 bundle.
+    root
+        Where local copies of named data sets are.
+    """
+    from mobilenets import data as datas
+
+    source = Bundle.load(bundles.find_bundle(bundle))
+    images = datas.of_card(source.card, data, root).sample("train", CALIBRATION_IMAGES, source.card.preprocess)
+    return quantize_bundle(source, images.pixels).save(out)

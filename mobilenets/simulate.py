@@ -1,0 +1,115 @@
+"""The int8 network in PyTorch: the float operations with every tensor rounded to the values an int8 runtime can hold.
+
+It is the reference that exported int8 files are proved against, and what `eval` of an int8 bundle runs.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mobilenets.bundle import Bundle
+from mobilenets.images import Pixels
+from mobilenets.model import ACTIVATIONS, BlockModule, ConvNormAct, MobileNet, build, pad_same
+from mobilenets.quantize import activations
+from mobilenets.spec import Arch, Op
+
+
+class _Layer(nn.Module):
+    def __init__(self, op: Op, padding: str) -> None:
+        super().__init__()
+        self.op, self.same = op, padding == "same" and op.stride > 1
+        self.register_buffer("weight", torch.empty(op.cout, op.cin // op.groups, op.kernel, op.kernel))
+        self.register_buffer("bias", torch.empty(op.cout))
+        self.act = ACTIVATIONS[op.activation]() if op.activation else nn.Identity()
+
+    weight: Tensor
+    bias: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        op = self.op
+        if self.same:
+            x = pad_same(x, op.kernel, op.stride)
+        pad = 0 if self.same else op.kernel // 2
+        y: Tensor = self.act(F.conv2d(x, self.weight, self.bias, op.stride, pad, groups=op.groups))
+        return y
+
+
+class SimulatedInt8(nn.Module):
+    """An int8 bundle as a module: float images [N, 3, H, W] to logits [N, classes]."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        super().__init__()
+        self.arch: Arch = bundle.card.arch
+        tensors = {k: torch.from_numpy(v) for k, v in bundle.tensors.items()}
+        self.affine = {
+            a: (float(tensors[f"{a}.scale"]), int(tensors[f"{a}.zero_point"])) for a in activations(self.arch)
+        }
+        self.layers = nn.ModuleDict()
+        source = "input"
+        for block in self.arch.blocks:
+            for op in block.ops:
+                name = f"{block.name}.{op.name}"
+                self._add(name, op, source, tensors)
+                source = name
+            if block.shortcut:
+                source = block.name
+        if self.arch.classifier:
+            self._add("classifier", self.arch.classifier, "pool", tensors)
+
+    def _add(self, name: str, op: Op, source: str, tensors: dict[str, Tensor]) -> None:
+        layer = _Layer(op, self.arch.padding)
+        scale = tensors[f"{name}.weight_scale"].double()
+        layer.weight = (tensors[f"{name}.weight"].double() * scale[:, None, None, None]).float()
+        layer.bias = (tensors[f"{name}.bias"].double() * scale * self.affine[source][0]).float()
+        self.layers[name.replace(".", "/")] = layer
+
+    def _round(self, x: Tensor, name: str) -> Tensor:
+        scale, zero = self.affine[name]
+        return torch.fake_quantize_per_tensor_affine(x, scale, zero, 0, 255)
+
+    def _run(self, name: str, x: Tensor) -> Tensor:
+        return self._round(self.layers[name.replace(".", "/")](x), name)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self._round(x, "input")
+        for block in self.arch.blocks:
+            y = x
+            for op in block.ops:
+                y = self._run(f"{block.name}.{op.name}", y)
+            x = self._round(x + y, block.name) if block.shortcut else y
+        x = self._round(x.mean((2, 3), keepdim=True), "pool")
+        return (self._run("classifier", x) if self.arch.classifier else x).flatten(1)
+
+
+def float_model(bundle: Bundle) -> MobileNet:
+    """The float network with the bundle's weights, in eval mode."""
+    model = build(bundle.card.arch)
+    state = {k: torch.from_numpy(v) for k, v in bundle.tensors.items()}
+    model.load_state_dict(state)
+    return model.eval()
+
+
+def module(bundle: Bundle) -> nn.Module:
+    """The bundle as a PyTorch module in eval mode, float or simulated int8."""
+    return float_model(bundle) if bundle.card.precision == "float32" else SimulatedInt8(bundle).eval()
+
+
+def calibrate(bundle: Bundle, images: Pixels, batch: int = 64) -> dict[str, tuple[float, float]]:
+    """Smallest and largest value of every activation over `images`, uint8 [N, H, W, 3]."""
+    model = float_model(bundle)
+    ranges: dict[str, tuple[float, float]] = {}
+
+    def observe(name: str, y: Tensor) -> None:
+        low, high = ranges.get(name, (0.0, 0.0))
+        ranges[name] = min(low, float(y.min())), max(high, float(y.max()))
+
+    for name, m in model.named_modules():
+        if isinstance(m, ConvNormAct) or (isinstance(m, BlockModule) and m.shortcut) or name == "classifier":
+            m.register_forward_hook(lambda _m, _x, y, name=name: observe(name, y))
+    model.dropout.register_forward_hook(lambda _m, _x, y: observe("pool", y))
+    with torch.inference_mode():
+        for i in range(0, len(images), batch):
+            model(torch.from_numpy(bundle.card.preprocess.normalize(images[i : i + batch])))
+    return ranges

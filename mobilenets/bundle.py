@@ -126,7 +126,7 @@ class Bundle:
         """Write the folder atomically; returns the same Bundle with its digest."""
         with files.atomic_dir(path) as tmp:
             arrays = {k: np.asarray(v, order="C") for k, v in sorted(self.tensors.items())}
-            safetensors.numpy.save_file(arrays, tmp / WEIGHTS)
+            (tmp / WEIGHTS).write_bytes(safetensors.numpy.save(arrays))  # save_file hides a full disk's OSError
             card = stamp(self.card)
             d = card.to_json()
             d["files"] = {WEIGHTS: files.sha256(tmp / WEIGHTS)}
@@ -147,8 +147,8 @@ class Bundle:
         card = Card.from_json(d, str(card_path))
         if d.get("digest") != hashlib.sha256(_canonical(d)).hexdigest():
             raise UserError(f"{card_path}: altered since it was written (its digest differs); restore or re-create it")
-        if set(d["files"]) != {WEIGHTS}:
-            raise UserError(f"{card_path}: lists files {sorted(d['files'])}, not {WEIGHTS}")
+        if set(d.get("files", ())) != {WEIGHTS}:
+            raise UserError(f"{card_path}: lists files {sorted(d.get('files', ()))}, not {WEIGHTS}")
         weights = path / WEIGHTS
         if not weights.is_file():
             raise UserError(f"{path}: {WEIGHTS} is missing; restore or re-create the bundle")

@@ -31,7 +31,7 @@ def table(title: str, columns: Sequence[str], left: Sequence[str] = ()) -> Table
 
     t = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", caption_justify="left")
     for c in columns:
-        t.add_column(c, justify="left" if c in left else "right")
+        t.add_column(c, justify="left" if c in left else "right", overflow="fold")
     return t
 
 

@@ -220,7 +220,7 @@ def _folder(path: Path) -> tuple[list[str], list[str], Callable[[str], Path | by
         subdirs[:] = sorted(d for d in subdirs if not d.startswith("."))
         rel = Path(here).relative_to(path).as_posix()
         dirs.append(rel)
-        files += [f"{rel}/{n}".removeprefix("./") for n in sorted(names) if _is_image(n)]
+        files += [f"{rel}/{n}".removeprefix("./") for n in sorted(names) if is_image_name(n)]
     return files, dirs[1:], lambda name: path / name
 
 
@@ -245,11 +245,12 @@ def _zip(path: Path) -> tuple[list[str], list[str], Callable[[str], Path | bytes
             raise BadImage(f"{name}: can't be unpacked from the zip ({e})") from e
         return data
 
-    files = [n for n in names if _is_image(n)]
-    return files, sorted({str(PurePosixPath(n.rstrip("/"))) for n in names if n.endswith("/")}), read
+    files = [n for n in names if is_image_name(n)]
+    dirs = {n.rstrip("/") for n in names if n.endswith("/") and not n.startswith(("__MACOSX", "."))}
+    return files, sorted(dirs), read
 
 
-def _is_image(name: str) -> bool:
+def is_image_name(name: str) -> bool:
     base = PurePosixPath(name).name
     return base.lower().endswith(SUFFIXES) and not base.startswith(".") and "__MACOSX" not in name
 
@@ -317,6 +318,7 @@ class Scan:
 
     def __rich__(self) -> RenderableType:
         from rich.console import Group
+        from rich.text import Text
 
         t = console.table(f"{self.source}", ["class", *self.counts], left=("class",))
         classes = sorted({c for per in self.counts.values() for c in per})
@@ -325,7 +327,7 @@ class Scan:
         if len(classes) > 20:
             t.add_row(f"... {len(classes) - 20} more", *("" for _ in self.counts))
         t.add_row("all", *(str(sum(per.values())) for per in self.counts.values()))
-        return Group(t, *self.findings())
+        return Group(t, *map(Text, self.findings()))  # Text: a [bracket] in a file's name is no markup
 
     def findings(self) -> Iterator[str]:
         """A line for each thing that isn't as it should be."""

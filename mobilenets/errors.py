@@ -33,6 +33,7 @@ def disk_errors(what: str) -> Iterator[None]:
         reasons = {
             errno.ENOSPC: "the disk is full",
             errno.EDQUOT: "the disk quota is used up",
+            errno.EFBIG: "the file would be larger than the system allows",
             errno.EROFS: "the file system is read-only",
             errno.EACCES: "permission denied",
         }

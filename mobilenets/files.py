@@ -47,6 +47,8 @@ def atomic_dir(path: Path) -> Iterator[Path]:
                 path.rename(old)
             tmp.rename(path)
         finally:
+            if old.exists() and not path.exists():  # interrupted between the two renames
+                old.rename(path)
             shutil.rmtree(tmp, ignore_errors=True)
             shutil.rmtree(old, ignore_errors=True)
 

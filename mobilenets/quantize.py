@@ -10,6 +10,7 @@ each activation A (every layer's output, every shortcut sum `blocks.i`, `input`,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -63,8 +64,15 @@ def fold(arch: Arch, tensors: Tensors) -> Folded:
 def affine(low: float, high: float) -> tuple[np.float32, np.uint8]:
     """Scale and zero point of uint8 values covering [low, high] and zero exactly."""
     low, high = min(low, 0.0), max(high, 0.0)
-    scale = np.float32(max(high - low, 1e-6) / 255)
-    return scale, np.uint8(np.clip(round(-low / float(scale)), 0, 255))
+    exact = -low / (max(high - low, 1e-6) / 255)
+
+    def step(zero: int) -> float:
+        return max(-low / max(zero, 1e-9), high / max(255 - zero, 1e-9), 1e-6 / 255)
+
+    # A whole zero point: of the two around the exact one, that which covers both ends with the smaller step. (Rounding it
+    # and keeping the step would put every pixel of an image normalized by 127.5 half-way between two values.)
+    zero = min((math.floor(exact), min(math.ceil(exact), 255)), key=step)
+    return np.float32(step(zero)), np.uint8(zero)
 
 
 def input_range(preprocess: Preprocess) -> tuple[float, float]:

@@ -226,7 +226,7 @@ class Arch:
         try:
             rows = tuple(_row(r) for r in d["rows"])
             return cls(**{**d, "rows": rows})
-        except (KeyError, TypeError, AttributeError) as e:
+        except (KeyError, TypeError, ValueError, AttributeError) as e:
             raise UserError(f"not an Arch: {e}") from e
 
     @property

@@ -1,6 +1,7 @@
 """Runtimes behind one interface: an Artifact (or a Bundle) -> a callable from uint8 images to probabilities.
 
-A new runtime is one file here with `NAME`, `SUFFIXES`, `version()` and `load(path, threads)`, and its line in `ENGINES`.
+A new runtime is one file here, with `NAME`, `SUFFIXES`, `version()`, `load(path, threads)` and `build(bundle, threads)`, and
+its line in `ENGINES`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from mobilenets.errors import UserError, unknown
 from mobilenets.images import Pixels
 
 Scores = npt.NDArray[np.float32]
-ENGINES = {"torch": "mobilenets.engines.torch", "onnxruntime": "mobilenets.engines.onnxruntime"}
+# The order in which they are asked for a file: onnxruntime first, so that a .onnx file runs without importing torch.
+ENGINES = {"onnxruntime": "mobilenets.engines.onnxruntime", "torch": "mobilenets.engines.torch"}
 
 
 @runtime_checkable
@@ -26,6 +28,7 @@ class Engine(Protocol):
 
     name: str
     card: Card
+    concurrent: bool  # whether several threads may call it at once
 
     def __call__(self, images: Pixels) -> Scores: ...
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnxruntime as ort
 
-from mobilenets.bundle import Card
+from mobilenets.bundle import Bundle, Card
 from mobilenets.engines import Scores
 from mobilenets.errors import UserError
 from mobilenets.images import Pixels
@@ -33,16 +33,18 @@ def session(model: str | bytes, threads: int) -> ort.InferenceSession:
 
 class OnnxEngine:
     name = NAME
+    concurrent = True
 
-    def __init__(self, path: Path, threads: int) -> None:
+    def __init__(self, model: Path | bytes, threads: int) -> None:
+        where = str(model) if isinstance(model, Path) else "model"
         try:
-            self.session = session(str(path), threads)
+            self.session = session(str(model) if isinstance(model, Path) else model, threads)
         except Exception as e:  # the runtime's own exception types aren't public; any of them means a damaged file
-            raise UserError(f"{path}: not a readable ONNX file: {str(e).splitlines()[0][:200]}") from e
+            raise UserError(f"{where}: not a readable ONNX file: {str(e).splitlines()[0][:200]}") from e
         text = self.session.get_modelmeta().custom_metadata_map.get(CARD_KEY)
         if text is None:
-            raise UserError(f"{path}: has no card inside; export it with mobilenets")
-        self.card = Card.from_json(json.loads(text), str(path))
+            raise UserError(f"{where}: has no card inside; export it with mobilenets")
+        self.card = Card.from_json(json.loads(text), where)
         self.input = self.session.get_inputs()[0].name
 
     def __call__(self, images: Pixels) -> Scores:
@@ -52,3 +54,11 @@ class OnnxEngine:
 
 def load(path: Path, threads: int) -> OnnxEngine:
     return OnnxEngine(path, threads)
+
+
+def build(bundle: Bundle, threads: int) -> tuple[OnnxEngine, int]:
+    """A bundle as it would be exported, ready to run, and the bytes of its file."""
+    from mobilenets.onnx_graph import onnx_model
+
+    model = onnx_model(bundle.card, bundle.tensors).SerializeToString()
+    return OnnxEngine(model, threads), len(model)

@@ -22,6 +22,7 @@ def version() -> str:
 
 class TorchEngine:
     name = NAME
+    concurrent = False
 
     def __init__(self, bundle: Bundle, threads: int) -> None:
         self.card = bundle.card
@@ -42,3 +43,8 @@ class TorchEngine:
 
 def load(path: Path, threads: int) -> TorchEngine:
     return TorchEngine(Bundle.load(find_bundle(path)), threads)
+
+
+def build(bundle: Bundle, threads: int) -> tuple[TorchEngine, int]:
+    """A bundle in memory, ready to run, and the bytes of its tensors."""
+    return TorchEngine(bundle, threads), sum(t.nbytes for t in bundle.tensors.values())

@@ -1,0 +1,106 @@
+"""The command line: one line per verb. A verb's function is its interface, its docstring the help; it is imported when
+called, so `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from mobilenets import __version__
+from mobilenets.errors import UserError, unknown
+
+VERBS = {
+    "fit": ("mobilenets.fit:fit", "Data and budget -> the best network, trained, quantized, exported, measured."),
+    "choose": ("mobilenets.choose:choose", "Measure all networks here; pick the best within a budget."),
+    "cost": ("mobilenets.cost:cost", "Macs, params, memory of a network, layer by layer."),
+    "train": ("mobilenets.train:train", "Train one network."),
+    "eval": ("mobilenets.evaluate:evaluate", "Score a network on labelled images."),
+    "predict": ("mobilenets.predict:predict", "Label images, any number of them."),
+    "bench": ("mobilenets.bench:bench", "Latency, throughput and memory of files."),
+    "quantize": ("mobilenets.quantize:quantize", "Float bundle -> int8 bundle."),
+    "export": ("mobilenets.export:export", "Bundle -> a file that runs, proved against PyTorch."),
+    "show": ("mobilenets.show:show", "What a bundle, run or file says of itself."),
+    "report": ("mobilenets.report:report", "A run's report, one HTML page."),
+}
+HELP = """MobileNets, exact and practical: from your data, device and budget to a file that runs there.
+
+Every verb takes `--json` (results for programs, on stdout) and `--debug` (the traceback of an error).
+"""
+
+
+def main() -> None:
+    """Entry point of `mobilenets`: exit code 0, or 2 with one clear line on stderr."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Carry out one command line and return its exit code."""
+    as_json, debug = "--json" in arguments, "--debug" in arguments
+    arguments = [a for a in arguments if a not in ("--json", "--debug")]
+    try:
+        if arguments and not arguments[0].startswith("-") and arguments[0] not in VERBS:
+            raise unknown("verb", arguments[0], VERBS)
+        return _print(_call(arguments), as_json)
+    except UserError as e:
+        if debug:
+            raise
+        return _fail(str(e))
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        return _fail("interrupted; nothing was left half-written")
+    except BrokenPipeError:  # the reader of our output has seen enough
+        sys.stderr.close()
+        return 0
+
+
+def _call(arguments: list[str]) -> Any:
+    import cyclopts
+
+    app = cyclopts.App(
+        name="mobilenets", help=HELP, version=__version__, result_action="return_value", help_format="markdown"
+    )
+    for name, (target, summary) in VERBS.items():
+        app.command(target, name=name, help=summary)
+    try:
+        return app(arguments or ["--help"], exit_on_error=False, print_error=False)
+    except cyclopts.CycloptsError as e:
+        raise UserError(" ".join(str(e).split())) from e
+
+
+def _print(result: Any, as_json: bool) -> int:
+    """Print what a verb returned; a stream is printed as it comes. An unreadable image makes the exit code 2."""
+    if result is None:
+        return 0
+    if isinstance(result, Iterator):
+        failed = 0
+        for item in result:
+            failed += bool(item.error)
+            if as_json:
+                print(json.dumps(item.to_json()))
+            elif item.error:
+                print(f"mobilenets: {item.error}", file=sys.stderr)
+            else:
+                print(item)
+        if as_json and failed:
+            print(f"mobilenets: {failed} images could not be read", file=sys.stderr)
+        return 2 if failed else 0
+    if as_json:
+        print(json.dumps(result.to_json(), indent=2))
+        return 0
+    from rich.console import Console
+
+    Console(highlight=False).print(result)
+    return 0
+
+
+def _fail(message: str) -> int:
+    print(f"mobilenets: {message}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    main()

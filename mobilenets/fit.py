@@ -1,0 +1,267 @@
+"""The main job, one verb: data and budget -> choose -> train -> quantize -> export -> evaluate -> report."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from mobilenets import bench, choose, console, data, engines, evaluate, export, files, quantize, recipes, run, train
+from mobilenets import bundle as bundles
+from mobilenets.bundle import Bundle, Metric, Precision
+from mobilenets.choose import Budget
+from mobilenets.data import Data, Scan
+from mobilenets.recipes import Overrides
+from mobilenets.spec import Arch
+from mobilenets.tasks.classify import Scores
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+CHOICE, SCAN, STEPS, REPORT = "choice.json", "scan.json", "steps.json", "report.html"
+INT8 = "int8"
+FILES: dict[Precision, str] = {"float32": "model.onnx", "int8": "model-int8.onnx"}
+
+
+@dataclass(frozen=True)
+class Step:
+    """The network at one step from float to exported file: its scores, and for a file its latency."""
+
+    name: str
+    path: str
+    engine: str
+    precision: str
+    size_bytes: int
+    scores: Scores
+    latency_ms: float | None = None
+    agreement: float | None = None
+    difference: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        own = {k: v for k, v in vars(self).items() if k != "scores"}
+        return {**own, **self.scores.to_json(), "confusion": self.scores.confusion.tolist()}
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What `fit` made: the file to ship, and the way to it."""
+
+    out: Path
+    file: Path
+    arch: Arch
+    steps: tuple[Step, ...]
+    predicted_ms: float
+    budget: Budget
+    seconds: float
+
+    @property
+    def shipped(self) -> Step:
+        return next(s for s in self.steps if Path(s.path) == self.file)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "file": str(self.file),
+            "arch": self.arch.name,
+            "alpha": self.arch.alpha,
+            "resolution": self.arch.resolution,
+            "top1": self.shipped.scores.top1,
+            "latency_ms": self.shipped.latency_ms,
+            "predicted_latency_ms": self.predicted_ms,
+            "size_bytes": self.shipped.size_bytes,
+            "budget": self.budget.limits(),
+            "seconds": self.seconds,
+            "steps": [s.to_json() for s in self.steps],
+        }
+
+    def __rich__(self) -> RenderableType:
+        from rich.console import Group
+
+        first = self.steps[0].scores
+        t = console.table(
+            f"{self.arch.title} on {first.data}, {first.split} split, {first.count} images",
+            ["step", "top-1 %", "size MB", "latency ms", "top-1 as PyTorch %"],
+            left=("step",),
+        )
+        for s in self.steps:
+            latency = "" if s.latency_ms is None else f"{s.latency_ms:.3f}"
+            agreement = "" if s.agreement is None else f"{s.agreement:.1f}"
+            size = console.megabytes(s.size_bytes)
+            style = "bold green" if s is self.shipped else ""
+            t.add_row(s.name, f"{s.scores.top1:.2f}", size, latency, agreement, style=style)
+        return Group(
+            t,
+            f"{self._budget_line()}; {self.seconds:.0f} s in all",
+            f"ship     {self.file}",
+            f"report   {self.out / REPORT}",
+            f"try next mobilenets predict {self.file} IMAGE...",
+        )
+
+    def _budget_line(self) -> str:
+        met = self.shipped.latency_ms or 0.0
+        limit = self.budget.max_latency_ms
+        off = 100 * (met / self.predicted_ms - 1)
+        line = f"latency {met:.3f} ms measured in the file, {self.predicted_ms:.3f} ms when it was chosen ({off:+.0f}%)"
+        if limit and met > limit:
+            line += f"; OVER the budget of {limit:g} ms: close other programs and run mobilenets bench again"
+        return line
+
+
+def fit(
+    source: str,
+    *,
+    out: Path,
+    budget: Annotated[Budget | None, Parameter(name="*")] = None,
+    engine: str = "onnxruntime",
+    precision: Precision = "int8",
+    threads: int = 1,
+    recipe: str | None = None,
+    overrides: Annotated[Overrides | None, Parameter(name="*")] = None,
+    init: Path | None = None,
+    seed: int = 0,
+    resume: bool = False,
+    skip_bad: bool = False,
+    root: Path | None = None,
+) -> Fitted | None:
+    """Fit the best MobileNet to your data and budget, and make the file that runs it.
+
+    Measures latency here, picks a network, trains, quantizes, exports with a parity check, evaluates every step on
+    held-out images, and writes a report. Under torchrun it trains on all processes (the others return None).
+
+    Parameters
+    ----------
+    source
+        Folder or zip of class folders, or a set's name (digits, cifar10, flowers102, ...).
+    out
+        Folder of the run.
+    engine
+        Runtime to ship for: onnxruntime.
+    precision
+        What to ship: int8 or float32.
+    threads
+        Threads (and processors) the shipped file will have.
+    recipe
+        modern (from scratch) or finetune; by default the one that fits, by whether there is --init.
+    init
+        Bundle to fine-tune: its network and width, at the resolution that meets the budget.
+    seed
+        Seed of everything random: split, initial weights, order, augmentation.
+    resume
+        Go on with a run that was stopped.
+    skip_bad
+        Go on without damaged images.
+    root
+        Where copies of named sets are, or go.
+    """
+    started = time.monotonic()
+    budget = budget or Budget()
+    precision = choose.check(engine, precision, threads)
+    chosen_recipe = recipes.recipe(recipe or ("finetune" if init else "modern"), overrides)
+    start = Bundle.load(bundles.find_bundle(init)) if init else None
+    d = data.open_data(source, root, seed)
+    size, rank = train.world()
+    config = {
+        "verb": "fit", "source": source, "budget": budget.limits(), "engine": engine, "precision": precision,
+        "threads": threads, "recipe": chosen_recipe.to_json(), "init": start.digest if start else None, "seed": seed,
+    }  # fmt: skip
+    choice: dict[str, Any] | None = None
+    found: Scan | None = None
+    if rank == 0:
+        run.prepare(out, config, resume)
+        found = data.check(d, skip_bad)
+        files.write_json(out / SCAN, found.to_json())
+        choice = _choose(out, d, found, budget, engine, precision, threads, start)
+    else:
+        data.scan(d)
+    choice = train.from_rank_0(choice)
+    arch = Arch.from_json(choice["arch"])
+    if rank == 0 and resume and bundles.is_bundle(out / train.FLOAT):
+        trained = Bundle.load(out / train.FLOAT)
+    else:
+        trained = train.train_bundle(d, arch, chosen_recipe, out, seed=seed, resume=resume, init=start)
+    if rank != 0:
+        return None
+    steps, shipped = ship(d, trained, out, precision, threads)
+    fitted = Fitted(
+        out=out,
+        file=shipped,
+        arch=arch,
+        steps=steps,
+        predicted_ms=choice["pick"]["latency_ms"],
+        budget=budget,
+        seconds=time.monotonic() - started,
+    )
+    files.write_json(out / STEPS, fitted.to_json())
+    from mobilenets import report
+
+    report.report(out)
+    return fitted
+
+
+def _choose(
+    out: Path,
+    d: Data,
+    found: Scan,
+    budget: Budget,
+    engine: str,
+    precision: Precision,
+    threads: int,
+    start: Bundle | None,
+) -> dict[str, Any]:
+    """The choice as JSON, kept in the run's folder: a resumed run doesn't choose again."""
+    path = out / CHOICE
+    if path.exists():
+        kept: dict[str, Any] = json.loads(path.read_text())
+        return kept
+    archs = choose.grid(len(d.labels), found.native_side)
+    if start:
+        of = start.card.arch
+        archs = [train.initial_arch(start, len(d.labels), a.resolution) for a in archs if _same(a, of)]
+    choice = choose.pick(archs, budget, engine, precision, threads)
+    console.err().print(choice)
+    value = choice.to_json()
+    files.write_json(path, value)
+    return value
+
+
+def _same(a: Arch, b: Arch) -> bool:
+    return (a.name, a.alpha) == (b.name, b.alpha)
+
+
+def ship(d: Data, trained: Bundle, out: Path, precision: Precision, threads: int) -> tuple[tuple[Step, ...], Path]:
+    """Quantize, export, evaluate and measure a trained bundle: the steps in order, and the file to ship."""
+    preprocess = trained.card.preprocess
+    held_out = d.held_out
+    parity = d.sample(held_out, export.PARITY_IMAGES, preprocess).pixels
+    cores = os.cpu_count() or 1
+    bundle_paths: dict[Precision, Path] = {"float32": out / train.FLOAT}
+    ready: dict[Precision, Bundle] = {"float32": trained}
+    if precision == "int8":
+        images = d.sample("train", quantize.CALIBRATION_IMAGES, preprocess).pixels
+        ready["int8"] = quantize.quantize_bundle(trained, images)
+        bundle_paths["int8"] = out / INT8
+    rows: list[dict[str, Any]] = []
+    for p, b in ready.items():
+        scores = evaluate.score(engines.module("torch").TorchEngine(b, cores), d, held_out)
+        metrics = (Metric("top1", round(scores.top1, 4), d.source, held_out, scores.count),)
+        kept = tuple(m for m in b.card.metrics if m.split != held_out)
+        b = Bundle(b.card.replace(metrics=kept + metrics), b.tensors, b.digest).save(bundle_paths[p])
+        label = "float" if p == "float32" else "int8, simulated"
+        size = bench.size_on_disk(bundle_paths[p])
+        rows.append(dict(name=f"{label} in PyTorch", path=str(bundle_paths[p]), engine="torch", precision=p,
+                         size_bytes=size, scores=scores))  # fmt: skip
+        made = export.export_bundle(b, parity, out / FILES[p], f"{d.source} {held_out}")
+        console.err().print(made)
+        engine = engines.load(made.path)
+        rows.append(dict(name=f"{p} ONNX", path=str(made.path), engine=engine.name, precision=p,
+                         size_bytes=made.size_bytes, scores=evaluate.score(engine, d, held_out),
+                         agreement=made.agreement, difference=made.difference))  # fmt: skip
+    exported = [r for r in rows if r["engine"] != "torch"]
+    timings = bench.bench_files([Path(r["path"]) for r in exported], threads).timings
+    for row, timing in zip(exported, timings, strict=True):
+        row["latency_ms"] = timing.median_ms
+    return tuple(Step(**r) for r in rows), out / FILES[precision]

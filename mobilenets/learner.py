@@ -1,0 +1,153 @@
+"""The LightningModule that trains any recipe, and the progress bar. Lightning owns the loop."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any, cast
+
+import pytorch_lightning as pl
+import torch
+import torchmetrics
+from torch import Tensor, nn
+from torchvision.transforms import v2
+
+from mobilenets import console
+from mobilenets.errors import UserError
+from mobilenets.images import Preprocess
+from mobilenets.loader import mix
+from mobilenets.model import MobileNet
+from mobilenets.recipes import Recipe
+from mobilenets.tasks import classify
+
+
+def parameter_groups(model: MobileNet, recipe: Recipe) -> list[dict[str, Any]]:
+    """Parameters by (decayed or not) x (classifier or body).
+
+    One rule for decay: weights of more than one input each have it; depthwise filters (V1 paper, section 3.2), norms
+    and biases don't.
+    """
+    plain = {
+        id(m.weight)
+        for m in model.modules()
+        if (isinstance(m, nn.Conv2d) and m.groups == 1) or isinstance(m, nn.Linear)
+    }
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, p in model.named_parameters():
+        groups.setdefault((id(p) in plain, name.startswith("classifier")), []).append(p)
+    return [
+        {
+            "params": params,
+            "weight_decay": recipe.weight_decay if decayed else 0.0,
+            "lr": recipe.lr * (1.0 if head else recipe.body_lr),
+        }
+        for (decayed, head), params in groups.items()
+    ]
+
+
+def schedule(step: int, total: int, warmup: float) -> float:
+    """Share of the peak learning rate at `step` of `total`: a linear rise, then a cosine to 0."""
+    rise = max(1, round(warmup * total))
+    if step < rise:
+        return (step + 1) / rise
+    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, total - rise)))
+
+
+class Learner(pl.LightningModule):
+    """A network in training: batches of uint8 [N, 3, R, R] and classes [N]."""
+
+    def __init__(
+        self, model: MobileNet, preprocess: Preprocess, recipe: Recipe, seed: int, channels_last: bool
+    ) -> None:
+        super().__init__()
+        self.model, self.recipe, self.seed = model, recipe, seed
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.model.to(memory_format=self.memory_format)  # type: ignore[call-overload]
+        classes = model.arch.classes
+        self.mixup = v2.MixUp(alpha=recipe.mixup, num_classes=classes) if recipe.mixup else None
+        self.top1 = torchmetrics.classification.MulticlassAccuracy(classes, average="micro")
+        for name in ("mean", "std"):
+            value = torch.tensor(getattr(preprocess, name)).view(1, 3, 1, 1)
+            self.register_buffer(name, value, persistent=False)
+
+    mean: Tensor
+    std: Tensor
+
+    @property
+    def frozen(self) -> bool:
+        return self.current_epoch < self.recipe.frozen_epochs
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = (images.float() - self.mean) / self.std
+        return cast(Tensor, self.model(x.contiguous(memory_format=self.memory_format)))
+
+    def on_train_epoch_start(self) -> None:
+        self.model.blocks.train(not self.frozen)  # a frozen body keeps its BatchNorm statistics
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        images, targets = batch
+        torch.manual_seed(mix(self.seed, self.current_epoch, batch_idx, self.global_rank))  # mixup and dropout
+        if self.mixup:
+            images, targets = self.mixup(images.float(), targets)
+        if self.frozen:
+            x = ((images.float() - self.mean) / self.std).contiguous(memory_format=self.memory_format)
+            with torch.no_grad():
+                pooled = self.model.pooled(x)
+            logits = self.model.classifier(self.model.dropout(pooled))
+        else:
+            logits = self(images)
+        loss = classify.loss(logits, targets, self.recipe.label_smoothing)
+        if not torch.isfinite(loss):
+            raise UserError(
+                f"the loss became {loss.item()} in epoch {self.current_epoch + 1}: the learning rate is too high for "
+                f"this data; try again with --lr {self.recipe.lr / 4:g}"
+            )
+        self.log("train_loss", loss, on_step=False, on_epoch=True)
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], _batch_idx: int) -> None:
+        images, targets = batch
+        logits = self(images)
+        self.top1.update(logits, targets)
+        self.log("val_loss", classify.loss(logits, targets), on_epoch=True, sync_dist=True)
+
+    def on_validation_epoch_end(self) -> None:
+        self.log("val_top1", 100 * self.top1.compute(), sync_dist=True)  # percent
+        self.top1.reset()
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.AdamW(parameter_groups(self.model, self.recipe), lr=self.recipe.lr)
+        total = int(self.trainer.estimated_stepping_batches)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: schedule(s, total, self.recipe.warmup))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+class ProgressBar(pl.Callback):
+    """Epoch, rate, time left and the last validation score, on rank 0."""
+
+    def on_train_start(self, trainer: pl.Trainer, _module: pl.LightningModule) -> None:
+        self.bar = console.progress("steps") if trainer.is_global_zero else None
+        if self.bar:
+            self.bar.start()
+            steps = int(trainer.estimated_stepping_batches)
+            self.task = self.bar.add_task("training", total=steps, completed=trainer.global_step, status="")
+        self.images, self.since, self.score = 0, time.monotonic(), ""
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, _module: pl.LightningModule, _out: Any, batch: Any, _i: int
+    ) -> None:
+        self.images += len(batch[0]) * trainer.world_size
+        if self.bar:
+            rate = self.images / (time.monotonic() - self.since)
+            epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+            status = f"{rate:.0f} images/s{self.score}"
+            self.bar.update(self.task, completed=trainer.global_step, description=epoch, status=status)
+
+    def on_validation_end(self, trainer: pl.Trainer, _module: pl.LightningModule) -> None:
+        if "val_top1" in trainer.callback_metrics:
+            self.score = f", val top-1 {float(trainer.callback_metrics['val_top1']):.2f}%"
+        self.images, self.since = 0, time.monotonic()
+
+    def teardown(self, _trainer: pl.Trainer, _module: pl.LightningModule, stage: str) -> None:  # noqa: ARG002
+        if getattr(self, "bar", None):
+            self.bar.stop()

@@ -1,0 +1,92 @@
+"""Training recipes as data. No torch.
+
+A recipe's docstring line says what it was run on, how long it took and what it reached; the measurements are in results/.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from mobilenets.errors import UserError, unknown
+
+
+def _doc(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train. Sizes are of the global batch, whatever the number of processes it is split over."""
+
+    epochs: int = _doc(60, "Passes over the training images.")
+    batch: int = _doc(64, "Images in a step, over all processes.")
+    lr: float = _doc(2e-3, "Peak learning rate (AdamW).")
+    weight_decay: float = _doc(0.02, "Decay of convolution and classifier weights; none on depthwise, norms, biases.")
+    warmup: float = _doc(0.05, "Share of the steps over which the learning rate rises; it then falls on a cosine to 0.")
+    label_smoothing: float = _doc(0.1, "Probability spread over the wrong classes in the targets.")
+    mixup: float = _doc(0.1, "Beta parameter of mixup; 0 is off.")
+    augment: Literal["auto", "photo", "glyph", "none"] = _doc(
+        "auto", "photo: random crops, mirror, colour. glyph: small shifts and turns, no mirror. auto: by the data."
+    )
+    min_scale: float = _doc(0.35, "Smallest share of a photo's area that a random crop keeps.")
+    erasing: float = _doc(0.0, "Probability of blanking a random rectangle of a photo.")
+    ema: float = _doc(0.02, "Weight averaging: its horizon as a share of all steps; 0 is off.")
+    dropout: float = _doc(0.0, "Dropout before the classifier.")
+    frozen_epochs: int = _doc(0, "First epochs that train the classifier alone.")
+    body_lr: float = _doc(1.0, "Learning rate of everything but the classifier, as a share of lr.")
+    clip: float = _doc(1.0, "Largest norm of the gradient; 0 is off.")
+    precision: Literal["auto", "bf16", "float32"] = _doc(
+        "auto", "Arithmetic in training; auto takes bf16 where the processor has instructions for it."
+    )
+    workers: int = _doc(-1, "Processes that prepare images; -1 decides by the cores.")
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be 1 or more, not {getattr(self, name)}")
+        for name in ("weight_decay", "mixup", "clip", "frozen_epochs"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} must be 0 or more, not {getattr(self, name)}")
+        for name in ("warmup", "label_smoothing", "erasing", "ema", "dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{name} must be in [0, 1), not {getattr(self, name)}")
+        if not self.lr > 0 or not self.body_lr > 0:
+            raise UserError("lr and body_lr must be above 0")
+        if not 0 < self.min_scale <= 1:
+            raise UserError(f"min_scale must be above 0 and at most 1, not {self.min_scale}")
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+RECIPES: dict[str, Recipe] = {
+    # From scratch, small data, one machine. digits: results/digits. flowers, CIFAR-10: results/flowers, results/cifar10.
+    "modern": Recipe(),
+    # From a trained bundle: the new classifier first, then everything at a tenth of its rate.
+    "finetune": Recipe(
+        epochs=15, lr=1e-3, body_lr=0.3, frozen_epochs=2, mixup=0.0, weight_decay=0.01, min_scale=0.5, ema=0.05
+    ),
+}
+
+# Every field of Recipe, optional: what a command line changes. From Python: `Overrides(epochs=3)`.
+Overrides = dataclasses.make_dataclass(
+    "Overrides",
+    [
+        (f.name, Annotated[f"{f.type} | None", Parameter(help=f.metadata["help"])], field(default=None))
+        for f in dataclasses.fields(Recipe)
+    ],
+    namespace={"__module__": __name__, "__doc__": "Recipe fields to change; None keeps the recipe's."},
+    frozen=True,
+)
+
+
+def recipe(name: str, overrides: Any = None) -> Recipe:
+    """The recipe called `name` with `overrides` (an `Overrides`) applied. Raises `UserError`."""
+    if name not in RECIPES:
+        raise unknown("recipe", name, RECIPES)
+    changes = {} if overrides is None else {k: v for k, v in vars(overrides).items() if v is not None}
+    return dataclasses.replace(RECIPES[name], **changes)

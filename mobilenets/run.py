@@ -1,0 +1,35 @@
+"""A run's folder: made once, recorded, resumed only by the command that made it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from mobilenets import console, files
+from mobilenets.errors import UserError
+
+CONFIG = "run.json"
+
+
+def prepare(out: Path, config: dict[str, Any], resume: bool) -> None:
+    """Make the run folder `out` and record `config`, or check that `config` is what it was made with.
+
+    Raises `UserError` if there is a run already and `resume` is False, or if it was made with other arguments.
+    """
+    path = out / CONFIG
+    if not path.exists():
+        if out.exists() and any(p for p in out.iterdir() if p.name != ".gitkeep"):
+            raise UserError(f"{out} is not empty and holds no run; choose another --out")
+        if resume:
+            console.note(f"nothing to resume in {out}: starting from the beginning")
+        files.write_json(path, config)
+        return
+    if not resume:
+        raise UserError(f"{out} holds a run already: go on with it (--resume) or choose another --out")
+    before = json.loads(path.read_text())
+    now = json.loads(json.dumps(config))
+    changed = [k for k in now if before.get(k) != now[k]]
+    if changed:
+        k = changed[0]
+        raise UserError(f"{out} was made with {k}={before.get(k)!r}, not {now[k]!r}; resume with the same arguments")

@@ -1,0 +1,69 @@
+"""What a bundle, a run or an exported file says of itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mobilenets import console, cost, engines
+from mobilenets.bench import size_on_disk
+from mobilenets.bundle import Bundle, Card, is_bundle
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+@dataclass(frozen=True)
+class Shown:
+    """The card of each network found at a path."""
+
+    cards: dict[str, Card]
+
+    def to_json(self) -> dict[str, Any]:
+        return {path: card.to_json() for path, card in self.cards.items()}
+
+    def __rich__(self) -> RenderableType:
+        from rich.console import Group
+
+        return Group(*(_card_table(path, card) for path, card in self.cards.items()))
+
+
+def _card_table(path: str, card: Card) -> RenderableType:
+    c = cost.count(card.arch)
+    t = console.table(path, ["", "value"], left=("", "value"))
+    labels = ", ".join(card.labels[:8]) + (f", ... ({len(card.labels)})" if len(card.labels) > 8 else "")
+    p = card.preprocess
+    counts = card.data.get("counts", {})
+    for name, value in (
+        ("network", f"{card.arch.title}, {card.precision}"),
+        ("task", f"{card.task}: {labels}"),
+        ("cost", f"{c.macs / 1e6:.1f} M macs, {c.params / 1e6:.2f} M params"),
+        ("size", f"{console.megabytes(size_on_disk(Path(path)))} MB"),
+        ("input", f"{p.resolution}x{p.resolution} RGB, centre {p.crop:g}, (pixel - {p.mean}) / {p.std}"),
+        *((m.name, f"{m.value:.2f}%, {m.data} {m.split}, {m.count} images") for m in card.metrics),
+        ("trained on", f"{card.data.get('source', '?')} ({', '.join(f'{n} {k}' for k, n in counts.items())})"),
+        ("recipe", ", ".join(f"{k} {v}" for k, v in card.recipe.items())),
+        ("licence", card.licence or "not stated"),
+        ("parent", (card.parent or "none")[:16]),
+        ("made", f"{card.created}, {', '.join(f'{k} {v}' for k, v in card.versions.items())}"),
+    ):
+        t.add_row(name, value)
+    return t
+
+
+def show(path: Path) -> Shown:
+    """What is known of a network: its card, verified.
+
+    Parameters
+    ----------
+    path
+        Bundle, run or exported file.
+    """
+    if path.is_dir() and not is_bundle(path):
+        inside = [p for p in (path / "float", path / "int8") if is_bundle(p)]
+        if inside:
+            return Shown({str(p): Bundle.load(p).card for p in inside})
+    if path.is_dir():
+        return Shown({str(path): Bundle.load(path).card})
+    return Shown({str(path): engines.load(path).card})

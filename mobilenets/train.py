@@ -1,0 +1,234 @@
+"""Train a network on labelled images: data + Arch + recipe -> Bundle. PyTorch Lightning runs the loop."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from cyclopts import Parameter
+
+from mobilenets import bundle as bundles
+from mobilenets import console, data, recipes, run, zoo
+from mobilenets.bundle import Bundle, Card, Metric
+from mobilenets.data import Data
+from mobilenets.errors import Interrupted, UserError, disk_errors
+from mobilenets.images import Preprocess
+from mobilenets.recipes import Overrides, Recipe
+from mobilenets.spec import Arch
+
+CHECKPOINTS, LOGS, FLOAT = "checkpoints", "logs", "float"
+
+
+def world() -> tuple[int, int]:
+    """(number of processes, this one's rank), as torchrun or SLURM set them."""
+    size = int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1)
+    rank = int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
+    return size, rank
+
+
+def from_rank_0(value: Any) -> Any:
+    """What rank 0 holds, on every process; without others, `value` itself."""
+    if world()[0] == 1:
+        return value
+    import torch.distributed as dist
+
+    own = not dist.is_initialized()
+    if own:
+        dist.init_process_group("gloo")
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    if own:
+        dist.destroy_process_group()
+    return box[0]
+
+
+def train(
+    source: str,
+    *,
+    out: Path,
+    arch: str = "v2",
+    alpha: float = 1.0,
+    resolution: int = 224,
+    recipe: str | None = None,
+    overrides: Annotated[Overrides | None, Parameter(name="*")] = None,
+    init: Path | None = None,
+    seed: int = 0,
+    resume: bool = False,
+    skip_bad: bool = False,
+    root: Path | None = None,
+) -> Bundle:
+    """Train one network; under torchrun, on all its processes.
+
+    Parameters
+    ----------
+    source
+        Folder or zip of class folders, or a set's name (digits, cifar10, flowers102, ...).
+    out
+        Folder of the run: checkpoints, logs, and the bundle in OUT/float.
+    arch
+        Network: v1 or v2.
+    alpha
+        Width multiplier, above 0 and at most 2.
+    resolution
+        Input height and width in pixels, 32 or more.
+    recipe
+        modern (from scratch) or finetune; by default the one that fits, by whether there is --init.
+    init
+        Bundle to start from: its network, and its weights as far as the classes allow.
+    seed
+        Seed of everything random: split, initial weights, order, augmentation.
+    resume
+        Go on with a run that was stopped; it ends with the same weights, bit for bit.
+    skip_bad
+        Go on without damaged images.
+    root
+        Where copies of named sets are, or go.
+    """
+    chosen = recipes.recipe(recipe or ("finetune" if init else "modern"), overrides)
+    start = Bundle.load(bundles.find_bundle(init)) if init else None
+    d = data.open_data(source, root, seed)
+    net = initial_arch(start, len(d.labels), resolution) if start else zoo.arch(arch, alpha, resolution, len(d.labels))
+    config = {"verb": "train", "source": source, "arch": net.to_json(), "recipe": chosen.to_json(), "seed": seed}
+    _, rank = world()
+    if rank == 0:
+        run.prepare(out, config, resume)
+        data.check(d, skip_bad)
+    else:
+        data.scan(d)
+    return train_bundle(d, net, chosen, out, seed=seed, resume=resume, init=start)
+
+
+def initial_arch(start: Bundle, classes: int, resolution: int) -> Arch:
+    """The network of the bundle to start from, for other classes and another resolution."""
+    if start.card.precision != "float32":
+        raise UserError(f"--init needs a float bundle, not {start.card.precision}")
+    return start.card.arch.replace(classes=classes, resolution=resolution)
+
+
+def train_bundle(
+    d: Data, arch: Arch, recipe: Recipe, out: Path, *, seed: int = 0, resume: bool = False, init: Bundle | None = None
+) -> Bundle:
+    """Train `arch` on data that was checked already; writes and returns the bundle OUT/float.
+
+    Raises `UserError` (bad numbers, a full disk), `Interrupted` on Ctrl-C: the last checkpoint is then in `out`.
+    """
+    import pytorch_lightning  # noqa: F401  (before _quiet: importing it sets up its logging)
+
+    with warnings.catch_warnings():
+        _quiet()
+        return _train(d, arch, recipe, out, seed, resume, init)
+
+
+def _train(d: Data, arch: Arch, recipe: Recipe, out: Path, seed: int, resume: bool, init: Bundle | None) -> Bundle:
+    import pytorch_lightning as pl
+    import torch
+    from pytorch_lightning.callbacks import ModelCheckpoint, WeightAveraging
+    from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+    from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+    from mobilenets import loader, model
+    from mobilenets.learner import Learner, ProgressBar
+
+    size, rank = world()
+    arch = arch.replace(dropout=recipe.dropout)
+    preprocess = init.card.preprocess if init else Preprocess(arch.resolution, crop=d.crop)
+    preprocess = Preprocess(arch.resolution, preprocess.crop, preprocess.mean, preprocess.std)
+    torch.manual_seed(seed)
+    net = model.build(arch)
+    if init:
+        _start_from(net, init, d.labels)
+    # Below 64 pixels the layers are too small for bf16 to pay for its conversions.
+    bf16 = recipe.precision == "bf16" or (recipe.precision == "auto" and arch.resolution >= 64 and _fast_bf16())
+    learner = Learner(net, preprocess, recipe, seed, channels_last=bf16 or torch.cuda.is_available())
+    kind = d.kind if recipe.augment == "auto" else recipe.augment
+    batches = loader.train_loader(d.split("train"), preprocess, recipe, kind, seed, size, rank)
+    held_out = loader.held_out_loader(d.split("val"), preprocess, max(recipe.batch, 128) // size, size, rank)
+
+    folder = out / CHECKPOINTS
+    best = ModelCheckpoint(folder, "best", monitor="val_top1", mode="max", enable_version_counter=False)
+    last = ModelCheckpoint(folder, "last", enable_version_counter=False)
+    callbacks: list[pl.Callback] = [best, last, ProgressBar()]
+    if recipe.ema:
+        horizon = max(1.0, recipe.ema * recipe.epochs * len(batches))
+        callbacks.append(WeightAveraging(multi_avg_fn=get_ema_multi_avg_fn(1 - 1 / horizon)))
+    trainer = pl.Trainer(
+        max_epochs=recipe.epochs,
+        accelerator="auto" if torch.cuda.is_available() else "cpu",
+        devices=int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if size > 1 else 1,
+        num_nodes=size // int(os.environ.get("LOCAL_WORLD_SIZE", size)),
+        strategy=("ddp_find_unused_parameters_true" if recipe.frozen_epochs else "ddp") if size > 1 else "auto",
+        precision="bf16-mixed" if bf16 else "32-true",
+        gradient_clip_val=recipe.clip or None,
+        logger=[CSVLogger(out, name=LOGS, version=""), TensorBoardLogger(out, name=LOGS, version="")],
+        callbacks=callbacks,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        log_every_n_steps=1_000_000,  # by epoch
+    )
+    resume_from = folder / "last.ckpt"
+    if resume and rank == 0 and not resume_from.exists():
+        console.note(f"no checkpoint in {folder} yet: training starts from the beginning")
+    with disk_errors(f"a checkpoint in {folder}"):
+        try:
+            trainer.fit(learner, batches, held_out, ckpt_path=resume_from if resume and resume_from.exists() else None)
+        except SystemExit as e:  # how Lightning ends on Ctrl-C
+            raise Interrupted(_interrupted(out, resume_from)) from e
+    if trainer.interrupted:
+        raise Interrupted(_interrupted(out, resume_from))
+
+    state = torch.load(folder / "best.ckpt", weights_only=True)
+    tensors = {
+        k.removeprefix("model."): v.float().contiguous().numpy() if v.is_floating_point() else v.numpy()
+        for k, v in state["state_dict"].items()
+        if k.startswith("model.")
+    }
+    top1 = float(best.best_model_score) if best.best_model_score is not None else 0.0
+    card = Card(
+        arch=arch,
+        preprocess=preprocess,
+        labels=d.labels,
+        metrics=(Metric("top1", round(top1, 4), d.source, "val", len(held_out.dataset)),),  # type: ignore[arg-type]
+        recipe={**recipe.to_json(), "seed": seed, "processes": size, "best_epoch": int(state["epoch"]) + 1},
+        data=d.describe(),
+        parent=init.digest if init else None,
+        licence=init.card.licence if init else "",
+    )
+    done = Bundle(card, tensors)
+    return done.save(out / FLOAT) if rank == 0 else done
+
+
+def _interrupted(out: Path, checkpoint: Path) -> str:
+    kept = "go on with --resume" if checkpoint.exists() else "no epoch was finished"
+    return f"interrupted; what was finished is in {out} ({kept})"
+
+
+def _start_from(net: Any, init: Bundle, labels: tuple[str, ...]) -> None:
+    """Load what fits: everything, or all but the classifier where the classes differ."""
+    import torch
+
+    same = init.card.labels == labels
+    state = {k: torch.from_numpy(np.array(v)) for k, v in init.tensors.items() if same or "classifier" not in k}
+    net.load_state_dict(state, strict=same)
+
+
+def _fast_bf16() -> bool:
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())
+
+
+def _quiet() -> None:
+    """Lightning's advice is for authors of training code; our users get our own words."""
+    for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+        warnings.filterwarnings("ignore", module=rf"{name}.*")
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    warnings.filterwarnings("ignore", category=FutureWarning)

@@ -1,0 +1,252 @@
+import errno
+import hashlib
+import json
+import resource
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from mobilenets import bundle as bundles
+from mobilenets import files, zoo
+from mobilenets.bundle import CARD, WEIGHTS, Bundle, Card, Metric, find_bundle, is_bundle
+from mobilenets.errors import UserError
+from mobilenets.images import Preprocess
+
+
+def small(value=0.5, **changes):
+    """A Bundle whose tensors are no network's: saving and loading doesn't look at them."""
+    card = Card(
+        zoo.arch("v1", 0.25, 32, 2), Preprocess(32), ("cat", "dög"),
+        metrics=(Metric("top1", 98.5, "pets", "val", 200),), recipe={"epochs": 3}, data={"source": "pets"},
+        licence="CC0", parent="abc",
+    )  # fmt: skip
+    tensors = {
+        "w": np.full((3, 4), value, np.float32),
+        "q": np.arange(-5, 5, dtype=np.int8),
+        "s": np.array(2.5, np.float32),
+    }
+    return Bundle(card.replace(**changes), tensors)
+
+
+def rewrite_card(path, resign=False, **changes):
+    card = json.loads((path / CARD).read_text())
+    card.update(changes)
+    if resign:
+        body = {k: v for k, v in card.items() if k != "digest"}
+        card["digest"] = hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    (path / CARD).write_text(json.dumps(card))
+
+
+@pytest.fixture
+def saved(tmp_path):
+    small().save(tmp_path / "b")
+    return tmp_path / "b"
+
+
+def tree(path):
+    return {str(p.relative_to(path)): p.read_bytes() for p in path.rglob("*") if p.is_file()}
+
+
+def test_round_trip(tmp_path):
+    b = small()
+    written = b.save(tmp_path / "deep" / "b")
+    read = Bundle.load(tmp_path / "deep" / "b")
+    assert read.card == written.card
+    assert read.card.replace(created="", versions={}) == b.card
+    assert read.digest == written.digest
+    assert set(read.tensors) == set(b.tensors)
+    for name, value in b.tensors.items():
+        assert read.tensors[name].dtype == value.dtype
+        assert read.tensors[name].shape == value.shape
+        assert np.array_equal(read.tensors[name], value)
+
+
+def test_a_networks_weights_round_trip(tmp_path, make_bundle):
+    b = make_bundle("v2")
+    b.save(tmp_path / "b")
+    read = Bundle.load(tmp_path / "b")
+    assert all(np.array_equal(read.tensors[k], v) for k, v in b.tensors.items())
+    assert read.card.arch == b.card.arch
+
+
+def test_the_card_is_stamped(saved):
+    card = Bundle.load(saved).card
+    assert set(card.versions) == {"python", "mobilenets", "torch", "numpy"}
+    assert card.versions["numpy"] == np.__version__
+    assert card.created.startswith("20")
+
+
+def test_transposed_tensors_are_saved_as_they_look(tmp_path):
+    b = small()
+    turned = np.arange(6, dtype=np.float32).reshape(2, 3).T
+    Bundle(b.card, {"t": turned}).save(tmp_path / "b")
+    assert np.array_equal(Bundle.load(tmp_path / "b").tensors["t"], turned)
+
+
+def test_the_digest_depends_on_weights_and_card(tmp_path):
+    def digest(name, b):
+        return b.save(tmp_path / name).digest
+
+    base = digest("a", small())
+    assert base != digest("b", small(value=0.25))
+    assert base != digest("c", small(licence="MIT"))
+
+
+def test_altered_weights(saved):
+    data = bytearray((saved / WEIGHTS).read_bytes())
+    data[-1] ^= 1
+    (saved / WEIGHTS).write_bytes(data)
+    with pytest.raises(UserError, match=r"weights\.safetensors: altered or damaged"):
+        Bundle.load(saved)
+
+
+def test_altered_card(saved):
+    rewrite_card(saved, labels=["cat", "cow"])
+    with pytest.raises(UserError, match=r"card\.json: altered since it was written"):
+        Bundle.load(saved)
+
+
+def test_missing_weights(saved):
+    (saved / WEIGHTS).unlink()
+    with pytest.raises(UserError, match=r"weights\.safetensors is missing"):
+        Bundle.load(saved)
+
+
+def test_missing_card(saved):
+    (saved / CARD).unlink()
+    assert not is_bundle(saved)
+    with pytest.raises(UserError, match=r"not a bundle: card\.json is missing"):
+        Bundle.load(saved)
+
+
+def test_newer_format(saved):
+    rewrite_card(saved, resign=True, format=bundles.FORMAT + 1)
+    with pytest.raises(UserError, match=f"newer mobilenets .card format {bundles.FORMAT + 1}.*pip install --upgrade"):
+        Bundle.load(saved)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"format": "1"}', '{"labels": []}'])
+def test_a_card_that_is_none(saved, text):
+    (saved / CARD).write_text(text)
+    with pytest.raises(UserError, match=r"card\.json: not "):
+        Bundle.load(saved)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"labels": ["cat"]}, "1 labels for a network of 2 classes"),
+        ({"precision": "int4"}, "unknown precision 'int4': did you mean 'int8'"),
+        ({"arch": {"rows": []}}, "not an Arch"),
+        ({"arch": None}, "malformed"),
+        ({"preprocess": {}}, "not a Preprocess"),
+        ({"metrics": [{"name": "top1"}]}, "malformed"),
+        ({"files": {}}, r"lists files \[\]"),
+        ({"files": {"../../secret": "0", WEIGHTS: "0"}}, "lists files"),
+    ],
+)
+def test_a_malformed_card_with_a_right_digest(saved, changes, message):
+    rewrite_card(saved, resign=True, **changes)
+    with pytest.raises(UserError, match=message):
+        Bundle.load(saved)
+
+
+def test_weights_of_another_format_with_a_right_digest(saved):
+    (saved / WEIGHTS).write_bytes(b"no safetensors")
+    rewrite_card(saved, resign=True, files={WEIGHTS: files.sha256(saved / WEIGHTS)})
+    with pytest.raises(UserError, match="not readable as safetensors"):
+        Bundle.load(saved)
+
+
+def test_saving_again_replaces(saved):
+    small(value=0.125).save(saved)
+    assert Bundle.load(saved).tensors["w"][0, 0] == 0.125
+    assert [p.name for p in saved.parent.iterdir()] == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [(errno.ENOSPC, "the disk is full"), (errno.EROFS, "read-only"), (errno.EACCES, "permission denied")],
+)
+def test_a_failing_write_leaves_the_old_bundle(saved, monkeypatch, number, message):
+    before = tree(saved.parent)
+
+    def fail(*_args, **_kwargs):
+        raise OSError(number, "no")
+
+    monkeypatch.setattr(safetensors.numpy, "save", fail)
+    with pytest.raises(UserError, match=f"can't write .*{message}; nothing was left half-written"):
+        small(value=0.125).save(saved)
+    assert tree(saved.parent) == before
+    with pytest.raises(UserError, match=message):
+        small().save(saved.parent / "new")
+    assert [p.name for p in saved.parent.iterdir()] == ["b"]
+
+
+def test_a_disk_that_fills_while_the_weights_are_written(saved):
+    """The operating system itself refuses half-way: here for a limit on a file's size, as it would for a full disk."""
+    before = tree(saved.parent)
+    large = Bundle(small().card, {"w": np.zeros(1_000_000, np.float32)})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, hard))
+    try:
+        with pytest.raises(UserError, match="can't write"):
+            large.save(saved)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert tree(saved.parent) == before
+
+
+def test_an_unexpected_failure_leaves_the_old_bundle_too(saved, monkeypatch):
+    before = tree(saved.parent)
+    monkeypatch.setattr(bundles, "stamp", lambda _card: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        small().save(saved)
+    assert tree(saved.parent) == before
+
+
+def test_interrupted_between_moving_the_old_away_and_the_new_in(saved, monkeypatch):
+    before, rename = tree(saved.parent), Path.rename
+
+    def interrupted(self, target):
+        if self.suffix == ".tmp":
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        small(value=0.125).save(saved)
+    assert tree(saved.parent) == before
+
+
+def test_atomic_file(tmp_path):
+    path = tmp_path / "a.json"
+    files.write_json(path, {"a": 1})
+
+    def half(error):
+        with files.atomic_file(path) as tmp:
+            tmp.write_text("half")
+            raise error
+
+    with pytest.raises(KeyboardInterrupt):
+        half(KeyboardInterrupt())
+    with pytest.raises(UserError, match="disk is full"):
+        half(OSError(errno.ENOSPC, "no space"))
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_an_oserror_that_is_no_disks_fault_stays_one(tmp_path):
+    with pytest.raises(ConnectionError), files.atomic_file(tmp_path / "a"):
+        raise ConnectionError(errno.ECONNRESET, "reset")
+
+
+def test_find_bundle(saved):
+    run = saved.parent / "run"
+    small().save(run / "float")
+    assert find_bundle(saved) == saved
+    assert find_bundle(run) == run / "float"
+    with pytest.raises(UserError, match="no bundle here"):
+        find_bundle(saved.parent)

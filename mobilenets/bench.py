@@ -63,18 +63,25 @@ class Bench:
         return [t.to_json() for t in self.timings]
 
     def __rich__(self) -> RenderableType:
+        first = self.timings[0]
+        threads = f"{first.threads} thread{'s' * (first.threads > 1)}"
         t = console.table(
-            "latency, measured in turn",
-            ["file", "network", "engine", "precision", "threads", "batch", "median ms", "p95 ms", "images/s", "load ms",
-             "peak RSS MB", "size MB"],
-            left=("file", "network", "engine", "precision"),
-        )  # fmt: skip
+            f"latency at batch {first.batch} on {threads}, measured in turn",
+            ["file", "engine", "median ms", "p95 ms", "images/s", "load ms", "RSS MB", "size MB"],
+            left=("file", "engine"),
+        )
         for r in self.timings:
             t.add_row(
-                r.path, r.title, r.engine, r.precision, str(r.threads), str(r.batch), f"{r.median_ms:.3f}",
-                f"{r.p95_ms:.3f}", f"{r.images_per_s:.0f}", f"{r.load_ms:.0f}", f"{r.peak_rss_bytes / 1e6:.0f}",
+                r.path,
+                f"{r.engine} {r.precision}",
+                f"{r.median_ms:.3f}",
+                f"{r.p95_ms:.3f}",
+                f"{r.images_per_s:.0f}",
+                f"{r.load_ms:.0f}",
+                f"{r.peak_rss_bytes / 1e6:.0f}",
                 console.megabytes(r.size_bytes),
-            )  # fmt: skip
+            )
+        t.caption = "; ".join(f"{r.path}: {r.title}" for r in self.timings)
         return t
 
 
@@ -181,7 +188,7 @@ def bench_files(paths: list[Path], threads: int = 1, batch: int = 1, rounds: int
         with console.progress("rounds") as bar:
             task = bar.add_task("measuring", total=rounds * len(paths), status="")
             for p in paths:
-                workers.append(_Worker(p, threads, batch))
+                workers.append(_Worker(p, threads, batch))  # noqa: PERF401  (those started are closed if one fails)
             for _ in range(rounds):
                 for w in workers:
                     w.measure()

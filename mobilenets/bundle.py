@@ -11,7 +11,7 @@ import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,9 @@ from mobilenets import files
 from mobilenets.errors import UserError, unknown
 from mobilenets.images import Preprocess
 from mobilenets.spec import Arch
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 FORMAT = 1
 CARD, WEIGHTS = "card.json", "weights.safetensors"
@@ -121,6 +124,14 @@ class Bundle:
     card: Card
     tensors: Tensors
     digest: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return {**self.card.to_json(), "digest": self.digest}
+
+    def __rich__(self) -> RenderableType:
+        from mobilenets.show import card_table
+
+        return card_table(f"bundle {self.digest[:16]}", self.card, sum(t.nbytes for t in self.tensors.values()))
 
     def save(self, path: Path) -> Bundle:
         """Write the folder atomically; returns the same Bundle with its digest."""

@@ -240,7 +240,7 @@ def random_bundle(arch: Arch, precision: Precision) -> Bundle:
 
 
 class Cache:
-    """Measured (latency_ms, size_bytes) by network, for one machine, engine version, precision and number of threads."""
+    """Measured (latency_ms, size_bytes) by network, of one machine, engine version, precision, number of threads."""
 
     def __init__(self, engine: str, precision: Precision, threads: int) -> None:
         key = [machine(), _instructions(), engine, engines.version(engine), precision, threads, PROTOCOL]
@@ -272,7 +272,7 @@ def grid(classes: int, native_side: int | None = None) -> list[Arch]:
         for alpha in network.alphas:
             for r in resolutions:
                 if published.imagenet_top1(network.name, alpha, r):
-                    out.append(zoo.arch(network.name, alpha, r, classes))
+                    out.append(zoo.arch(network.name, alpha, r, classes))  # noqa: PERF401  (three loops deep)
     return out
 
 

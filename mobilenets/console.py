@@ -31,7 +31,8 @@ def table(title: str, columns: Sequence[str], left: Sequence[str] = ()) -> Table
 
     t = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", caption_justify="left")
     for c in columns:
-        t.add_column(c, justify="left" if c in left else "right", overflow="fold")
+        number = c not in left
+        t.add_column(c, justify="right" if number else "left", overflow="fold", no_wrap=number)
     return t
 
 

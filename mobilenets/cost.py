@@ -1,8 +1,8 @@
 """What a network costs, counted from its rows: mult-adds, additions, parameters, activations, peak memory. No torch.
 
-Conventions (the papers'): one mac is one multiply-add; macs and adds are of layers with weights, so pooling, activations
-and shortcut additions aren't counted; BatchNorm is folded at inference and costs nothing. `adds` are the additions inside
-the dot products: outputs x (K*K*Cin/groups - 1).
+Conventions (the papers'): one mac is one multiply-add; macs and adds are of layers with weights, so pooling,
+activations and shortcut additions aren't counted; BatchNorm is folded at inference and costs nothing. `adds` are the
+additions inside the dot products: outputs x (K*K*Cin/groups - 1).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FLOAT_BYTES = 4
 
 @dataclass(frozen=True)
 class CostRow:
-    """One layer. Shapes are (channels, height, width); `weights` leaves BatchNorm and biases out, `params` has them in."""
+    """One layer. Shapes are (channels, height, width); `weights` has no BatchNorm and biases, `params` has."""
 
     layer: str
     type: OpKind
@@ -80,9 +80,9 @@ def _row(layer: str, op: Op, size: int) -> CostRow:
 class Cost:
     """An Arch's cost, layer by layer and in all.
 
-    Peak activation memory in elements, two conventions (V2 paper, section 5.1): `peak_activation_elements` runs layer by
-    layer, input and output of each (and a shortcut waiting across it) held at once; `peak_activation_elements_blockwise`
-    runs a block (a bottleneck, a separable convolution) as one operation whose inner tensors are disposable.
+    Peak activation memory in elements, two conventions (V2 paper, section 5.1): `peak_activation_elements` runs layer
+    by layer, input and output of each (and a shortcut waiting across it) held at once;
+    `peak_activation_elements_blockwise` runs a block as one operation whose inner tensors are disposable.
     """
 
     arch: Arch

@@ -373,7 +373,7 @@ def scan(data: Data, keep: Iterable[str] = ("train",)) -> Scan:
         task = bar.add_task("checking", total=total, status="")
         for name, split in data.splits.items():
             good = []
-            for i, seen in enumerate(pool.map(lambda i, s=split: look(s, i), range(len(split)))):  # type: ignore[misc]
+            for i, seen in enumerate(pool.map(lambda i, s=split: look(s, i), range(len(split)))):
                 bar.advance(task)
                 if isinstance(seen, str):
                     found.damaged.append(seen)

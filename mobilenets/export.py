@@ -25,8 +25,10 @@ LIMITS = {"float32": (99.0, 1e-3), "int8": (98.0, 0.1)}
 
 @dataclass(frozen=True)
 class Export:
-    """An exported file and the proof: `agreement`, percent of `images` with the same top-1 as PyTorch; `difference`, the
-    largest between two probabilities."""
+    """An exported file and its proof over `images` images.
+
+    `agreement`: percent with the same top-1 as PyTorch; `difference`: the largest between two probabilities.
+    """
 
     path: Path
     precision: str

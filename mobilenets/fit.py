@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import time
@@ -163,7 +164,7 @@ def fit(
     chosen_recipe = recipes.recipe(recipe or ("finetune" if init else "modern"), overrides)
     start = Bundle.load(bundles.find_bundle(init)) if init else None
     d = data.open_data(source, root, seed)
-    size, rank = train.world()
+    _, rank = train.world()
     config = {
         "verb": "fit", "source": source, "budget": budget.limits(), "engine": engine, "precision": precision,
         "threads": threads, "recipe": chosen_recipe.to_json(), "init": start.digest if start else None, "seed": seed,
@@ -172,6 +173,7 @@ def fit(
     found: Scan | None = None
     if rank == 0:
         run.prepare(out, config, resume)
+        console.note("[bold]1/6 check the images[/]")
         found = data.check(d, skip_bad)
         files.write_json(out / SCAN, found.to_json())
         choice = _choose(out, d, found, budget, engine, precision, threads, start)
@@ -182,6 +184,8 @@ def fit(
     if rank == 0 and resume and bundles.is_bundle(out / train.FLOAT):
         trained = Bundle.load(out / train.FLOAT)
     else:
+        if rank == 0:
+            console.note(f"[bold]3/6 train {arch.title}, {chosen_recipe.epochs} epochs[/]")
         trained = train.train_bundle(d, arch, chosen_recipe, out, seed=seed, resume=resume, init=start)
     if rank != 0:
         return None
@@ -198,6 +202,7 @@ def fit(
     files.write_json(out / STEPS, fitted.to_json())
     from mobilenets import report
 
+    console.note("[bold]6/6 write the report[/]")
     report.report(out)
     return fitted
 
@@ -217,6 +222,7 @@ def _choose(
     if path.exists():
         kept: dict[str, Any] = json.loads(path.read_text())
         return kept
+    console.note(f"[bold]2/6 choose for {budget}[/]")
     archs = choose.grid(len(d.labels), found.native_side)
     if start:
         of = start.card.arch
@@ -236,6 +242,7 @@ def ship(d: Data, trained: Bundle, out: Path, precision: Precision, threads: int
     """Quantize, export, evaluate and measure a trained bundle: the steps in order, and the file to ship."""
     preprocess = trained.card.preprocess
     held_out = d.held_out
+    console.note(f"[bold]4/6 quantize, export, evaluate on {held_out}[/]")
     parity = d.sample(held_out, export.PARITY_IMAGES, preprocess).pixels
     cores = os.cpu_count() or 1
     bundle_paths: dict[Precision, Path] = {"float32": out / train.FLOAT}
@@ -244,24 +251,23 @@ def ship(d: Data, trained: Bundle, out: Path, precision: Precision, threads: int
         images = d.sample("train", quantize.CALIBRATION_IMAGES, preprocess).pixels
         ready["int8"] = quantize.quantize_bundle(trained, images)
         bundle_paths["int8"] = out / INT8
-    rows: list[dict[str, Any]] = []
+    steps: list[Step] = []
     for p, b in ready.items():
+        where = bundle_paths[p]
         scores = evaluate.score(engines.module("torch").TorchEngine(b, cores), d, held_out)
-        metrics = (Metric("top1", round(scores.top1, 4), d.source, held_out, scores.count),)
+        metric = Metric("top1", round(scores.top1, 4), d.source, held_out, scores.count)
         kept = tuple(m for m in b.card.metrics if m.split != held_out)
-        b = Bundle(b.card.replace(metrics=kept + metrics), b.tensors, b.digest).save(bundle_paths[p])
+        b = Bundle(b.card.replace(metrics=(*kept, metric)), b.tensors).save(where)
         label = "float" if p == "float32" else "int8, simulated"
-        size = bench.size_on_disk(bundle_paths[p])
-        rows.append(dict(name=f"{label} in PyTorch", path=str(bundle_paths[p]), engine="torch", precision=p,
-                         size_bytes=size, scores=scores))  # fmt: skip
+        steps.append(Step(f"{label} in PyTorch", str(where), "torch", p, bench.size_on_disk(where), scores))
         made = export.export_bundle(b, parity, out / FILES[p], f"{d.source} {held_out}")
         console.err().print(made)
         engine = engines.load(made.path)
-        rows.append(dict(name=f"{p} ONNX", path=str(made.path), engine=engine.name, precision=p,
-                         size_bytes=made.size_bytes, scores=evaluate.score(engine, d, held_out),
-                         agreement=made.agreement, difference=made.difference))  # fmt: skip
-    exported = [r for r in rows if r["engine"] != "torch"]
-    timings = bench.bench_files([Path(r["path"]) for r in exported], threads).timings
-    for row, timing in zip(exported, timings, strict=True):
-        row["latency_ms"] = timing.median_ms
-    return tuple(Step(**r) for r in rows), out / FILES[precision]
+        scores = evaluate.score(engine, d, held_out)
+        name, proof = f"{p} {made.path.suffix[1:].upper()}", (made.agreement, made.difference)
+        steps.append(Step(name, str(made.path), engine.name, p, made.size_bytes, scores, None, *proof))
+    exported = [s for s in steps if s.engine != "torch"]
+    console.note("[bold]5/6 measure the files[/]")
+    timings = bench.bench_files([Path(s.path) for s in exported], threads).timings
+    latency = {t.path: t.median_ms for t in timings}
+    return tuple(dataclasses.replace(s, latency_ms=latency.get(s.path)) for s in steps), out / FILES[precision]

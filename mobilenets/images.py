@@ -108,7 +108,7 @@ class Preprocess:
 
     def normalize(self, pixels: Pixels) -> npt.NDArray[np.float32]:
         """uint8 [N, H, W, 3] -> float32 [N, 3, H, W], what the PyTorch network takes."""
-        x = (pixels.astype(np.float32) - np.float32(self.mean)) / np.float32(self.std)
+        x = (pixels.astype(np.float32) - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
         return np.ascontiguousarray(x.transpose(0, 3, 1, 2))
 
     def to_json(self) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import math
 import time
+from pathlib import Path
 from typing import Any, cast
 
 import pytorch_lightning as pl
@@ -12,7 +14,7 @@ import torchmetrics
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from mobilenets import console
+from mobilenets import console, files
 from mobilenets.errors import UserError
 from mobilenets.images import Preprocess
 from mobilenets.loader import mix
@@ -62,7 +64,7 @@ class Learner(pl.LightningModule):
         super().__init__()
         self.model, self.recipe, self.seed = model, recipe, seed
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.model.to(memory_format=self.memory_format)  # type: ignore[call-overload]
+        self.model.to(memory_format=self.memory_format)
         classes = model.arch.classes
         self.mixup = v2.MixUp(alpha=recipe.mixup, num_classes=classes) if recipe.mixup else None
         self.top1 = torchmetrics.classification.MulticlassAccuracy(classes, average="micro")
@@ -122,6 +124,35 @@ class Learner(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
+class EpochLog(pl.Callback):
+    """A row per epoch in a CSV file, kept whole over `--resume` (Lightning's own logger starts the file anew)."""
+
+    COLUMNS = ("epoch", "train_loss", "val_loss", "val_top1", "lr", "seconds")
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: list[dict[str, str]] = []
+
+    def on_train_start(self, trainer: pl.Trainer, _module: pl.LightningModule) -> None:
+        self.since = time.monotonic()
+        if self.path.exists():
+            with self.path.open(newline="") as f:
+                self.rows = [r for r in csv.DictReader(f) if int(r["epoch"]) <= trainer.current_epoch]
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, _module: pl.LightningModule) -> None:
+        now = time.monotonic()
+        m = {k: f"{float(v):.6g}" for k, v in trainer.callback_metrics.items()}
+        lr = trainer.optimizers[0].param_groups[-1]["lr"]
+        row = {**m, "epoch": str(trainer.current_epoch + 1), "lr": f"{lr:.6g}", "seconds": f"{now - self.since:.2f}"}
+        self.since = now
+        self.rows.append({c: row.get(c, "") for c in self.COLUMNS})
+        if trainer.is_global_zero:
+            with files.atomic_file(self.path) as tmp, tmp.open("w", newline="") as f:
+                writer = csv.DictWriter(f, self.COLUMNS)
+                writer.writeheader()
+                writer.writerows(self.rows)
+
+
 class ProgressBar(pl.Callback):
     """Epoch, rate, time left and the last validation score, on rank 0."""
 
@@ -149,5 +180,6 @@ class ProgressBar(pl.Callback):
         self.images, self.since = 0, time.monotonic()
 
     def teardown(self, _trainer: pl.Trainer, _module: pl.LightningModule, stage: str) -> None:  # noqa: ARG002
-        if getattr(self, "bar", None):
-            self.bar.stop()
+        bar = getattr(self, "bar", None)
+        if bar:
+            bar.stop()

@@ -109,5 +109,5 @@ def train_loader(
 
 def held_out_loader(split: Split, preprocess: Preprocess, batch: int, world: int, rank: int) -> DataLoader[Any]:
     images = HeldOutImages(split, preprocess)
-    sampler = DistributedSampler(images, world, rank, shuffle=False) if world > 1 else None
+    sampler: Any = DistributedSampler(images, world, rank, shuffle=False) if world > 1 else None
     return DataLoader(images, batch, sampler=sampler)

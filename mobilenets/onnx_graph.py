@@ -50,7 +50,7 @@ class _Writer:
     def image(self) -> str:
         """uint8 [N, H, W, 3] -> normalized float [N, 3, H, W]."""
         p = self.card.preprocess
-        mean, std = np.float32(p.mean), np.float32(p.std)
+        mean, std = np.array(p.mean, np.float32), np.array(p.std, np.float32)
         x = self.node("Transpose", ["image"], "image.nchw", perm=[0, 3, 1, 2])
         if len(set(p.mean)) == len(set(p.std)) == 1 and float(mean[0]).is_integer() and 0 <= mean[0] <= 255:
             scale = self.const("image.scale", np.asarray(1 / std[0]))
@@ -70,7 +70,7 @@ class _Writer:
             kernel_shape=[op.kernel] * 2, strides=[op.stride] * 2, pads=pads, group=op.groups,
         )  # fmt: skip
         if op.activation == "relu6":
-            bounds = [self.const("zero", np.float32(0)), self.const("six", np.float32(6))]
+            bounds = [self.const("zero", np.array(0, np.float32)), self.const("six", np.array(6, np.float32))]
             y = self.node("Clip", [y, *bounds], f"{name}.act")
         elif op.activation == "relu":
             y = self.node("Relu", [y], f"{name}.act")

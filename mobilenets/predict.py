@@ -106,7 +106,7 @@ class Source:
 
 
 def sources(paths: Iterable[Path]) -> Iterator[Source]:
-    """The images at `paths` (files, folders, zips), found as they are needed. Raises `UserError` for a path with none."""
+    """The images at `paths` (files, folders, zips), found as they are needed; `UserError` for a path with none."""
     for path in paths:
         if path.is_dir():
             found = False

@@ -1,11 +1,11 @@
 """Folding and int8 post-training quantization: Bundle -> Bundle. Numpy alone; only calibration runs PyTorch.
 
 The scheme (Krishnamoorthi, arXiv 1806.08342): weights int8, symmetric, a scale per output channel; activations uint8,
-asymmetric, a scale per tensor; biases int32 at the product of the two scales; BatchNorm folded first. It is the one that
-V1 and V2 survive (per layer they collapse to 0.1% top-1, table 3 of that paper) and every runtime of interest takes.
+asymmetric, a scale per tensor; biases int32 at the product of the two scales; BatchNorm folded first. It is the one
+that V1 and V2 survive (with a scale per layer they collapse to 0.1% top-1) and that every runtime of interest takes.
 
-An int8 bundle's tensors, for each layer L: `L.weight` int8, `L.weight_scale` float32 [cout], `L.bias` int32 [cout]; and for
-each activation A (every layer's output, every shortcut sum `blocks.i`, `input`, `pool`): `A.scale`, `A.zero_point`.
+An int8 bundle's tensors, for each layer L: `L.weight` int8, `L.weight_scale` float32 [cout], `L.bias` int32 [cout];
+and for each activation A (a layer's output, a shortcut sum `blocks.i`, `input`, `pool`): `A.scale`, `A.zero_point`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def activations(arch: Arch) -> list[str]:
 
 
 def fold(arch: Arch, tensors: Tensors) -> Folded:
-    """BatchNorm into the convolution before it: layer name -> (weight [cout, cin/groups, K, K], bias [cout]), float32."""
+    """Layer name -> (weight [cout, cin/groups, K, K], bias [cout]), BatchNorm in them, float32."""
     out: Folded = {}
     for name, op in layers(arch):
         if op.kind == "linear":
@@ -69,15 +69,15 @@ def affine(low: float, high: float) -> tuple[np.float32, np.uint8]:
     def step(zero: int) -> float:
         return max(-low / max(zero, 1e-9), high / max(255 - zero, 1e-9), 1e-6 / 255)
 
-    # A whole zero point: of the two around the exact one, that which covers both ends with the smaller step. (Rounding it
-    # and keeping the step would put every pixel of an image normalized by 127.5 half-way between two values.)
+    # A whole zero point: of the two around the exact one, that which covers both ends with the smaller step. Rounding
+    # it and keeping the step would put every pixel of an image normalized by 127.5 half-way between two values.
     zero = min((math.floor(exact), min(math.ceil(exact), 255)), key=step)
     return np.float32(step(zero)), np.uint8(zero)
 
 
 def input_range(preprocess: Preprocess) -> tuple[float, float]:
     """What the normalized input can span: the uint8 image's own range, whatever the calibration images hold."""
-    mean, std = np.float64(preprocess.mean), np.float64(preprocess.std)
+    mean, std = np.array(preprocess.mean), np.array(preprocess.std)
     return float(((0 - mean) / std).min()), float(((255 - mean) / std).max())
 
 

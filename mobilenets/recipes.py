@@ -1,13 +1,10 @@
-"""Training recipes as data. No torch.
-
-A recipe's docstring line says what it was run on, how long it took and what it reached; the measurements are in results/.
-"""
+"""Training recipes as data. No torch. What each was run on, how long it took and what it reached is in results/."""
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -26,7 +23,7 @@ class Recipe:
     batch: int = _doc(64, "Images in a step, over all processes.")
     lr: float = _doc(2e-3, "Peak learning rate (AdamW).")
     weight_decay: float = _doc(0.02, "Decay of convolution and classifier weights; none on depthwise, norms, biases.")
-    warmup: float = _doc(0.05, "Share of the steps over which the learning rate rises; it then falls on a cosine to 0.")
+    warmup: float = _doc(0.05, "Share of the steps in which the learning rate rises; then it falls on a cosine to 0.")
     label_smoothing: float = _doc(0.1, "Probability spread over the wrong classes in the targets.")
     mixup: float = _doc(0.1, "Beta parameter of mixup; 0 is off.")
     augment: Literal["auto", "photo", "glyph", "none"] = _doc(
@@ -64,7 +61,7 @@ class Recipe:
 
 
 RECIPES: dict[str, Recipe] = {
-    # From scratch, small data, one machine. digits: results/digits. flowers, CIFAR-10: results/flowers, results/cifar10.
+    # From scratch, small data, one machine: results/digits.md, results/flowers.md, results/cifar10.md.
     "modern": Recipe(),
     # From a trained bundle: the new classifier first, then everything at a tenth of its rate.
     "finetune": Recipe(
@@ -72,19 +69,24 @@ RECIPES: dict[str, Recipe] = {
     ),
 }
 
-# Every field of Recipe, optional: what a command line changes. From Python: `Overrides(epochs=3)`.
-Overrides = dataclasses.make_dataclass(
-    "Overrides",
-    [
-        (f.name, Annotated[f"{f.type} | None", Parameter(help=f.metadata["help"])], field(default=None))
-        for f in dataclasses.fields(Recipe)
-    ],
-    namespace={"__module__": __name__, "__doc__": "Recipe fields to change; None keeps the recipe's."},
-    frozen=True,
-)
+if TYPE_CHECKING:
+
+    class Overrides(Recipe):
+        """Recipe fields to change; None keeps the recipe's. From Python: `Overrides(epochs=3)`."""
+
+else:  # every field of Recipe, optional: what a command line changes
+    Overrides = dataclasses.make_dataclass(
+        "Overrides",
+        [
+            (f.name, Annotated[f"{f.type} | None", Parameter(help=f.metadata["help"])], field(default=None))
+            for f in dataclasses.fields(Recipe)
+        ],
+        namespace={"__module__": __name__, "__doc__": "Recipe fields to change; None keeps the recipe's."},
+        frozen=True,
+    )
 
 
-def recipe(name: str, overrides: Any = None) -> Recipe:
+def recipe(name: str, overrides: Overrides | None = None) -> Recipe:
     """The recipe called `name` with `overrides` (an `Overrides`) applied. Raises `UserError`."""
     if name not in RECIPES:
         raise unknown("recipe", name, RECIPES)

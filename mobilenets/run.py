@@ -29,7 +29,14 @@ def prepare(out: Path, config: dict[str, Any], resume: bool) -> None:
         raise UserError(f"{out} holds a run already: go on with it (--resume) or choose another --out")
     before = json.loads(path.read_text())
     now = json.loads(json.dumps(config))
-    changed = [k for k in now if before.get(k) != now[k]]
+    before, now = _flat(before), _flat(now)
+    changed = [k for k in sorted({*before, *now}) if before.get(k) != now.get(k)]
     if changed:
         k = changed[0]
-        raise UserError(f"{out} was made with {k}={before.get(k)!r}, not {now[k]!r}; resume with the same arguments")
+        raise UserError(f"{out} was made with {k} {before.get(k)}, not {now.get(k)}; resume with the same arguments")
+
+
+def _flat(config: dict[str, Any]) -> dict[str, Any]:
+    """One level deep: a recipe's fields beside the arguments."""
+    inner = {k: v for d in config.values() if isinstance(d, dict) for k, v in d.items()}
+    return {k: v for k, v in config.items() if not isinstance(v, dict)} | inner

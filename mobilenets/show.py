@@ -26,12 +26,13 @@ class Shown:
     def __rich__(self) -> RenderableType:
         from rich.console import Group
 
-        return Group(*(_card_table(path, card) for path, card in self.cards.items()))
+        return Group(*(card_table(path, card, size_on_disk(Path(path))) for path, card in self.cards.items()))
 
 
-def _card_table(path: str, card: Card) -> RenderableType:
+def card_table(title: str, card: Card, size_bytes: int) -> RenderableType:
+    """A card as a table."""
     c = cost.count(card.arch)
-    t = console.table(path, ["", "value"], left=("", "value"))
+    t = console.table(title, ["", "value"], left=("", "value"))
     labels = ", ".join(card.labels[:8]) + (f", ... ({len(card.labels)})" if len(card.labels) > 8 else "")
     p = card.preprocess
     counts = card.data.get("counts", {})
@@ -39,8 +40,11 @@ def _card_table(path: str, card: Card) -> RenderableType:
         ("network", f"{card.arch.title}, {card.precision}"),
         ("task", f"{card.task}: {labels}"),
         ("cost", f"{c.macs / 1e6:.1f} M macs, {c.params / 1e6:.2f} M params"),
-        ("size", f"{console.megabytes(size_on_disk(Path(path)))} MB"),
-        ("input", f"{p.resolution}x{p.resolution} RGB, centre {p.crop:g}, (pixel - {p.mean}) / {p.std}"),
+        ("size", f"{console.megabytes(size_bytes)} MB"),
+        (
+            "input",
+            f"{p.resolution}x{p.resolution} RGB of the central {p.crop:g}, (pixel - {_one(p.mean)}) / {_one(p.std)}",
+        ),
         *((m.name, f"{m.value:.2f}%, {m.data} {m.split}, {m.count} images") for m in card.metrics),
         ("trained on", f"{card.data.get('source', '?')} ({', '.join(f'{n} {k}' for k, n in counts.items())})"),
         ("recipe", ", ".join(f"{k} {v}" for k, v in card.recipe.items())),
@@ -50,6 +54,11 @@ def _card_table(path: str, card: Card) -> RenderableType:
     ):
         t.add_row(name, value)
     return t
+
+
+def _one(values: tuple[float, ...]) -> str:
+    """The three channels' values, once where they are the same."""
+    return ", ".join(f"{v:g}" for v in (values if len(set(values)) > 1 else values[:1]))
 
 
 def show(path: Path) -> Shown:

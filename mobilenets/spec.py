@@ -282,7 +282,7 @@ def scale(
     min_depth: int = 8,
     keep_head: bool | None = None,
 ) -> Arch:
-    """Resolve a paper's table at width multiplier `alpha` and input `resolution` pixels (V1 paper, sections 3.3, 3.4)."""
+    """Resolve a paper's table at width `alpha` and input `resolution` in pixels (V1 paper, sections 3.3 and 3.4)."""
     check_alpha(alpha)
     keep = network.keep_head if keep_head is None else keep_head
     widths = [alpha] * len(network.rows)

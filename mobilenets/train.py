@@ -60,8 +60,8 @@ def train(
     resume: bool = False,
     skip_bad: bool = False,
     root: Path | None = None,
-) -> Bundle:
-    """Train one network; under torchrun, on all its processes.
+) -> Bundle | None:
+    """Train one network; under torchrun, on all its processes (all but the first return None).
 
     Parameters
     ----------
@@ -99,7 +99,8 @@ def train(
         data.check(d, skip_bad)
     else:
         data.scan(d)
-    return train_bundle(d, net, chosen, out, seed=seed, resume=resume, init=start)
+    trained = train_bundle(d, net, chosen, out, seed=seed, resume=resume, init=start)
+    return trained if rank == 0 else None
 
 
 def initial_arch(start: Bundle, classes: int, resolution: int) -> Arch:
@@ -127,11 +128,11 @@ def _train(d: Data, arch: Arch, recipe: Recipe, out: Path, seed: int, resume: bo
     import pytorch_lightning as pl
     import torch
     from pytorch_lightning.callbacks import ModelCheckpoint, WeightAveraging
-    from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+    from pytorch_lightning.loggers import TensorBoardLogger
     from torch.optim.swa_utils import get_ema_multi_avg_fn
 
     from mobilenets import loader, model
-    from mobilenets.learner import Learner, ProgressBar
+    from mobilenets.learner import EpochLog, Learner, ProgressBar
 
     size, rank = world()
     arch = arch.replace(dropout=recipe.dropout)
@@ -149,12 +150,14 @@ def _train(d: Data, arch: Arch, recipe: Recipe, out: Path, seed: int, resume: bo
     held_out = loader.held_out_loader(d.split("val"), preprocess, max(recipe.batch, 128) // size, size, rank)
 
     folder = out / CHECKPOINTS
-    best = ModelCheckpoint(folder, "best", monitor="val_top1", mode="max", enable_version_counter=False)
-    last = ModelCheckpoint(folder, "last", enable_version_counter=False)
-    callbacks: list[pl.Callback] = [best, last, ProgressBar()]
+    saving: dict[str, Any] = {"enable_version_counter": False, "save_on_train_epoch_end": True}
+    best = ModelCheckpoint(folder, "best", monitor="val_top1", mode="max", **saving)
+    last = ModelCheckpoint(folder, "last", **saving)
+    callbacks: list[pl.Callback] = [best, last, ProgressBar(), EpochLog(out / LOGS / "metrics.csv")]
     if recipe.ema:
         horizon = max(1.0, recipe.ema * recipe.epochs * len(batches))
-        callbacks.append(WeightAveraging(multi_avg_fn=get_ema_multi_avg_fn(1 - 1 / horizon)))
+        average = get_ema_multi_avg_fn(1 - 1 / horizon)  # type: ignore[no-untyped-call]
+        callbacks.append(WeightAveraging(multi_avg_fn=average))
     trainer = pl.Trainer(
         max_epochs=recipe.epochs,
         accelerator="auto" if torch.cuda.is_available() else "cpu",
@@ -163,7 +166,7 @@ def _train(d: Data, arch: Arch, recipe: Recipe, out: Path, seed: int, resume: bo
         strategy=("ddp_find_unused_parameters_true" if recipe.frozen_epochs else "ddp") if size > 1 else "auto",
         precision="bf16-mixed" if bf16 else "32-true",
         gradient_clip_val=recipe.clip or None,
-        logger=[CSVLogger(out, name=LOGS, version=""), TensorBoardLogger(out, name=LOGS, version="")],
+        logger=TensorBoardLogger(out, name=LOGS, version=""),
         callbacks=callbacks,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -221,7 +224,7 @@ def _fast_bf16() -> bool:
     import torch
 
     if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
     return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())
 
 

@@ -223,7 +223,7 @@ def test_ranges_are_those_of_the_tensors_between_the_layers(make_bundle, pixels)
     assert ranges["blocks.18.conv"] == pytest.approx((min(0.0, last.min().item()), last.max().item()))
     assert ranges["pool"][1] == pytest.approx(pooled.max().item())
     assert ranges["classifier"] == pytest.approx((logits.min().item(), logits.max().item()))
-    shortcut = simulate.nn.Sequential(*list(model.blocks)[:4])
+    shortcut = nn.Sequential(*list(model.blocks)[:4])
     with torch.inference_mode():
         assert ranges["blocks.3"][1] == pytest.approx(shortcut(x).max().item())
 

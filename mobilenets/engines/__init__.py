@@ -1,7 +1,7 @@
 """Runtimes behind one interface: an Artifact (or a Bundle) -> a callable from uint8 images to probabilities.
 
-A new runtime is one file here, with `NAME`, `SUFFIXES`, `version()`, `load(path, threads)` and `build(bundle, threads)`, and
-its line in `ENGINES`.
+A new runtime is one file here, with `NAME`, `SUFFIXES`, `version()`, `load(path, threads)`, `build(bundle, threads)`,
+and its line in `ENGINES`.
 """
 
 from __future__ import annotations

@@ -44,7 +44,10 @@ class OnnxEngine:
         text = self.session.get_modelmeta().custom_metadata_map.get(CARD_KEY)
         if text is None:
             raise UserError(f"{where}: has no card inside; export it with mobilenets")
-        self.card = Card.from_json(json.loads(text), where)
+        try:
+            self.card = Card.from_json(json.loads(text), where)
+        except ValueError as e:
+            raise UserError(f"{where}: the card inside isn't JSON: {e}") from e
         self.input = self.session.get_inputs()[0].name
 
     def __call__(self, images: Pixels) -> Scores:

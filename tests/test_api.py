@@ -1,0 +1,69 @@
+"""What `import mobilenets` promises: everything is there, and nothing heavy is loaded before it is used."""
+
+import subprocess
+import sys
+
+import pytest
+
+import mobilenets
+from mobilenets.errors import UserError, unknown
+
+HEAVY = {"torch", "torchvision", "pytorch_lightning", "sklearn", "onnx", "onnxruntime", "matplotlib", "tensorboard"}
+
+
+def loaded_by(code):
+    """Names of the top-level modules that a new interpreter has loaded after `code`."""
+    report = "import sys; print('\\n'.join({name.split('.')[0] for name in sys.modules}))"
+    done = subprocess.run([sys.executable, "-c", f"{code}\n{report}"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import mobilenets; mobilenets.__version__; dir(mobilenets)",
+        "import mobilenets; assert mobilenets.cost.rows(mobilenets.zoo.arch('v1'))[0].macs == 10838016",
+        "import mobilenets; mobilenets.cost.cost('v2').to_json(); mobilenets.published.imagenet_top1('v1', 1.0, 224)",
+        "import mobilenets; mobilenets.Arch; mobilenets.UserError; mobilenets.spec",
+    ],
+)
+def test_nothing_heavy_is_imported(code):
+    loaded = loaded_by(code)
+    assert "mobilenets" in loaded
+    assert not loaded & (HEAVY | {"numpy", "PIL", "rich"})
+
+
+@pytest.mark.parametrize("module", ["bundle", "data", "images", "engines", "quantize", "onnx_graph"])
+def test_no_torch_in_modules_that_say_so(module):
+    assert "torch" not in loaded_by(f"import mobilenets.{module}")
+
+
+def test_printing_a_cost_imports_no_torch():
+    assert "torch" not in loaded_by("import mobilenets.cost, rich; rich.print(mobilenets.cost.cost('v1', layers=True))")
+
+
+def test_the_check_itself_can_fail():
+    assert "torch" in loaded_by("import mobilenets; mobilenets.create")
+
+
+def test_names_at_the_top():
+    net = mobilenets.create("v2", alpha=0.5, resolution=160, classes=10)
+    assert net.arch == mobilenets.zoo.arch("v2", 0.5, 160, 10)
+    assert isinstance(net.arch, mobilenets.Arch)
+    assert mobilenets.UserError is UserError
+    assert mobilenets.cost.rows(net.arch)[-1].out_shape == (10, 1, 1)
+
+
+def test_a_name_that_is_not_there():
+    with pytest.raises(AttributeError, match="has no attribute 'creat'"):
+        _ = mobilenets.creat
+
+
+def test_dir_lists_what_can_be_used():
+    assert {"create", "load", "cost", "Bundle", "UserError"} <= set(dir(mobilenets))
+
+
+def test_unknown_lists_all_where_nothing_is_near():
+    assert str(unknown("thing", "zzz", ["ab", "cd"])) == "unknown thing 'zzz': known: ab, cd"
+    assert str(unknown("thing", "abd", ["abc", "xyz"])) == "unknown thing 'abd': did you mean 'abc'?"

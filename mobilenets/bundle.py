@@ -163,13 +163,39 @@ class Bundle:
         weights = path / WEIGHTS
         if not weights.is_file():
             raise UserError(f"{path}: {WEIGHTS} is missing; restore or re-create the bundle")
-        if files.sha256(weights) != d["files"][WEIGHTS]:
+        data = weights.read_bytes()
+        if hashlib.sha256(data).hexdigest() != d["files"][WEIGHTS]:
             raise UserError(f"{weights}: altered or damaged (its digest differs); restore or re-create the bundle")
         try:
-            tensors = safetensors.numpy.load_file(weights)
+            tensors = safetensors.numpy.load(data)
         except (safetensors.SafetensorError, ValueError) as e:
             raise UserError(f"{weights}: not readable as safetensors: {e}") from e
+        expected = tensor_shapes(card.arch, card.precision)
+        for name in sorted({*expected, *tensors}):
+            if name not in tensors or name not in expected:
+                how = "is missing" if name in expected else "is not of this network"
+                raise UserError(f"{weights}: tensor {name} {how}")
+            if tensors[name].shape != expected[name]:
+                raise UserError(f"{weights}: tensor {name} is {tensors[name].shape}, not {expected[name]}")
         return cls(card, tensors, d["digest"])
+
+
+def tensor_shapes(arch: Arch, precision: Precision) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every tensor a bundle of `arch` holds; `quantize` says what the int8 ones are."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, op in arch.layers:
+        weight = (op.cout, op.cin // op.groups, op.kernel, op.kernel)
+        if precision == "int8":
+            shapes |= {f"{name}.weight": weight, f"{name}.weight_scale": (op.cout,), f"{name}.bias": (op.cout,)}
+        elif op.kind == "linear":
+            shapes |= {f"{name}.weight": weight[:2], f"{name}.bias": (op.cout,)}
+        else:
+            norm = ("weight", "bias", "running_mean", "running_var")
+            shapes |= {f"{name}.conv.weight": weight, **{f"{name}.norm.{k}": (op.cout,) for k in norm}}
+            shapes[f"{name}.norm.num_batches_tracked"] = ()
+    if precision == "int8":
+        shapes |= {f"{a}.{k}": () for a in arch.activations for k in ("scale", "zero_point")}
+    return shapes
 
 
 def is_bundle(path: Path) -> bool:

@@ -22,7 +22,7 @@ from mobilenets.bundle import PRECISIONS, Bundle, Card, Precision
 from mobilenets.errors import UserError, unknown
 from mobilenets.images import Preprocess
 from mobilenets.published import Top1
-from mobilenets.quantize import Array, Folded, activations, layers, pack
+from mobilenets.quantize import Array, Folded, pack
 from mobilenets.spec import Arch
 
 if TYPE_CHECKING:
@@ -219,15 +219,15 @@ def random_bundle(arch: Arch, precision: Precision) -> Bundle:
     preprocess = Preprocess(arch.resolution)
     card = Card(arch, preprocess, tuple(f"class {i}" for i in range(arch.classes)), precision=precision)
     folded: Folded = {}
-    for name, op in layers(arch):
+    for name, op in arch.layers:
         fan_in = op.kernel**2 * op.cin // op.groups
         w = rng.standard_normal((op.cout, op.cin // op.groups, op.kernel, op.kernel), np.float32)
         folded[name] = w * np.float32(np.sqrt(2 / fan_in)), np.zeros(op.cout, np.float32)
     if precision == "int8":
-        ranges = {a: (-3.0, 3.0) if a.endswith(("project", "classifier")) else (0.0, 6.0) for a in activations(arch)}
+        ranges = {a: (-3.0, 3.0) if a.endswith(("project", "classifier")) else (0.0, 6.0) for a in arch.activations}
         return Bundle(card, pack(arch, preprocess, folded, ranges))
     tensors: dict[str, Array] = {}
-    for name, op in layers(arch):
+    for name, op in arch.layers:
         w, b = folded[name]
         if op.kind == "linear":
             tensors |= {f"{name}.weight": w[:, :, 0, 0], f"{name}.bias": b}

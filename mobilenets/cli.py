@@ -5,7 +5,9 @@ called, so `--help` is quick.
 from __future__ import annotations
 
 import json
+import os
 import sys
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -33,6 +35,10 @@ Every verb takes `--json` (results for programs, on stdout) and `--debug` (the t
 
 def main() -> None:
     """Entry point of `mobilenets`: exit code 0, or 2 with one clear line on stderr."""
+    # GNU OpenMP's idle threads spin, by default so long that a second busy program slows training many times over;
+    # 20,000 turns are as quick on an idle machine and bounded on a busy one. It is read when torch is imported.
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    warnings.filterwarnings("ignore", module="PIL")  # of odd metadata; what matters is whether the pixels decode
     sys.exit(run(sys.argv[1:]))
 
 

@@ -105,7 +105,7 @@ class Data:
         return self.splits[name]
 
     def sample(self, split: str, count: int, preprocess: Preprocess) -> Batch:
-        """Up to `count` readable images of a split, the same ones each time, spread over its classes."""
+        """Up to `count` readable images of a split, drawn at random but the same each time."""
         s = self.split(split)
         order = np.random.default_rng(self.seed).permutation(len(s))[:count]
         return gather(s.subset(order), preprocess)
@@ -261,17 +261,18 @@ def _from_files(source: str, files: list[str], dirs: list[str], read: Callable[[
         raise UserError(f"{source}: no images; expected a folder of images for each class")
     depth = 0
     while len({f.split("/")[depth] for f in files}) == 1 and all(f.count("/") > depth + 1 for f in files):
-        if files[0].split("/")[depth] in SPLITS:
+        if files[0].split("/")[depth].lower() in SPLITS:
             break
         depth += 1
     tops = {f.split("/")[depth] for f in files if f.count("/") > depth}
-    has_splits = bool(tops) and tops <= set(SPLITS) and "train" in tops
+    splits_named = {t.lower() for t in tops}
+    has_splits = bool(tops) and splits_named <= set(SPLITS) and "train" in splits_named
     at = depth + has_splits
     found: dict[str, list[tuple[str, str]]] = {}
     for f in files:
         parts = f.split("/")
         if len(parts) > at + 1:
-            found.setdefault(SPLITS[parts[depth]] if has_splits else "train", []).append((f, parts[at]))
+            found.setdefault(SPLITS[parts[depth].lower()] if has_splits else "train", []).append((f, parts[at]))
     labels = sorted({c for rows in found.values() for _, c in rows})
     known = {c: i for i, c in enumerate(labels)}
     empty = sorted({p[at] for d in dirs if len(p := d.split("/")) > at and p[at] not in known})

@@ -22,7 +22,7 @@ from mobilenets import bundle as bundles
 from mobilenets.bundle import Bundle, Tensors
 from mobilenets.errors import UserError
 from mobilenets.images import Pixels, Preprocess
-from mobilenets.spec import Arch, Op
+from mobilenets.spec import Arch
 
 Array = npt.NDArray[Any]
 Folded = dict[str, tuple[Array, Array]]
@@ -30,25 +30,10 @@ Ranges = Mapping[str, tuple[float, float]]
 CALIBRATION_IMAGES = 512
 
 
-def layers(arch: Arch) -> list[tuple[str, Op]]:
-    """(name, op) of every layer with weights, classifier last."""
-    named = [(f"{b.name}.{op.name}", op) for b in arch.blocks for op in b.ops]
-    return named + ([("classifier", arch.classifier)] if arch.classifier else [])
-
-
-def activations(arch: Arch) -> list[str]:
-    """Names of the tensors that are quantized between layers, in order."""
-    names = ["input"]
-    for b in arch.blocks:
-        names += [f"{b.name}.{op.name}" for op in b.ops]
-        names += [b.name] if b.shortcut else []
-    return [*names, "pool", *(["classifier"] if arch.classifier else [])]
-
-
 def fold(arch: Arch, tensors: Tensors) -> Folded:
     """Layer name -> (weight [cout, cin/groups, K, K], bias [cout]), BatchNorm in them, float32."""
     out: Folded = {}
-    for name, op in layers(arch):
+    for name, op in arch.layers:
         if op.kind == "linear":
             out[name] = tensors[f"{name}.weight"][:, :, None, None], tensors[f"{name}.bias"]
             continue
@@ -85,11 +70,11 @@ def pack(arch: Arch, preprocess: Preprocess, folded: Folded, ranges: Ranges) -> 
     """Folded float weights and activation ranges -> the tensors of an int8 bundle."""
     out: dict[str, Array] = {}
     scales: dict[str, float] = {}
-    for name in activations(arch):
+    for name in arch.activations:
         scale, zero = affine(*(input_range(preprocess) if name == "input" else ranges[name]))
         out[f"{name}.scale"], out[f"{name}.zero_point"] = np.asarray(scale), np.asarray(zero)
         scales[name] = float(scale)
-    for (name, _), source in zip(layers(arch), _inputs(arch), strict=True):
+    for (name, _), source in zip(arch.layers, arch.layer_inputs, strict=True):
         weight, bias = folded[name]
         peak = np.abs(weight).reshape(len(weight), -1).max(1).astype(np.float64)
         # A channel of tiny weights and a large bias would overflow its int32 bias: widen its scale until it fits.
@@ -99,18 +84,6 @@ def pack(arch: Arch, preprocess: Preprocess, folded: Folded, ranges: Ranges) -> 
         out[f"{name}.weight_scale"] = scale
         out[f"{name}.bias"] = np.rint(bias / (scales[source] * step)).astype(np.int32)
     return out
-
-
-def _inputs(arch: Arch) -> list[str]:
-    """The activation each layer reads, in the order of `layers`."""
-    reads, current = [], "input"
-    for b in arch.blocks:
-        for op in b.ops:
-            reads.append(current)
-            current = f"{b.name}.{op.name}"
-        if b.shortcut:
-            current = b.name
-    return reads + (["pool"] if arch.classifier else [])
 
 
 def quantize_bundle(source: Bundle, images: Pixels) -> Bundle:

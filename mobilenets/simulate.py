@@ -12,7 +12,6 @@ from torch.nn import functional as F
 from mobilenets.bundle import Bundle
 from mobilenets.images import Pixels
 from mobilenets.model import ACTIVATIONS, BlockModule, ConvNormAct, MobileNet, build, pad_same
-from mobilenets.quantize import activations
 from mobilenets.spec import Arch, Op
 
 
@@ -44,7 +43,7 @@ class SimulatedInt8(nn.Module):
         self.arch: Arch = bundle.card.arch
         tensors = {k: torch.from_numpy(v) for k, v in bundle.tensors.items()}
         self.affine = {
-            a: (float(tensors[f"{a}.scale"]), int(tensors[f"{a}.zero_point"])) for a in activations(self.arch)
+            a: (float(tensors[f"{a}.scale"]), int(tensors[f"{a}.zero_point"])) for a in self.arch.activations
         }
         self.layers = nn.ModuleDict()
         source = "input"

@@ -205,6 +205,33 @@ class Arch:
         return tuple(Stage(f"stage{n}", i, s, self.blocks[i].cout) for n, (s, i) in enumerate(last.items(), 1))
 
     @property
+    def layers(self) -> list[tuple[str, Op]]:
+        """(name, op) of every layer with weights, the classifier last."""
+        named = [(f"{b.name}.{op.name}", op) for b in self.blocks for op in b.ops]
+        return named + ([("classifier", self.classifier)] if self.classifier else [])
+
+    @property
+    def activations(self) -> list[str]:
+        """Names of the tensors between layers, in order: what int8 gives a scale each."""
+        names = ["input"]
+        for b in self.blocks:
+            names += [f"{b.name}.{op.name}" for op in b.ops]
+            names += [b.name] if b.shortcut else []
+        return [*names, "pool", *(["classifier"] if self.classifier else [])]
+
+    @property
+    def layer_inputs(self) -> list[str]:
+        """The activation each layer reads, in the order of `layers`."""
+        reads, current = [], "input"
+        for b in self.blocks:
+            for op in b.ops:
+                reads.append(current)
+                current = f"{b.name}.{op.name}"
+            if b.shortcut:
+                current = b.name
+        return reads + (["pool"] if self.classifier else [])
+
+    @property
     def title(self) -> str:
         return f"{self.name} {self.alpha:g}-{self.resolution}"
 

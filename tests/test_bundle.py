@@ -16,17 +16,14 @@ from mobilenets.images import Preprocess
 
 
 def small(value=0.5, **changes):
-    """A Bundle whose tensors are no network's: saving and loading doesn't look at them."""
+    """A Bundle of the smallest network, every tensor full of `value`."""
     card = Card(
         zoo.arch("v1", 0.25, 32, 2), Preprocess(32), ("cat", "dög"),
         metrics=(Metric("top1", 98.5, "pets", "val", 200),), recipe={"epochs": 3}, data={"source": "pets"},
         licence="CC0", parent="abc",
     )  # fmt: skip
-    tensors = {
-        "w": np.full((3, 4), value, np.float32),
-        "q": np.arange(-5, 5, dtype=np.int8),
-        "s": np.array(2.5, np.float32),
-    }
+    shapes = bundles.tensor_shapes(card.arch, "float32")
+    tensors = {k: np.full(v, value, np.int64 if k.endswith("tracked") else np.float32) for k, v in shapes.items()}
     return Bundle(card.replace(**changes), tensors)
 
 
@@ -80,9 +77,9 @@ def test_the_card_is_stamped(saved):
 
 def test_transposed_tensors_are_saved_as_they_look(tmp_path):
     b = small()
-    turned = np.arange(6, dtype=np.float32).reshape(2, 3).T
-    Bundle(b.card, {"t": turned}).save(tmp_path / "b")
-    assert np.array_equal(Bundle.load(tmp_path / "b").tensors["t"], turned)
+    turned = np.arange(512, dtype=np.float32).reshape(256, 2).T
+    Bundle(b.card, {**b.tensors, "classifier.weight": turned}).save(tmp_path / "b")
+    assert np.array_equal(Bundle.load(tmp_path / "b").tensors["classifier.weight"], turned)
 
 
 def test_the_digest_depends_on_weights_and_card(tmp_path):
@@ -162,7 +159,7 @@ def test_weights_of_another_format_with_a_right_digest(saved):
 
 def test_saving_again_replaces(saved):
     small(value=0.125).save(saved)
-    assert Bundle.load(saved).tensors["w"][0, 0] == 0.125
+    assert Bundle.load(saved).tensors["classifier.bias"][0] == 0.125
     assert [p.name for p in saved.parent.iterdir()] == ["b"]
 
 
@@ -250,3 +247,20 @@ def test_find_bundle(saved):
     assert find_bundle(run) == run / "float"
     with pytest.raises(UserError, match="no bundle here"):
         find_bundle(saved.parent)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("classifier.bias"), "classifier.bias is missing"),
+        (lambda t: t.update(extra=np.zeros(3)), "extra is not of this network"),
+        (lambda t: t.update({"classifier.bias": np.zeros(3)}), r"classifier.bias is \(3,\), not \(2,\)"),
+    ],
+)
+def test_tensors_that_are_not_the_networks_are_refused(tmp_path, change, message):
+    b = small()
+    tensors = dict(b.tensors)
+    change(tensors)
+    Bundle(b.card, tensors).save(tmp_path / "b")
+    with pytest.raises(UserError, match=message):
+        Bundle.load(tmp_path / "b")

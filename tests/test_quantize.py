@@ -129,11 +129,11 @@ def test_packed_weights_are_within_half_a_step(make_bundle, pixels, name):
     bundle = make_bundle(name)
     arch, folded = bundle.card.arch, fold(bundle.card.arch, bundle.tensors)
     packed = pack(arch, bundle.card.preprocess, folded, simulate.calibrate(bundle, pixels))
-    layers, activations = [n for n, _ in quantize.layers(arch)], quantize.activations(arch)
+    layers, activations = [n for n, _ in arch.layers], arch.activations
     assert set(packed) == {f"{n}.{k}" for n in layers for k in ("weight", "weight_scale", "bias")} | {
         f"{a}.{k}" for a in activations for k in ("scale", "zero_point")
     }
-    for n, source in zip(layers, quantize._inputs(arch), strict=True):
+    for n, source in zip(layers, arch.layer_inputs, strict=True):
         assert packed[f"{n}.weight"].dtype == np.int8
         assert packed[f"{n}.bias"].dtype == np.int32
         peak = np.abs(packed[f"{n}.weight"].astype(int)).reshape(len(packed[f"{n}.bias"]), -1).max(1)
@@ -159,9 +159,7 @@ def dead_channel(bundle, layer, bias):
 def test_a_dead_channel_with_a_large_bias_does_not_overflow(make_bundle, pixels, name, layer, bias):
     bundle = dead_channel(make_bundle(name), layer, bias)
     int8 = quantize_bundle(bundle, pixels)
-    source = dict(
-        zip([n for n, _ in quantize.layers(bundle.card.arch)], quantize._inputs(bundle.card.arch), strict=True)
-    )
+    source = dict(zip([n for n, _ in bundle.card.arch.layers], bundle.card.arch.layer_inputs, strict=True))
     w, b = dequantized(int8.tensors, layer, source[layer])
     assert not w[3].any()
     assert b[3] == pytest.approx(bias, rel=1e-5)
@@ -207,7 +205,7 @@ def test_the_verb(make_bundle, write_images, tmp_path):
 def test_ranges_do_not_depend_on_the_batch(make_bundle, pixels):
     bundle = make_bundle("v2")
     whole, parts = (simulate.calibrate(bundle, pixels, batch=n) for n in (24, 7))
-    assert set(whole) == set(quantize.activations(bundle.card.arch)) - {"input"}
+    assert set(whole) == set(bundle.card.arch.activations) - {"input"}
     for name, (low, high) in whole.items():
         assert parts[name] == pytest.approx((low, high), rel=1e-4, abs=1e-4), name
         assert low <= 0 <= high
@@ -244,7 +242,7 @@ def test_the_simulation_holds_nothing_but_int8_values(make_bundle, pixels):
     original = module._round
     module._round = lambda x, name: seen.setdefault(name, original(x, name))
     module(torch.from_numpy(bundle.card.preprocess.normalize(pixels[:2])))
-    assert set(seen) == set(quantize.activations(bundle.card.arch))
+    assert set(seen) == set(bundle.card.arch.activations)
     for name, y in seen.items():
         levels = y.double() / float(bundle.tensors[f"{name}.scale"]) + int(bundle.tensors[f"{name}.zero_point"])
         assert (levels - levels.round()).abs().max() < 1e-3
@@ -274,7 +272,7 @@ def test_every_int8_layer_runs_in_integers(make_bundle, pixels, name, variant, t
     bundle = quantize_bundle(make_bundle(name, **variant), pixels)
     arch = bundle.card.arch
     kinds = Counter(n.op_type for n in optimized(bundle, tmp_path / "o.onnx").node)
-    assert kinds["QLinearConv"] == len(quantize.layers(arch))
+    assert kinds["QLinearConv"] == len(arch.layers)
     assert kinds["QLinearAdd"] == sum(b.shortcut for b in arch.blocks)
     assert kinds["QLinearGlobalAveragePool"] == 1
     assert not {"Conv", "FusedConv", "Add", "Clip", "Relu", "GlobalAveragePool", "Gemm", "MatMul"} & set(kinds)

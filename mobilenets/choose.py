@@ -131,15 +131,14 @@ class Choice:
         how = f"{self.engine} {self.precision}, {self.threads} thread{'s' * (self.threads > 1)}, {self.machine}"
         t = console.table(
             f"Pareto front of {len(self.candidates)} networks ({how})",
-            ["", "network", "ImageNet top-1 %", "latency ms", "size MB", "macs M", "params M", "activ. MB"],
-            left=("", "network"),
+            ["network", "top-1 %", "latency ms", "size MB", "macs M", "params M", "activ. MB"],
+            left=("network",),
         )
         rows = self.front if self.pick in self.front else [*self.front, self.pick]
         for c in sorted(rows, key=lambda c: c.latency_ms):
             meets = c.overshoot(self.budget) <= 1
             t.add_row(
-                "→" if c is self.pick else "",
-                c.arch.title,
+                f"{'→' if c is self.pick else ' '} {c.arch.title}",
                 str(c.top1),
                 f"{c.latency_ms:.3f}",
                 f"{c.size_mb:.2f}",
@@ -148,7 +147,7 @@ class Choice:
                 f"{c.memory_mb:.2f}",
                 style="bold green" if c is self.pick else "" if meets else "dim",
             )
-        t.caption = f"→ the pick for {self.budget}; dim: over budget; top-1 is published{self._legend()}"
+        t.caption = f"→ the pick for {self.budget}; dim: over budget; top-1 is ImageNet's, published{self._legend()}"
         return Group(Text(scatter(self)), t)
 
     def _legend(self) -> str:
@@ -245,11 +244,13 @@ class Cache:
     def __init__(self, engine: str, precision: Precision, threads: int) -> None:
         key = [machine(), _instructions(), engine, engines.version(engine), precision, threads, PROTOCOL]
         digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
+        self.entries: dict[str, tuple[float, int]]
         root = Path(os.environ.get("MOBILENETS_CACHE") or Path.home() / ".cache" / "mobilenets")
         self.path = root / f"latency-{engine}-{precision}-{threads}-{digest}.json"
         try:
-            self.entries: dict[str, list[float]] = json.loads(self.path.read_text())
-        except (OSError, ValueError):
+            read = json.loads(self.path.read_text())
+            self.entries = {str(k): (float(ms), int(size)) for k, (ms, size) in read.items()}
+        except (OSError, ValueError, TypeError, AttributeError):  # not there, or damaged: measured anew
             self.entries = {}
 
     def save(self) -> None:
@@ -292,12 +293,12 @@ def measure(archs: Sequence[Arch], engine: str, precision: Precision, threads: i
                     time_calls(ready, 1, WARM_UP_SECONDS)
                     times[a.digest].append(1e3 * float(np.median(time_calls(ready, 1, ROUND_SECONDS))))
                     bar.update(task, advance=1, status=a.title)
-        cache.entries |= {d: [min(ms), sizes[d]] for d, ms in times.items()}
+        cache.entries |= {d: (min(ms), sizes[d]) for d, ms in times.items()}
         cache.save()
     return [_candidate(a, precision, *cache.entries[a.digest]) for a in archs]
 
 
-def _candidate(a: Arch, precision: Precision, latency_ms: float, size_bytes: float) -> Candidate:
+def _candidate(a: Arch, precision: Precision, latency_ms: float, size_bytes: int) -> Candidate:
     c = cost.count(a)
     top1 = published.imagenet_top1(a.name, a.alpha, a.resolution) or Top1(0.0, "extrapolated")
     memory = c.peak_activation_elements * (1 if precision == "int8" else 4)

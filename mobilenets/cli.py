@@ -99,7 +99,9 @@ def _print(result: Any, as_json: bool) -> int:
         return 0
     from rich.console import Console
 
-    Console(highlight=False).print(result)
+    from mobilenets import console
+
+    console.print_whole(Console(highlight=False), result)
     return 0
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
     from rich.progress import Progress
     from rich.table import Table
 
@@ -20,8 +20,22 @@ def err() -> Console:
     return Console(stderr=True, highlight=False)
 
 
-def note(text: str) -> None:
-    err().print(text)
+def note(what: RenderableType) -> None:
+    print_whole(err(), what)
+
+
+def print_whole(console: Console, what: RenderableType) -> None:
+    """Print something no narrower than its numbers need: one that is cut to the terminal's width would be wrong."""
+    from rich.console import Console
+    from rich.measure import Measurement
+
+    needed = Measurement.get(console, console.options.update(max_width=1000), what).minimum
+    if needed > console.width:
+        console = Console(stderr=console.stderr, width=needed, highlight=False)
+    console.print(what)
+
+
+LEFT_WIDTH = 12
 
 
 def table(title: str, columns: Sequence[str], left: Sequence[str] = ()) -> Table:
@@ -32,7 +46,7 @@ def table(title: str, columns: Sequence[str], left: Sequence[str] = ()) -> Table
     t = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", caption_justify="left")
     for c in columns:
         number = c not in left
-        t.add_column(c, justify="right" if number else "left", overflow="fold", no_wrap=number)
+        t.add_column(c, justify="right" if number else "left", overflow="fold", no_wrap=number, min_width=0 if number else LEFT_WIDTH)
     return t
 
 

@@ -405,7 +405,7 @@ def scan(data: Data, keep: Iterable[str] = ("train",)) -> Scan:
 def check(data: Data, skip_bad: bool = False) -> Scan:
     """Scan before training: prints what was found, and stops at what would spoil the training. Raises `UserError`."""
     found = scan(data)
-    console.err().print(found)
+    console.note(found)
     if found.damaged and not skip_bad:
         raise UserError(
             f"{data.source}: {len(found.damaged)} damaged images (listed above); mend or remove them, "

@@ -26,7 +26,7 @@ def unknown(what: str, name: str, known: Iterable[str]) -> UserError:
 
 @contextlib.contextmanager
 def disk_errors(what: str) -> Iterator[None]:
-    """Turn a full or read-only disk, met while writing `what`, into a UserError."""
+    """Turn a full or read-only disk, or a path that can't be written, met while writing `what`, into a UserError."""
     try:
         yield
     except OSError as e:
@@ -36,6 +36,10 @@ def disk_errors(what: str) -> Iterator[None]:
             errno.EFBIG: "the file would be larger than the system allows",
             errno.EROFS: "the file system is read-only",
             errno.EACCES: "permission denied",
+            errno.ENOTDIR: "a part of the path is a file, not a folder",
+            errno.EEXIST: "a part of the path is a file, not a folder",
+            errno.EISDIR: "there is a folder of that name",
+            errno.ENAMETOOLONG: "the name is too long",
         }
         if e.errno not in reasons:
             raise

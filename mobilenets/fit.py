@@ -228,7 +228,7 @@ def _choose(
         of = start.card.arch
         archs = [train.initial_arch(start, len(d.labels), a.resolution) for a in archs if _same(a, of)]
     choice = choose.pick(archs, budget, engine, precision, threads)
-    console.err().print(choice)
+    console.note(choice)
     value = choice.to_json()
     files.write_json(path, value)
     return value
@@ -261,7 +261,7 @@ def ship(d: Data, trained: Bundle, out: Path, precision: Precision, threads: int
         label = "float" if p == "float32" else "int8, simulated"
         steps.append(Step(f"{label} in PyTorch", str(where), "torch", p, bench.size_on_disk(where), scores))
         made = export.export_bundle(b, parity, out / FILES[p], f"{d.source} {held_out}")
-        console.err().print(made)
+        console.note(made)
         engine = engines.load(made.path)
         scores = evaluate.score(engine, d, held_out)
         name, proof = f"{p} {made.path.suffix[1:].upper()}", (made.agreement, made.difference)

@@ -46,7 +46,7 @@ TYPE_COLOURS: dict[OpKind, str] = {"pointwise": BLUE, "depthwise": ORANGE, "conv
 WIDTH = 7.2  # inches; 72 SVG units each
 MOST_CLASSES = 30  # rows of a confusion matrix that can still be read
 NUMBERED_CLASSES = 12  # rows of one whose cells have room for their numbers
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "font.family": "sans-serif",
     "font.size": 9,
     "text.color": INK,
@@ -120,7 +120,7 @@ def _log_axis(ax: Axes, lo: float, hi: float) -> None:
 
 @_styled
 def pareto(choice: Mapping[str, Any]) -> Figure:
-    """Published ImageNet top-1 over measured latency, from a Choice's JSON: all networks, the front, the pick, the budget.
+    """Published ImageNet top-1 over measured latency, from a Choice's JSON: every network, front, pick, budget.
 
     A hollow dot misses a limit other than latency. A candidate without a latency wasn't measured and isn't drawn.
     """
@@ -181,16 +181,38 @@ def pareto(choice: Mapping[str, Any]) -> Figure:
             )  # fmt: skip
     x, y = pick["latency_ms"], pick["imagenet_top1"]
     ax.scatter([x], [y], marker="*", s=260, facecolors=GREEN, edgecolors=BACK, linewidths=1.0, zorder=5)
-    right = math.log(x / lo) > 0.6 * math.log(hi / lo)
+    ax.margins(y=0.12)
+    dx, dy = _free_place(ax, candidates, x, y)
     ax.annotate(
-        f"{network(pick)}, {x:.3g} ms", (x, y), xytext=(-12 if right else 12, -13), textcoords="offset points",
-        ha="right" if right else "left", va="center", weight="bold", zorder=6,
+        f"{network(pick)}, {x:.3g} ms", (x, y), xytext=(dx, dy), textcoords="offset points",
+        ha="left" if dx > 0 else "right" if dx < 0 else "center", va="center", weight="bold", zorder=6,
         bbox={"facecolor": BACK, "edgecolor": "none", "alpha": 0.8, "pad": 1.5},
     )  # fmt: skip
     handles.append(Line2D([], [], marker="*", ls="", ms=12, color=GREEN, mec=BACK, label="the pick"))
-    ax.margins(y=0.12)
     fig.legend(handles=handles, loc="outside upper left", ncols=len(handles), handletextpad=0.4, columnspacing=1.4)
     return fig
+
+
+def _free_place(ax: Axes, candidates: Sequence[Mapping[str, Any]], x: float, y: float) -> tuple[float, float]:
+    """Where, in points from (x, y), a label of the pick hides the fewest dots and stays inside the axes."""
+    lo, hi = ax.get_xlim()
+    bottom, top = ax.get_ylim()
+    width, height = 440.0, 200.0  # of the axes, about, in points
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        return width * math.log(x / lo) / math.log(hi / lo), height * (y - bottom) / (top - bottom)
+
+    dots = [at(c["latency_ms"], c["imagenet_top1"]) for c in candidates]
+    px, py = at(x, y)
+
+    def cost(place: tuple[float, float]) -> int:
+        dx, dy = place
+        left = px + dx - (0 if dx > 0 else 130 if dx < 0 else 65)
+        low, high = py + dy - 9, py + dy + 9
+        outside = left < 0 or left + 130 > width or low < 0 or high > height
+        return 100 * outside + sum(left - 5 < u < left + 135 and low - 5 < v < high + 5 for u, v in dots)
+
+    return min([(12, -13), (14, 0), (12, 13), (-12, -13), (-14, 0), (-12, 13), (0, -22), (0, 22)], key=cost)
 
 
 _LIMIT_NAMES = {
@@ -237,7 +259,7 @@ def curves(path: Path, best_epoch: int | None = None) -> Figure:
             if values := columns.get(column):
                 epochs = sorted(values)
                 marker = {"marker": "o", "ms": 4} if len(epochs) < 4 else {}
-                ax.plot(epochs, [values[e] for e in epochs], color=colour, label=label, **marker)  # type: ignore[arg-type]
+                ax.plot(epochs, [values[e] for e in epochs], color=colour, label=label, **marker)
         ax.set_title(title)
         ax.set_xlabel("epoch")
         ax.grid(visible=True, axis="y")
@@ -363,7 +385,8 @@ def cost_shares(cost: Cost) -> Figure:
         values = [v[which] for v in shares.values()]
         ax.barh(range(len(shares)), values, height=0.62, color=[TYPE_COLOURS[k] for k in shares])
         for i, v in enumerate(values):
-            ax.annotate(f"{v:.1f}", (v, i), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8.5)
+            text = f"{v:.1f}" if v >= 0.05 or not v else "<0.1"
+            ax.annotate(text, (v, i), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8.5)
         ax.set_xlim(0, 112)
         ax.set_xticks([0, 25, 50, 75, 100])
         ax.set_title(title)

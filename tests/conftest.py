@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import io
+import json
 import os
-from collections.abc import Callable
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from mobilenets import zoo
+from mobilenets import cli, zoo
 from mobilenets.bundle import Bundle, Card
 from mobilenets.images import Pixels, Preprocess
 from mobilenets.spec import Padding, scale
@@ -92,3 +99,118 @@ def make_bundle() -> Callable[..., Bundle]:
         return _bundle(name, padding, mean, std, seed)
 
     return make
+
+
+# ---- the command line and training ---------------------------------------------------------------------------------
+
+COLOURS = {"blue": (40, 60, 200), "green": (50, 190, 70), "red": (200, 50, 40)}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Latencies measured by tests stay out of the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MOBILENETS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a command line did."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+    @property
+    def line(self) -> str:
+        """The one line on stderr of a command that failed as it should: exit code 2, nothing else said."""
+        assert self.code == 2, self.err
+        assert self.out == ""
+        (line,) = self.err.splitlines()
+        assert line.startswith("mobilenets: ")
+        assert "Traceback" not in line
+        return line
+
+
+def run_cli(*arguments: object) -> Ran:
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = cli.run([str(a) for a in arguments])
+    return Ran(code, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(scope="session")
+def command() -> Callable[..., Ran]:
+    """`command("cost", "v1")`: a command line carried out in this process."""
+    return run_cli
+
+
+def colour_images(root: Path, counts: dict[str, int], side: int = 32) -> Path:
+    rng = np.random.default_rng(0)
+    for folder, count in counts.items():
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            pixels = np.array(COLOURS[Path(folder).name]) + rng.normal(0, 25, (side, side, 3))
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(root / folder / f"{i:03d}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def write_colours() -> Callable[..., Path]:
+    """`write_colours(root, {"train/red": 5, "val/red": 2, ...})`: noisy blue, green, red images, easy to tell apart."""
+    return colour_images
+
+
+@pytest.fixture(scope="session")
+def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of three easy classes, 24 training and 8 validation images each."""
+    root = tmp_path_factory.mktemp("data") / "colours"
+    return colour_images(root, {f"{s}/{c}": n for s, n in (("train", 24), ("val", 8)) for c in COLOURS})
+
+
+TINY = ("--arch", "v1", "--alpha", "0.25", "--resolution", "32", "--batch", "24", "--workers", "0")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its folder, the command line that made it, what that printed."""
+
+    out: Path
+    arguments: tuple[str, ...]
+    ran: Ran
+
+
+@pytest.fixture(scope="session")
+def tiny_train(colours: Path) -> Callable[..., Run]:
+    """`tiny_train(out, "--epochs", 2)`: `mobilenets train` of V1 .25-32 on the three colours."""
+
+    def train(out: Path, *arguments: object, data: Path = colours) -> Run:
+        line = ("train", str(data), "--out", str(out), *TINY, *map(str, arguments))
+        return Run(out, line, run_cli(*line))
+
+    return train
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """`small_disk("9m")`: a file system of that size, mounted (skips where that isn't allowed)."""
+    mounted: list[Path] = []
+
+    def mount(size: str) -> Path:
+        path = tmp_path / f"disk{len(mounted)}"
+        path.mkdir()
+        line = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path)]
+        done = subprocess.run(line, capture_output=True, text=True, check=False) if shutil.which("mount") else None
+        if done is None or done.returncode:
+            pytest.skip("a tmpfs can't be mounted here")
+        mounted.append(path)
+        return path
+
+    yield mount
+    for path in mounted:
+        subprocess.run(["umount", str(path)], check=True)

@@ -159,14 +159,15 @@ class _Worker:
         self.peak_rss = 0
 
     def measure(self) -> None:
-        self.pipe.send(True)
+        with contextlib.suppress(OSError):  # a process that died is told of where it is heard
+            self.pipe.send(True)
         times, self.peak_rss = self._receive()
         self.times += times
 
     def _receive(self) -> Any:
         try:
             got = self.pipe.recv()
-        except EOFError as e:
+        except (EOFError, OSError) as e:
             raise UserError(f"{self.path}: the process measuring it died (out of memory?)") from e
         if isinstance(got, str):
             raise UserError(got)

@@ -58,7 +58,7 @@ def run(arguments: list[str]) -> int:
         if debug:
             raise
         return _fail("interrupted; nothing was left half-written")
-    except BrokenPipeError:  # the reader of our output has seen enough
+    except _ReaderLeft:
         sys.stderr.close()
         return 0
 
@@ -67,7 +67,13 @@ def _call(arguments: list[str]) -> Any:
     import cyclopts
 
     app = cyclopts.App(
-        name="mobilenets", help=HELP, version=__version__, result_action="return_value", help_format="markdown"
+        name="mobilenets",
+        help=HELP,
+        version=__version__,
+        result_action="return_value",
+        help_format="markdown",
+        default_parameter=cyclopts.Parameter(negative=()),  # --resume needs no --no-resume
+        suppress_keyboard_interrupt=False,  # else it ends without a word
     )
     for name, (target, summary) in VERBS.items():
         app.command(target, name=name, help=summary)
@@ -86,16 +92,16 @@ def _print(result: Any, as_json: bool) -> int:
         for item in result:
             failed += bool(item.error)
             if as_json:
-                print(json.dumps(item.to_json()))
+                _line(json.dumps(item.to_json()))
             elif item.error:
                 print(f"mobilenets: {item.error}", file=sys.stderr)
             else:
-                print(item)
+                _line(str(item))
         if as_json and failed:
             print(f"mobilenets: {failed} images could not be read", file=sys.stderr)
         return 2 if failed else 0
     if as_json:
-        print(json.dumps(result.to_json(), indent=2))
+        _line(json.dumps(result.to_json(), indent=2))
         return 0
     from rich.console import Console
 
@@ -103,6 +109,17 @@ def _print(result: Any, as_json: bool) -> int:
 
     console.print_whole(Console(highlight=False), result)
     return 0
+
+
+class _ReaderLeft(Exception):
+    """The reader of our output has seen enough."""
+
+
+def _line(text: str) -> None:
+    try:
+        print(text)
+    except BrokenPipeError as e:  # caught here alone: elsewhere it is a fault
+        raise _ReaderLeft from e
 
 
 def _fail(message: str) -> int:

@@ -46,7 +46,13 @@ def table(title: str, columns: Sequence[str], left: Sequence[str] = ()) -> Table
     t = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", caption_justify="left")
     for c in columns:
         number = c not in left
-        t.add_column(c, justify="right" if number else "left", overflow="fold", no_wrap=number, min_width=0 if number else LEFT_WIDTH)
+        t.add_column(
+            c,
+            justify="right" if number else "left",
+            overflow="fold",
+            no_wrap=number,
+            min_width=0 if number else LEFT_WIDTH,
+        )
     return t
 
 
@@ -72,6 +78,7 @@ def progress(unit: str = "images") -> Progress:
         TextColumn("{task.fields[status]}"),
         console=err(),
         transient=True,
+        disable=not err().is_terminal,  # elsewhere it would leave empty lines
     )
 
 

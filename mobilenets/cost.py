@@ -163,6 +163,7 @@ class Cost:
             ],
             left=("layer", "type"),
         )
+        t.columns[0].min_width = max(len(r.layer) for r in self.rows)
         for r in self.rows:
             t.add_row(
                 r.layer,

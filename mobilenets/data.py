@@ -28,7 +28,7 @@ Kind = Literal["photo", "glyph"]
 Read = Callable[[int], "Path | bytes | Image.Image"]
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 CACHE_SIDE = 256  # cached training images keep at most this short side: enough for random crops at 224
-CACHE_BYTES = 4 << 30
+CACHE_BYTES = min(4 << 30, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4)
 
 
 @dataclass
@@ -100,8 +100,11 @@ class Data:
         return 1.0 if self.kind == "glyph" else 0.875
 
     def split(self, name: str) -> Split:
+        """The split called `name`, or all of them together as "all"."""
+        if name == "all":
+            return _joined(list(self.splits.values()))
         if name not in self.splits:
-            raise UserError(f"{self.source} has no split {name!r}; it has {', '.join(self.splits)}")
+            raise UserError(f"{self.source} has no split {name!r}; it has {', '.join(self.splits)} (and all)")
         return self.splits[name]
 
     def sample(self, split: str, count: int, preprocess: Preprocess) -> Batch:
@@ -135,6 +138,12 @@ def gather(split: Split, preprocess: Preprocess) -> Batch:
     r = preprocess.resolution
     pixels = np.stack([p for p in out if p is not None]) if keep else np.empty((0, r, r, 3), np.uint8)
     return Batch(pixels, split.targets[keep])
+
+
+def _joined(splits: list[Split]) -> Split:
+    where = [(s, i) for s in splits for i in range(len(s))]
+    names = [s.names[i] for s, i in where]
+    return Split("all", names, np.concatenate([s.targets for s in splits]), lambda j: where[j][0].read(where[j][1]))
 
 
 def _shrink(img: Image.Image) -> Pixels:

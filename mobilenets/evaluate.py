@@ -48,10 +48,14 @@ def evaluate(model: Path, source: str | None = None, *, split: str | None = None
     source
         Folder or zip of class folders, or a set's name; the data it was trained on, if left out.
     split
-        train, val or test; by default test where there is one, else val. Data without splits is split as in training.
+        train, val, test or all. By default test where there is one, else val; all of data without splits of its own,
+        unless it is what the network was trained on: then what was held out in training.
     root
         Where local copies of named data sets are.
     """
     engine = engines.load(model)
     d = data.of_card(engine.card, source, root)
-    return score(engine, d, split or d.held_out)
+    trained_on = engine.card.data
+    same = d.source == trained_on.get("source") or len(d.split("all")) == sum(trained_on.get("counts", {}).values())
+    default = d.held_out if same or d.val_fraction is None else "all"
+    return score(engine, d, split or default)

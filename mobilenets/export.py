@@ -72,9 +72,11 @@ def export_bundle(source: Bundle, images: Pixels, path: Path, data_name: str) ->
             ours.append(reference(images[i : i + 32]))
             theirs.append(engine(images[i : i + 32]))
         a, b = np.concatenate(ours), np.concatenate(theirs)
-        agreement = 100 * float((a.argmax(1) == b.argmax(1)).mean())
+        differ = int((a.argmax(1) != b.argmax(1)).sum())
+        agreement = 100 * (1 - differ / len(a))
         difference = float(np.abs(a - b).max())
-        if not (agreement >= agreement_limit and difference <= difference_limit):
+        # Of few images, one at a tie would be more than the limit's share; how far it differs is bounded anyway.
+        if not ((differ <= 1 or agreement >= agreement_limit) and difference <= difference_limit):
             raise UserError(
                 f"{path} was not kept: it differs from PyTorch (top-1 agreement {agreement:.2f}%, needs "
                 f"{agreement_limit}%; largest difference {difference:.3g}, limit {difference_limit})"
@@ -107,5 +109,5 @@ def export(
         raise unknown("format", to, FORMATS)
     source = Bundle.load(bundles.find_bundle(bundle))
     d = data.of_card(source.card, data_source, root)
-    images = d.sample(d.held_out if d.held_out in d.splits else "train", PARITY_IMAGES, source.card.preprocess)
+    images = d.sample(d.held_out, PARITY_IMAGES, source.card.preprocess)
     return export_bundle(source, images.pixels, out, d.source)

@@ -17,6 +17,7 @@ from mobilenets import bundle as bundles
 from mobilenets.bundle import Bundle, Metric, Precision
 from mobilenets.choose import Budget
 from mobilenets.data import Data, Scan
+from mobilenets.errors import UserError
 from mobilenets.recipes import Overrides
 from mobilenets.spec import Arch
 from mobilenets.tasks.classify import Scores
@@ -161,6 +162,8 @@ def fit(
     started = time.monotonic()
     budget = budget or Budget()
     precision = choose.check(engine, precision, threads)
+    if engine not in export.FORMATS.values():
+        raise UserError(f"fit ships files for {', '.join(export.FORMATS.values())}, not {engine}")
     chosen_recipe = recipes.recipe(recipe or ("finetune" if init else "modern"), overrides)
     start = Bundle.load(bundles.find_bundle(init)) if init else None
     d = data.open_data(source, root, seed)
@@ -203,7 +206,7 @@ def fit(
     from mobilenets import report
 
     console.note("[bold]6/6 write the report[/]")
-    report.report(out)
+    report.report(out, root=root)
     return fitted
 
 

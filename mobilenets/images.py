@@ -38,13 +38,18 @@ def open_rgb(source: Path | bytes, name: str = "", short_side: int = 0) -> Image
                 raise ValueError(f"{img.width}x{img.height} pixels, over the limit of {MAX_PIXELS:,}")
             if short_side and img.format == "JPEG":
                 img.draft(None, (2 * short_side, 2 * short_side))
-            img.load()
-            return _rgb(ImageOps.exif_transpose(img))
+            return upright_rgb(img)
     except (Exception, RecursionError) as e:  # Pillow's decoders raise nearly anything on hostile bytes
         if isinstance(e, FileNotFoundError):
             raise BadImage(f"{name}: no such file") from e
         reason = "not an image, or of an unknown kind" if type(e).__name__ == "UnidentifiedImageError" else str(e)
         raise BadImage(f"{name}: damaged image ({reason})") from e
+
+
+def upright_rgb(img: Image.Image) -> Image.Image:
+    """An opened image as 8-bit RGB, whatever it holds, turned as its camera says."""
+    img.load()
+    return _rgb(ImageOps.exif_transpose(img))
 
 
 def _rgb(img: Image.Image) -> Image.Image:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, cast
 import pytorch_lightning as pl
 import torch
 import torchmetrics
+from pytorch_lightning.plugins import TorchCheckpointIO
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
@@ -122,6 +124,20 @@ class Learner(pl.LightningModule):
         total = int(self.trainer.estimated_stepping_batches)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: schedule(s, total, self.recipe.warmup))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+class Checkpoints(TorchCheckpointIO):
+    """Checkpoints written beside and renamed into place.
+
+    Lightning's own are written in the temporary folder and moved: from another disk, that is a copy over the last one,
+    which a full disk or a kill leaves half-written.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:  # noqa: ARG002
+        buffer = io.BytesIO()  # torch.save to a file hides a full disk's OSError
+        torch.save(checkpoint, buffer)
+        with files.atomic_file(Path(path)) as tmp:
+            tmp.write_bytes(buffer.getbuffer())
 
 
 class EpochLog(pl.Callback):

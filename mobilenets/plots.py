@@ -228,14 +228,14 @@ def _threads(choice: Mapping[str, Any]) -> str:
 
 
 def read_metrics(path: Path) -> dict[str, dict[int, float]]:
-    """Lightning's metrics.csv -> {column: {epoch, from 1: value}}; the last value of an epoch counts."""
+    """A run's metrics.csv -> {column: {epoch, from 1: value}}."""
     out: dict[str, dict[int, float]] = {}
     try:
         with path.open(newline="") as f:
             for row in csv.DictReader(f):
                 for k, v in row.items():
-                    if v and k and k not in ("epoch", "step"):
-                        out.setdefault(k, {})[int(row["epoch"]) + 1] = float(v)
+                    if v and k and k != "epoch":
+                        out.setdefault(k, {})[int(row["epoch"])] = float(v)
     except OSError as e:
         raise UserError(f"{path}: can't be read ({e.strerror})") from e
     except (KeyError, TypeError, ValueError, csv.Error) as e:
@@ -271,12 +271,10 @@ def curves(path: Path, best_epoch: int | None = None) -> Figure:
     best = columns.get("val_top1", {})
     if best_epoch in best:
         value = best[best_epoch]
-        right = best_epoch > last / 2
         top1.plot([best_epoch], [value], marker="*", ms=12, ls="", color=GREEN, mec=BACK, zorder=5, clip_on=False)
         top1.annotate(
-            f"kept: epoch {best_epoch}, {value:.2f}%", (best_epoch, value), xytext=(-2 if right else 2, -15),
-            textcoords="offset points", ha="right" if right else "left", va="center", fontsize=8.5, zorder=6,
-            bbox={"facecolor": BACK, "edgecolor": "none", "alpha": 0.8, "pad": 1.0},
+            f"★ kept: epoch {best_epoch}, {value:.2f}%", (0.99, 0.06), xycoords="axes fraction", ha="right",
+            fontsize=8.5, bbox={"facecolor": BACK, "edgecolor": "none", "alpha": 0.8, "pad": 1.0},
         )  # fmt: skip
     return fig
 

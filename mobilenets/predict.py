@@ -21,7 +21,7 @@ from mobilenets import engines
 from mobilenets.data import is_image_name
 from mobilenets.engines import Engine
 from mobilenets.errors import UserError
-from mobilenets.images import BadImage, Pixels
+from mobilenets.images import BadImage, Pixels, upright_rgb
 from mobilenets.tasks import classify
 
 T = TypeVar("T")
@@ -63,7 +63,7 @@ def stream(
             try:
                 decoded.append(read(item))
             except BadImage as e:
-                decoded.append(e)
+                decoded.append(e.with_traceback(None))  # which would hold this frame, and it the error
         good = [d for d in decoded if not isinstance(d, BadImage)]
         if not good:
             scores: Iterator[Row] = iter(())
@@ -168,7 +168,10 @@ class Model:
                 raise UserError(f"pixels must be uint8 [H, W, 3] RGB, not {item.dtype} {list(item.shape)}")
             return p.fit(Image.fromarray(item))
         if isinstance(item, Image.Image):
-            return p.fit(item.convert("RGB"))
+            try:
+                return p.fit(upright_rgb(item))
+            except Exception as e:  # opened lazily, so damaged perhaps; Pillow's decoders raise nearly anything
+                raise BadImage(f"damaged image ({e})") from e
         raise UserError(f"not an image: {type(item).__name__}; give a path, a PIL image or a uint8 array")
 
     def _member(self, item: Source) -> bytes:

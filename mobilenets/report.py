@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import datetime
-import io
 import json
-import shlex
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,17 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
-from mobilenets import cost, data, engines, files, plots, recipes
-from mobilenets import predict as predicting
+from mobilenets import cost, files, plots, recipes, samples
 from mobilenets.bench import size_on_disk
 from mobilenets.bundle import CARD, Card
 from mobilenets.cost import Cost
-from mobilenets.data import Data, Scan
+from mobilenets.data import Scan
 from mobilenets.errors import UserError
 from mobilenets.fit import CHOICE, REPORT, SCAN, STEPS
-from mobilenets.images import BadImage
 from mobilenets.run import CONFIG
 from mobilenets.spec import Arch
 from mobilenets.train import FLOAT, LOGS
@@ -38,20 +31,17 @@ TEMPLATE = "report.html"
 METRICS = f"{LOGS}/metrics.csv"
 # What each file must have for the page to be made from it.
 NEEDED = {
-    CONFIG: ("verb", "source", "budget", "engine", "precision", "threads", "recipe", "seed"),
+    CONFIG: ("command", "source", "budget", "engine", "precision", "threads", "recipe", "seed"),
     CHOICE: ("pick", "arch", "budget", "engine", "engine_version", "precision", "threads", "machine", "front",
              "candidates"),
     SCAN: ("source", "counts", "native_side"),
     STEPS: ("file", "top1", "latency_ms", "predicted_latency_ms", "size_bytes", "seconds", "steps"),
     f"{FLOAT}/{CARD}": ("digest",),
 }  # fmt: skip
-SAMPLES, MISTAKES = 12, 6
-SEARCH_IMAGES, SEARCH_SECONDS = 1000, 20.0  # at most, in search of mistakes to show
-THUMBNAIL, PIXELATED = 176, 64  # pixels; a smaller original is kept as it is and enlarged without smoothing
 ROWS = 10  # of a list of worst classes or pairs
 BYTES = {"int8": 1, "float32": 4}
 UNITS = {
-    "latency_ms": ("latency", "ms"), "size_mb": ("size", "MB"), "macs_m": ("mult-adds", "M"),
+    "latency_ms": ("latency", "ms"), "size_mb": ("size", "MB"), "macs_m": ("macs", "M"),
     "params_m": ("parameters", "M"), "memory_mb": ("activations", "MB"),
 }  # fmt: skip
 
@@ -189,12 +179,20 @@ class _Page:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        environment.filters |= {"ms": ms, "mb": mb, "count": count, "short": lambda s: s[:16], "network": plots.network}
+        environment.filters |= {
+            "ms": ms,
+            "mb": mb,
+            "count": count,
+            "share": share,
+            "short": lambda s: s[:16],
+            "network": plots.network,
+        }
         html: str = environment.get_template(TEMPLATE).render(
             page=self,
             pick=self.choice["pick"],
             pick_title=plots.network(self.choice["pick"]),
             shipped=self.shipped,
+            data_name=Path(self.shipped["data"]).name or self.shipped["data"],
             limits=self.limits(),
             why=self.why(),
             front=self.front(),
@@ -209,7 +207,7 @@ class _Page:
             shares=[(cost.TYPE_NAMES[k], *v) for k, v in self.cost.shares().items() if any(v)],
             bytes=BYTES[self.choice["precision"]],
             files=self.files(),
-            command=self.command(),
+            command=self.config["command"],
             plots=self.plots(),
             now=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
             rows=ROWS,
@@ -234,6 +232,7 @@ class _Page:
         try:
             fig = plots.curves(self.run / METRICS, self.card.recipe.get("best_epoch"))
             out["curves"] = Markup(plots.svg(fig, "Loss and held-out top-1 by epoch"))
+            out["seconds"] = sum(plots.read_metrics(self.run / METRICS).get("seconds", {}).values())
         except UserError as e:
             self.notes.append(f"the training curves were left out: {e}")
             out["no_curves"] = str(e)
@@ -307,8 +306,9 @@ class _Page:
     def recipe(self) -> list[tuple[str, str, str]]:
         """Name, value and meaning of every field, as they were when it trained."""
         meaning = {f.name: f.metadata["help"] for f in dataclasses.fields(recipes.Recipe)}
+        meaning["seed"] = "Seed of everything random: split, initial weights, order, augmentation."
         given = {**self.config["recipe"], "seed": self.config["seed"]}
-        return [(k, f"{v:g}" if isinstance(v, float) else str(v), meaning.get(k, "Seed of everything random."))
+        return [(k, f"{v:g}" if isinstance(v, float) else str(v), meaning.get(k, ""))
                 for k, v in given.items()]  # fmt: skip
 
     def classes(self) -> list[dict[str, Any]]:
@@ -371,121 +371,15 @@ class _Page:
             })  # fmt: skip
         return out
 
-    def command(self) -> str:
-        """The command that makes this run, as run.json has it: what differs from the defaults is spelt out."""
-        c = self.config
-        processes = self.card.recipe.get("processes", 1)
-        start = ["torchrun", "--nproc-per-node", str(processes), "-m"] if processes > 1 else []
-        words = [*start, "mobilenets", "fit", str(c["source"])]
-        for k, v in c["budget"].items():
-            words += [f"--max-{k.replace('_', '-')}", f"{v:g}"]
-        for k, default in (("engine", "onnxruntime"), ("precision", "int8"), ("threads", 1), ("seed", 0)):
-            if c[k] != default:
-                words += [f"--{k}", str(c[k])]
-        usual = "finetune" if c.get("init") else "modern"
-        changed = {
-            name: {k: v for k, v in c["recipe"].items() if recipe.to_json().get(k) != v}
-            for name, recipe in recipes.RECIPES.items()
-        }
-        name = min(changed, key=lambda n: (len(changed[n]), n != usual))
-        if name != usual:
-            words += ["--recipe", name]
-        for k, v in changed[name].items():
-            words += [f"--{k.replace('_', '-')}", str(v)]
-        if c.get("init"):
-            words += ["--init", "BUNDLE"]
-        if self.scan.get("damaged"):
-            words.append("--skip-bad")
-        return shlex.join([*words, "--out", str(self.run)])
-
-    # ---- sample predictions ----------------------------------------------------------------------------------------
-
     def samples(self, root: Path | None) -> dict[str, Any]:
-        """Held-out images with what the shipped file says of them, some mistakes first; or why there are none."""
-        if not self.file.is_file():
-            return self._no_samples(f"{self.file} is missing")
+        """Held-out images with what the shipped file says of them; or why there are none."""
         try:
-            engine = engines.load(self.file)
-            d = data.of_card(engine.card, None, root)
-            split = d.split(self.shipped["split"])
-            found = self._search(engine, d)
+            shown = samples.samples(self.file, self.shipped["split"], self.confusion, root)
         except UserError as e:
-            return self._no_samples(str(e))
-        wrong = [s for s in found if s["label"] != s["predicted"]]
-        right = [s for s in found if s["label"] == s["predicted"]]
-        shown = _varied(wrong, MISTAKES, "predicted")
-        shown += _varied(right, SAMPLES - len(shown), "label")
-        out = []
-        for s in shown:
-            try:
-                uri, small = _thumbnail(split.rgb(s["index"], THUMBNAIL), engine.card.preprocess.crop)
-            except BadImage:
-                continue
-            out.append({**s, "uri": uri, "small": small, "name": split.names[s["index"]]})
-        mistakes = sum(s["label"] != s["predicted"] for s in out)
-        return {"images": out, "mistakes": mistakes, "note": "" if out else "no held-out image could be read"}
-
-    def _no_samples(self, reason: str) -> dict[str, Any]:
-        self.notes.append(f"the sample predictions were left out: {reason}")
-        return {"images": [], "mistakes": 0, "note": reason}
-
-    def _search(self, engine: engines.Engine, d: Data) -> list[dict[str, Any]]:
-        """Predictions for a seeded sample of the split, until there are mistakes enough to show; bounded in time."""
-        split = d.split(self.shipped["split"])
-        if not len(split):
-            return []
-        m = self.confusion
-        expected = min(MISTAKES, int(m.sum() - np.trace(m)))
-        rng = np.random.default_rng(d.seed)
-        order = rng.permutation(len(split))
-        errors = 1 - np.diag(m) / np.maximum(m.sum(1), 1)
-        # The first few at random; then, in search of mistakes, classes that have some, the worst first.
-        hard = sorted(order[2 * SAMPLES :], key=lambda i: -errors[split.targets[i]])
-        order = np.array([*order[: 2 * SAMPLES], *hard][:SEARCH_IMAGES])
-        out: list[dict[str, Any]] = []
-        mistakes, end = 0, time.monotonic() + SEARCH_SECONDS
-        results = predicting.stream(engine, order.tolist(), lambda i: split.pixels(i, engine.card.preprocess))
-        for i, scores in results:
-            if isinstance(scores, BadImage):
-                continue
-            true, best = int(split.targets[i]), int(scores.argmax())
-            mistakes += true != best
-            out.append({
-                "index": i,
-                "label": self.labels[true],
-                "predicted": self.labels[best],
-                "probability": 100 * float(scores[best]),
-                "of_label": 100 * float(scores[true]),
-            })  # fmt: skip
-            enough = mistakes >= expected and len(out) >= 2 * SAMPLES
-            if enough or time.monotonic() > end:
-                break
-        return out
-
-
-def _varied(found: list[dict[str, Any]], most: int, by: str) -> list[dict[str, Any]]:
-    """Up to `most` of `found`, taken in turn from its groups by `by`."""
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for s in found:
-        groups.setdefault(s[by], []).append(s)
-    rounds = max(map(len, groups.values()), default=0)
-    return [g[i] for i in range(rounds) for g in groups.values() if i < len(g)][:most]
-
-
-def _thumbnail(img: Image.Image, crop: float) -> tuple[str, bool]:
-    """The square a network looks at, as a data URI, and whether it is so small that it is shown pixel by pixel."""
-    side = max(1, round(min(img.size) * crop))
-    left, top = (img.width - side) // 2, (img.height - side) // 2
-    img = img.crop((left, top, left + side, top + side))
-    small = side < PIXELATED
-    out = io.BytesIO()
-    if small:
-        img.save(out, "PNG")
-    else:
-        shown = min(side, THUMBNAIL)
-        img.resize((shown, shown), Image.Resampling.LANCZOS).save(out, "JPEG", quality=82)
-    kind = "png" if small else "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(out.getvalue()).decode()}", small
+            self.notes.append(f"the sample predictions were left out: {e}")
+            return {"images": [], "mistakes": 0, "note": str(e)}
+        mistakes = sum(s["label"] != s["predicted"] for s in shown)
+        return {"images": shown, "mistakes": mistakes, "note": "" if shown else "no held-out image could be read"}
 
 
 # ---- numbers -------------------------------------------------------------------------------------------------------
@@ -505,3 +399,7 @@ def mb(n: float) -> str:
 
 def count(n: float) -> str:
     return f"{n:,.0f}"
+
+
+def share(percent: float) -> str:
+    return f"{percent:.2f}" if percent >= 0.005 or not percent else "<0.01"

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,17 @@ from mobilenets import console, files
 from mobilenets.errors import UserError
 
 CONFIG = "run.json"
+COMMAND = "command"  # recorded beside the arguments, not compared
+
+
+def command_line() -> str:
+    """The command that is running, or that there is none of ours."""
+    program = Path(sys.argv[0])
+    if program.name != "mobilenets" and program.parent.name != "mobilenets":
+        return "(called from Python)"
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    start = ["torchrun", "--nproc-per-node", str(processes), "-m"] if processes > 1 else []
+    return shlex.join([*start, "mobilenets", *sys.argv[1:]])
 
 
 def prepare(out: Path, config: dict[str, Any], resume: bool) -> None:
@@ -18,19 +32,21 @@ def prepare(out: Path, config: dict[str, Any], resume: bool) -> None:
     Raises `UserError` if there is a run already and `resume` is False, or if it was made with other arguments.
     """
     path = out / CONFIG
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file, not a run's folder; choose another --out")
     if not path.exists():
         if out.exists() and any(p for p in out.iterdir() if p.name != ".gitkeep"):
             raise UserError(f"{out} is not empty and holds no run; choose another --out")
         if resume:
             console.note(f"nothing to resume in {out}: starting from the beginning")
-        files.write_json(path, config)
+        files.write_json(path, {**config, COMMAND: command_line()})
         return
     if not resume:
         raise UserError(f"{out} holds a run already: go on with it (--resume) or choose another --out")
     before = json.loads(path.read_text())
     now = json.loads(json.dumps(config))
     before, now = _flat(before), _flat(now)
-    changed = [k for k in sorted({*before, *now}) if before.get(k) != now.get(k)]
+    changed = [k for k in sorted({*before, *now} - {COMMAND}) if before.get(k) != now.get(k)]
     if changed:
         k = changed[0]
         raise UserError(f"{out} was made with {k} {before.get(k)}, not {now.get(k)}; resume with the same arguments")

@@ -24,25 +24,21 @@ CHECKPOINTS, LOGS, FLOAT = "checkpoints", "logs", "float"
 
 
 def world() -> tuple[int, int]:
-    """(number of processes, this one's rank), as torchrun or SLURM set them."""
-    size = int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1)
-    rank = int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
-    return size, rank
+    """(number of processes, this one's rank), as torchrun sets them."""
+    return int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
 
 
 def from_rank_0(value: Any) -> Any:
-    """What rank 0 holds, on every process; without others, `value` itself."""
+    """What rank 0 holds, on every process; without others, `value` itself. Lightning goes on with this group."""
     if world()[0] == 1:
         return value
+    import torch
     import torch.distributed as dist
 
-    own = not dist.is_initialized()
-    if own:
-        dist.init_process_group("gloo")
+    if not dist.is_initialized():
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     box = [value]
     dist.broadcast_object_list(box, src=0)
-    if own:
-        dist.destroy_process_group()
     return box[0]
 
 
@@ -93,6 +89,7 @@ def train(
     d = data.open_data(source, root, seed)
     net = initial_arch(start, len(d.labels), resolution) if start else zoo.arch(arch, alpha, resolution, len(d.labels))
     config = {"verb": "train", "source": source, "arch": net.to_json(), "recipe": chosen.to_json(), "seed": seed}
+    config["init"] = start.digest if start else None
     _, rank = world()
     if rank == 0:
         run.prepare(out, config, resume)
@@ -132,7 +129,7 @@ def _train(d: Data, arch: Arch, recipe: Recipe, out: Path, seed: int, resume: bo
     from torch.optim.swa_utils import get_ema_multi_avg_fn
 
     from mobilenets import loader, model
-    from mobilenets.learner import EpochLog, Learner, ProgressBar
+    from mobilenets.learner import Checkpoints, EpochLog, Learner, ProgressBar
 
     size, rank = world()
     arch = arch.replace(dropout=recipe.dropout)
@@ -168,6 +165,7 @@ def _train(d: Data, arch: Arch, recipe: Recipe, out: Path, seed: int, resume: bo
         gradient_clip_val=recipe.clip or None,
         logger=TensorBoardLogger(out, name=LOGS, version=""),
         callbacks=callbacks,
+        plugins=[Checkpoints()],
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,

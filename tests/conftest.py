@@ -124,6 +124,7 @@ class Ran:
 
     @property
     def json(self) -> Any:
+        assert self.code == 0, self.err
         return json.loads(self.out)
 
     @property
@@ -173,7 +174,7 @@ def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return colour_images(root, {f"{s}/{c}": n for s, n in (("train", 24), ("val", 8)) for c in COLOURS})
 
 
-TINY = ("--arch", "v1", "--alpha", "0.25", "--resolution", "32", "--batch", "24", "--workers", "0")
+TINY = {"--arch": "v1", "--alpha": "0.25", "--resolution": "32", "--batch": "24", "--workers": "0"}
 
 
 @dataclass(frozen=True)
@@ -190,7 +191,8 @@ def tiny_train(colours: Path) -> Callable[..., Run]:
     """`tiny_train(out, "--epochs", 2)`: `mobilenets train` of V1 .25-32 on the three colours."""
 
     def train(out: Path, *arguments: object, data: Path = colours) -> Run:
-        line = ("train", str(data), "--out", str(out), *TINY, *map(str, arguments))
+        own = [word for option, value in TINY.items() if option not in arguments for word in (option, value)]
+        line = ("train", str(data), "--out", str(out), *own, *map(str, arguments))
         return Run(out, line, run_cli(*line))
 
     return train

@@ -1,0 +1,411 @@
+"""Figures, and the report's page, of a small run made here without training."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mobilenets import choose, cost, engines, evaluate, files, plots, recipes, report, samples, zoo
+from mobilenets.bundle import Bundle
+from mobilenets.choose import Budget, Candidate, Choice
+from mobilenets.data import open_data, scan
+from mobilenets.errors import UserError
+from mobilenets.onnx_graph import onnx_model
+from mobilenets.published import Top1
+from mobilenets.spec import Arch
+
+HOSTILE = "<script>alert(1)--><&lt; $x_"  # a folder's name can't hold a slash
+
+
+def make_choice(arch: Arch, count: int = 6, **budget: float) -> Choice:
+    out = []
+    for i in range(count):
+        a = arch.replace(alpha=arch.alpha + 0.1 * i)
+        out.append(
+            Candidate(
+                a, Top1(50.0 + 3 * i, "published" if i else "extrapolated"), 0.1 * 1.5**i, 0.2 + 0.1 * i, 1, 1, 0.1
+            )
+        )
+    limits = Budget(**{f"max_{k}": v for k, v in budget.items()})
+    pick = max((c for c in out if c.overshoot(limits) <= 1), key=lambda c: c.top1.value)
+    return Choice(pick, tuple(out), limits, "onnxruntime", "int8", 1, "a machine x2")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of three classes, one with a hostile name, its weights random."""
+    root = tmp_path_factory.mktemp("report")
+    rng = np.random.default_rng(0)
+    for label in ("cat", "dog", HOSTILE):
+        for split, n in (("train", 2), ("val", 6)):
+            folder = root / "data" / split / label
+            folder.mkdir(parents=True)
+            for i in range(n):
+                pixels = rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)
+                Image.fromarray(pixels).resize((100, 80)).save(folder / f"{i}.png")
+    run = root / "run & more"
+    d = open_data(str(root / "data"))
+    arch = zoo.arch("v1", 0.25, 32, 3)
+    bundle = choose.random_bundle(arch, "int8")
+    card = bundle.card.replace(
+        labels=d.labels, data=d.describe(), recipe={**recipes.recipe("modern").to_json(), "best_epoch": 2}
+    )
+    saved = Bundle(card, bundle.tensors).save(run / "float")
+    (run / "model-int8.onnx").write_bytes(onnx_model(saved.card, saved.tensors).SerializeToString())
+    scores = evaluate.score(engines.load(run / "model-int8.onnx"), d, "val")
+    steps = [
+        {
+            "name": name, "path": f"elsewhere/{path}", "engine": "e", "precision": p, "size_bytes": size,
+            "latency_ms": latency, "agreement": agreement, "difference": difference,
+            **scores.to_json(), "confusion": scores.confusion.tolist(),
+        }
+        for name, path, p, size, latency, agreement, difference in (
+            ("float in PyTorch", "float", "float32", 912_345, None, None, None),
+            ("int8 ONNX", "model-int8.onnx", "int8", 278_901, 0.4321, 98.76, 0.00123),
+        )
+    ]  # fmt: skip
+    choice = make_choice(arch, latency_ms=0.4, size_mb=0.5)
+    recipe = {**recipes.recipe("modern").to_json(), "epochs": 7}
+    files.write_json(run / "choice.json", {**choice.to_json(), "arch": arch.to_json()})
+    files.write_json(run / "scan.json", scan(d).to_json())
+    files.write_json(run / "run.json", {
+        "command": "mobilenets fit 'some data' --epochs 7",
+        "verb": "fit", "source": d.source, "budget": choice.budget.limits(), "engine": "onnxruntime",
+        "precision": "int8", "threads": 1, "recipe": recipe, "init": None, "seed": 5,
+    })  # fmt: skip
+    files.write_json(run / "steps.json", {
+        "file": "elsewhere/model-int8.onnx", "arch": "v1", "alpha": 0.25, "resolution": 32, "top1": scores.top1,
+        "latency_ms": 0.4321, "predicted_latency_ms": 0.4, "size_bytes": 278_901, "budget": choice.budget.limits(),
+        "seconds": 12.0, "steps": steps,
+    })  # fmt: skip
+    write_metrics(run / "logs" / "metrics.csv", 3)
+    report.report(run)
+    return run
+
+
+def write_metrics(path: Path, epochs: int) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [f"{e},{2 / e},{3 / e},{90 - 10 / e},0.001,1.5" for e in range(1, epochs + 1)]
+    path.write_text("\n".join(["epoch,train_loss,val_loss,val_top1,lr,seconds", *rows]) + "\n")
+    return path
+
+
+@pytest.fixture
+def run(made: Path, tmp_path: Path) -> Path:
+    """A copy of the run to break."""
+    return Path(shutil.copytree(made, tmp_path / "copy"))
+
+
+@pytest.fixture(scope="module")
+def page(made: Path) -> str:
+    return (made / "report.html").read_text()
+
+
+class Tags(HTMLParser):
+    """Every tag with its attributes, and whether tags close in order."""
+
+    VOID = ("meta", "img", "br", "link", "input")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def visible(text: str) -> str:
+    return html.unescape(re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", text)))
+
+
+# ---- the page ------------------------------------------------------------------------------------------------------
+
+
+def test_page_needs_nothing_from_outside(page: str) -> None:
+    parsed = Tags(page)
+    assert not parsed.open
+    tags = {t for t, _ in parsed.tags}
+    assert not tags & {"script", "link", "iframe", "object", "base"}
+    for tag, attrs in parsed.tags:
+        for k in ("src", "href", "xlink:href", "srcset", "action"):
+            value = attrs.get(k)
+            assert value is None or value.startswith(("data:image/", "#")), (tag, k, value)
+        assert not any(k.startswith("on") for k in attrs)
+    assert "http://" not in page
+    assert "https://" not in page
+    assert "@import" not in page
+    assert len(page) < 1_000_000
+
+
+def test_page_has_no_id_twice_unless_it_is_the_same_thing(page: str) -> None:
+    named: dict[str, set[str]] = {}
+    for key, body in re.findall(r'<(?:path|clipPath) id="([^"]+)"([^>]*>)', page):
+        named.setdefault(key, set()).add(body)
+    assert named
+    assert all(len(bodies) == 1 for bodies in named.values())
+
+
+def test_page_escapes_what_users_wrote(page: str) -> None:
+    assert "<script" not in page
+    assert html.escape(HOSTILE) in page  # in tables
+    assert "run &amp; more" in page
+    labels = [t for t in re.findall(r"<text[^>]*>([^<]*)</text>", page) if "alert" in t]
+    assert labels  # in the confusion matrix, with its $ as it is
+    assert all(html.unescape(t) == plots.plain(HOSTILE, 20) for t in labels)
+
+
+def test_page_has_the_numbers_of_the_run(page: str, made: Path) -> None:
+    text = visible(page)
+    result = json.loads((made / "steps.json").read_text())
+    for s in result["steps"]:
+        for value in (s["name"], f"{s['top1']:.2f}", f"{s['loss']:.4f}", f"{s['size_bytes'] / 1e6:.2f}"):
+            assert value in text
+    for value in (
+        "0.432 ms",
+        "98.76",
+        "0.0012",
+        "18 images",
+        "✗ not met",
+        "size 0.28 of 0.5 MB",
+        "(+8%)",
+        "a machine x2",
+    ):
+        assert value in text
+    arch = zoo.arch("v1", 0.25, 32, 3)
+    assert f"{cost.count(arch).macs:,}" in text
+    assert json.loads((made / "float" / "card.json").read_text())["digest"] in text
+    assert files.sha256(made / "model-int8.onnx") in text
+
+
+def test_why_says_what_stood_in_the_way(page: str) -> None:
+    text = visible(page)
+    assert (
+        "v1 0.55-32 has the highest published ImageNet top-1, 59.0%, of the 4 of 6 networks that meet the budget "
+        "(latency 0.4 ms and size 0.5 MB). 2 more accurate networks are over it; the best of them, v1 0.75-32, has "
+        "latency 0.759 ms and size 0.70 MB." in text
+    )
+
+
+def test_command_is_the_one_that_made_the_run(page: str) -> None:
+    assert "mobilenets fit 'some data' --epochs 7" in [html.unescape(t) for t in re.findall(r"<pre>(.*?)</pre>", page)]
+
+
+def test_samples_are_the_shipped_files_own(page: str) -> None:
+    uris = re.findall(r'<img src="data:image/jpeg;base64,([^"]+)"', page)
+    assert len(uris) == 12
+    assert all(base64.b64decode(u)[:2] == b"\xff\xd8" for u in uris)
+    wrong = page.count('class="wrong"')
+    assert 0 < wrong <= 12
+    assert f"The {wrong} mistakes shown first" in visible(page)
+
+
+def test_small_originals_are_shown_pixel_by_pixel() -> None:
+    uri, small = samples._thumbnail(Image.new("RGB", (10, 8)), 1.0)
+    assert small
+    assert uri.startswith("data:image/png")
+
+
+def test_page_without_the_data_says_so(run: Path) -> None:
+    model = run / "model-int8.onnx"
+    bundle = Bundle.load(run / "float")
+    gone = bundle.card.replace(data={**bundle.card.data, "source": str(run / "nowhere.zip")})
+    model.write_bytes(onnx_model(gone, bundle.tensors).SerializeToString())
+    made = report.report(run)
+    assert "nowhere.zip" in visible((run / "report.html").read_text())
+    assert len(made.notes) == 1
+    assert "sample predictions" in made.notes[0]
+    assert made.to_json()["report"] == str(run / "report.html")
+
+
+def test_page_without_curves_or_file_says_so(run: Path) -> None:
+    (run / "logs" / "metrics.csv").unlink()
+    (run / "model-int8.onnx").unlink()
+    made = report.report(run)
+    assert len(made.notes) == 2
+    text = visible((run / "report.html").read_text())
+    assert "The curves are not on this page" in text
+    assert "model-int8.onnx: no such file" in text
+
+
+@pytest.mark.parametrize("name", ["run.json", "choice.json", "scan.json", "steps.json", "float/card.json"])
+def test_unfinished_run_is_refused(run: Path, name: str) -> None:
+    before = (run / "report.html").read_bytes()
+    (run / name).unlink()
+    with pytest.raises(UserError, match=rf"not a finished run: {name} is missing"):
+        report.report(run)
+    (run / name).write_text("{")
+    with pytest.raises(UserError, match="not readable as JSON"):
+        report.report(run)
+    (run / name).write_text("[]")
+    with pytest.raises(UserError, match="not a file of a finished run"):
+        report.report(run)
+    assert (run / "report.html").read_bytes() == before
+
+
+def test_no_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such folder"):
+        report.report(tmp_path / "none")
+
+
+def test_other_classes_than_the_cards_are_refused(run: Path) -> None:
+    result = json.loads((run / "steps.json").read_text())
+    result["steps"][-1]["confusion"] = [[1, 0], [0, 1]]
+    (run / "steps.json").write_text(json.dumps(result))
+    with pytest.raises(UserError, match="confusion matrix is not of the card's 3 classes"):
+        report.report(run)
+
+
+def test_no_mistakes_no_budget_one_network(run: Path) -> None:
+    result = json.loads((run / "steps.json").read_text())
+    for s in result["steps"]:
+        s |= {"confusion": np.diag([6, 6, 6]).tolist(), "top1": 100.0}
+    (run / "steps.json").write_text(json.dumps(result))
+    choice = json.loads((run / "choice.json").read_text())
+    choice |= {"candidates": [choice["pick"]], "front": [choice["pick"]], "budget": {}}
+    (run / "choice.json").write_text(json.dumps(choice))
+    report.report(run)
+    text = visible((run / "report.html").read_text())
+    for value in ("18 of 18 held-out images are right, 0 wrong", "was the only network to choose from", "none set"):
+        assert value in text
+
+
+def test_report_imports_no_torch() -> None:
+    code = "import sys, mobilenets.report; sys.exit('torch' in sys.modules or 'matplotlib.pyplot' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# ---- figures -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def choice() -> dict[str, Any]:
+    return make_choice(zoo.arch("v1", 0.25, 128), latency_ms=0.4, size_mb=0.5).to_json()
+
+
+def test_save_by_suffix(tmp_path: Path, choice: dict[str, Any]) -> None:
+    for suffix, start in ((".png", b"\x89PNG"), (".pdf", b"%PDF"), (".SVG", b"<?xml")):
+        path = tmp_path / "new" / f"plot{suffix}"
+        plots.save(plots.pareto(choice), path)
+        assert path.read_bytes().startswith(start)
+    for bad in ("plot.gif", "plot"):
+        with pytest.raises(UserError, match="a figure is written as"):
+            plots.save(plots.pareto(choice), tmp_path / bad)
+    assert sorted(p.name for p in tmp_path.rglob("*") if p.is_file()) == ["plot.SVG", "plot.pdf", "plot.png"]
+
+
+def test_svg_takes_the_pages_colours(choice: dict[str, Any]) -> None:
+    text = plots.svg(plots.pareto(choice), 'a "title" & <more>')
+    assert text.startswith("<svg")
+    assert text.rstrip().endswith("</svg>")
+    assert 'aria-label="a &quot;title&quot; &amp; &lt;more&gt;"' in text
+    assert "var(--green,#009e73)" in text
+    assert set(re.findall(r"#[0-9a-f]{6}\b", text)) <= set(plots.CSS_NAMES)  # none that a dark page couldn't change
+    assert text == plots.svg(plots.pareto(choice), 'a "title" & <more>')
+
+
+@pytest.mark.parametrize(
+    ("count", "budget"),
+    [(1, {}), (1, {"latency_ms": 0.1}), (6, {"size_mb": 0.3}), (6, {"latency_ms": 1e5}), (3, {"latency_ms": 0.15})],
+)
+def test_pareto_of_any_choice(count: int, budget: dict[str, float]) -> None:
+    text = plots.svg(plots.pareto(make_choice(zoo.arch("v2", 0.5, 96), count, **budget).to_json()), "")
+    assert "the pick" in text
+    assert ("over the size limit" in text) == ("size_mb" in budget)
+    assert ("budget" in text) == ("latency_ms" in budget)
+    assert ("far to the right" in text) == (budget.get("latency_ms", 0) > 100)
+    assert ("Pareto front" in text) == (count > 1)
+
+
+def test_pareto_leaves_out_what_was_not_measured(choice: dict[str, Any]) -> None:
+    some = [c if i < 4 else {**c, "latency_ms": None} for i, c in enumerate(choice["candidates"])]
+    plots.svg(plots.pareto({**choice, "candidates": some, "front": some[:4]}), "")
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 30])
+def test_curves_of_any_length(tmp_path: Path, epochs: int) -> None:
+    text = plots.svg(plots.curves(write_metrics(tmp_path / "metrics.csv", epochs), epochs), "")
+    assert f"kept: epoch {epochs}" in text
+
+
+@pytest.mark.parametrize("text", ["", "epoch,val_top1\n", "epoch,val_top1\nx,1\n", "val_top1\n1\n", "epoch,a\n1,b\n"])
+def test_curves_of_what_is_no_log(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "metrics.csv"
+    with pytest.raises(UserError, match="can't be read"):
+        plots.curves(path)
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"metrics\.csv"):
+        plots.curves(path)
+
+
+@pytest.mark.parametrize("classes", [2, 12, 30, 31, 1000])
+def test_confusion_of_any_size(classes: int) -> None:
+    m = 40 * np.eye(classes, dtype=np.int64)
+    m[0, 1] = m[classes - 1, 0] = 7
+    labels = [f"$class_{i} 名\n{'x' * 40}" for i in range(classes)]
+    text = plots.svg(plots.confusion(m, labels), "")
+    assert ("other" in text) == (classes > plots.MOST_CLASSES)
+    shown = plots.shown_classes(m)
+    assert len(shown) == min(classes, plots.MOST_CLASSES)
+    assert {0, 1, classes - 1} <= set(shown)
+    assert text.count("$class_0") == 2  # a row and a column
+    assert len(text) < 400_000
+
+
+def test_labels_are_text_in_figures() -> None:
+    text = plots.svg(plots.confusion([[3, 1], [0, 4]], ["<script>alert(1)</script>", "-->]]><b>"]), "")
+    assert "<script" not in text
+    assert "<b" not in text
+    assert "&lt;script&gt;" in text
+
+
+def test_confusion_of_classes_without_images() -> None:
+    plots.svg(plots.confusion([[0, 0], [0, 0]], ["a", "b"]), "")
+
+
+def test_steps_show_each_accuracy() -> None:
+    rows = [
+        {"name": f"s{i}", "top1": t, "count": n, "precision": "int8"} for i, (t, n) in enumerate([(0, 1), (100, 3)])
+    ]
+    text = plots.svg(plots.steps(rows), "")
+    assert "100.00" in text
+    assert "0.00" in text
+
+
+def test_wilson() -> None:
+    lo, hi = plots.wilson(50, 100)  # textbook: 0.404 to 0.596
+    assert lo == pytest.approx(40.4, abs=0.05)
+    assert hi == pytest.approx(59.6, abs=0.05)
+    assert plots.wilson(100, 10)[1] == pytest.approx(100)
+    assert plots.wilson(0, 0) == (0, 100)
+
+
+@pytest.mark.parametrize("name", ["v1", "v2"])
+def test_cost_figures(name: str) -> None:
+    c = cost.count(zoo.arch(name, 0.5, 96))
+    text = plots.svg(plots.cost_shares(c), "")
+    for macs, weights in c.shares().values():
+        assert f"{macs:.1f}" in text
+        assert f"{weights:.1f}" in text or weights < 0.05
+    assert "Conv DW" in plots.svg(plots.layers(c), "")

@@ -1,12 +1,11 @@
-"""Images with labels: a folder or zip of class folders, `digits`, torchvision's sets by name. Splits and checks."""
+"""Images with labels: a folder or zip of class folders, `digits`, torchvision's sets by name; their splits."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -16,13 +15,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from mobilenets import console
 from mobilenets.bundle import Card
 from mobilenets.errors import UserError
 from mobilenets.images import SUFFIXES, BadImage, Pixels, Preprocess, open_rgb
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    pass
 
 Kind = Literal["photo", "glyph"]
 Read = Callable[[int], "Path | bytes | Image.Image"]
@@ -51,7 +49,7 @@ class Split:
 
     def cached(self, i: int) -> Pixels:
         """Image i as uint8 [H, W, 3], its short side at most CACHE_SIDE: from memory if the scan kept it there."""
-        return self.cache[i] if i in self.cache else _shrink(self.rgb(i, CACHE_SIDE))
+        return self.cache[i] if i in self.cache else shrink(self.rgb(i, CACHE_SIDE))
 
     def pixels(self, i: int, preprocess: Preprocess) -> Pixels:
         """Image i as the network takes it, uint8 [R, R, 3]: the one path that training scores and predictions share."""
@@ -146,14 +144,12 @@ def _joined(splits: list[Split]) -> Split:
     return Split("all", names, np.concatenate([s.targets for s in splits]), lambda j: where[j][0].read(where[j][1]))
 
 
-def _shrink(img: Image.Image) -> Pixels:
+def shrink(img: Image.Image) -> Pixels:
+    """RGB image -> uint8 [H, W, 3], its short side at most CACHE_SIDE."""
     if min(img.size) > CACHE_SIDE:
         f = CACHE_SIDE / min(img.size)
         img = img.resize((round(img.width * f), round(img.height * f)), Image.Resampling.BILINEAR)
     return np.asarray(img)
-
-
-# ---- opening -------------------------------------------------------------------------------------------------------
 
 
 def open_data(source: str, root: Path | None = None, seed: int = 0) -> Data:
@@ -305,121 +301,3 @@ def _digits() -> Data:
     return Data(
         "digits", labels, {"train": Split("train", names, targets, lambda i: Image.fromarray(pixels[i]))}, "glyph"
     )
-
-
-# ---- checking ------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Scan:
-    """What a look at every image found. `native_side`: the median short side in pixels."""
-
-    source: str
-    counts: dict[str, dict[str, int]]
-    damaged: list[str] = field(default_factory=list)
-    empty: tuple[str, ...] = ()
-    only_train: list[str] = field(default_factory=list)
-    only_held_out: list[str] = field(default_factory=list)
-    leaks: list[tuple[str, str]] = field(default_factory=list)
-    native_side: int = 0
-
-    def to_json(self) -> dict[str, Any]:
-        return dict(vars(self))
-
-    def __rich__(self) -> RenderableType:
-        from rich.console import Group
-        from rich.text import Text
-
-        t = console.table(f"{self.source}", ["class", *self.counts], left=("class",))
-        classes = sorted({c for per in self.counts.values() for c in per})
-        for c in classes[:20]:
-            t.add_row(c, *(str(per.get(c, 0)) for per in self.counts.values()))
-        if len(classes) > 20:
-            t.add_row(f"... {len(classes) - 20} more", *("" for _ in self.counts))
-        t.add_row("all", *(str(sum(per.values())) for per in self.counts.values()))
-        return Group(t, *map(Text, self.findings()))  # Text: a [bracket] in a file's name is no markup
-
-    def findings(self) -> Iterator[str]:
-        """A line for each thing that isn't as it should be."""
-        for title, items in (
-            ("damaged images", self.damaged),
-            ("classes without an image", list(self.empty)),
-            ("classes with training images alone", self.only_train),
-            ("classes with held-out images alone", self.only_held_out),
-            (
-                "training images that are held-out images too (scores will flatter)",
-                [f"{a} = {b}" for a, b in self.leaks],
-            ),
-        ):
-            if items:
-                more = f" ... and {len(items) - 10} more" if len(items) > 10 else ""
-                yield f"{len(items)} {title}: {'; '.join(items[:10])}{more}"
-
-
-def scan(data: Data, keep: Iterable[str] = ("train",)) -> Scan:
-    """Decode every image once, on all cores; splits in `keep` keep the pixels in memory as far as CACHE_BYTES allows.
-
-    Damaged images leave their split (the caller decides whether to go on).
-    """
-    found = Scan(data.source, {}, empty=data.empty)
-    hashes: dict[str, dict[bytes, str]] = {}
-    sides: list[int] = []
-    room = CACHE_BYTES
-
-    def look(split: Split, i: int) -> tuple[Pixels, bytes, int] | str:
-        try:
-            img = split.rgb(i, CACHE_SIDE)
-        except BadImage as e:
-            return str(e)
-        pixels = _shrink(img)
-        return (
-            pixels,
-            hashlib.blake2b(pixels.tobytes() + str(pixels.shape).encode(), digest_size=16).digest(),
-            min(img.size),
-        )
-
-    total = sum(map(len, data.splits.values()))
-    with ThreadPoolExecutor(os.cpu_count()) as pool, console.progress() as bar:
-        task = bar.add_task("checking", total=total, status="")
-        for name, split in data.splits.items():
-            good = []
-            for i, seen in enumerate(pool.map(lambda i, s=split: look(s, i), range(len(split)))):
-                bar.advance(task)
-                if isinstance(seen, str):
-                    found.damaged.append(seen)
-                    continue
-                pixels, digest, side = seen
-                good.append(i)
-                sides.append(side)
-                hashes.setdefault(name, {})[digest] = split.names[i]
-                if name in keep and pixels.nbytes <= room:
-                    split.cache[i] = pixels
-                    room -= pixels.nbytes
-            if len(good) < len(split):
-                data.splits[name] = split.subset(good)
-            count = np.bincount(data.splits[name].targets, minlength=len(data.labels))
-            found.counts[name] = {c: int(n) for c, n in zip(data.labels, count, strict=True)}
-    train = hashes.get("train", {})
-    for name, seen_in in hashes.items():
-        if name != "train":
-            found.leaks += [(train[d], other) for d, other in seen_in.items() if d in train]
-    held_out = {c for name, per in found.counts.items() if name != "train" for c, n in per.items() if n}
-    in_train = {c for c, n in found.counts.get("train", {}).items() if n}
-    found.only_train = sorted(in_train - held_out)
-    found.only_held_out = sorted(held_out - in_train)
-    found.native_side = int(np.median(sides)) if sides else 0
-    return found
-
-
-def check(data: Data, skip_bad: bool = False) -> Scan:
-    """Scan before training: prints what was found, and stops at what would spoil the training. Raises `UserError`."""
-    found = scan(data)
-    console.note(found)
-    if found.damaged and not skip_bad:
-        raise UserError(
-            f"{data.source}: {len(found.damaged)} damaged images (listed above); mend or remove them, "
-            "or go on without them: --skip-bad"
-        )
-    if found.only_held_out:
-        raise UserError(f"{data.source}: class {found.only_held_out[0]!r} has no training images")
-    return found

@@ -12,11 +12,26 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from mobilenets import bench, choose, console, data, engines, evaluate, export, files, quantize, recipes, run, train
+from mobilenets import (
+    bench,
+    checks,
+    choose,
+    console,
+    data,
+    engines,
+    evaluate,
+    export,
+    files,
+    quantize,
+    recipes,
+    run,
+    train,
+)
 from mobilenets import bundle as bundles
 from mobilenets.bundle import Bundle, Metric, Precision
+from mobilenets.checks import Scan
 from mobilenets.choose import Budget
-from mobilenets.data import Data, Scan
+from mobilenets.data import Data
 from mobilenets.errors import UserError
 from mobilenets.recipes import Overrides
 from mobilenets.spec import Arch
@@ -177,11 +192,11 @@ def fit(
     if rank == 0:
         run.prepare(out, config, resume)
         console.note("[bold]1/6 check the images[/]")
-        found = data.check(d, skip_bad)
+        found = checks.check(d, skip_bad)
         files.write_json(out / SCAN, found.to_json())
         choice = _choose(out, d, found, budget, engine, precision, threads, start)
     else:
-        data.scan(d)
+        checks.scan(d)
     choice = train.from_rank_0(choice)
     arch = Arch.from_json(choice["arch"])
     if rank == 0 and resume and bundles.is_bundle(out / train.FLOAT):
@@ -248,15 +263,12 @@ def ship(d: Data, trained: Bundle, out: Path, precision: Precision, threads: int
     console.note(f"[bold]4/6 quantize, export, evaluate on {held_out}[/]")
     parity = d.sample(held_out, export.PARITY_IMAGES, preprocess).pixels
     cores = os.cpu_count() or 1
-    bundle_paths: dict[Precision, Path] = {"float32": out / train.FLOAT}
-    ready: dict[Precision, Bundle] = {"float32": trained}
-    if precision == "int8":
-        images = d.sample("train", quantize.CALIBRATION_IMAGES, preprocess).pixels
-        ready["int8"] = quantize.quantize_bundle(trained, images)
-        bundle_paths["int8"] = out / INT8
     steps: list[Step] = []
-    for p, b in ready.items():
+    b, bundle_paths = trained, {"float32": out / train.FLOAT, "int8": out / INT8}
+    for p in ("float32", "int8") if precision == "int8" else ("float32",):
         where = bundle_paths[p]
+        if p == "int8":  # from the float bundle as it was saved, with its scores: its parent is what is in OUT/float
+            b = quantize.quantize_bundle(b, d.sample("train", quantize.CALIBRATION_IMAGES, preprocess).pixels)
         scores = evaluate.score(engines.module("torch").TorchEngine(b, cores), d, held_out)
         metric = Metric("top1", round(scores.top1, 4), d.source, held_out, scores.count)
         kept = tuple(m for m in b.card.metrics if m.split != held_out)

@@ -16,8 +16,8 @@ import numpy.typing as npt
 from mobilenets import cost, files, plots, recipes, samples
 from mobilenets.bench import size_on_disk
 from mobilenets.bundle import CARD, Card
+from mobilenets.checks import Scan
 from mobilenets.cost import Cost
-from mobilenets.data import Scan
 from mobilenets.errors import UserError
 from mobilenets.fit import CHOICE, REPORT, SCAN, STEPS
 from mobilenets.run import CONFIG

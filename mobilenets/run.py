@@ -46,7 +46,7 @@ def prepare(out: Path, config: dict[str, Any], resume: bool) -> None:
     before = json.loads(path.read_text())
     now = json.loads(json.dumps(config))
     before, now = _flat(before), _flat(now)
-    changed = [k for k in sorted({*before, *now} - {COMMAND}) if before.get(k) != now.get(k)]
+    changed = [k for k in {**now, **before} if k != COMMAND and before.get(k) != now.get(k)]
     if changed:
         k = changed[0]
         raise UserError(f"{out} was made with {k} {before.get(k)}, not {now.get(k)}; resume with the same arguments")

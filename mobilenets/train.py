@@ -12,7 +12,7 @@ import numpy as np
 from cyclopts import Parameter
 
 from mobilenets import bundle as bundles
-from mobilenets import console, data, recipes, run, zoo
+from mobilenets import checks, console, data, recipes, run, zoo
 from mobilenets.bundle import Bundle, Card, Metric
 from mobilenets.data import Data
 from mobilenets.errors import Interrupted, UserError, disk_errors
@@ -93,9 +93,9 @@ def train(
     _, rank = world()
     if rank == 0:
         run.prepare(out, config, resume)
-        data.check(d, skip_bad)
+        checks.check(d, skip_bad)
     else:
-        data.scan(d)
+        checks.scan(d)
     trained = train_bundle(d, net, chosen, out, seed=seed, resume=resume, init=start)
     return trained if rank == 0 else None
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mobilenets import data as datas
-from mobilenets import named, zoo
+from mobilenets import checks, named, zoo
 from mobilenets.bundle import Card
-from mobilenets.data import check, gather, in_order, of_card, open_data, scan, stratified
+from mobilenets.checks import check, scan
+from mobilenets.data import gather, in_order, of_card, open_data, stratified
 from mobilenets.errors import UserError
 from mobilenets.images import BadImage, Preprocess
 
@@ -270,7 +270,7 @@ def test_a_clean_scan_finds_nothing_and_keeps_training_pixels(tmp_path, write_im
 
 
 def test_the_cache_is_bounded(tmp_path, write_images, monkeypatch):
-    monkeypatch.setattr(datas, "CACHE_BYTES", 5 * 20 * 20 * 3)
+    monkeypatch.setattr(checks, "CACHE_BYTES", 5 * 20 * 20 * 3)
     data = open_data(str(write_images(tmp_path, {"cat": 10, "dog": 10}, side=20)))
     scan(data)
     assert len(data.split("train").cache) == 5

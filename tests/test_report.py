@@ -19,8 +19,9 @@ from PIL import Image
 
 from mobilenets import choose, cost, engines, evaluate, files, plots, recipes, report, samples, zoo
 from mobilenets.bundle import Bundle
+from mobilenets.checks import scan
 from mobilenets.choose import Budget, Candidate, Choice
-from mobilenets.data import open_data, scan
+from mobilenets.data import open_data
 from mobilenets.errors import UserError
 from mobilenets.onnx_graph import onnx_model
 from mobilenets.published import Top1

@@ -28,7 +28,7 @@ from mobilenets.spec import Arch
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-SMALL_RESOLUTIONS = (32, 64, 96)  # for images smaller than the papers' smallest resolution
+SMALL, SMALL_RESOLUTIONS = 128, (32, 64, 96)  # for images with less to see than V1's smallest published resolution
 ROUNDS, ROUND_SECONDS, WARM_UP_SECONDS = 2, 0.12, 0.05
 PROTOCOL = 1  # part of the cache's key: raise it when what is measured changes
 
@@ -268,7 +268,7 @@ def grid(classes: int, native_side: int | None = None) -> list[Arch]:
         resolutions: Iterable[int] = network.resolutions
         if native_side is not None:
             most = max(32, 2 * native_side)
-            small = SMALL_RESOLUTIONS if most < min(network.resolutions) else ()
+            small = SMALL_RESOLUTIONS if most < SMALL else ()
             resolutions = [r for r in sorted({*small, *network.resolutions}) if r <= most]
         for alpha in network.alphas:
             for r in resolutions:

@@ -98,11 +98,17 @@ def _chunks(items: Iterable[T], size: int) -> Iterator[tuple[T, ...]]:
 
 @dataclass(frozen=True)
 class Source:
-    """An image to read: a file, or a member of a zip."""
+    """An image to read: a file, or a member of an open zip.
+
+    All threads share the zip: its directory is all that grows with the number of images, so there should be one.
+    """
 
     name: str
-    path: Path
-    member: str | None = None
+    path: Path | zipfile.ZipFile
+    member: str = ""
+
+
+_zip_turn = threading.Lock()  # a ZipFile is not for several threads at once
 
 
 def sources(paths: Iterable[Path]) -> Iterator[Source]:
@@ -119,11 +125,17 @@ def sources(paths: Iterable[Path]) -> Iterator[Source]:
             if not found:
                 raise UserError(f"{path}: no images in this folder")
         elif zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as z:
-                members = [n for n in z.namelist() if is_image_name(n)]
-            if not members:
+            try:
+                z = zipfile.ZipFile(path)  # closed with the last Source that names it
+            except (zipfile.BadZipFile, OSError, NotImplementedError) as e:
+                raise UserError(f"{path}: not a readable zip ({e})") from e
+            found = False
+            for info in z.infolist():
+                if is_image_name(info.filename):
+                    found = True
+                    yield Source(f"{path}/{info.filename}", z, info.filename)
+            if not found:
                 raise UserError(f"{path}: no images in this zip")
-            yield from (Source(f"{path}/{m}", path, m) for m in members)
         elif path.exists():
             yield Source(str(path), path)
         else:
@@ -136,7 +148,6 @@ class Model:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.card = engine.card
-        self._zips = threading.local()
 
     def predict(self, images: Iterable[Any], top: int = 5) -> list[Prediction]:
         """The best `top` labels of each image: a path, a PIL image, or uint8 RGB pixels [H, W, 3].
@@ -160,7 +171,7 @@ class Model:
     def _read(self, item: Any) -> Pixels:
         p = self.card.preprocess
         if isinstance(item, Source):
-            return p.read(item.path, item.name) if item.member is None else p.read(self._member(item), item.name)
+            return p.read(item.path if isinstance(item.path, Path) else _member(item.path, item), item.name)
         if isinstance(item, str | Path):
             return p.read(Path(item))
         if isinstance(item, np.ndarray):
@@ -174,15 +185,13 @@ class Model:
                 raise BadImage(f"damaged image ({e})") from e
         raise UserError(f"not an image: {type(item).__name__}; give a path, a PIL image or a uint8 array")
 
-    def _member(self, item: Source) -> bytes:
-        """A zip's member; each thread has the zip open for itself."""
-        if getattr(self._zips, "path", None) != item.path:
-            self._zips.zip, self._zips.path = zipfile.ZipFile(item.path), item.path
-        try:
-            data: bytes = self._zips.zip.read(item.member)
-        except Exception as e:  # damaged zips raise many types, from zlib's to NotImplementedError
-            raise BadImage(f"{item.name}: can't be read from the zip ({e})") from e
-        return data
+
+def _member(z: zipfile.ZipFile, item: Source) -> bytes:
+    try:
+        with _zip_turn:
+            return z.read(item.member)
+    except Exception as e:  # damaged zips raise many types, from zlib's to NotImplementedError
+        raise BadImage(f"{item.name}: can't be read from the zip ({e})") from e
 
 
 def load(path: str | Path, threads: int = 1) -> Model:

@@ -36,7 +36,7 @@ class Recipe:
     frozen_epochs: int = _doc(0, "First epochs that train the classifier alone.")
     body_lr: float = _doc(1.0, "Learning rate of everything but the classifier, as a share of lr.")
     clip: float = _doc(1.0, "Largest norm of the gradient; 0 is off.")
-    arithmetic: Literal["auto", "bf16", "float32"] = _doc(
+    training_precision: Literal["auto", "bf16", "float32"] = _doc(
         "auto", "Numbers in training; auto takes bf16 where the processor has instructions for it."
     )
     workers: int = _doc(-1, "Processes that prepare images; -1 decides by the cores.")

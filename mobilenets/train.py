@@ -140,7 +140,9 @@ def _train(d: Data, arch: Arch, recipe: Recipe, out: Path, seed: int, resume: bo
     if init:
         _start_from(net, init, d.labels)
     # Below 64 pixels the layers are too small for bf16 to pay for its conversions.
-    bf16 = recipe.arithmetic == "bf16" or (recipe.arithmetic == "auto" and arch.resolution >= 64 and _fast_bf16())
+    bf16 = recipe.training_precision == "bf16" or (
+        recipe.training_precision == "auto" and arch.resolution >= 64 and _fast_bf16()
+    )
     learner = Learner(net, preprocess, recipe, seed, channels_last=bf16 or torch.cuda.is_available())
     kind = d.kind if recipe.augment == "auto" else recipe.augment
     batches = loader.train_loader(d.split("train"), preprocess, recipe, kind, seed, size, rank)

@@ -1,4 +1,6 @@
+import itertools
 import json
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -149,7 +151,7 @@ def test_the_front_is_monotone_and_unbeaten(clock):
     choice = pick(grid(1000), Budget())
     front = choice.front
     assert 3 < len(front) < 38
-    for a, b in zip(front, front[1:], strict=False):
+    for a, b in itertools.pairwise(front):
         assert a.latency_ms < b.latency_ms
         assert a.top1.value < b.top1.value
     for c in choice.candidates:
@@ -230,8 +232,9 @@ def test_a_cache_that_cannot_be_written_is_a_clear_line(clock, monkeypatch, tmp_
 # ---- in earnest ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("hurry")
 @pytest.mark.parametrize("precision", ["int8", "float32"])
-def test_measured_on_this_machine(hurry, small, precision):
+def test_measured_on_this_machine(small, precision):
     rows = measure(small, "onnxruntime", precision, 1)
     assert all(0 < c.latency_ms < 1000 for c in rows)
     assert rows[1].latency_ms > rows[0].latency_ms  # four times the macs
@@ -240,14 +243,14 @@ def test_measured_on_this_machine(hurry, small, precision):
         assert c.size_mb > per_weight * cost.count(c.arch).weights / 1e6
 
 
-def test_measured_on_torch(hurry, small):
+@pytest.mark.usefixtures("hurry")
+def test_measured_on_torch(small):
     (c,) = measure(small[:1], "torch", "float32", 1)
     assert 0 < c.latency_ms < 1000
 
 
-def test_the_process_is_on_all_its_processors_again(hurry, small):
-    import os
-
+@pytest.mark.usefixtures("hurry")
+def test_the_process_is_on_all_its_processors_again(small):
     before = os.sched_getaffinity(0)
     measure(small[:1], "onnxruntime", "int8", 1)
     assert os.sched_getaffinity(0) == before
@@ -327,7 +330,6 @@ def test_a_budget_nothing_meets_is_one_line(clock, command):
     command("choose", "--json")
     assert "the nearest is v" in command("choose", "--max-latency-ms", 1e-6).line
     assert clock
-
 
 
 @pytest.mark.slow

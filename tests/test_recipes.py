@@ -1,5 +1,6 @@
 import dataclasses
 import functools
+import itertools
 import math
 
 import pytest
@@ -8,7 +9,7 @@ from mobilenets.errors import UserError
 from mobilenets.recipes import RECIPES, Overrides, Recipe, recipe
 
 FIELDS = [f.name for f in dataclasses.fields(Recipe)]
-WORDS = {"augment": "glyph", "arithmetic": "float32"}
+WORDS = {"augment": "glyph", "training_precision": "float32"}
 
 
 def other_value(name):
@@ -156,8 +157,8 @@ def test_the_schedule_rises_then_falls_to_nothing(total, warmup):
     rise = max(1, round(warmup * total))
     assert values[rise - 1] == 1
     assert max(values) == 1
-    assert all(a < b for a, b in zip(values[: rise - 1], values[1:rise], strict=True))
-    assert all(a >= b for a, b in zip(values[rise:], values[rise + 1 :], strict=False))
+    assert all(a < b for a, b in itertools.pairwise(values[:rise]))
+    assert all(a >= b for a, b in itertools.pairwise(values[rise:]))
     assert 0 < values[0] <= 1
     assert schedule(total, total, warmup) == pytest.approx(0 if total > rise else 1)
     if total > 20:

@@ -1,0 +1,144 @@
+import os
+
+import numpy as np
+import pytest
+
+from mobilenets import bench, engines, onnx_graph
+from mobilenets.quantize import quantize_bundle
+
+
+@pytest.fixture(scope="module")
+def files(make_bundle, pixels, tmp_path_factory):
+    """A run: a bundle, a float and an int8 file."""
+    root = tmp_path_factory.mktemp("run")
+    b = make_bundle("v1")
+    b.save(root / "float")
+    for name, x in (("model", b), ("model-int8", quantize_bundle(b, pixels))):
+        (root / f"{name}.onnx").write_bytes(onnx_graph.onnx_model(x.card, x.tensors).SerializeToString())
+    return root
+
+
+KEYS = {
+    "path", "engine", "title", "precision", "threads", "batch", "median_ms", "p95_ms", "images_per_s", "load_ms",
+    "peak_rss_bytes", "size_bytes", "runs",
+}  # fmt: skip
+
+
+def test_two_files_in_turn(files, command):
+    a, b = files / "model.onnx", files / "model-int8.onnx"
+    rows = command("bench", a, b, "--rounds", 2, "--batch", 2, "--json").json
+    assert [r["path"] for r in rows] == [str(a), str(b)]
+    assert [r["precision"] for r in rows] == ["float32", "int8"]
+    for r, path in zip(rows, (a, b), strict=True):
+        assert set(r) == KEYS
+        assert 0 < r["median_ms"] <= r["p95_ms"] < 1000
+        assert r["images_per_s"] == pytest.approx(2 * 1e3 / r["median_ms"])
+        assert r["size_bytes"] == path.stat().st_size
+        assert 20e6 < r["peak_rss_bytes"] < 2e9
+        assert r["load_ms"] > 0
+        assert r["runs"] >= 10
+        assert (r["engine"], r["title"], r["threads"], r["batch"]) == ("onnxruntime", "v1 0.25-32", 1, 2)
+
+
+def test_rounds_alternate(files, monkeypatch):
+    order = []
+    measure = bench._Worker.measure
+    monkeypatch.setattr(bench._Worker, "measure", lambda self: (order.append(self.path.name), measure(self)))
+    bench.bench_files([files / "model.onnx", files / "model-int8.onnx"], rounds=3)
+    assert order == ["model.onnx", "model-int8.onnx"] * 3
+
+
+def test_the_table_and_a_run(files, command):
+    ran = command("bench", files, "--rounds", 1)
+    assert ran.code == 0, ran.err
+    assert "model-int8.onnx" in "".join(ran.out.split())  # of a run, what it ships
+    assert "median ms" in ran.out
+    assert "v1 0.25-32" in ran.out
+
+
+def test_a_bundle_runs_on_torch(files):
+    (t,) = bench.bench(files / "float", rounds=1).timings
+    assert (t.engine, t.precision) == ("torch", "float32")
+    assert t.size_bytes == sum(p.stat().st_size for p in (files / "float").iterdir())
+
+
+def paired_ratio(files, rounds):
+    """Median over rounds of one file's median over its own, measured a second time beside it."""
+    result = bench.bench_files([files / "model.onnx", files / "model.onnx"], rounds=rounds)
+    a, b = result.timings
+    return a.median_ms / b.median_ms
+
+
+def test_a_file_against_itself(files):
+    assert any(abs(paired_ratio(files, 4) - 1) < 0.25 for _ in range(3))  # where the machine is busy, it takes two
+
+
+@pytest.mark.slow
+def test_a_file_against_itself_to_3_percent(files):
+    ratios = [paired_ratio(files, 10) for _ in range(5)]
+    assert abs(np.median(ratios) - 1) < 0.03
+
+
+def test_time_calls_has_its_least_number_and_its_time(files):
+    engine = engines.load(files / "model.onnx")
+    assert len(bench.time_calls(engine, 1, 0.0)) == 5
+    assert len(bench.time_calls(engine, 3, 0.0, at_least=2)) == 2
+    times = bench.time_calls(engine, 1, 0.1)
+    assert 0.03 < sum(times) < 1
+
+
+def test_pinned():
+    before = os.sched_getaffinity(0)
+    with bench.pinned(1):
+        assert len(os.sched_getaffinity(0)) == 1
+    assert os.sched_getaffinity(0) == before
+
+
+def test_the_processes_end(files, monkeypatch):
+    workers = []
+    init = bench._Worker.__init__
+    monkeypatch.setattr(bench._Worker, "__init__", lambda self, *a: (workers.append(self), init(self, *a))[1])
+    bench.bench_files([files / "model.onnx"], rounds=1)
+    (w,) = workers
+    w.process.join(5)
+    assert w.process.exitcode is not None
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ((), "name at least one file"),
+        (("gone.onnx",), "gone.onnx: no such file or folder"),
+        (("model.onnx", "gone.onnx"), "gone.onnx: no such file or folder"),
+        (("cut.onnx",), "cut.onnx: not a readable ONNX file"),
+        (("notes.txt",), "no engine runs a .txt file"),
+        (("altered",), "digest differs"),
+        (("empty",), "neither a bundle nor a finished run"),
+        (("model.onnx", "--threads", "0"), "threads must be 1 or more"),
+        (("model.onnx", "--batch", "0"), "batch must be 1 or more"),
+        (("model.onnx", "--rounds", "-1"), "rounds must be 1 or more"),
+        (("model.onnx", "--rounds", "many"), "rounds"),
+    ],
+)
+def test_bad_arguments(files, make_bundle, command, monkeypatch, line, message):
+    monkeypatch.chdir(files)
+    (files / "cut.onnx").write_bytes((files / "model.onnx").read_bytes()[:1000])
+    (files / "notes.txt").write_text("")
+    (files / "empty").mkdir(exist_ok=True)
+    make_bundle("v1").save(files / "altered")
+    weights = files / "altered" / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    assert message in command("bench", *line).line
+
+
+def test_a_process_that_dies_is_told(files, monkeypatch, command):
+    """Killed from outside, as when memory runs out."""
+    measure = bench._Worker.measure
+
+    def killed(self):
+        self.process.kill()
+        self.process.join()
+        measure(self)
+
+    monkeypatch.setattr(bench._Worker, "measure", killed)
+    assert "the process measuring it died" in command("bench", files / "model.onnx").line

@@ -1,0 +1,212 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mobilenets import data, engines, evaluate, onnx_graph
+from mobilenets.tasks.classify import Tally, decode
+
+LABELS = [f"class {i}" for i in range(10)]
+
+
+@pytest.fixture(scope="module")
+def model(make_bundle, tmp_path_factory):
+    bundle = make_bundle("v1")
+    path = tmp_path_factory.mktemp("model") / "model.onnx"
+    path.write_bytes(onnx_graph.onnx_model(bundle.card, bundle.tensors).SerializeToString())
+    return path
+
+
+@pytest.fixture
+def labelled(write_images, tmp_path, model):
+    """train, val and test splits of the network's own classes; half the labels are what the network answers."""
+    root = write_images(tmp_path / "all", {"x": 90}, side=40)
+    engine = engines.load(model)
+    rng = np.random.default_rng(1)
+    for k, p in enumerate(sorted((root / "x").iterdir())):
+        split = ("train", "val", "test")[k % 3]
+        answer = int(engine(engine.card.preprocess.read(p)[None])[0].argmax())
+        c = answer if k % 2 else int(rng.integers(10))
+        to = tmp_path / "data" / split / LABELS[c]
+        to.mkdir(parents=True, exist_ok=True)
+        p.rename(to / p.name)
+    for split in ("train", "val", "test"):
+        for c in LABELS:
+            (tmp_path / "data" / split / c).mkdir(exist_ok=True)
+    return tmp_path / "data"
+
+
+def directly(model, folder):
+    """(top1, top5, loss, per class, confusion) of a split's folder, by numpy from single images."""
+    engine = engines.load(model)
+    labels = engine.card.labels
+    rows = [(p, labels.index(p.parent.name)) for p in sorted(folder.rglob("*.png"))]
+    probabilities = np.stack([engine(engine.card.preprocess.read(p)[None])[0] for p, _ in rows])
+    targets = np.array([t for _, t in rows])
+    rank = (probabilities > probabilities[np.arange(len(rows)), targets][:, None]).sum(1)
+    confusion = np.zeros((10, 10), int)
+    for t, p in zip(targets, probabilities.argmax(1), strict=True):
+        confusion[t, p] += 1
+    per_class = {labels[c]: 100 * (rank[targets == c] == 0).mean() for c in set(targets)}
+    loss = -np.log(probabilities[np.arange(len(rows)), targets].astype(float)).mean()
+    return 100 * (rank == 0).mean(), 100 * (rank < 5).mean(), loss, per_class, confusion
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_scores_are_what_numpy_says(model, labelled, split):
+    got = evaluate.evaluate(model, str(labelled), split=split)
+    top1, top5, loss, per_class, confusion = directly(model, labelled / split)
+    assert 20 < top1 < 90
+    assert top1 < top5
+    assert got.top1 == pytest.approx(top1)
+    assert got.top5 == pytest.approx(top5)
+    assert got.loss == pytest.approx(loss, rel=1e-4)
+    assert got.per_class == pytest.approx(per_class)
+    assert np.array_equal(got.confusion, confusion)
+    assert (got.count, got.split, got.labels) == (30, split, tuple(LABELS))
+
+
+def test_test_is_the_default_where_there_is_one(model, labelled, tmp_path):
+    assert evaluate.evaluate(model, str(labelled)).split == "test"
+    (labelled / "test").rename(tmp_path / "aside")
+    assert evaluate.evaluate(model, str(labelled)).split == "val"
+
+
+def test_json(model, labelled, command):
+    got = command("eval", model, labelled, "--json").json
+    assert set(got) == {"top1", "top5", "count", "split", "loss", "per_class"} | {"data", "skipped"}
+    assert got["count"] == 30
+    assert got["split"] == "test"
+    assert got["skipped"] == []
+    assert 0 <= got["top1"] <= got["top5"] <= 100
+    assert all(0 <= v <= 100 for v in got["per_class"].values())
+    assert set(got["per_class"]) <= set(LABELS)
+
+
+def test_the_table(model, labelled, command):
+    ran = command("eval", model, labelled, "--split", "val")
+    assert ran.code == 0
+    top1, top5, *_ = directly(model, labelled / "val")
+    assert f"{top1:.2f}" in ran.out
+    assert f"{top5:.2f}" in ran.out
+    assert "val split" in ran.out
+
+
+def test_bundle_and_file_score_alike(model, make_bundle, labelled, tmp_path):
+    make_bundle("v1").save(tmp_path / "b")
+    a, b = evaluate.evaluate(model, str(labelled)), evaluate.evaluate(tmp_path / "b", str(labelled))
+    assert np.array_equal(a.confusion, b.confusion)
+    assert a.loss == pytest.approx(b.loss, abs=1e-4)
+
+
+def test_more_images_than_are_held_at_once(model, labelled, monkeypatch):
+    whole = evaluate.evaluate(model, str(labelled), split="val")
+    added = []
+    add = Tally.add
+    monkeypatch.setattr(Tally, "add", lambda self, s, t: (added.append(len(t)), add(self, s, t)))
+    folder = labelled / "val"
+    for p in list(folder.rglob("*.png")):
+        for k in range(9):
+            (p.parent / f"{p.stem}-{k}.png").write_bytes(p.read_bytes())
+    got = evaluate.evaluate(model, str(labelled), split="val")
+    assert got.count == 300
+    assert added == [256, 44]
+    assert got.top1 == pytest.approx(whole.top1)
+    assert got.loss == pytest.approx(whole.loss, rel=1e-5)
+
+
+def test_fewer_classes_than_the_network_has(model, labelled, tmp_path):
+    """The data's class 0 is then another of the network's."""
+    for c in LABELS[:4]:
+        for split in ("train", "val", "test"):
+            to = tmp_path / "aside" / split
+            to.mkdir(parents=True, exist_ok=True)
+            (labelled / split / c).rename(to / c)
+    d = data.open_data(str(labelled))
+    assert d.labels != tuple(LABELS)
+    got = evaluate.evaluate(model, str(labelled), split="test")
+    top1, top5, loss, per_class, _ = directly(model, labelled / "test")
+    assert got.top1 == pytest.approx(top1)
+    assert got.top5 == pytest.approx(top5)
+    assert got.loss == pytest.approx(loss, rel=1e-4)
+    assert got.per_class == pytest.approx(per_class)
+
+
+def test_classes_in_another_order(make_bundle, labelled, tmp_path):
+    """A network whose labels aren't in alphabetical order."""
+    b = make_bundle("v1")
+    order = np.random.default_rng(0).permutation(10)
+    tensors = {k: v[order] if k.startswith("classifier") else v for k, v in b.tensors.items()}
+    type(b)(b.card.replace(labels=tuple(LABELS[i] for i in order)), tensors).save(tmp_path / "shuffled")
+    b.save(tmp_path / "plain")
+    plain = evaluate.evaluate(tmp_path / "plain", str(labelled))
+    got = evaluate.evaluate(tmp_path / "shuffled", str(labelled))
+    assert got.top1 == plain.top1
+    assert got.per_class == plain.per_class
+    assert list(got.per_class) != list(plain.per_class)
+    assert np.array_equal(got.confusion, plain.confusion[np.ix_(order, order)])
+
+
+def test_damaged_images_are_skipped_and_named(model, labelled, command):
+    paths = sorted((labelled / "test").rglob("*.png"))
+    paths[2].write_bytes(paths[2].read_bytes()[:70])
+    top1, *_ = _without(model, labelled, paths[2])
+    ran = command("eval", model, labelled, "--json")
+    assert ran.code == 0
+    got = ran.json
+    assert got["count"] == 29
+    assert len(got["skipped"]) == 1
+    assert paths[2].name in got["skipped"][0]
+    assert got["top1"] == pytest.approx(top1)
+    assert "1 damaged images skipped" in command("eval", model, labelled).out
+
+
+def _without(model, labelled, bad):
+    content = bad.read_bytes()
+    bad.unlink()
+    try:
+        return directly(model, labelled / "test")
+    finally:
+        bad.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (("--split", "tset"), "has no split 'tset'; it has train, val, test"),
+        (("--root",), "root"),
+    ],
+)
+def test_bad_arguments(model, labelled, command, line, message):
+    assert message in command("eval", model, labelled, *line).line
+
+
+def test_a_class_the_network_does_not_know(model, labelled, command):
+    (labelled / "test" / "zebra").mkdir()
+    Image.new("RGB", (8, 8)).save(labelled / "test" / "zebra" / "0.png")
+    assert "class 'zebra' isn't one the network knows" in command("eval", model, labelled).line
+
+
+def test_no_data_named_and_none_on_the_card(model, command):
+    assert "doesn't say what data it was trained on; name some" in command("eval", model).line
+
+
+def test_the_data_on_the_card(make_bundle, labelled, tmp_path, command):
+    b = make_bundle("v1")
+    type(b)(b.card.replace(data={"source": str(labelled), "split_seed": 0}), b.tensors).save(tmp_path / "b")
+    assert command("eval", tmp_path / "b", "--json").json == command("eval", tmp_path / "b", labelled, "--json").json
+    labelled.rename(tmp_path / "moved")
+    assert "the data the bundle was trained on can't be opened" in command("eval", tmp_path / "b").line
+
+
+def test_decode():
+    scores = np.array([[0.1, 0.6, 0.3], [0.5, 0.5, 0.0]], np.float32)
+    assert [[c for c, _ in row] for row in decode(scores, ("a", "b", "c"), 2)] == [["b", "c"], ["a", "b"]]
+    assert len(decode(scores, ("a", "b", "c"), 9)[0]) == 3
+
+
+def test_a_tally_of_nothing():
+    s = Tally(("a", "b")).scores("d", "val")
+    assert (s.top1, s.count, s.per_class) == (0, 0, {})
+    assert json.dumps(s.to_json())

@@ -1,0 +1,183 @@
+import json
+import shutil
+
+import numpy as np
+import onnx
+import pytest
+
+from mobilenets import choose, engines, export, onnx_graph, zoo
+from mobilenets.bundle import Bundle, Card
+from mobilenets.engines.onnxruntime import CARD_KEY
+from mobilenets.errors import UserError
+from mobilenets.quantize import quantize_bundle
+from mobilenets.spec import same_padding
+
+PRECISIONS = ["float32", "int8"]
+
+
+@pytest.fixture
+def bundle(make_bundle, pixels, tmp_path):
+    """`bundle("int8")`: saved, with digest."""
+
+    def make(precision, name="v1"):
+        b = make_bundle(name)
+        if precision == "int8":
+            b = quantize_bundle(b, pixels)
+        return b.save(tmp_path / precision)
+
+    return make
+
+
+@pytest.fixture
+def images(write_images, tmp_path):
+    """Data with the network's classes."""
+    return write_images(tmp_path / "data", {f"{s}/class {i}": 3 for s in ("train", "val") for i in range(10)}, side=40)
+
+
+@pytest.mark.parametrize("name", ["v1", "v2"])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_file_and_its_proof(bundle, pixels, tmp_path, precision, name):
+    b = bundle(precision, name)
+    made = export.export_bundle(b, pixels, tmp_path / "m.onnx", "noise")
+    assert made.path == tmp_path / "m.onnx"
+    assert made.size_bytes == made.path.stat().st_size
+    assert made.images == 24
+    a, o = engines.load(tmp_path / precision)(pixels), engines.load(made.path)(pixels)
+    assert made.difference == pytest.approx(np.abs(a - o).max(), rel=1e-3, abs=1e-6)
+    assert made.agreement == pytest.approx(100 * (a.argmax(1) == o.argmax(1)).mean())
+    assert not [p for p in tmp_path.iterdir() if "tmp" in p.name]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_card_is_inside_with_its_parent(bundle, pixels, tmp_path, precision):
+    b = bundle(precision)
+    export.export_bundle(b, pixels, tmp_path / "m.onnx", "noise")
+    meta = {p.key: p.value for p in onnx.load(tmp_path / "m.onnx").metadata_props}
+    card = Card.from_json(json.loads(meta[CARD_KEY]))
+    assert card == b.card.replace(parent=b.digest)
+    assert b.digest
+
+
+def turned(tensors, precision):
+    """The classes of the last layer moved by one: same shapes, another network."""
+    names = {"classifier.weight", "classifier.bias", *({"classifier.weight_scale"} if precision == "int8" else ())}
+    return {k: np.roll(v, 1, 0) if k in names else v for k, v in tensors.items()}
+
+
+def shrunk(tensors, precision):
+    """One layer's weights changed a little: the answers stay alike, the probabilities don't."""
+    name = "blocks.3.pointwise.weight_scale" if precision == "int8" else "blocks.3.pointwise.norm.weight"
+    return {k: (v * 0.7).astype(v.dtype) if k == name else v for k, v in tensors.items()}
+
+
+@pytest.mark.parametrize("spoil", [turned, shrunk])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_wrong_export_leaves_no_file(bundle, pixels, tmp_path, monkeypatch, precision, spoil):
+    b, right = bundle(precision), onnx_graph.onnx_model
+    before = sorted(tmp_path.iterdir())
+    monkeypatch.setattr(onnx_graph, "onnx_model", lambda card, t: right(card, spoil(t, precision)))
+    with pytest.raises(UserError, match=r"m\.onnx was not kept: it differs from PyTorch"):
+        export.export_bundle(b, pixels, tmp_path / "m.onnx", "noise")
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("name", ["fold", "same_padding"])
+def test_a_wrong_writer_is_caught(make_bundle, pixels, tmp_path, monkeypatch, name):
+    b = make_bundle("v1", padding="same")
+    wrong = {
+        "fold": lambda arch, tensors: onnx_fold(arch.replace(bn_eps=0.3), tensors),
+        "same_padding": lambda *sizes: same_padding(*sizes)[::-1],
+    }
+    onnx_fold = onnx_graph.fold
+    monkeypatch.setattr(onnx_graph, name, wrong[name])
+    with pytest.raises(UserError, match="differs from PyTorch"):
+        export.export_bundle(b, pixels, tmp_path / "m.onnx", "noise")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_wrong_export_leaves_the_old_file(bundle, pixels, tmp_path, monkeypatch):
+    b = bundle("float32")
+    export.export_bundle(b, pixels, tmp_path / "m.onnx", "noise")
+    before = (tmp_path / "m.onnx").read_bytes()
+    right = onnx_graph.onnx_model
+    monkeypatch.setattr(onnx_graph, "onnx_model", lambda card, t: right(card, turned(t, "float32")))
+    with pytest.raises(UserError):
+        export.export_bundle(b, pixels, tmp_path / "m.onnx", "noise")
+    assert (tmp_path / "m.onnx").read_bytes() == before
+
+
+def test_a_network_that_gives_no_numbers_is_not_kept(make_bundle, pixels, tmp_path):
+    b = make_bundle("v1")
+    tensors = dict(b.tensors) | {"classifier.bias": np.full(10, np.nan, np.float32)}
+    with pytest.raises(UserError, match="was not kept"):
+        export.export_bundle(Bundle(b.card, tensors), pixels, tmp_path / "m.onnx", "noise")
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_images_no_export(bundle, pixels, tmp_path):
+    with pytest.raises(UserError, match="proved on real images"):
+        export.export_bundle(bundle("float32"), pixels[:0], tmp_path / "m.onnx", "nothing")
+    assert not (tmp_path / "m.onnx").exists()
+
+
+@pytest.mark.parametrize("name", ["v1", "v2"])
+def test_int8_is_under_two_fifths_of_float(tmp_path, name):
+    sizes = {}
+    for precision in PRECISIONS:
+        b = choose.random_bundle(zoo.arch(name, 0.25 if name == "v1" else 0.35, 32, 1000), precision)
+        path = tmp_path / f"{precision}.onnx"
+        path.write_bytes(onnx_graph.onnx_model(b.card, b.tensors).SerializeToString())
+        sizes[precision] = path.stat().st_size
+    assert sizes["int8"] < 0.4 * sizes["float32"]
+
+
+# ---- the verb ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_verb(bundle, images, command, tmp_path, precision):
+    bundle(precision)
+    got = command("export", tmp_path / precision, images, "--out", tmp_path / "new" / "m.onnx", "--json").json
+    assert set(got) == {"path", "precision", "size_bytes", "agreement", "difference", "images", "data"}
+    assert got["path"] == str(tmp_path / "new" / "m.onnx")
+    assert got["precision"] == precision
+    assert got["images"] == 30  # all of val
+    assert got["agreement"] > 96  # one of 30 at a tie
+    assert got["data"] == str(images)
+    ran = command("export", tmp_path / precision, images, "--out", tmp_path / "m.onnx")
+    assert ran.code == 0
+    assert "agreement" in ran.out
+    assert f"{got['agreement']:.2f}" in ran.out
+
+
+def test_without_data_named_the_cards_own_is_opened(make_bundle, images, command, tmp_path):
+    b = make_bundle("v1")
+    Bundle(b.card.replace(data={"source": str(images), "split_seed": 3}), b.tensors).save(tmp_path / "float")
+    got = command("export", tmp_path, "--out", tmp_path / "m.onnx", "--json").json
+    assert got["data"] == str(images)
+    assert (tmp_path / "m.onnx").is_file()
+    shutil.rmtree(images)
+    assert "can't be opened; name some" in command("export", tmp_path, "--out", tmp_path / "n.onnx").line
+    assert not (tmp_path / "n.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (("BUNDLE", "DATA", "--out", "m.onnx", "--to", "onxn"), "unknown format 'onxn': did you mean 'onnx'"),
+        (("BUNDLE", "DATA"), "--out"),
+        (("BUNDLE", "--out", "m.onnx"), "name some"),
+        (("DATA", "DATA", "--out", "m.onnx"), "no bundle here"),
+        (("BUNDLE", "gone", "--out", "m.onnx"), "gone"),
+        (("BUNDLE", "DATA", "--out", "FILE/m.onnx"), "can't write"),
+        (("BUNDLE", "DATA", "--out", "FOLDER"), "can't write"),
+    ],
+)
+def test_bad_arguments(bundle, images, command, tmp_path, monkeypatch, line, message):
+    bundle("float32")
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path)
+    words = {"BUNDLE": "float32", "DATA": images, "FILE/m.onnx": "file/m.onnx", "FOLDER": "folder"}
+    assert message in command("export", *(words.get(a, a) for a in line)).line
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["data", "file", "float32", "folder"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
 import os
@@ -174,7 +175,7 @@ def fit(
     root
         Where copies of named sets are, or go.
     """
-    started = time.monotonic()
+    started = time.monotonic() - (_trained_before(out) if resume else 0)
     budget = budget or Budget()
     precision = choose.check(engine, precision, threads)
     if engine not in export.FORMATS.values():
@@ -250,6 +251,15 @@ def _choose(
     value = choice.to_json()
     files.write_json(path, value)
     return value
+
+
+def _trained_before(out: Path) -> float:
+    """Seconds that stopped processes of this run had trained for, as its log has them."""
+    log = out / train.LOGS / train.METRICS
+    if not log.exists():
+        return 0.0
+    with log.open(newline="") as f:
+        return sum(float(row["seconds"]) for row in csv.DictReader(f))
 
 
 def _same(a: Arch, b: Arch) -> bool:

@@ -95,7 +95,7 @@ def module(bundle: Bundle) -> nn.Module:
     return float_model(bundle) if bundle.card.precision == "float32" else SimulatedInt8(bundle).eval()
 
 
-def calibrate(bundle: Bundle, images: Pixels, batch: int = 64) -> dict[str, tuple[float, float]]:
+def calibrate(bundle: Bundle, images: Pixels, batch: int = 8) -> dict[str, tuple[float, float]]:
     """Smallest and largest value of every activation over `images`, uint8 [N, H, W, 3]."""
     model = float_model(bundle)
     ranges: dict[str, tuple[float, float]] = {}

@@ -20,7 +20,7 @@ from mobilenets.images import Preprocess
 from mobilenets.recipes import Overrides, Recipe
 from mobilenets.spec import Arch
 
-CHECKPOINTS, LOGS, FLOAT = "checkpoints", "logs", "float"
+CHECKPOINTS, LOGS, METRICS, FLOAT = "checkpoints", "logs", "metrics.csv", "float"
 
 
 def world() -> tuple[int, int]:
@@ -152,7 +152,7 @@ def _train(d: Data, arch: Arch, recipe: Recipe, out: Path, seed: int, resume: bo
     saving: dict[str, Any] = {"enable_version_counter": False, "save_on_train_epoch_end": True}
     best = ModelCheckpoint(folder, "best", monitor="val_top1", mode="max", **saving)
     last = ModelCheckpoint(folder, "last", **saving)
-    callbacks: list[pl.Callback] = [best, last, ProgressBar(), EpochLog(out / LOGS / "metrics.csv")]
+    callbacks: list[pl.Callback] = [best, last, ProgressBar(), EpochLog(out / LOGS / METRICS)]
     if recipe.ema:
         horizon = max(1.0, recipe.ema * recipe.epochs * len(batches))
         average = get_ema_multi_avg_fn(1 - 1 / horizon)  # type: ignore[no-untyped-call]

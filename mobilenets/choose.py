@@ -17,7 +17,7 @@ import numpy as np
 from cyclopts import Parameter
 
 from mobilenets import console, cost, engines, files, published, zoo
-from mobilenets.bench import pinned, time_calls
+from mobilenets.bench import pinned, quietest_ms, time_calls
 from mobilenets.bundle import PRECISIONS, Bundle, Card, Precision
 from mobilenets.errors import UserError, unknown
 from mobilenets.images import Preprocess
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 SMALL, SMALL_RESOLUTIONS = 128, (32, 64, 96)  # for images with less to see than V1's smallest published resolution
-ROUNDS, ROUND_SECONDS, WARM_UP_SECONDS = 2, 0.12, 0.05
-PROTOCOL = 1  # part of the cache's key: raise it when what is measured changes
+ROUNDS, ROUND_SECONDS, WARM_UP_SECONDS = 3, 0.1, 0.05
+PROTOCOL = 2  # part of the cache's key: raise it when what is measured changes
 
 
 @dataclass(frozen=True)
@@ -283,7 +283,7 @@ def measure(archs: Sequence[Arch], engine: str, precision: Precision, threads: i
     module = engines.module(engine)
     missing = [a for a in archs if a.digest not in cache.entries]
     if missing:
-        times: dict[str, list[float]] = {a.digest: [] for a in missing}
+        times: dict[str, list[list[float]]] = {a.digest: [] for a in missing}
         sizes: dict[str, int] = {}
         with pinned(threads), console.progress("networks") as bar:
             task = bar.add_task(f"measuring on {engine}", total=len(missing) * ROUNDS, status="")
@@ -291,9 +291,9 @@ def measure(archs: Sequence[Arch], engine: str, precision: Precision, threads: i
                 for a in missing:
                     ready, sizes[a.digest] = module.build(random_bundle(a, precision), threads)
                     time_calls(ready, 1, WARM_UP_SECONDS)
-                    times[a.digest].append(1e3 * float(np.median(time_calls(ready, 1, ROUND_SECONDS))))
+                    times[a.digest].append(time_calls(ready, 1, ROUND_SECONDS))
                     bar.update(task, advance=1, status=a.title)
-        cache.entries |= {d: (min(ms), sizes[d]) for d, ms in times.items()}
+        cache.entries |= {d: (quietest_ms(rounds), sizes[d]) for d, rounds in times.items()}
         cache.save()
     return [_candidate(a, precision, *cache.entries[a.digest]) for a in archs]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from mobilenets.errors import UserError
 from mobilenets.spec import check_resolution
@@ -49,7 +49,9 @@ def open_rgb(source: Path | bytes, name: str = "", short_side: int = 0) -> Image
 def upright_rgb(img: Image.Image) -> Image.Image:
     """An opened image as 8-bit RGB, whatever it holds, turned as its camera says."""
     img.load()
-    return _rgb(ImageOps.exif_transpose(img))
+    if img.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # exif_transpose copies an upright image too
+        img = ImageOps.exif_transpose(img)
+    return _rgb(img)
 
 
 def _rgb(img: Image.Image) -> Image.Image:

@@ -46,9 +46,9 @@ def train(
     source: str,
     *,
     out: Path,
-    arch: str = "v2",
-    alpha: float = 1.0,
-    resolution: int = 224,
+    arch: str | None = None,
+    alpha: float | None = None,
+    resolution: int | None = None,
     recipe: str | None = None,
     overrides: Annotated[Overrides | None, Parameter(name="*")] = None,
     init: Path | None = None,
@@ -66,11 +66,11 @@ def train(
     out
         Folder of the run: checkpoints, logs, and the bundle in OUT/float.
     arch
-        Network: v1 or v2.
+        Network: v1 or v2; v2 if left out.
     alpha
-        Width multiplier, above 0 and at most 2.
+        Width multiplier, above 0 and at most 2; 1 if left out.
     resolution
-        Input height and width in pixels, 32 or more.
+        Input height and width in pixels, 32 or more; that of --init, or 224, if left out.
     recipe
         modern (from scratch) or finetune; by default the one that fits, by whether there is --init.
     init
@@ -87,7 +87,13 @@ def train(
     chosen = recipes.recipe(recipe or ("finetune" if init else "modern"), overrides)
     start = Bundle.load(bundles.find_bundle(init)) if init else None
     d = data.open_data(source, root, seed)
-    net = initial_arch(start, len(d.labels), resolution) if start else zoo.arch(arch, alpha, resolution, len(d.labels))
+    if start:
+        if arch is not None or alpha is not None:
+            raise UserError("--init brings its own network: leave out --arch and --alpha")
+        net = initial_arch(start, len(d.labels), resolution or start.card.arch.resolution)
+    else:
+        side = 224 if resolution is None else resolution
+        net = zoo.arch(arch or "v2", 1.0 if alpha is None else alpha, side, len(d.labels))
     config = {"verb": "train", "source": source, "arch": net.to_json(), "recipe": chosen.to_json(), "seed": seed}
     config["init"] = start.digest if start else None
     _, rank = world()

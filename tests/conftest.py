@@ -191,7 +191,9 @@ def tiny_train(colours: Path) -> Callable[..., Run]:
     """`tiny_train(out, "--epochs", 2)`: `mobilenets train` of V1 .25-32 on the three colours."""
 
     def train(out: Path, *arguments: object, data: Path = colours) -> Run:
-        own = [word for option, value in TINY.items() if option not in arguments for word in (option, value)]
+        brought = {"--arch", "--alpha"} if "--init" in arguments else set()  # the bundle's own
+        left = {k: v for k, v in TINY.items() if k not in arguments and k not in brought}
+        own = [word for pair in left.items() for word in pair]
         line = ("train", str(data), "--out", str(out), *own, *map(str, arguments))
         return Run(out, line, run_cli(*line))
 

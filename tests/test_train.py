@@ -273,6 +273,9 @@ def test_a_run_goes_on_with_the_same_arguments_alone(learned, command, make_bund
         make_bundle("v1").save(tmp_path / "b")
         value = str(tmp_path / "b")
     line = list(learned.arguments)
+    if option == "--init":  # which brings these two
+        for own in ("--arch", "--alpha"):
+            del line[line.index(own) : line.index(own) + 2]
     if option in line:
         line[line.index(option) + 1] = value
     else:
@@ -505,3 +508,9 @@ def test_world(monkeypatch, variables, expected):
     assert train.world() == expected
     if expected[0] == 1:
         assert train.from_rank_0({"a": 1}) == {"a": 1}
+
+
+def test_init_brings_its_own_network(learned, colours, command, tmp_path):
+    line = ("train", colours, "--init", learned.out, "--out", tmp_path / "r", "--alpha", 0.5)
+    assert "leave out --arch and --alpha" in command(*line).line
+    assert not (tmp_path / "r").exists()

@@ -240,19 +240,19 @@ def _zip(path: Path) -> tuple[list[str], list[str], Callable[[str], Path | bytes
     def read(name: str) -> bytes:
         if getattr(local, "pid", None) != os.getpid():  # nor for a forked worker
             local.zip, local.pid = zipfile.ZipFile(path), os.getpid()
-        try:
-            data: bytes = local.zip.read(name)
-        except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError, ValueError, EOFError) as e:
-            raise BadImage(f"{name}: can't be read from the zip ({e})") from e
-        except Exception as e:
-            if type(e).__module__ not in ("zlib", "_lzma", "lzma"):
-                raise
-            raise BadImage(f"{name}: can't be unpacked from the zip ({e})") from e
-        return data
+        return read_member(local.zip, name, name)
 
     files = [n for n in names if is_image_name(n)]
     dirs = {n.rstrip("/") for n in names if n.endswith("/") and not n.startswith(("__MACOSX", "."))}
     return files, sorted(dirs), read
+
+
+def read_member(z: zipfile.ZipFile, member: str, name: str) -> bytes:
+    """A zip's member; `BadImage`, calling it `name`, if it can't be unpacked."""
+    try:
+        return z.read(member)
+    except Exception as e:  # damaged zips raise many types, from zlib's to NotImplementedError
+        raise BadImage(f"{name}: can't be read from the zip ({e})") from e
 
 
 def is_image_name(name: str) -> bool:

@@ -81,9 +81,11 @@ class Learner(pl.LightningModule):
     def frozen(self) -> bool:
         return self.current_epoch < self.recipe.frozen_epochs
 
+    def normalize(self, images: Tensor) -> Tensor:
+        return ((images.float() - self.mean) / self.std).contiguous(memory_format=self.memory_format)
+
     def forward(self, images: Tensor) -> Tensor:
-        x = (images.float() - self.mean) / self.std
-        return cast(Tensor, self.model(x.contiguous(memory_format=self.memory_format)))
+        return cast(Tensor, self.model(self.normalize(images)))
 
     def on_train_epoch_start(self) -> None:
         self.model.blocks.train(not self.frozen)  # a frozen body keeps its BatchNorm statistics
@@ -94,9 +96,8 @@ class Learner(pl.LightningModule):
         if self.mixup:
             images, targets = self.mixup(images.float(), targets)
         if self.frozen:
-            x = ((images.float() - self.mean) / self.std).contiguous(memory_format=self.memory_format)
             with torch.no_grad():
-                pooled = self.model.pooled(x)
+                pooled = self.model.pooled(self.normalize(images))
             logits = self.model.classifier(self.model.dropout(pooled))
         else:
             logits = self(images)

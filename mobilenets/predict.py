@@ -18,7 +18,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from mobilenets import engines
-from mobilenets.data import is_image_name
+from mobilenets.data import is_image_name, read_member
 from mobilenets.engines import Engine
 from mobilenets.errors import UserError
 from mobilenets.images import BadImage, Pixels, upright_rgb
@@ -187,11 +187,8 @@ class Model:
 
 
 def _member(z: zipfile.ZipFile, item: Source) -> bytes:
-    try:
-        with _zip_turn:
-            return z.read(item.member)
-    except Exception as e:  # damaged zips raise many types, from zlib's to NotImplementedError
-        raise BadImage(f"{item.name}: can't be read from the zip ({e})") from e
+    with _zip_turn:
+        return read_member(z, item.member, item.name)
 
 
 def load(path: str | Path, threads: int = 1) -> Model:

@@ -30,6 +30,7 @@ FORMAT = 1
 CARD, WEIGHTS = "card.json", "weights.safetensors"
 Precision = Literal["float32", "int8"]
 PRECISIONS: tuple[Precision, ...] = ("float32", "int8")
+NORM_TENSORS = ("weight", "bias", "running_mean", "running_var")
 Tensors = Mapping[str, npt.NDArray[Any]]
 
 
@@ -183,16 +184,20 @@ class Bundle:
 def tensor_shapes(arch: Arch, precision: Precision) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every tensor a bundle of `arch` holds; `quantize` says what the int8 ones are."""
     shapes: dict[str, tuple[int, ...]] = {}
-    for name, op in arch.layers:
-        weight = (op.cout, op.cin // op.groups, op.kernel, op.kernel)
+    for op in arch.layers:
+        name, weight = op.name, (op.cout, op.cin // op.groups, op.kernel, op.kernel)
         if precision == "int8":
             shapes |= {f"{name}.weight": weight, f"{name}.weight_scale": (op.cout,), f"{name}.bias": (op.cout,)}
         elif op.kind == "linear":
             shapes |= {f"{name}.weight": weight[:2], f"{name}.bias": (op.cout,)}
         else:
-            norm = ("weight", "bias", "running_mean", "running_var")
-            shapes |= {f"{name}.conv.weight": weight, **{f"{name}.norm.{k}": (op.cout,) for k in norm}}
-            shapes[f"{name}.norm.num_batches_tracked"] = ()
+            if op.kind != "norm":
+                shapes[f"{name}.conv.weight"] = weight
+            if op.bias:
+                shapes[f"{name}.conv.bias"] = (op.cout,)
+            if op.norm:
+                shapes |= {f"{name}.norm.{k}": (op.cout,) for k in NORM_TENSORS}
+                shapes[f"{name}.norm.num_batches_tracked"] = ()
     if precision == "int8":
         shapes |= {f"{a}.{k}": () for a in arch.activations for k in ("scale", "zero_point")}
     return shapes

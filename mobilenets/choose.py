@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 import os
 import platform
 from collections.abc import Iterable, Sequence
@@ -18,11 +19,12 @@ from cyclopts import Parameter
 
 from mobilenets import console, cost, engines, files, published, zoo
 from mobilenets.bench import pinned, quietest_ms, time_calls
-from mobilenets.bundle import PRECISIONS, Bundle, Card, Precision
+from mobilenets.bundle import PRECISIONS, Bundle, Card, Precision, tensor_shapes
 from mobilenets.errors import UserError, unknown
 from mobilenets.images import Preprocess
 from mobilenets.published import Top1
-from mobilenets.quantize import Array, Folded, pack
+from mobilenets.quantize import Array, fold, pack
+from mobilenets.rows import CLIPS
 from mobilenets.spec import Arch
 
 if TYPE_CHECKING:
@@ -134,6 +136,7 @@ class Choice:
             ["network", "top-1 %", "latency ms", "size MB", "macs M", "params M", "activ. MB"],
             left=("network",),
         )
+        t.columns[0].no_wrap = True
         rows = self.front if self.pick in self.front else [*self.front, self.pick]
         for c in sorted(rows, key=lambda c: c.latency_ms):
             meets = c.overshoot(self.budget) <= 1
@@ -217,24 +220,18 @@ def random_bundle(arch: Arch, precision: Precision) -> Bundle:
     rng = np.random.default_rng(0)
     preprocess = Preprocess(arch.resolution)
     card = Card(arch, preprocess, tuple(f"class {i}" for i in range(arch.classes)), precision=precision)
-    folded: Folded = {}
-    for name, op in arch.layers:
-        fan_in = op.kernel**2 * op.cin // op.groups
-        w = rng.standard_normal((op.cout, op.cin // op.groups, op.kernel, op.kernel), np.float32)
-        folded[name] = w * np.float32(np.sqrt(2 / fan_in)), np.zeros(op.cout, np.float32)
-    if precision == "int8":
-        ranges = {a: (-3.0, 3.0) if a.endswith(("project", "classifier")) else (0.0, 6.0) for a in arch.activations}
-        return Bundle(card, pack(arch, preprocess, folded, ranges))
     tensors: dict[str, Array] = {}
-    for name, op in arch.layers:
-        w, b = folded[name]
-        if op.kind == "linear":
-            tensors |= {f"{name}.weight": w[:, :, 0, 0], f"{name}.bias": b}
+    for name, shape in tensor_shapes(arch, "float32").items():
+        if len(shape) > 1:
+            fan_in = math.prod(shape[1:])
+            tensors[name] = rng.standard_normal(shape, np.float32) * np.float32(np.sqrt(2 / fan_in))
         else:
-            ones = np.ones(op.cout, np.float32)
-            tensors |= {f"{name}.conv.weight": w, f"{name}.norm.weight": ones, f"{name}.norm.bias": b}
-            tensors |= {f"{name}.norm.running_mean": b, f"{name}.norm.running_var": ones}
-            tensors[f"{name}.norm.num_batches_tracked"] = np.asarray(0)
+            ones = name.endswith(("norm.weight", "running_var"))
+            tensors[name] = (np.ones if ones else np.zeros)(shape, np.float32 if shape else np.int64)
+    if precision == "int8":
+        clipped = {op.name for op in arch.ops if op.activation in CLIPS}
+        ranges = {op.name: (0.0, 6.0) if op.name in clipped else (-3.0, 3.0) for op in arch.ops}
+        return Bundle(card, pack(arch, preprocess, fold(arch, tensors), ranges))
     return Bundle(card, tensors)
 
 

@@ -8,11 +8,13 @@ additions inside the dot products: outputs x (K*K*Cin/groups - 1).
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mobilenets import zoo
-from mobilenets.spec import Arch, Op, OpKind
+from mobilenets.rows import Op, OpKind
+from mobilenets.spec import Arch
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -23,8 +25,11 @@ TYPE_NAMES: dict[OpKind, str] = {
     "depthwise": "Conv DW",
     "conv": "Conv",
     "linear": "Fully connected",
+    "norm": "BatchNorm",
+    "attend": "Attention",
 }
 FLOAT_BYTES = 4
+IN_PLACE: tuple[OpKind, ...] = ("activation", "add", "mul")  # write over an input
 
 
 @dataclass(frozen=True)
@@ -54,22 +59,33 @@ class CostRow:
         return c * h * w
 
 
-def _row(layer: str, op: Op, size: int) -> CostRow:
-    out = -(-size // op.stride)
-    fan_in = op.kernel**2 * op.cin // op.groups
+def _row(op: Op, sides: Mapping[str, int]) -> CostRow:
+    size, out = sides[op.inputs[0]], sides[op.name]
     outputs = op.cout * out * out
-    weights = op.cout * fan_in
-    # A convolution's BatchNorm trains a scale and a shift per channel; the classifier trains a bias.
-    params = weights + (op.cout if op.kind == "linear" else 2 * op.cout)
+    weights = 0
+    match op.kind:
+        case "attend":  # every query by every key, then the values weighed by those scores
+            keys = sides[op.inputs[1]] ** 2
+            scores = op.heads * out * out * keys
+            macs = scores * op.cin + outputs * keys
+            adds = scores * (op.cin - 1) + outputs * (keys - 1)
+        case "norm":
+            macs = adds = 0
+        case _:
+            fan_in = op.kernel**2 * op.cin // op.groups
+            weights = op.cout * fan_in
+            macs, adds = outputs * fan_in, outputs * (fan_in - 1)
+    # BatchNorm trains a scale and a shift per channel.
+    params = weights + 2 * op.cout * op.norm + op.cout * op.bias
     return CostRow(
-        layer=layer,
+        layer=op.name,
         type=op.kind,
         kernel=op.kernel,
         stride=op.stride,
         in_shape=(op.cin, size, size),
         out_shape=(op.cout, out, out),
-        macs=outputs * fan_in,
-        adds=outputs * (fan_in - 1),
+        macs=macs,
+        adds=adds,
         weights=weights,
         params=params,
         activation_bytes=outputs * FLOAT_BYTES,
@@ -115,6 +131,7 @@ class Cost:
                 100 * sum(r.weights for r in self.rows if r.type == kind) / self.weights,
             )
             for kind in TYPE_NAMES
+            if any(r.type == kind for r in self.rows)
         }
 
     def weight_bytes(self, bits: int) -> int:
@@ -218,35 +235,30 @@ def rows(arch: Arch) -> tuple[CostRow, ...]:
 
 def count(arch: Arch) -> Cost:
     """Count `arch`: its rows and its peak memory. Exact integers."""
-    out: list[CostRow] = []
-    size, layerwise, blockwise = arch.resolution, 0, 0
-    for block in arch.blocks:
-        first = len(out)
-        for op in block.ops:
-            out.append(_row(f"{block.name}.{op.name}", op, size))
-            size = out[-1].out_shape[1]
-        inner = out[first:]
-        kept = inner[0].in_elements if block.shortcut else 0
-        for i, r in enumerate(inner):
-            waiting = kept if i else 0  # the block's input is the first layer's input already
-            layerwise = max(layerwise, r.in_elements + r.out_elements + waiting)
-        blockwise = max(blockwise, inner[0].in_elements + inner[-1].out_elements)
-    if arch.classifier:
-        out.append(_row("classifier", arch.classifier, 1))
-    return Cost(arch, tuple(out), layerwise, blockwise)
+    rows = tuple(_row(op, arch.sides) for op in arch.ops if op.is_layer or op.kind == "attend")
+    sizes = {"input": 3 * arch.resolution**2} | {op.name: op.cout * arch.sides[op.name] ** 2 for op in arch.ops}
+    live, layerwise = {"input"}, 0
+    for op, unread in zip(arch.ops, arch.frees, strict=True):
+        if op.kind not in IN_PLACE:
+            layerwise = max(layerwise, sum(sizes[name] for name in live) + sizes[op.name])
+        live = (live | {op.name}) - set(unread)
+    blockwise = max(sizes[b.source] + sizes[b.output] for b in arch.blocks)
+    return Cost(arch, rows, layerwise, blockwise)
 
 
-def cost(arch: str, *, alpha: float = 1.0, resolution: int = 224, classes: int = 1000, layers: bool = False) -> Cost:
+def cost(
+    arch: str, *, alpha: float = 1.0, resolution: int | None = None, classes: int = 1000, layers: bool = False
+) -> Cost:
     """What a network costs: macs, additions, parameters, weight bytes, peak activation memory.
 
     Parameters
     ----------
     arch
-        Network: v1 or v2.
+        Network: v1, v2, v3-large, ...; `mobilenets list` shows them all.
     alpha
         Width multiplier, above 0 and at most 2.
     resolution
-        Input height and width in pixels, 32 or more.
+        Input height and width in pixels, 32 or more; the one the network's paper leads with, if left out.
     classes
         Outputs of the classifier.
     layers

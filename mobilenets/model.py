@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Callable
 from typing import cast
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mobilenets import spec, zoo
-from mobilenets.spec import Activation, Arch, Block, Op, Padding, same_padding
+from mobilenets.rows import Activation, Op, OpKind
+from mobilenets.spec import Arch, Block, Convention, Padding, Shortcut, same_padding
 
-ACTIVATIONS: dict[Activation, type[nn.Module]] = {"relu": nn.ReLU, "relu6": nn.ReLU6}
+ACTIVATIONS: dict[Activation, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "relu6": nn.ReLU6,
+    "hard_swish": nn.Hardswish,
+    "hard_sigmoid": nn.Hardsigmoid,
+    "gelu": nn.GELU,
+}
 
 
 def pad_same(x: Tensor, kernel: int, stride: int) -> Tensor:
@@ -21,14 +30,14 @@ def pad_same(x: Tensor, kernel: int, stride: int) -> Tensor:
 
 
 class ConvNormAct(nn.Module):
-    """A convolution, BatchNorm and, unless the layer is linear, its activation: [N, cin, H, W] -> [N, cout, H', W']."""
+    """A convolution, BatchNorm or a bias, an activation, as `op` says: [N, cin, H, W] -> [N, cout, H', W']."""
 
-    def __init__(self, op: Op, padding: Padding, bn_eps: float, bn_momentum: float) -> None:
+    def __init__(self, op: Op, arch: Arch) -> None:
         super().__init__()
-        self.same = padding == "same" and op.stride > 1  # at stride 1 and an odd kernel, "SAME" is symmetric
+        self.same = arch.padding == "same" and op.stride > 1  # at stride 1 and an odd kernel, "SAME" is symmetric
         pad = 0 if self.same else op.kernel // 2
-        self.conv = nn.Conv2d(op.cin, op.cout, op.kernel, op.stride, pad, groups=op.groups, bias=False)
-        self.norm = nn.BatchNorm2d(op.cout, eps=bn_eps, momentum=bn_momentum)
+        self.conv = nn.Conv2d(op.cin, op.cout, op.kernel, op.stride, pad, groups=op.groups, bias=op.bias)
+        self.norm = nn.BatchNorm2d(op.cout, arch.bn_eps, arch.bn_momentum) if op.norm else nn.Identity()
         self.act = ACTIVATIONS[op.activation](inplace=True) if op.activation else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -37,20 +46,75 @@ class ConvNormAct(nn.Module):
         return cast(Tensor, self.act(self.norm(self.conv(x))))
 
 
+class Pool(nn.Module):
+    """The mean over all positions: [N, C, H, W] -> [N, C, 1, 1]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3), keepdim=True)
+
+
+class Add(nn.Module):
+    """The sum of two maps of one shape."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return x + y
+
+
+class Mul(nn.Module):
+    """A map [N, C, H, W] times its gate [N, C, 1, 1]."""
+
+    def forward(self, x: Tensor, gate: Tensor) -> Tensor:
+        return x * gate
+
+
+class Attend(nn.Module):
+    """Multi-query attention: query [N, heads*D, H, W], one key and value [N, D, H', W'] -> [N, heads*D, H, W]."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        n, c, h, w = query.shape
+        q = query.reshape(n, self.heads, c // self.heads, h * w).transpose(2, 3)  # [N, heads, HW, D]
+        k, v = (t.flatten(2).transpose(1, 2).unsqueeze(1) for t in (key, value))  # [N, 1, H'W', D]
+        k, v = (t.expand(-1, self.heads, -1, -1) for t in (k, v))
+        y = F.scaled_dot_product_attention(q, k, v)
+        return y.transpose(2, 3).reshape(n, c, h, w)
+
+
+def _norm(op: Op, arch: Arch) -> nn.Module:
+    return nn.Sequential(OrderedDict(norm=nn.BatchNorm2d(op.cout, arch.bn_eps, arch.bn_momentum)))
+
+
+MODULES: dict[OpKind, Callable[[Op, Arch], nn.Module]] = {
+    "conv": ConvNormAct,
+    "depthwise": ConvNormAct,
+    "pointwise": ConvNormAct,
+    "norm": _norm,
+    "activation": lambda op, _: ACTIVATIONS[cast(Activation, op.activation)](),
+    "pool": lambda _op, _: Pool(),
+    "add": lambda _op, _: Add(),
+    "mul": lambda _op, _: Mul(),
+    "attend": lambda op, _: Attend(op.heads),
+}
+
+
 class BlockModule(nn.Module):
-    """A row of the table; its layers are children named as in the `Arch`."""
+    """A row of the table; its operations are children named as in the `Arch`."""
 
     def __init__(self, block: Block, arch: Arch) -> None:
         super().__init__()
-        self.shortcut = block.shortcut
+        self.block = block
         for op in block.ops:
-            self.add_module(op.name, ConvNormAct(op, arch.padding, arch.bn_eps, arch.bn_momentum))
+            self.add_module(op.name.rsplit(".", 1)[1], MODULES[op.kind](op, arch))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = x
-        for layer in self.children():
-            y = layer(y)
-        return x + y if self.shortcut else y
+        values = {self.block.source: x}
+        for op, module in zip(self.block.ops, self.children(), strict=True):
+            x = module(*(values[name] for name in op.inputs))
+            values[op.name] = x
+        return x
 
 
 class MobileNet(nn.Module):
@@ -63,11 +127,15 @@ class MobileNet(nn.Module):
         super().__init__()
         self.arch = arch
         self.blocks = nn.ModuleList(BlockModule(b, arch) for b in arch.blocks)
+        self.pool = Pool()
+        self.head = nn.ModuleList(BlockModule(b, arch) for b in arch.head_blocks)
         self.dropout = nn.Dropout(arch.dropout)
         self.classifier = nn.Linear(arch.width, arch.classes) if arch.classes else nn.Identity()
         for m in self.modules():
             if isinstance(m, nn.Conv2d):
                 nn.init.kaiming_normal_(m.weight, mode="fan_out")
+                if m.bias is not None:
+                    nn.init.zeros_(m.bias)
             elif isinstance(m, nn.Linear):
                 nn.init.normal_(m.weight, std=0.01)
                 nn.init.zeros_(m.bias)
@@ -83,10 +151,13 @@ class MobileNet(nn.Module):
         return maps
 
     def pooled(self, x: Tensor) -> Tensor:
-        """The last map averaged over its positions: [N, 3, H, W] -> [N, arch.width]."""
+        """What the classifier reads, the last map averaged and through the head: [N, 3, H, W] -> [N, arch.width]."""
         for block in self.blocks:
             x = block(x)
-        return x.mean((2, 3))
+        x = self.pool(x)
+        for block in self.head:
+            x = block(x)
+        return x.flatten(1)
 
     def forward(self, x: Tensor) -> Tensor:
         return cast(Tensor, self.classifier(self.dropout(self.pooled(x))))
@@ -100,17 +171,21 @@ def build(arch: Arch) -> MobileNet:
 def create(
     name: str,
     alpha: float = 1.0,
-    resolution: int = 224,
+    resolution: int | None = None,
     classes: int = 1000,
     *,
     activation: Activation | None = None,
     padding: Padding = "symmetric",
+    linear_bottleneck: bool = True,
+    shortcut: Shortcut = "bottleneck",
     bn_eps: float = 1e-5,
     bn_momentum: float = 0.1,
     dropout: float = 0.0,
     divisor: int = 8,
     min_depth: int = 8,
     keep_head: bool | None = None,
+    keep_stem: bool = False,
+    convention: Convention = "slim",
 ) -> MobileNet:
     """Build a network by name: `create("v2", alpha=0.5, resolution=160, classes=10)`.
 
@@ -118,7 +193,8 @@ def create(
     """
     arch = spec.scale(
         zoo.network(name), alpha, resolution, classes,
-        activation=activation, padding=padding, bn_eps=bn_eps, bn_momentum=bn_momentum, dropout=dropout,
-        divisor=divisor, min_depth=min_depth, keep_head=keep_head,
+        activation=activation, padding=padding, linear_bottleneck=linear_bottleneck, shortcut=shortcut,
+        bn_eps=bn_eps, bn_momentum=bn_momentum, dropout=dropout, divisor=divisor, min_depth=min_depth,
+        keep_head=keep_head, keep_stem=keep_stem, convention=convention,
     )  # fmt: skip
     return build(arch)

@@ -17,7 +17,8 @@ from onnx import TensorProto, helper, numpy_helper
 from mobilenets.bundle import Card, Tensors
 from mobilenets.engines.onnxruntime import CARD_KEY
 from mobilenets.quantize import fold
-from mobilenets.spec import Op, same_padding
+from mobilenets.rows import Op
+from mobilenets.spec import same_padding
 
 OPSET, IR = 17, 8  # 2022's: every runtime in use reads them, and they have all that int8 needs
 Array = npt.NDArray[Any]
@@ -39,9 +40,9 @@ class _Writer:
         self.nodes.append(helper.make_node(kind, inputs, [output], output, **attributes))
         return output
 
-    def parameters(self, name: str, _source: str) -> list[str]:
-        w, b = self.folded[name]
-        return [self.const(f"{name}.weight", w), self.const(f"{name}.bias", b)]
+    def parameters(self, op: Op) -> list[str]:
+        w, b = self.folded[op.name]
+        return [self.const(f"{op.name}.weight", w), self.const(f"{op.name}.bias", b)]
 
     def after(self, x: str, _name: str) -> str:
         """What becomes of a layer's output."""
@@ -60,35 +61,77 @@ class _Writer:
         x = self.node("Sub", [x, self.const("image.mean", mean[None, :, None, None])], "image.centred")
         return self.node("Mul", [x, self.const("image.std", (1 / std)[None, :, None, None])], "image.float")
 
-    def conv(self, x: str, name: str, op: Op, size: int, source: str) -> str:
+    def layer(self, op: Op, x: str) -> str:
         pads = [op.kernel // 2] * 4
         if self.card.arch.padding == "same":
-            before, after = same_padding(size, op.kernel, op.stride)
+            before, after = same_padding(self.card.arch.sides[op.inputs[0]], op.kernel, op.stride)
             pads = [before, before, after, after]
         y = self.node(
-            "Conv", [x, *self.parameters(name, source)], f"{name}.conv",
+            "Conv", [x, *self.parameters(op)], f"{op.name}.conv",
             kernel_shape=[op.kernel] * 2, strides=[op.stride] * 2, pads=pads, group=op.groups,
         )  # fmt: skip
-        if op.activation == "relu6":
-            bounds = [self.const("zero", np.array(0, np.float32)), self.const("six", np.array(6, np.float32))]
-            y = self.node("Clip", [y, *bounds], f"{name}.act")
-        elif op.activation == "relu":
-            y = self.node("Relu", [y], f"{name}.act")
-        return self.after(y, name)
+        return self.activation(op, y) if op.activation else y
+
+    def activation(self, op: Op, x: str) -> str:
+        out = f"{op.name}.act"
+        match op.activation:
+            case "relu":
+                return self.node("Relu", [x], out)
+            case "relu6":
+                return self.node("Clip", [x, self.number("zero", 0), self.number("six", 6)], out)
+            case "hard_swish":
+                return self.node("HardSwish", [x], out)
+            case "hard_sigmoid":
+                return self.node("HardSigmoid", [x], out, alpha=1 / 6, beta=0.5)
+            case _:  # gelu, which this opset spells out: x/2 (1 + erf(x / sqrt 2))
+                y = self.node("Mul", [x, self.number("root_half", 0.5**0.5)], f"{op.name}.scaled")
+                y = self.node("Erf", [y], f"{op.name}.erf")
+                y = self.node("Add", [y, self.number("one", 1)], f"{op.name}.erf1")
+                y = self.node("Mul", [x, y], f"{op.name}.product")
+                return self.node("Mul", [y, self.number("half", 0.5)], out)
+
+    def attend(self, op: Op, query: str, key: str, value: str) -> str:
+        """Multi-query attention: the heads see one key and value, so that all queries are rows of one matrix."""
+        name, dim, side = op.name, op.cin, self.card.arch.sides[op.name]
+        fold = self.const(f"{name}.fold", np.array([0, op.heads, dim, -1], np.int64))
+        flat = self.const(f"{name}.flat", np.array([0, 1, dim, -1], np.int64))
+        unfold = self.const(f"{name}.unfold", np.array([0, op.cout, side, side], np.int64))
+        q = self.node(
+            "Transpose",
+            [self.node("Reshape", [query, fold], f"{name}.queries")],
+            f"{name}.queries.t",
+            perm=[0, 1, 3, 2],
+        )
+        k = self.node("Reshape", [key, flat], f"{name}.keys")
+        v = self.node(
+            "Transpose", [self.node("Reshape", [value, flat], f"{name}.values")], f"{name}.values.t", perm=[0, 1, 3, 2]
+        )
+        scores = self.node("MatMul", [q, k], f"{name}.scores")
+        scores = self.node("Mul", [scores, self.number(f"{name}.scale", dim**-0.5)], f"{name}.scaled")
+        y = self.node("MatMul", [self.node("Softmax", [scores], f"{name}.softmax", axis=-1), v], f"{name}.mix")
+        y = self.node("Transpose", [y], f"{name}.mix.t", perm=[0, 1, 3, 2])
+        return self.node("Reshape", [y, unfold], f"{name}.map")
+
+    def number(self, name: str, value: float) -> str:
+        return self.const(name, np.array(value, np.float32))
+
+    def operation(self, op: Op, inputs: list[str]) -> str:
+        if op.is_layer:
+            return self.layer(op, *inputs)
+        match op.kind:
+            case "activation":
+                return self.activation(op, *inputs)
+            case "attend":
+                return self.attend(op, *inputs)
+            case kind:
+                names = {"pool": "GlobalAveragePool", "add": "Add", "mul": "Mul"}
+                return self.node(names[kind], inputs, f"{op.name}.out")
 
     def write(self) -> None:
-        arch = self.card.arch
-        x, size, source = self.after(self.image(), "input"), arch.resolution, "input"
-        for block in arch.blocks:
-            shortcut = x
-            for op in block.ops:
-                name = f"{block.name}.{op.name}"
-                x, source, size = self.conv(x, name, op, size, source), name, -(-size // op.stride)
-            if block.shortcut:
-                x, source = self.after(self.node("Add", [shortcut, x], f"{block.name}.sum"), block.name), block.name
-        x = self.after(self.node("GlobalAveragePool", [x], "pooled"), "pool")
-        if arch.classifier:
-            x = self.conv(x, "classifier", arch.classifier, 1, "pool")
+        values = {"input": self.after(self.image(), "input")}
+        x = ""
+        for op in self.card.arch.ops:
+            x = values[op.name] = self.after(self.operation(op, [values[name] for name in op.inputs]), op.name)
         x = self.node("Flatten", [x], "logits")
         self.node("Softmax", [x], "probabilities", axis=1)
 
@@ -102,7 +145,8 @@ class _Writer:
 class _Int8Writer(_Writer):
     """Quantize/dequantize pairs round every tensor as an int8 bundle says; runtimes fuse them into integer layers."""
 
-    def parameters(self, name: str, source: str) -> list[str]:
+    def parameters(self, op: Op) -> list[str]:
+        name, source = op.name, op.inputs[0]
         w = self.const(f"{name}.weight", self.tensors[f"{name}.weight"])
         scale = self.const(f"{name}.weight_scale", self.tensors[f"{name}.weight_scale"])
         b = self.const(f"{name}.bias", self.tensors[f"{name}.bias"])

@@ -28,7 +28,7 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, MaxNL
 from mobilenets import files
 from mobilenets.cost import TYPE_NAMES, Cost
 from mobilenets.errors import UserError
-from mobilenets.spec import OpKind
+from mobilenets.rows import OpKind
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,13 +36,20 @@ if TYPE_CHECKING:
 SUFFIXES = (".png", ".svg", ".pdf")
 # Okabe and Ito's palette, and greys. `svg` hands each to the page under its name, so that a dark page can have its own.
 INK, MUTED, GRID, SHADE, BACK = "#1f2933", "#5f6c7b", "#dfe4ea", "#f0f2f5", "#ffffff"
-BLUE, ORANGE, GREEN, PINK = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
+BLUE, ORANGE, GREEN, PINK, SKY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9"
 CSS_NAMES = {
     INK: "ink", MUTED: "muted", GRID: "grid", SHADE: "shade", BACK: "back",
-    BLUE: "blue", ORANGE: "orange", GREEN: "green", PINK: "pink",
+    BLUE: "blue", ORANGE: "orange", GREEN: "green", PINK: "pink", SKY: "sky",
 }  # fmt: skip
-NETWORK_COLOURS = {"v1": BLUE, "v2": ORANGE}
-TYPE_COLOURS: dict[OpKind, str] = {"pointwise": BLUE, "depthwise": ORANGE, "conv": GREEN, "linear": PINK}
+FAMILY_COLOURS = {"v1": BLUE, "v2": ORANGE, "v3": PINK, "v4": SKY}
+TYPE_COLOURS: dict[OpKind, str] = {
+    "pointwise": BLUE,
+    "depthwise": ORANGE,
+    "conv": GREEN,
+    "linear": PINK,
+    "norm": MUTED,
+    "attend": SKY,
+}
 WIDTH = 7.2  # inches; 72 SVG units each
 MOST_CLASSES = 30  # rows of a confusion matrix that can still be read
 NUMBERED_CLASSES = 12  # rows of one whose cells have room for their numbers
@@ -115,6 +122,11 @@ def _log_axis(ax: Axes, lo: float, hi: float) -> None:
     ax.xaxis.set_minor_locator(NullLocator())
 
 
+def family(arch: str) -> str:
+    """The family a network is of: that of "v3-large" is "v3"."""
+    return arch.split("-")[0]
+
+
 # ---- the choice ----------------------------------------------------------------------------------------------------
 
 
@@ -147,11 +159,12 @@ def pareto(choice: Mapping[str, Any]) -> Figure:
         color=MUTED, lw=1.2, drawstyle="steps-post", zorder=2,
     )  # fmt: skip
     any_hollow = False
-    for name in sorted({c["arch"] for c in candidates}):
-        colour = NETWORK_COLOURS.get(name, PINK)
+    for name in sorted({family(c["arch"]) for c in candidates}):
+        colour = FAMILY_COLOURS.get(name, MUTED)
         handles.append(Line2D([], [], marker="o", ls="", ms=6, color=colour, label=f"MobileNet {name.upper()}"))
         for hollow in (False, True):
-            dots = [c for c in candidates if c["arch"] == name and any(c[k] > v for k, v in others.items()) == hollow]
+            members = [c for c in candidates if family(c["arch"]) == name]
+            dots = [c for c in members if any(c[k] > v for k, v in others.items()) == hollow]
             any_hollow |= hollow and bool(dots)
             ax.scatter(
                 [c["latency_ms"] for c in dots],
@@ -450,7 +463,7 @@ _UNDATED: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "pdf": {"CreationD
 def svg(fig: Figure, title: str) -> str:
     """A figure as an <svg> to put into a page: no size of its own, no ids to clash, its colours CSS variables.
 
-    The page may set --ink, --muted, --grid, --shade, --back, --blue, --orange, --green and --pink.
+    The page may set --ink, --muted, --grid, --shade, --back, --blue, --orange, --green, --pink and --sky.
     """
     text = _render(fig, "svg", transparent=True).decode()
     text = text[text.index("<svg") :]

@@ -30,7 +30,23 @@ V2_TOP1: dict[float, dict[int, float]] = {
     0.5: {224: 65.4, 192: 63.9, 160: 61.0, 128: 57.7, 96: 51.2},
     0.35: {224: 60.3, 192: 58.2, 160: 55.7, 128: 50.8, 96: 45.5},
 }
-TOP1 = {"v1": V1_TOP1, "v2": V2_TOP1}
+TOP1: dict[str, dict[float, dict[int, float]]] = {
+    "v1": V1_TOP1,
+    "v1-full-conv": {1.0: {224: 71.7}},  # V1 paper, table 4
+    "v1-shallow": {1.0: {224: 65.3}},  # V1 paper, table 5
+    "v2": V2_TOP1,
+    # TF-slim README, MobileNet_v3 checkpoints.
+    "v3-large": {1.0: {224: 75.2}, 0.75: {224: 73.3}},
+    "v3-small": {1.0: {224: 67.5}, 0.75: {224: 65.4}},
+    "v3-large-minimalistic": {1.0: {224: 72.3}},
+    "v3-small-minimalistic": {1.0: {224: 61.9}},
+    # V4 paper, ImageNet-1k without distillation.
+    "v4-conv-s": {1.0: {224: 73.8}},
+    "v4-conv-m": {1.0: {256: 79.9}},
+    "v4-conv-l": {1.0: {384: 82.9}},
+    "v4-hybrid-m": {1.0: {256: 80.7}},
+    "v4-hybrid-l": {1.0: {384: 83.4}},
+}
 
 # Mult-adds in millions as printed beside those accuracies. V1's are exact to the digits shown; V2's are whole millions.
 V1_MACS_M: dict[float, dict[int, float]] = {

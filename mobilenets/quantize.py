@@ -5,7 +5,7 @@ asymmetric, a scale per tensor; biases int32 at the product of the two scales; B
 that V1 and V2 survive (with a scale per layer they collapse to 0.1% top-1) and that every runtime of interest takes.
 
 An int8 bundle's tensors, for each layer L: `L.weight` int8, `L.weight_scale` float32 [cout], `L.bias` int32 [cout];
-and for each activation A (a layer's output, a shortcut sum `blocks.i`, `input`, `pool`): `A.scale`, `A.zero_point`.
+and for each activation A ("input" and every operation's output): `A.scale`, `A.zero_point`.
 """
 
 from __future__ import annotations
@@ -33,11 +33,17 @@ CALIBRATION_IMAGES = 512
 def fold(arch: Arch, tensors: Tensors) -> Folded:
     """Layer name -> (weight [cout, cin/groups, K, K], bias [cout]), BatchNorm in them, float32."""
     out: Folded = {}
-    for name, op in arch.layers:
+    for op in arch.layers:
+        name = op.name
         if op.kind == "linear":
             out[name] = tensors[f"{name}.weight"][:, :, None, None], tensors[f"{name}.bias"]
             continue
-        w = tensors[f"{name}.conv.weight"].astype(np.float64)
+        # A BatchNorm alone is a depthwise 1x1 convolution.
+        w = np.ones((op.cout, 1, 1, 1)) if op.kind == "norm" else tensors[f"{name}.conv.weight"].astype(np.float64)
+        if not op.norm:
+            bias = tensors[f"{name}.conv.bias"] if op.bias else np.zeros(op.cout, np.float32)
+            out[name] = w.astype(np.float32), bias
+            continue
         gamma, beta, mean, var = (
             tensors[f"{name}.norm.{k}"].astype(np.float64) for k in ("weight", "bias", "running_mean", "running_var")
         )
@@ -74,7 +80,8 @@ def pack(arch: Arch, preprocess: Preprocess, folded: Folded, ranges: Ranges) -> 
         scale, zero = affine(*(input_range(preprocess) if name == "input" else ranges[name]))
         out[f"{name}.scale"], out[f"{name}.zero_point"] = np.asarray(scale), np.asarray(zero)
         scales[name] = float(scale)
-    for (name, _), source in zip(arch.layers, arch.layer_inputs, strict=True):
+    for op in arch.layers:
+        name, source = op.name, op.inputs[0]
         weight, bias = folded[name]
         peak = np.abs(weight).reshape(len(weight), -1).max(1).astype(np.float64)
         # A channel of tiny weights and a large bias would overflow its int32 bias: widen its scale until it fits.

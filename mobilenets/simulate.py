@@ -11,8 +11,9 @@ from torch.nn import functional as F
 
 from mobilenets.bundle import Bundle
 from mobilenets.images import Pixels
-from mobilenets.model import ACTIVATIONS, BlockModule, ConvNormAct, MobileNet, build, pad_same
-from mobilenets.spec import Arch, Op
+from mobilenets.model import ACTIVATIONS, MODULES, MobileNet, build, pad_same
+from mobilenets.rows import Op
+from mobilenets.spec import Arch
 
 
 class _Layer(nn.Module):
@@ -45,41 +46,29 @@ class SimulatedInt8(nn.Module):
         self.affine = {
             a: (float(tensors[f"{a}.scale"]), int(tensors[f"{a}.zero_point"])) for a in self.arch.activations
         }
-        self.layers = nn.ModuleDict()
-        source = "input"
-        for block in self.arch.blocks:
-            for op in block.ops:
-                name = f"{block.name}.{op.name}"
-                self._add(name, op, source, tensors)
-                source = name
-            if block.shortcut:
-                source = block.name
-        if self.arch.classifier:
-            self._add("classifier", self.arch.classifier, "pool", tensors)
+        self.layers = nn.ModuleList(
+            self._layer(op, tensors) if op.is_layer else MODULES[op.kind](op, self.arch) for op in self.arch.ops
+        )
 
-    def _add(self, name: str, op: Op, source: str, tensors: dict[str, Tensor]) -> None:
+    def _layer(self, op: Op, tensors: dict[str, Tensor]) -> _Layer:
         layer = _Layer(op, self.arch.padding)
-        scale = tensors[f"{name}.weight_scale"].double()
-        layer.weight = (tensors[f"{name}.weight"].double() * scale[:, None, None, None]).float()
-        layer.bias = (tensors[f"{name}.bias"].double() * scale * self.affine[source][0]).float()
-        self.layers[name.replace(".", "/")] = layer
+        scale = tensors[f"{op.name}.weight_scale"].double()
+        layer.weight = (tensors[f"{op.name}.weight"].double() * scale[:, None, None, None]).float()
+        layer.bias = (tensors[f"{op.name}.bias"].double() * scale * self.affine[op.inputs[0]][0]).float()
+        return layer
 
     def _round(self, x: Tensor, name: str) -> Tensor:
         scale, zero = self.affine[name]
         return torch.fake_quantize_per_tensor_affine(x, scale, zero, 0, 255)
 
-    def _run(self, name: str, x: Tensor) -> Tensor:
-        return self._round(self.layers[name.replace(".", "/")](x), name)
-
     def forward(self, x: Tensor) -> Tensor:
-        x = self._round(x, "input")
-        for block in self.arch.blocks:
-            y = x
-            for op in block.ops:
-                y = self._run(f"{block.name}.{op.name}", y)
-            x = self._round(x + y, block.name) if block.shortcut else y
-        x = self._round(x.mean((2, 3), keepdim=True), "pool")
-        return (self._run("classifier", x) if self.arch.classifier else x).flatten(1)
+        values = {"input": self._round(x, "input")}
+        for op, layer, unread in zip(self.arch.ops, self.layers, self.arch.frees, strict=True):
+            x = self._round(layer(*(values[name] for name in op.inputs)), op.name)
+            for name in unread:
+                del values[name]
+            values[op.name] = x
+        return x.flatten(1)
 
 
 def float_model(bundle: Bundle) -> MobileNet:
@@ -104,10 +93,8 @@ def calibrate(bundle: Bundle, images: Pixels, batch: int = 8) -> dict[str, tuple
         low, high = ranges.get(name, (0.0, 0.0))
         ranges[name] = min(low, float(y.min())), max(high, float(y.max()))
 
-    for name, m in model.named_modules():
-        if isinstance(m, ConvNormAct) or (isinstance(m, BlockModule) and m.shortcut) or name == "classifier":
-            m.register_forward_hook(lambda _m, _x, y, name=name: observe(name, y))
-    model.dropout.register_forward_hook(lambda _m, _x, y: observe("pool", y))
+    for op in bundle.card.arch.ops:
+        model.get_submodule(op.name).register_forward_hook(lambda _m, _x, y, name=op.name: observe(name, y))
     with torch.inference_mode():
         for i in range(0, len(images), batch):
             model(torch.from_numpy(bundle.card.preprocess.normalize(images[i : i + batch])))

@@ -1,9 +1,9 @@
-"""What a network is, as data: rows, the `Network` they form in a paper, and the `Arch` that scaling gives.
+"""What a network is, as data: the `Network` that rows form in a paper, and the `Arch` that scaling gives.
 
     Network (a paper's table) --scale(alpha, resolution, classes)--> Arch (final integer channels)
 
-Everything else (the model, its cost, its exported files, its pictures) walks `Arch.blocks`, so they can't disagree.
-This module imports nothing of ours but the errors, and no torch.
+Everything else (the model, its cost, its exported files, its pictures) walks `Arch.ops`, so they can't disagree.
+No torch.
 """
 
 from __future__ import annotations
@@ -17,91 +17,32 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from mobilenets.errors import UserError, unknown
+from mobilenets.rows import (
+    ACTIVATIONS,
+    RESIDUAL,
+    Activation,
+    InvertedResidual,
+    Op,
+    Row,
+    round_channels,
+    row_from_json,
+)
 
-Activation = Literal["relu", "relu6"]
 Padding = Literal["symmetric", "same"]
-OpKind = Literal["conv", "depthwise", "pointwise", "linear"]
-
-
-@dataclass(frozen=True)
-class Op:
-    """One layer with weights: a convolution (BatchNorm and activation follow it) or the classifier."""
-
-    name: str
-    kind: OpKind
-    cin: int
-    cout: int
-    kernel: int
-    stride: int
-    activation: Activation | None
-
-    @property
-    def groups(self) -> int:
-        return self.cin if self.kind == "depthwise" else 1
-
-
-@dataclass(frozen=True)
-class Conv:
-    """A standard convolution, BatchNorm, activation."""
-
-    channels: int
-    kernel: int = 3
-    stride: int = 1
-
-    def ops(self, cin: int, act: Activation) -> tuple[Op, ...]:
-        kind: OpKind = "pointwise" if self.kernel == 1 else "conv"
-        return (Op("conv", kind, cin, self.channels, self.kernel, self.stride, act),)
-
-
-@dataclass(frozen=True)
-class Separable:
-    """A depthwise separable convolution (V1 paper, section 3.1, figure 3): depthwise, then pointwise."""
-
-    channels: int
-    stride: int = 1
-    kernel: int = 3
-
-    def ops(self, cin: int, act: Activation) -> tuple[Op, ...]:
-        return (
-            Op("depthwise", "depthwise", cin, cin, self.kernel, self.stride, act),
-            Op("pointwise", "pointwise", cin, self.channels, 1, 1, act),
-        )
-
-
-@dataclass(frozen=True)
-class InvertedResidual:
-    """An inverted residual with a linear bottleneck (V2 paper, table 1): expand, depthwise, project.
-
-    `expand` is the paper's t; at 1 the expansion is left out. A shortcut joins the bottlenecks where the stride is 1
-    and input and output have the same number of channels.
-    """
-
-    channels: int
-    stride: int = 1
-    expand: int = 6
-    kernel: int = 3
-
-    def ops(self, cin: int, act: Activation) -> tuple[Op, ...]:
-        mid = cin * self.expand
-        wide = (Op("expand", "pointwise", cin, mid, 1, 1, act),) if self.expand != 1 else ()
-        return (
-            *wide,
-            Op("depthwise", "depthwise", mid, mid, self.kernel, self.stride, act),
-            Op("project", "pointwise", mid, self.channels, 1, 1, None),
-        )
-
-
-Row = Conv | Separable | InvertedResidual
-ROW_TYPES: dict[str, type[Row]] = {t.__name__: t for t in (Conv, Separable, InvertedResidual)}
+Shortcut = Literal["bottleneck", "expansion", "none"]
+Convention = Literal["slim", "torchvision"]
+PADDINGS: tuple[Padding, ...] = ("symmetric", "same")
+SHORTCUTS: tuple[Shortcut, ...] = ("bottleneck", "expansion", "none")
+CONVENTIONS: tuple[Convention, ...] = ("slim", "torchvision")
 
 
 @dataclass(frozen=True)
 class Block:
-    """A row with its layers laid out: what every walker of an `Arch` walks."""
+    """A row with its operations laid out, under their full names; the last one's output is the block's."""
 
     name: str
+    source: str
     ops: tuple[Op, ...]
-    shortcut: bool
     total_stride: int
 
     @property
@@ -111,6 +52,14 @@ class Block:
     @property
     def cout(self) -> int:
         return self.ops[-1].cout
+
+    @property
+    def output(self) -> str:
+        return self.ops[-1].name
+
+    @property
+    def shortcut(self) -> bool:
+        return self.ops[-1].kind == "add"
 
 
 @dataclass(frozen=True)
@@ -127,7 +76,9 @@ class Stage:
 class Network:
     """A paper's table before scaling: the rows at alpha 1 and the conventions for scaling them.
 
-    `keep_head`: the last row isn't narrowed below alpha 1 (V2 paper, section 4).
+    `rows` up to the global pooling, `head` from there to the classifier. `keep_head`: the last of all rows isn't
+    narrowed below alpha 1 (V2 paper, section 4). `alphas` and `resolutions` are those with published accuracies, the
+    last resolution the one that the paper leads with.
     """
 
     name: str
@@ -137,14 +88,18 @@ class Network:
     source: str
     alphas: tuple[float, ...]
     resolutions: tuple[int, ...]
+    head: tuple[Row, ...] = ()
 
 
 @dataclass(frozen=True)
 class Arch:
-    """A network resolved to final integer channels: the one description the model, its cost and its files share.
+    """A network resolved to final channels: the one description the model, its cost and its files share.
 
-    `classes` is 0 for a headless network. `divisor`, `min_depth` and `keep_head` record how the channels were rounded.
-    `padding` is "symmetric" (PyTorch's) or "same" (TensorFlow's: a stride-2 convolution pads bottom and right first).
+    `classes` is 0 for a headless network. `divisor`, `min_depth`, `keep_head`, `keep_stem` and `convention` record how
+    the channels were rounded (see `scale`). `padding` is "symmetric" (PyTorch's) or "same" (TensorFlow's: a stride-2
+    convolution pads bottom and right first). `linear_bottleneck` and `shortcut` are V2's ablations (V2 paper, figure
+    6): without the first, an activation follows the projection too; the shortcuts join the bottlenecks, or the
+    expansions (over depthwise, project and the next expansion, as in a classical residual block), or there are none.
     """
 
     name: str
@@ -152,24 +107,33 @@ class Arch:
     resolution: int
     classes: int
     rows: tuple[Row, ...]
+    head: tuple[Row, ...] = ()
     activation: Activation = "relu6"
     padding: Padding = "symmetric"
+    linear_bottleneck: bool = True
+    shortcut: Shortcut = "bottleneck"
     bn_eps: float = 1e-5
     bn_momentum: float = 0.1
     dropout: float = 0.0
     divisor: int = 8
     min_depth: int = 8
     keep_head: bool = False
+    keep_stem: bool = False
+    convention: Convention = "slim"
 
     def __post_init__(self) -> None:
         check_alpha(self.alpha)
         check_resolution(self.resolution)
         if self.classes < 0:
             raise UserError(f"classes must be 0 or more, not {self.classes}")
-        if self.padding not in ("symmetric", "same"):
-            raise unknown("padding", str(self.padding), ("symmetric", "same"))
-        if self.activation not in ("relu", "relu6"):
-            raise unknown("activation", str(self.activation), ("relu", "relu6"))
+        for field, known in (
+            ("padding", PADDINGS),
+            ("activation", ACTIVATIONS),
+            ("shortcut", SHORTCUTS),
+            ("convention", CONVENTIONS),
+        ):
+            if getattr(self, field) not in known:
+                raise unknown(field, str(getattr(self, field)), known)
         if not 0 <= self.dropout < 1:
             raise UserError(f"dropout must be in [0, 1), not {self.dropout}")
         if not self.rows:
@@ -177,59 +141,90 @@ class Arch:
 
     @functools.cached_property
     def blocks(self) -> tuple[Block, ...]:
-        blocks, cin, stride = [], 3, 1
-        for i, row in enumerate(self.rows):
-            ops = row.ops(cin, self.activation)
-            stride *= row.stride
-            shortcut = isinstance(row, InvertedResidual) and row.stride == 1 and cin == row.channels
-            blocks.append(Block(f"blocks.{i}", ops, shortcut, stride))
+        """The rows up to the global pooling."""
+        return self._lay_out("blocks", self.rows, "input", 3, 1)
+
+    @functools.cached_property
+    def head_blocks(self) -> tuple[Block, ...]:
+        """The rows between the global pooling and the classifier."""
+        return self._lay_out("head", self.head, "pool", self.blocks[-1].cout, 1)
+
+    @functools.cached_property
+    def tail(self) -> tuple[Op, ...]:
+        """From the last map to the classes: the global pooling, the head's layers, the classifier."""
+        last = self.blocks[-1]
+        pool = Op("pool", "pool", last.cout, last.cout, inputs=(last.output,))
+        ops = (pool, *(op for b in self.head_blocks for op in b.ops))
+        if not self.classes:
+            return ops
+        inputs = (ops[-1].name,)
+        return *ops, Op("classifier", "linear", self.width, self.classes, bias=True, inputs=inputs)
+
+    def _lay_out(self, prefix: str, rows: tuple[Row, ...], source: str, cin: int, stride: int) -> tuple[Block, ...]:
+        bodies: list[tuple[tuple[Op, ...], bool]] = []  # a block's operations, and whether a shortcut spans them
+        for row in rows:
+            joined = isinstance(row, RESIDUAL) and row.stride == 1 and cin == row.channels
+            bodies.append((row.ops(cin, self), joined))
             cin = row.channels
+        if bodies and self.shortcut == "expansion":
+            bodies = _around_expansions(bodies)
+        blocks = []
+        for i, (ops, joined) in enumerate(bodies):
+            name = f"{prefix}.{i}"
+            if joined and self.shortcut != "none":
+                last = ops[-1]
+                ops = (*ops, Op("sum", "add", last.cout, last.cout, inputs=("", last.name)))
+            full = {"": source} | {op.name: f"{name}.{op.name}" for op in ops}
+            ops = tuple(
+                dataclasses.replace(op, name=full[op.name], inputs=tuple(full[x] for x in op.inputs)) for op in ops
+            )
+            strides = {source: stride}
+            for op in ops:
+                strides[op.name] = strides[op.inputs[0]] * op.stride
+            blocks.append(Block(name, source, ops, stride := strides[ops[-1].name]))
+            source = ops[-1].name
         return tuple(blocks)
 
+    @functools.cached_property
+    def ops(self) -> tuple[Op, ...]:
+        """Every operation in order, from the image ("input") to the classes: what every walker walks."""
+        return *(op for b in self.blocks for op in b.ops), *self.tail
+
+    @functools.cached_property
+    def sides(self) -> dict[str, int]:
+        """Height and width in pixels of "input" and of every operation's output, at `resolution`."""
+        sides = {"input": self.resolution}
+        for op in self.ops:
+            sides[op.name] = 1 if op.kind == "pool" else -(-sides[op.inputs[0]] // op.stride)
+        return sides
+
+    @functools.cached_property
+    def frees(self) -> tuple[tuple[str, ...], ...]:
+        """For each operation, the names of those whose outputs nothing after it reads."""
+        reader = {name: i for i, op in enumerate(self.ops) for name in op.inputs}
+        return tuple(tuple(n for n in dict.fromkeys(op.inputs) if reader[n] == i) for i, op in enumerate(self.ops))
+
     @property
-    def classifier(self) -> Op | None:
-        """The last layer, pooled features to classes; None for a headless network."""
-        if not self.classes:
-            return None
-        return Op("classifier", "linear", self.width, self.classes, 1, 1, None)
+    def layers(self) -> tuple[Op, ...]:
+        """The operations with weights, in order, the classifier last."""
+        return tuple(op for op in self.ops if op.is_layer)
+
+    @property
+    def activations(self) -> tuple[str, ...]:
+        """Names of the tensors between the operations: what int8 gives a scale each."""
+        return ("input", *(op.name for op in self.ops))
 
     @property
     def width(self) -> int:
-        """Channels of the last feature map."""
-        return self.rows[-1].channels
+        """Features that the classifier reads."""
+        return (self.head or self.rows)[-1].channels
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """The last block at each stride, from stride 2 to the network's total stride."""
+        """The last block at each stride, from stride 2 to the network's total stride: feature taps for detection."""
         last = {b.total_stride: i for i, b in enumerate(self.blocks)}
-        return tuple(Stage(f"stage{n}", i, s, self.blocks[i].cout) for n, (s, i) in enumerate(last.items(), 1))
-
-    @property
-    def layers(self) -> list[tuple[str, Op]]:
-        """(name, op) of every layer with weights, the classifier last."""
-        named = [(f"{b.name}.{op.name}", op) for b in self.blocks for op in b.ops]
-        return named + ([("classifier", self.classifier)] if self.classifier else [])
-
-    @property
-    def activations(self) -> list[str]:
-        """Names of the tensors between layers, in order: what int8 gives a scale each."""
-        names = ["input"]
-        for b in self.blocks:
-            names += [f"{b.name}.{op.name}" for op in b.ops]
-            names += [b.name] if b.shortcut else []
-        return [*names, "pool", *(["classifier"] if self.classifier else [])]
-
-    @property
-    def layer_inputs(self) -> list[str]:
-        """The activation each layer reads, in the order of `layers`."""
-        reads, current = [], "input"
-        for b in self.blocks:
-            for op in b.ops:
-                reads.append(current)
-                current = f"{b.name}.{op.name}"
-            if b.shortcut:
-                current = b.name
-        return reads + (["pool"] if self.classifier else [])
+        taps = ((s, i) for s, i in last.items() if s > 1)
+        return tuple(Stage(f"stage{n}", i, s, self.blocks[i].cout) for n, (s, i) in enumerate(taps, 1))
 
     @property
     def title(self) -> str:
@@ -240,7 +235,8 @@ class Arch:
 
     def to_json(self) -> dict[str, Any]:
         d = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        d["rows"] = [{"type": type(r).__name__, **dataclasses.asdict(r)} for r in self.rows]
+        for part in ("rows", "head"):
+            d[part] = [{"type": type(r).__name__, **dataclasses.asdict(r)} for r in d[part]]
         return d
 
     @classmethod
@@ -251,8 +247,8 @@ class Arch:
             if k not in known:
                 raise unknown("Arch field", k, known)
         try:
-            rows = tuple(_row(r) for r in d["rows"])
-            return cls(**{**d, "rows": rows})
+            rows, head = (tuple(row_from_json(r) for r in part) for part in (d["rows"], d.get("head", ())))
+            return cls(**{**d, "rows": rows, "head": head})
         except (KeyError, TypeError, ValueError, AttributeError) as e:
             raise UserError(f"not an Arch: {e}") from e
 
@@ -262,14 +258,31 @@ class Arch:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _row(d: Mapping[str, Any]) -> Row:
-    fields = dict(d)
-    name = fields.pop("type")
-    if name not in ROW_TYPES:
-        raise unknown("row type", str(name), ROW_TYPES)
-    if not all(isinstance(v, int) and 0 < v <= 65536 for v in fields.values()):
-        raise UserError(f"not an Arch: a {name} row needs whole numbers from 1 to 65536, not {fields}")
-    return ROW_TYPES[name](**fields)
+def _around_expansions(bodies: list[tuple[tuple[Op, ...], bool]]) -> list[tuple[tuple[Op, ...], bool]]:
+    """Blocks cut after each expansion instead of each projection: joined bottlenecks become joined expansions."""
+    out: list[tuple[tuple[Op, ...], bool]] = []
+    pending: tuple[Op, ...] = ()
+    waiting = False
+    for ops, joined in bodies:
+        names = [op.name for op in ops]
+        cut = names.index("depthwise") if {"expand", "depthwise"} <= set(names) else 0
+        if cut:
+            spliced = _splice(pending + ops[:cut])
+            out.append((spliced, waiting and spliced[0].cin == spliced[-1].cout))
+            pending, waiting = ops[cut:], joined
+        else:
+            pending, waiting = pending + ops, False
+    return [*out, (_splice(pending), False)]
+
+
+def _splice(ops: tuple[Op, ...]) -> tuple[Op, ...]:
+    """Operations of neighbouring blocks as one block's: what isn't among them is the input of the first."""
+    out: list[Op] = []
+    for op in ops:
+        here = {o.name for o in out}
+        after = out[-1].name if out else ""
+        out.append(dataclasses.replace(op, inputs=tuple(x if x in here else after for x in op.inputs)))
+    return tuple(out)
 
 
 def check_alpha(alpha: float) -> None:
@@ -282,12 +295,6 @@ def check_resolution(resolution: int) -> None:
         raise UserError(f"resolution must be a whole number from 32 to 4096 pixels, not {resolution}")
 
 
-def round_channels(channels: float, divisor: int = 8, min_depth: int = 8) -> int:
-    """The nearest multiple of `divisor`, at least `min_depth`, never more than 10% below `channels` (V2's rule)."""
-    rounded = max(min_depth, int(channels + divisor / 2) // divisor * divisor)
-    return rounded + divisor if rounded < 0.9 * channels else rounded
-
-
 def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
     """Pixels TensorFlow's "SAME" adds before and after a side of `size`: the odd one goes after."""
     total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
@@ -297,40 +304,70 @@ def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
 def scale(
     network: Network,
     alpha: float = 1.0,
-    resolution: int = 224,
+    resolution: int | None = None,
     classes: int = 1000,
     *,
     activation: Activation | None = None,
     padding: Padding = "symmetric",
+    linear_bottleneck: bool = True,
+    shortcut: Shortcut = "bottleneck",
     bn_eps: float = 1e-5,
     bn_momentum: float = 0.1,
     dropout: float = 0.0,
     divisor: int = 8,
     min_depth: int = 8,
     keep_head: bool | None = None,
+    keep_stem: bool = False,
+    convention: Convention = "slim",
 ) -> Arch:
-    """Resolve a paper's table at width `alpha` and input `resolution` in pixels (V1 paper, sections 3.3 and 3.4)."""
+    """Resolve a paper's table at width `alpha` and input `resolution` in pixels (V1 paper, sections 3.3 and 3.4).
+
+    `resolution` None is the one the paper leads with. Every row's channels are multiplied by alpha and rounded
+    (`round_channels`); `keep_head` spares the last row below alpha 1, `keep_stem` the first. At other widths than 1 two
+    conventions exist for the expanded channels: "slim" (TF-slim's and timm's, the papers' authors' own) applies the
+    expansion ratio to the rounded input; "torchvision" multiplies the table's expanded channels by alpha and narrows
+    the head too. They differ for V3 alone, since V2's ratios are whole numbers.
+    """
     check_alpha(alpha)
-    keep = network.keep_head if keep_head is None else keep_head
-    widths = [alpha] * len(network.rows)
+    if convention not in CONVENTIONS:
+        raise unknown("convention", str(convention), CONVENTIONS)
+    keep = network.keep_head and not (network.head and convention == "torchvision") if keep_head is None else keep_head
+    table = (*network.rows, *network.head)
+    widths = [alpha] * len(table)
     if keep:
         widths[-1] = max(alpha, 1.0)
-    rows = tuple(
-        dataclasses.replace(row, channels=round_channels(row.channels * w, divisor, min_depth))
-        for row, w in zip(network.rows, widths, strict=True)
-    )
+    if keep_stem:
+        widths[0] = 1.0
+    rows: list[Row] = []
+    table_cin = cin = 3
+    for row, width in zip(table, widths, strict=True):
+        channels = round_channels(row.channels * width, divisor, min_depth)
+        if network.head and convention == "torchvision":
+            if isinstance(row, InvertedResidual):
+                mid = round_channels(table_cin * row.expand * alpha, divisor, min_depth)
+                row = dataclasses.replace(row, mid=mid)
+            elif len(rows) == len(network.rows) - 1:
+                channels = row.channels // table_cin * cin
+        rows.append(dataclasses.replace(row, channels=channels))
+        table_cin, cin = row.channels, channels
+    n = len(network.rows)
     return Arch(
         name=network.name,
         alpha=float(alpha),
-        resolution=resolution,
+        resolution=network.resolutions[-1] if resolution is None else resolution,
         classes=classes,
-        rows=rows,
+        rows=tuple(rows[:n]),
+        head=tuple(rows[n:]),
         activation=activation or network.activation,
         padding=padding,
+        linear_bottleneck=linear_bottleneck,
+        shortcut=shortcut,
         bn_eps=bn_eps,
         bn_momentum=bn_momentum,
         dropout=dropout,
         divisor=divisor,
         min_depth=min_depth,
         keep_head=keep,
+        keep_stem=keep_stem,
+        convention=convention,
     )

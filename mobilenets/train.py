@@ -66,11 +66,11 @@ def train(
     out
         Folder of the run: checkpoints, logs, and the bundle in OUT/float.
     arch
-        Network: v1 or v2; v2 if left out.
+        Network: v1, v2, v3-large, ... (`mobilenets list`); v2 if left out.
     alpha
         Width multiplier, above 0 and at most 2; 1 if left out.
     resolution
-        Input height and width in pixels, 32 or more; that of --init, or 224, if left out.
+        Input height and width in pixels, 32 or more; that of --init, or the network's own (224 for most), if left out.
     recipe
         modern (from scratch) or finetune; by default the one that fits, by whether there is --init.
     init
@@ -92,8 +92,7 @@ def train(
             raise UserError("--init brings its own network: leave out --arch and --alpha")
         net = initial_arch(start, len(d.labels), resolution or start.card.arch.resolution)
     else:
-        side = 224 if resolution is None else resolution
-        net = zoo.arch(arch or "v2", 1.0 if alpha is None else alpha, side, len(d.labels))
+        net = zoo.arch(arch or "v2", 1.0 if alpha is None else alpha, resolution, len(d.labels))
     config = {"verb": "train", "source": source, "arch": net.to_json(), "recipe": chosen.to_json(), "seed": seed}
     config["init"] = start.digest if start else None
     _, rank = world()

@@ -27,7 +27,7 @@ from mobilenets.spec import Padding, scale
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-SMALL_ALPHA = {"v1": 0.25, "v2": 0.35}
+SMALL_ALPHA = {"v1": 0.25}
 
 
 def smooth_images(count: int, side: int = 32, seed: int = 0) -> Pixels:
@@ -65,7 +65,7 @@ def _bundle(
 
     from mobilenets.model import build
 
-    arch = scale(zoo.network(name), SMALL_ALPHA[name], 32, 10, padding=padding)
+    arch = scale(zoo.network(name), SMALL_ALPHA.get(name, 0.35), 32, 10, padding=padding)
     preprocess = Preprocess(32, 0.9, mean, std)
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)

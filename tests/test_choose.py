@@ -52,7 +52,7 @@ def test_the_grid_is_what_the_papers_published():
     archs = grid(1000)
     assert [a.name for a in archs].count("v1") == 16
     assert [a.name for a in archs].count("v2") == 22
-    assert len({a.digest for a in archs}) == 38
+    assert len({a.digest for a in archs}) == 51
     assert {(a.name, a.alpha, a.resolution) for a in archs} == {
         (n, alpha, r) for n, table in published.TOP1.items() for alpha, row in table.items() for r in row
     }
@@ -83,7 +83,7 @@ def test_each_limit_holds(clock, limit):
     bound = sorted(getattr(c, limit) for c in free.candidates)[12] * 1.0001
     choice = pick(grid(1000), Budget(**{f"max_{limit}": bound}))
     fitting = [c for c in choice.candidates if getattr(c, limit) <= bound]
-    assert 0 < len(fitting) < 38
+    assert 0 < len(fitting) < 51
     assert getattr(choice.pick, limit) <= bound < getattr(free.pick, limit)
     assert choice.pick.top1.value == max(c.top1.value for c in fitting)
     assert clock
@@ -91,8 +91,8 @@ def test_each_limit_holds(clock, limit):
 
 def test_without_a_budget_the_most_accurate_is_picked(clock):
     choice = pick(grid(1000), Budget())
-    assert choice.pick.arch.title == "v2 1.4-224"
-    assert len(clock) == choose.ROUNDS * 2 * 38  # warm-up and measurement in each round
+    assert choice.pick.arch.title == "v4-hybrid-l 1-384"
+    assert len(clock) == choose.ROUNDS * 2 * 51  # warm-up and measurement in each round
 
 
 def test_limits_bind_together(clock):
@@ -150,7 +150,7 @@ def test_a_budget_in_words():
 def test_the_front_is_monotone_and_unbeaten(clock):
     choice = pick(grid(1000), Budget())
     front = choice.front
-    assert 3 < len(front) < 38
+    assert 3 < len(front) < 51
     for a, b in itertools.pairwise(front):
         assert a.latency_ms < b.latency_ms
         assert a.top1.value < b.top1.value
@@ -274,7 +274,7 @@ def test_json(clock, command):
     assert set(got) == {
         "pick", "arch", "budget", "engine", "engine_version", "precision", "threads", "machine", "front", "candidates",
     }  # fmt: skip
-    assert len(got["candidates"]) == 38
+    assert len(got["candidates"]) == 51
     row = {"arch", "alpha", "resolution", "imagenet_top1", "imagenet_top1_source", *LIMITS}
     for c in (got["pick"], *got["front"], *got["candidates"]):
         assert set(c) == row

@@ -18,6 +18,8 @@ VERBS = {
     "fit": ("mobilenets.fit:fit", "Data and budget -> the best network, trained, quantized, exported, measured."),
     "choose": ("mobilenets.choose:choose", "Measure all networks here; pick the best within a budget."),
     "cost": ("mobilenets.cost:cost", "Macs, params, memory of a network, layer by layer."),
+    "import": ("mobilenets.weights:import_weights", "Weights from torchvision, timm, Keras, TensorFlow -> a bundle."),
+    "explain": ("mobilenets.explain:explain", "A network made understandable: blocks, shapes, where the cost sits."),
     "train": ("mobilenets.train:train", "Train one network."),
     "eval": ("mobilenets.evaluate:evaluate", "Score a network on labelled images."),
     "predict": ("mobilenets.predict:predict", "Label images, any number of them."),

@@ -35,7 +35,7 @@ def print_whole(console: Console, what: RenderableType) -> None:
     console.print(what)
 
 
-LEFT_WIDTH = 12
+LEFT_WIDTH, TITLE_WIDTH = 12, 76
 
 
 def table(title: str, columns: Sequence[str], left: Sequence[str] = ()) -> Table:
@@ -43,7 +43,10 @@ def table(title: str, columns: Sequence[str], left: Sequence[str] = ()) -> Table
     from rich import box
     from rich.table import Table
 
-    t = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", caption_justify="left")
+    t = Table(
+        title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", caption_justify="left",
+        min_width=min(len(title), TITLE_WIDTH),
+    )  # fmt: skip
     for c in columns:
         number = c not in left
         t.add_column(

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from mobilenets import imagenet
 from mobilenets.bundle import Card
 from mobilenets.errors import UserError
 from mobilenets.images import SUFFIXES, BadImage, Pixels, Preprocess, open_rgb
@@ -194,15 +195,20 @@ def of_card(card: Card, source: str | None, root: Path | None = None) -> Data:
 
 
 def in_order(data: Data, labels: tuple[str, ...]) -> Data:
-    """`data` with its targets numbered as in `labels`; a UserError for a class that isn't one of them."""
+    """`data` with its targets numbered as in `labels`; a UserError for a class that isn't one of them.
+
+    Folders named by WordNet ids, as ImageNet's are, are those of an ImageNet classifier's labels.
+    """
     if data.labels == labels:
         return data
-    strangers = [c for c in data.labels if c not in labels]
+    ids = tuple(imagenet.classes()) if imagenet.is_imagenet(labels) else ()
+    names = ids if set(data.labels) <= set(ids) else labels
+    strangers = [c for c in data.labels if c not in names]
     if strangers:
         raise UserError(
             f"{data.source}: class {strangers[0]!r} isn't one the network knows ({', '.join(labels[:8])}...)"
         )
-    to = np.array([labels.index(c) for c in data.labels])
+    to = np.array([names.index(c) for c in data.labels])
     for s in data.splits.values():
         s.targets = to[s.targets]
     data.labels = labels

@@ -5,18 +5,19 @@ from __future__ import annotations
 import io
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageOps
 
-from mobilenets.errors import UserError
+from mobilenets.errors import UserError, unknown
 from mobilenets.spec import check_resolution
 
 Pixels = npt.NDArray[np.uint8]
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 MAX_PIXELS = 100_000_000  # an image beyond this is taken for a decompression bomb, and costs 300 MB
 
 
@@ -74,15 +75,16 @@ def _rgb(img: Image.Image) -> Image.Image:
 class Preprocess:
     """How an image becomes a network's input; it travels with the weights, inside the exported file too.
 
-    The centre square of `crop` x the short side is resized (antialiased bilinear) to `resolution` pixels: uint8
-    [H, W, 3] RGB. Then (pixel - mean) / std, in units of 0..255, per channel. The default mean and std, 128, make the
-    uint8 pixels themselves the int8 network's quantized input: a scale of 1/128 and a zero point of 128, no arithmetic.
+    The centre square of `crop` x the short side is resized (antialiased) to `resolution` pixels: uint8 [H, W, 3] RGB.
+    Then (pixel - mean) / std, in units of 0..255, per channel. The default mean and std, 128, make the uint8 pixels
+    themselves the int8 network's quantized input: a scale of 1/128 and a zero point of 128, no arithmetic.
     """
 
     resolution: int
     crop: float = 0.875
     mean: tuple[float, float, float] = (128.0, 128.0, 128.0)
     std: tuple[float, float, float] = (128.0, 128.0, 128.0)
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
 
     def __post_init__(self) -> None:
         check_resolution(self.resolution)
@@ -90,6 +92,8 @@ class Preprocess:
             raise UserError(f"crop must be above 0 and at most 1, not {self.crop}")
         if len(self.mean) != 3 or len(self.std) != 3 or not all(s > 0 for s in self.std):
             raise UserError("mean and std need three numbers each, std above 0")
+        if self.interpolation not in INTERPOLATIONS:
+            raise unknown("interpolation", str(self.interpolation), INTERPOLATIONS)
 
     @property
     def short_side(self) -> int:
@@ -102,7 +106,7 @@ class Preprocess:
         left, top = (img.width - side) / 2, (img.height - side) / 2
         box = (left, top, left + side, top + side)
         size = (self.resolution, self.resolution)
-        return np.asarray(img.resize(size, Image.Resampling.BILINEAR, box=box))
+        return np.asarray(img.resize(size, INTERPOLATIONS[self.interpolation], box=box))
 
     def read(self, source: Path | bytes, name: str = "") -> Pixels:
         """Image file -> uint8 [resolution, resolution, 3]; raises `BadImage`."""
@@ -119,6 +123,7 @@ class Preprocess:
     @classmethod
     def from_json(cls, d: dict[str, Any]) -> Preprocess:
         try:
-            return cls(int(d["resolution"]), float(d["crop"]), tuple(d["mean"]), tuple(d["std"]))
+            interpolation = d.get("interpolation", "bilinear")  # earlier cards have none
+            return cls(int(d["resolution"]), float(d["crop"]), tuple(d["mean"]), tuple(d["std"]), interpolation)
         except (KeyError, TypeError, ValueError) as e:
             raise UserError(f"not a Preprocess: {e}") from e

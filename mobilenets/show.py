@@ -46,7 +46,12 @@ def card_table(title: str, card: Card, size_bytes: int) -> RenderableType:
             f"{p.resolution}x{p.resolution} RGB of the central {p.crop:g}, (pixel - {_one(p.mean)}) / {_one(p.std)}",
         ),
         *((m.name, f"{m.value:.2f}%, {m.data} {m.split}, {m.count} images") for m in card.metrics),
-        ("trained on", f"{card.data.get('source', '?')} ({', '.join(f'{n} {k}' for k, n in counts.items())})"),
+        (
+            "trained on",
+            f"{card.data['source']} ({', '.join(f'{n} {k}' for k, n in counts.items())})"
+            if "source" in card.data
+            else "not stated",
+        ),
         ("recipe", ", ".join(f"{k} {v}" for k, v in card.recipe.items())),
         ("licence", card.licence or "not stated"),
         ("parent", (card.parent or "none")[:16]),

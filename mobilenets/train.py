@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import warnings
@@ -139,7 +140,7 @@ def _train(d: Data, arch: Arch, recipe: Recipe, out: Path, seed: int, resume: bo
     size, rank = world()
     arch = arch.replace(dropout=recipe.dropout)
     preprocess = init.card.preprocess if init else Preprocess(arch.resolution, crop=d.crop)
-    preprocess = Preprocess(arch.resolution, preprocess.crop, preprocess.mean, preprocess.std)
+    preprocess = dataclasses.replace(preprocess, resolution=arch.resolution)
     torch.manual_seed(seed)
     net = model.build(arch)
     if init:

@@ -1,0 +1,87 @@
+"""Weights by name from torchvision and timm, fetched by their own code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+from mobilenets import published
+from mobilenets.bundle import Metric
+from mobilenets.errors import UserError, unknown
+from mobilenets.images import Preprocess
+from mobilenets.weights import Foreign
+
+
+def torchvision(name: str) -> Foreign:
+    """Weights of torchvision: "mobilenet_v2" for its best, or "mobilenet_v2.IMAGENET1K_V1"."""
+    from torchvision import models
+
+    builder, _, which = name.partition(".")
+    known = [n for n in models.list_models() if n.startswith("mobilenet")]
+    if builder not in known:
+        raise unknown("torchvision network", builder, known)
+    enum = models.get_model_weights(builder)
+    choices = [w.name for w in enum]
+    if which and which not in choices:
+        raise unknown(f"weights of {builder}", which, choices)
+    weights: Any = enum[which] if which else enum.DEFAULT
+    state = _fetch(f"torchvision:{name}", weights.url, lambda: weights.get_state_dict(check_hash=True))
+    t = weights.transforms()
+    top1 = weights.meta["_metrics"]["ImageNet-1K"]["acc@1"]
+    return Foreign(
+        f"torchvision:{builder}.{weights.name}",
+        {k: v.numpy() for k, v in state.items()},
+        _preprocess(t.crop_size[0], t.crop_size[0] / t.resize_size[0], t.mean, t.std, t.interpolation.value),
+        labels=tuple(weights.meta["categories"]),
+        metrics=(Metric("top1", float(top1), "ImageNet, as published by torchvision", "val", 50_000),),
+        licence="BSD-3-Clause",
+        facts={"url": weights.url},
+    )
+
+
+def timm(name: str) -> Foreign:
+    """Weights of timm: "mobilenetv2_100" for its default, or "mobilenetv2_100.ra_in1k"."""
+    try:
+        import timm as library
+    except ImportError as e:
+        raise UserError("timm isn't installed; it is needed for its weights: pip install timm") from e
+    known = library.list_pretrained("*mobilenetv*")
+    if name not in known and name not in {n.partition(".")[0] for n in known}:
+        raise unknown("timm network", name, known)
+    config: Any = library.get_pretrained_cfg(name)
+    where = config.hf_hub_id or config.url or name
+    net = _fetch(f"timm:{name}", where, lambda: library.create_model(name, pretrained=True))
+    full = f"{config.architecture}.{config.tag}" if config.tag else config.architecture
+    top1 = published.TIMM_TOP1.get(full)
+    return Foreign(
+        f"timm:{full}",
+        {k: v.detach().numpy() for k, v in net.state_dict().items()},
+        _preprocess(config.input_size[1], config.crop_pct, config.mean, config.std, config.interpolation),
+        padding="same" if config.architecture.startswith("tf_") else "symmetric",
+        bn_eps=net.bn1.eps,
+        metrics=(Metric("top1", top1, "ImageNet, as published by timm", "val", 50_000),) if top1 else (),
+        licence=config.license or "",
+        facts={"url": str(where)},
+    )
+
+
+HUBS: dict[str, Callable[[str], Foreign]] = {"torchvision": torchvision, "timm": timm}
+
+
+def _preprocess(resolution: int, crop: float, mean: Any, std: Any, interpolation: str) -> Preprocess:
+    """From means and deviations in units of 0..1."""
+    if interpolation not in ("bilinear", "bicubic"):
+        interpolation = "bicubic"
+    m, s = (cast("tuple[float, float, float]", tuple(round(255 * v, 6) for v in x)) for x in (mean, std))
+    return Preprocess(resolution, min(crop, 1.0), m, s, cast(Any, interpolation))
+
+
+def _fetch(source: str, where: str, download: Callable[[], Any]) -> Any:
+    try:
+        return download()
+    except Exception as e:  # each library's client raises its own types, from URLError to a bare RuntimeError
+        reason = (str(e).strip() or type(e).__name__).splitlines()[0]
+        raise UserError(
+            f"{source} can't be downloaded ({reason}); if this machine is offline, fetch {where} elsewhere and import "
+            "the file"
+        ) from e

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mobilenets import zoo
+from mobilenets.errors import UserError
+from mobilenets.foreign import ForeignCost, count_foreign, is_foreign
 from mobilenets.rows import Op, OpKind
 from mobilenets.spec import Arch
 
@@ -248,13 +250,14 @@ def count(arch: Arch) -> Cost:
 
 def cost(
     arch: str, *, alpha: float = 1.0, resolution: int | None = None, classes: int = 1000, layers: bool = False
-) -> Cost:
+) -> Cost | ForeignCost:
     """What a network costs: macs, additions, parameters, weight bytes, peak activation memory.
 
     Parameters
     ----------
     arch
-        Network: v1, v2, v3-large, ...; `mobilenets list` shows them all.
+        Network: v1, v2, v3-large, ...; `mobilenets list` shows them all. Others' are counted too, by running them:
+        torchvision:vgg16, timm:efficientnet_b0.
     alpha
         Width multiplier, above 0 and at most 2.
     resolution
@@ -264,4 +267,8 @@ def cost(
     layers
         Print a row per layer too.
     """
+    if is_foreign(arch):
+        if alpha != 1.0 or classes != 1000 or layers:
+            raise UserError(f"{arch} is counted as it is; of the options, only --resolution applies")
+        return count_foreign(arch, resolution)
     return dataclasses.replace(count(zoo.arch(arch, alpha, resolution, classes)), show_layers=layers)

@@ -68,6 +68,7 @@ class Learner(pl.LightningModule):
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.model.to(memory_format=self.memory_format)
         classes = model.arch.classes
+        self.features: list[tuple[Tensor, Tensor]] = []  # of the frozen epoch so far, with their targets
         self.mixup = v2.MixUp(alpha=recipe.mixup, num_classes=classes) if recipe.mixup else None
         self.top1 = torchmetrics.classification.MulticlassAccuracy(classes, average="micro")
         for name in ("mean", "std"):
@@ -98,6 +99,7 @@ class Learner(pl.LightningModule):
         if self.frozen:
             with torch.no_grad():
                 pooled = self.model.pooled(self.normalize(images))
+            self.features.append((pooled.float(), targets))
             logits = self.model.classifier(self.model.dropout(pooled))
         else:
             logits = self(images)
@@ -109,6 +111,30 @@ class Learner(pl.LightningModule):
             )
         self.log("train_loss", loss, on_step=False, on_epoch=True)
         return loss
+
+    def on_train_batch_end(self, _outputs: Any, _batch: Any, _batch_idx: int) -> None:
+        if self.features and self.trainer.is_last_batch:  # validation comes before the epoch's end
+            self._reuse_features()
+
+    def _reuse_features(self) -> None:
+        """Train the classifier on the frozen epoch's features, again and again: it costs next to nothing.
+
+        All processes do the same on the features of all.
+        """
+        recipe, classifier = self.recipe, self.model.classifier
+        both = [cast(Tensor, self.all_gather(torch.cat(t))) for t in zip(*self.features, strict=True)]
+        self.features.clear()
+        x, y = (t.flatten(0, 1) if self.trainer.world_size > 1 else t for t in both)
+        generator = torch.Generator().manual_seed(mix(self.seed, self.current_epoch))
+        optimizer = torch.optim.AdamW(classifier.parameters(), recipe.lr, weight_decay=recipe.weight_decay)
+        passes = [torch.randperm(len(x), generator=generator) for _ in range(recipe.frozen_passes)]
+        batches = [index for order in passes for index in torch.split(order, recipe.batch)]
+        for step, index in enumerate(batches):
+            optimizer.param_groups[0]["lr"] = recipe.lr * schedule(step, len(batches), 0.0)
+            loss = classify.loss(classifier(self.model.dropout(x[index])), y[index], recipe.label_smoothing)
+            optimizer.zero_grad()
+            torch.autograd.backward(loss)
+            optimizer.step()
 
     def validation_step(self, batch: tuple[Tensor, Tensor], _batch_idx: int) -> None:
         images, targets = batch

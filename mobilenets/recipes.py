@@ -34,6 +34,7 @@ class Recipe:
     ema: float = _doc(0.02, "Weight averaging: its horizon as a share of all steps; 0 is off.")
     dropout: float = _doc(0.0, "Dropout before the classifier.")
     frozen_epochs: int = _doc(0, "First epochs that train the classifier alone.")
+    frozen_passes: int = _doc(30, "Passes of the classifier over the features of each frozen epoch, computed once.")
     body_lr: float = _doc(1.0, "Learning rate of everything but the classifier, as a share of lr.")
     clip: float = _doc(1.0, "Largest norm of the gradient; 0 is off.")
     training_precision: Literal["auto", "bf16", "float32"] = _doc(
@@ -45,7 +46,7 @@ class Recipe:
         for name in ("epochs", "batch"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be 1 or more, not {getattr(self, name)}")
-        for name in ("weight_decay", "mixup", "clip", "frozen_epochs"):
+        for name in ("weight_decay", "mixup", "clip", "frozen_epochs", "frozen_passes"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} must be 0 or more, not {getattr(self, name)}")
         for name in ("warmup", "label_smoothing", "erasing", "ema", "dropout"):
@@ -63,10 +64,8 @@ class Recipe:
 RECIPES: dict[str, Recipe] = {
     # From scratch, small data, one machine: results/digits.md, results/flowers.md, results/cifar10.md.
     "modern": Recipe(),
-    # From a trained bundle: the new classifier first, then everything at a tenth of its rate.
-    "finetune": Recipe(
-        epochs=15, lr=1e-3, body_lr=0.3, frozen_epochs=2, mixup=0.0, weight_decay=0.01, min_scale=0.5, ema=0.05
-    ),
+    # From a trained bundle: the new classifier first, on features computed once, then everything: results/finetune.
+    "finetune": Recipe(epochs=30, lr=2e-3, frozen_epochs=2, mixup=0.0, weight_decay=0.01, min_scale=0.5, ema=0.05),
 }
 
 if TYPE_CHECKING:

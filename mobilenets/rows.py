@@ -126,9 +126,9 @@ class InvertedResidual:
 
     `expand` is the paper's t: the expanded channels are t x the input's, rounded as all channels are, or `mid` where a
     convention gives their number; where they are the input's own, the expansion is left out. `se` adds a
-    squeeze-and-excite to a quarter of the expanded channels (V3). V4's universal inverted bottleneck: `start` is the
-    kernel of a depthwise layer before the expansion, 0 for none, and `kernel` may be 0 too; the stride is the last
-    depthwise layer's. `activation` None is the network's.
+    squeeze-and-excite to a quarter of the expanded channels (V3). V4's universal inverted bottleneck (section 4):
+    `start` is the kernel of a depthwise layer before the expansion, 0 for none, and `kernel` may be 0 too; the stride
+    is the last depthwise layer's. `activation` None is the network's.
     """
 
     channels: int
@@ -158,7 +158,7 @@ class InvertedResidual:
 
 @dataclass(frozen=True)
 class FusedInvertedResidual:
-    """An inverted residual whose expansion and depthwise layer are one standard convolution (V4 paper, section 3)."""
+    """An inverted residual whose expansion and depthwise layer are one standard convolution (V4 paper, appendix)."""
 
     channels: int
     stride: int = 1
@@ -175,7 +175,7 @@ class FusedInvertedResidual:
 
 @dataclass(frozen=True)
 class Attention:
-    """Mobile multi-query attention (V4 paper, section 4): `heads` queries of `dim` channels share one key and value.
+    """Mobile multi-query attention (V4 paper, section 5): `heads` queries of `dim` channels share one key and value.
 
     With `kv_stride` 2, key and value are seen at half the resolution, through a depthwise layer of `kernel` each.
     """

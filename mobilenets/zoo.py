@@ -183,23 +183,22 @@ def _uib(start: int, mid: int, out: int, t: float, s: int = 1) -> InvertedResidu
     return InvertedResidual(out, stride=s, expand=t, kernel=mid, start=start)
 
 
-def _v4(name: str, table: str, resolution: int, rows: tuple[Row, ...], activation: Activation = "relu") -> Network:
+def _v4(name: str, resolution: int, rows: tuple[Row, ...], activation: Activation = "relu") -> Network:
     return Network(
         name=name,
         rows=(*rows, Conv(960, kernel=1)),
         head=(Conv(1280, kernel=1),),
         activation=activation,
         keep_head=True,
-        source=f"V4 table {table}",
+        source="V4 appendix",
         alphas=(1.0,),
         resolutions=(resolution,),
     )
 
 
-# V4 paper (arXiv 2404.10518), tables 11 to 15 of its appendix, read with the authors' code where they leave a choice.
+# V4 paper (arXiv 2404.10518), the tables of its appendix, read with the authors' code where they leave a choice.
 V4_CONV_S = _v4(
     "v4-conv-s",
-    "11",
     224,
     (
         Conv(32, kernel=3, stride=2),
@@ -219,7 +218,6 @@ V4_CONV_S = _v4(
 )
 V4_CONV_M = _v4(
     "v4-conv-m",
-    "12",
     256,
     (
         Conv(32, kernel=3, stride=2),
@@ -246,7 +244,6 @@ V4_CONV_M = _v4(
 )
 V4_CONV_L = _v4(
     "v4-conv-l",
-    "13",
     384,
     (
         Conv(24, kernel=3, stride=2),
@@ -270,7 +267,6 @@ V4_CONV_L = _v4(
 )
 V4_HYBRID_M = _v4(
     "v4-hybrid-m",
-    "14",
     256,
     (
         Conv(32, kernel=3, stride=2),
@@ -308,7 +304,6 @@ V4_HYBRID_M = _v4(
 )
 V4_HYBRID_L = _v4(
     "v4-hybrid-l",
-    "15",
     384,
     (
         Conv(24, kernel=3, stride=2),

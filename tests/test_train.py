@@ -343,10 +343,32 @@ def test_with_other_classes_the_classifier_is_new(learned, tiny_train, write_col
     assert json.loads((run.out / "run.json").read_text())["recipe"]["frozen_epochs"] == 4
 
 
+def test_the_features_of_a_frozen_epoch_are_computed_once_and_used_many_times(
+    learned, tiny_train, write_colours, tmp_path, monkeypatch
+):
+    from mobilenets.model import MobileNet
+
+    two = write_colours(tmp_path / "two", {f"{s}/{c}": 12 for s in ("train", "val") for c in ("red", "green")})
+    seen, pooled = [], MobileNet.pooled
+    monkeypatch.setattr(MobileNet, "pooled", lambda net, x: seen.append(len(x)) or pooled(net, x))
+    losses = {}
+    for passes in (0, 100):
+        seen.clear()
+        run = tiny_train(
+            tmp_path / f"r{passes}", "--init", learned.out / "float", "--epochs", 1, "--frozen-epochs", 1,
+            "--frozen-passes", passes, "--lr", 0.01, "--label-smoothing", 0, "--ema", 0, data=two,
+        )  # fmt: skip
+        assert run.ran.code == 0, run.ran.err
+        assert sum(seen) == 24 + 24  # each training and each held-out image once, whatever the passes
+        with (run.out / "logs" / "metrics.csv").open() as f:
+            losses[passes] = float(next(csv.DictReader(f))["val_loss"])
+    assert losses[100] < losses[0] / 2
+
+
 def test_init_takes_the_finetune_recipe_unless_told(learned, tiny_train, tmp_path):
     run = tiny_train(tmp_path / "r", "--init", learned.out, "--epochs", 1)
     recipe = Bundle.load(run.out / "float").card.recipe
-    assert (recipe["frozen_epochs"], recipe["body_lr"]) == (2, 0.3)
+    assert (recipe["frozen_epochs"], recipe["body_lr"]) == (2, 1.0)
 
 
 @pytest.mark.parametrize("kind", ["int8", "nothing", "folder"])

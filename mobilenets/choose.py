@@ -255,7 +255,7 @@ class Cache:
 
 
 def grid(classes: int, native_side: int | None = None) -> list[Arch]:
-    """Every published width and resolution of V1 and V2.
+    """Every network, width and resolution with a published accuracy.
 
     With `native_side`, the images' own short side: resolutions of at most twice that (beyond, there is nothing more to
     see), small ones among them where the images are small.
@@ -338,7 +338,7 @@ def choose(
     classes: int = 1000,
     plot: Path | None = None,
 ) -> Choice:
-    """Measure every width and resolution of V1 and V2 here, and pick the most accurate network within a budget.
+    """Measure every published network, width and resolution here, and pick the most accurate network within a budget.
 
     Measured once per machine, engine version, precision and number of threads; then at once from a cache.
 
@@ -357,7 +357,7 @@ def choose(
     """
     chosen = pick(grid(classes), budget or Budget(), engine, check(engine, precision, threads), threads)
     if plot:
-        from mobilenets import plots
+        from mobilenets import plots, style
 
-        plots.save(plots.pareto(chosen.to_json()), plot)
+        style.save(plots.pareto(chosen.to_json()), plot)
     return chosen

@@ -17,9 +17,11 @@ from mobilenets.errors import UserError, unknown
 VERBS = {
     "fit": ("mobilenets.fit:fit", "Data and budget -> the best network, trained, quantized, exported, measured."),
     "choose": ("mobilenets.choose:choose", "Measure all networks here; pick the best within a budget."),
+    "list": ("mobilenets.catalogue:show_list", "Every network, its published accuracy and exact cost."),
     "cost": ("mobilenets.cost:cost", "Macs, params, memory of a network, layer by layer."),
     "import": ("mobilenets.weights:import_weights", "Weights from torchvision, timm, Keras, TensorFlow -> a bundle."),
     "explain": ("mobilenets.explain:explain", "A network made understandable: blocks, shapes, where the cost sits."),
+    "reproduce": ("mobilenets.papers.reproduce:reproduce", "The papers' tables: printed beside counted, errata named."),
     "train": ("mobilenets.train:train", "Train one network."),
     "eval": ("mobilenets.evaluate:evaluate", "Score a network on labelled images."),
     "predict": ("mobilenets.predict:predict", "Label images, any number of them."),

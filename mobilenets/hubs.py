@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -10,6 +12,14 @@ from mobilenets.bundle import Metric
 from mobilenets.errors import UserError, unknown
 from mobilenets.images import Preprocess
 from mobilenets.weights import Foreign
+
+FILE = "model.safetensors"  # of timm's repositories
+# timm's networks that are ours too. Others have the same tensors and compute something else (conv_aa, conv_blur: with
+# anti-aliasing), so that tensors alone don't tell.
+TIMM = re.compile(
+    r"mobilenetv(1_\d+|2_\d+|3_(large|small)_\d+|4_(conv|hybrid)_(small|medium|large)(_\d+)?)"
+    r"|tf_mobilenetv3_(large|small)_(minimal_)?\d+"
+)
 
 
 def torchvision(name: str) -> Foreign:
@@ -45,12 +55,18 @@ def timm(name: str) -> Foreign:
         import timm as library
     except ImportError as e:
         raise UserError("timm isn't installed; it is needed for its weights: pip install timm") from e
-    known = library.list_pretrained("*mobilenetv*")
-    if name not in known and name not in {n.partition(".")[0] for n in known}:
-        raise unknown("timm network", name, known)
+    known = [n for n in library.list_pretrained("*mobilenetv*") if TIMM.fullmatch(n.partition(".")[0])]
+    networks = dict.fromkeys(n.partition(".")[0] for n in known)
+    if name not in known and name not in networks:
+        raise unknown("timm network", name, known if "." in name else networks)
     config: Any = library.get_pretrained_cfg(name)
-    where = config.hf_hub_id or config.url or name
-    net = _fetch(f"timm:{name}", where, lambda: library.create_model(name, pretrained=True))
+    where = f"https://huggingface.co/{config.hf_hub_id}/resolve/main/{FILE}"
+
+    def download() -> Any:
+        _reach(config.hf_hub_id)
+        return library.create_model(name, pretrained=True)
+
+    net = _fetch(f"timm:{name}", where, download)
     full = f"{config.architecture}.{config.tag}" if config.tag else config.architecture
     top1 = published.TIMM_TOP1.get(full)
     return Foreign(
@@ -61,7 +77,7 @@ def timm(name: str) -> Foreign:
         bn_eps=net.bn1.eps,
         metrics=(Metric("top1", top1, "ImageNet, as published by timm", "val", 50_000),) if top1 else (),
         licence=config.license or "",
-        facts={"url": str(where)},
+        facts={"url": where},
     )
 
 
@@ -74,6 +90,16 @@ def _preprocess(resolution: int, crop: float, mean: Any, std: Any, interpolation
         interpolation = "bicubic"
     m, s = (cast("tuple[float, float, float]", tuple(round(255 * v, 6) for v in x)) for x in (mean, std))
     return Preprocess(resolution, min(crop, 1.0), m, s, cast(Any, interpolation))
+
+
+def _reach(repository: str) -> None:
+    """Raise at once where the Hub can't be reached; its own client takes most of a minute to give up."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError
+
+    if not isinstance(try_to_load_from_cache(repository, FILE), str):
+        with contextlib.suppress(EntryNotFoundError):  # other files may be there
+            get_hf_file_metadata(hf_hub_url(repository, FILE), timeout=10)
 
 
 def _fetch(source: str, where: str, download: Callable[[], Any]) -> Any:

@@ -8,8 +8,10 @@ squeeze-and-excite is one layer); {n} is the number of BatchNorms in the row up 
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from mobilenets import zoo
@@ -91,6 +93,10 @@ class Naming:
     def name(self) -> str:
         return f"{self.library}'s {self.family.upper()}"
 
+    def covers(self, arch: Arch) -> bool:
+        """Whether the library has every layer of `arch`."""
+        return all(pattern != "?" for _, pattern, _ in self.patterns(arch))
+
     def patterns(self, arch: Arch) -> Iterator[tuple[Op, str, str]]:
         """(operation, its pattern filled in, that of its scale or "") for every layer of `arch` with weights."""
         stages = _stages(arch)
@@ -145,7 +151,7 @@ _TIMM_INVERTED = {
 }
 _KERAS_V3 = "expanded_conv_{b}_"
 
-NAMINGS = (
+_NAMINGS = (
     Naming(
         "torchvision",
         "v2",
@@ -298,4 +304,24 @@ NAMINGS = (
         )
         for family, scope in (("v2", "MobilenetV2"), ("v3", "MobilenetV3"))
     ),
+)
+
+
+def _renamed(family: str, rename: Callable[[str], str]) -> Naming:
+    """Keras's own of a family, as an earlier Keras named it."""
+    naming = next(n for n in _NAMINGS if (n.library, n.family) == ("Keras", family))
+    return dataclasses.replace(naming, layers={k: rename(v) for k, v in naming.layers.items()})
+
+
+def _keras_2(v3: str) -> str:
+    """Keras 2's names, which are those of the files that it downloads: expanded_conv_1/squeeze_excite/Conv."""
+    parts = re.sub(r"(expanded_conv(_\{b\})?)_", r"\1/", v3).replace("_bn", "/BatchNorm")
+    parts = parts.replace("squeeze_excite_conv", "squeeze_excite/Conv")
+    return re.sub(r"(^|\|)(conv|logits)", lambda m: m[0].title(), parts)
+
+
+NAMINGS = (
+    *_NAMINGS,
+    _renamed("v2", lambda name: name.replace("predictions", "Logits")),
+    _renamed("v3", _keras_2),
 )

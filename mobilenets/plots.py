@@ -1,4 +1,4 @@
-"""Figures of choices, runs and costs, for the report and for files. Colours are safe for the colour-blind.
+"""Figures of choices, runs and costs, for the report and for files.
 
 Every function here returns a `Figure` that belongs to nobody else: no pyplot, no global state, nothing to close.
 """
@@ -6,16 +6,11 @@ Every function here returns a `Figure` that belongs to nobody else: no pyplot, n
 from __future__ import annotations
 
 import csv
-import io
 import math
-import re
-import warnings
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import matplotlib
 import numpy as np
 import numpy.typing as npt
 from matplotlib.collections import PatchCollection
@@ -23,103 +18,24 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
-from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from mobilenets import files
+from mobilenets import style
 from mobilenets.cost import TYPE_NAMES, Cost
 from mobilenets.errors import UserError
-from mobilenets.rows import OpKind
+from mobilenets.style import BACK, BLUE, GREEN, GRID, INK, MUTED, ORANGE, PINK, SHADE, SKY, TYPE_COLOURS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-SUFFIXES = (".png", ".svg", ".pdf")
-# Okabe and Ito's palette, and greys. `svg` hands each to the page under its name, so that a dark page can have its own.
-INK, MUTED, GRID, SHADE, BACK = "#1f2933", "#5f6c7b", "#dfe4ea", "#f0f2f5", "#ffffff"
-BLUE, ORANGE, GREEN, PINK, SKY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9"
-CSS_NAMES = {
-    INK: "ink", MUTED: "muted", GRID: "grid", SHADE: "shade", BACK: "back",
-    BLUE: "blue", ORANGE: "orange", GREEN: "green", PINK: "pink", SKY: "sky",
-}  # fmt: skip
 FAMILY_COLOURS = {"v1": BLUE, "v2": ORANGE, "v3": PINK, "v4": SKY}
-TYPE_COLOURS: dict[OpKind, str] = {
-    "pointwise": BLUE,
-    "depthwise": ORANGE,
-    "conv": GREEN,
-    "linear": PINK,
-    "norm": MUTED,
-    "attend": SKY,
-}
-WIDTH = 7.2  # inches; 72 SVG units each
 MOST_CLASSES = 30  # rows of a confusion matrix that can still be read
 NUMBERED_CLASSES = 12  # rows of one whose cells have room for their numbers
-STYLE: Any = {
-    "font.family": "sans-serif",
-    "font.size": 9,
-    "text.color": INK,
-    "text.parse_math": False,  # a $ in a label is a $
-    "axes.edgecolor": MUTED,
-    "axes.labelcolor": INK,
-    "axes.labelsize": 9,
-    "axes.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 9,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.titlecolor": INK,
-    "axes.axisbelow": True,
-    "axes.facecolor": "none",
-    "grid.color": GRID,
-    "grid.linewidth": 0.7,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "xtick.labelsize": 8.5,
-    "ytick.labelsize": 8.5,
-    "xtick.major.size": 3,
-    "ytick.major.size": 3,
-    "legend.frameon": False,
-    "legend.fontsize": 8.5,
-    "lines.linewidth": 1.6,
-    "figure.facecolor": BACK,
-    "svg.fonttype": "none",  # text stays text: it can be selected, searched, and has the reader's fonts
-    "svg.hashsalt": "mobilenets",
-}
-_styled = matplotlib.rc_context(STYLE)
-
-
-def _figure(height: float, width: float = WIDTH) -> Figure:
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def plain(text: str, most: int = 24) -> str:
-    """A label as one short line that can be drawn and written, whatever was in it."""
-    line = " ".join(text.encode("utf-8", "replace").decode().split())
-    return line if len(line) <= most else line[: most - 1] + "…"
 
 
 def network(c: Mapping[str, Any]) -> str:
     """A candidate's name, e.g. "v2 0.5-160"."""
     return f"{c['arch']} {c['alpha']:g}-{c['resolution']}"
-
-
-def _log_axis(ax: Axes, lo: float, hi: float) -> None:
-    """A logarithmic x axis from `lo` to `hi` with ticks at round numbers, however narrow it is."""
-    ax.set_xscale("log")
-    ax.set_xlim(lo, hi)
-    decades = range(math.floor(math.log10(lo)), math.ceil(math.log10(hi)) + 1)
-    ticks: list[float] = []
-    for steps in ((1,), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8)):
-        ticks = [s * 10.0**d for d in decades for s in steps if lo <= s * 10.0**d <= hi]
-        if len(ticks) >= 4:
-            break
-    if len(ticks) < 3:
-        ticks = [float(t) for t in MaxNLocator(5).tick_values(lo, hi) if lo <= t <= hi]
-    ax.xaxis.set_major_locator(FixedLocator(ticks))
-    ax.xaxis.set_major_formatter(FixedFormatter([f"{t:.4g}" for t in ticks]))
-    ax.xaxis.set_minor_locator(NullLocator())
 
 
 def family(arch: str) -> str:
@@ -130,7 +46,7 @@ def family(arch: str) -> str:
 # ---- the choice ----------------------------------------------------------------------------------------------------
 
 
-@_styled
+@style.styled
 def pareto(choice: Mapping[str, Any]) -> Figure:
     """Published ImageNet top-1 over measured latency, from a Choice's JSON: every network, front, pick, budget.
 
@@ -140,14 +56,14 @@ def pareto(choice: Mapping[str, Any]) -> Figure:
     pick, budget = choice["pick"], choice["budget"]
     limit = budget.get("latency_ms")
     others = {k: v for k, v in budget.items() if k != "latency_ms"}
-    fig = _figure(4.0)
+    fig = style.figure(4.0)
     ax = fig.add_subplot()
     latencies = [c["latency_ms"] for c in candidates]
     far = bool(limit) and limit > 30 * max(latencies)  # too far right to draw: the dots would be a smudge
     lo, hi = min(latencies) / 1.3, max(*latencies, max(latencies) if far or not limit else limit) * 1.3
     if limit and not far:
         lo = min(lo, limit / 1.3)
-    _log_axis(ax, lo, hi)
+    style.log_axis(ax, lo, hi)
     ax.grid(visible=True)
     ax.set_xlabel(f"latency, ms per image (log scale; {choice['engine']} {choice['precision']}, {_threads(choice)})")
     ax.set_ylabel("ImageNet top-1, % (published)")
@@ -258,11 +174,11 @@ def read_metrics(path: Path) -> dict[str, dict[int, float]]:
     return out
 
 
-@_styled
+@style.styled
 def curves(path: Path, best_epoch: int | None = None) -> Figure:
     """Loss and held-out top-1 by epoch, from a run's metrics.csv. Raises `UserError` for a file that is none."""
     columns = read_metrics(path)
-    fig = _figure(2.7)
+    fig = style.figure(2.7)
     loss, top1 = fig.subplots(1, 2)
     for ax, title, lines in (
         (loss, "loss, nats", (("train_loss", "train", ORANGE), ("val_loss", "val", BLUE))),
@@ -302,10 +218,10 @@ def wilson(percent: float, count: int) -> tuple[float, float]:
     return 100 * (middle - half), 100 * (middle + half)
 
 
-@_styled
+@style.styled
 def steps(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Top-1 at each step from float to the exported file, from a run's steps.json; bars are 95% intervals."""
-    fig = _figure(0.75 + 0.36 * len(rows))
+    fig = style.figure(0.75 + 0.36 * len(rows))
     ax = fig.add_subplot()
     spans = [wilson(r["top1"], r["count"]) for r in rows]
     for i, (r, (lo, hi)) in enumerate(zip(rows, spans, strict=True)):
@@ -334,7 +250,7 @@ def shown_classes(matrix: npt.NDArray[np.int64], most: int = MOST_CLASSES) -> li
     return sorted(int(i) for i in np.argsort(-involved, kind="stable")[:most])
 
 
-@_styled
+@style.styled
 def confusion(matrix: npt.NDArray[np.int64] | Sequence[Sequence[int]], labels: Sequence[str]) -> Figure:
     """Counts [true, predicted] as a grid: right in blue, wrong in orange, darker for a larger share of the true class.
 
@@ -347,9 +263,9 @@ def confusion(matrix: npt.NDArray[np.int64] | Sequence[Sequence[int]], labels: S
     if n < len(m):
         counts = np.c_[counts, m[shown].sum(1) - counts.sum(1)]
     columns = counts.shape[1]
-    names = [plain(labels[i], 20) for i in shown]
-    side = min(WIDTH - 1.6, max(2.2, 0.42 * n if n <= NUMBERED_CLASSES else 0.19 * n))
-    fig = _figure(side * n / columns + 1.3, side + 1.7)
+    names = [style.plain(labels[i], 20) for i in shown]
+    side = min(style.WIDTH - 1.6, max(2.2, 0.42 * n if n <= NUMBERED_CLASSES else 0.19 * n))
+    fig = style.figure(side * n / columns + 1.3, side + 1.7)
     ax = fig.add_subplot()
     ax.set_xlim(-0.5, columns - 0.5)
     ax.set_ylim(n - 0.5, -0.5)
@@ -386,11 +302,11 @@ def confusion(matrix: npt.NDArray[np.int64] | Sequence[Sequence[int]], labels: S
 # ---- cost ----------------------------------------------------------------------------------------------------------
 
 
-@_styled
+@style.styled
 def cost_shares(cost: Cost) -> Figure:
     """Share of macs and of weights by layer type, as in V1's table 2."""
     shares = {k: v for k, v in cost.shares().items() if any(v)}
-    fig = _figure(0.7 + 0.34 * len(shares))
+    fig = style.figure(0.7 + 0.34 * len(shares))
     left, right = fig.subplots(1, 2, sharey=True)
     for which, (ax, title) in enumerate(((left, "macs, %"), (right, "weights, %"))):
         values = [v[which] for v in shares.values()]
@@ -409,10 +325,10 @@ def cost_shares(cost: Cost) -> Figure:
     return fig
 
 
-@_styled
+@style.styled
 def layers(cost: Cost) -> Figure:
     """Macs of each layer, and the activations it reads and writes, from the first layer to the last."""
-    fig = _figure(3.3)
+    fig = style.figure(3.3)
     macs, memory = fig.subplots(2, 1, sharex=True)
     at = np.arange(1, len(cost.rows) + 1)
     colours = [TYPE_COLOURS[r.type] for r in cost.rows]
@@ -433,50 +349,3 @@ def layers(cost: Cost) -> Figure:
     handles = [Patch(color=TYPE_COLOURS[k], label=TYPE_NAMES[k]) for k in present]
     fig.legend(handles=handles, loc="outside upper left", ncols=len(handles), handlelength=1, columnspacing=1.4)
     return fig
-
-
-# ---- to files and pages --------------------------------------------------------------------------------------------
-
-
-def save(fig: Figure, path: Path) -> None:
-    """Write a figure to `path`, atomically. Raises `UserError` for a suffix that isn't one of SUFFIXES."""
-    suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise UserError(
-            f"{path}: a figure is written as {', '.join(SUFFIXES)}, not {suffix or 'a file without suffix'}"
-        )
-    with files.atomic_file(path) as tmp:
-        tmp.write_bytes(_render(fig, suffix[1:]))
-
-
-def _render(fig: Figure, kind: str, **options: Any) -> bytes:
-    out = io.BytesIO()
-    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # a label in a script the font lacks, or too long for its place
-        fig.savefig(out, format=kind, dpi=160, metadata={} if kind == "png" else _UNDATED[kind], **options)
-    return out.getvalue()
-
-
-_UNDATED: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
-
-
-def svg(fig: Figure, title: str) -> str:
-    """A figure as an <svg> to put into a page: no size of its own, no ids to clash, its colours CSS variables.
-
-    The page may set --ink, --muted, --grid, --shade, --back, --blue, --orange, --green, --pink and --sky.
-    """
-    text = _render(fig, "svg", transparent=True).decode()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>|<defs>\s*<style.*?</style>\s*</defs>|<!--.*?-->", "", text, flags=re.S)
-    text = re.sub(r'<g id="[^"]*">', "<g>", text)
-    text = text.replace("xlink:href", "href")
-    for colour, name in CSS_NAMES.items():
-        text = text.replace(colour, f"var(--{name},{colour})")
-    box = re.search(r'viewBox="([^"]*)"', text)
-    assert box is not None  # matplotlib always writes one
-    inside = re.sub(r"\n\s*", "\n", text[text.index(">") + 1 :])
-    width = float(box[1].split()[2])
-    return (
-        f'<svg class="plot" viewBox="{box[1]}" role="img" aria-label="{escape(title)}" '
-        f'style="--width:{width:.0f}px;stroke-linejoin:round;stroke-linecap:butt">{inside}'
-    )

@@ -25,7 +25,9 @@ Arrays = Mapping[str, Array]
 ALPHAS = (1.0, 0.75, 0.5, 0.25, 0.35, 1.25, 1.3, 1.4)
 OPTIONAL = ("scale", "norm.num_batches_tracked")
 # What training leaves beside the weights.
-LEFTOVERS = re.compile(r"(^|/)(global_step|.*(RMSProp|Momentum|Adam|Adagrad)(_\d+)?)$|num_batches_tracked$")
+LEFTOVERS = re.compile(
+    r"(^|/)(global_step|beta[12]_power|.*(RMSProp|Momentum|Adam|Adagrad)(_\d+)?)$|_quant/|num_batches_tracked$"
+)
 SHOWN = 4  # tensors of each kind that an error names
 
 
@@ -148,7 +150,7 @@ def identify(tensors: Arrays, name: str | None = None, alpha: float | None = Non
     """
     wanted = None if name is None else zoo.network(name).name
     tried = []
-    for m in _matches(tensors):
+    for m in _matches(tensors, alpha):
         m = dataclasses.replace(m, told=wanted in (None, m.arch.name) and alpha in (None, m.arch.alpha))
         if m.exact and m.told:
             return m
@@ -164,7 +166,11 @@ def identify(tensors: Arrays, name: str | None = None, alpha: float | None = Non
     raise UserError(f"the weights fit {'no network' if not (name or alpha) else 'none that was asked for'}; {looks}")
 
 
-def _matches(tensors: Arrays) -> Iterator[Match]:
+def _widths(alpha: float | None) -> Sequence[float]:
+    return ALPHAS if alpha is None or alpha in ALPHAS else (*ALPHAS, alpha)
+
+
+def _matches(tensors: Arrays, told: float | None) -> Iterator[Match]:
     for naming in NAMINGS:
         stem = naming.layers["stem"].partition("|")[0].format(i=0)
         suffixes = naming.style.roles["weight"]
@@ -172,8 +178,8 @@ def _matches(tensors: Arrays) -> Iterator[Match]:
             continue
         classifier = next((tensors[n] for x in suffixes if (n := naming.layers["classifier"] + x) in tensors), None)
         classes = 0 if classifier is None else in_our_layout(classifier, naming.style.layout, False).shape[0]
-        names = [n for n in zoo.NETWORKS if n.split("-")[0] == naming.family]
-        for name, alpha in itertools.product(names, ALPHAS):
+        names = [n for n in zoo.NETWORKS if n.split("-")[0] == naming.family and naming.covers(zoo.arch(n))]
+        for name, alpha in itertools.product(names, _widths(told)):
             for arch in _variants(name, alpha, classes):
                 yield match(naming, arch, tensors)
 
@@ -212,7 +218,7 @@ def from_graph(graph: tflite.Graph, where: str, name: str | None, alpha: float |
     theirs = [(x.weight.shape, x.stride) for x in graph.layers]
     padded = any(x.pad == (1, 1, 1, 1) and x.padding == "valid" for x in graph.layers)
     best: tuple[int, Arch] | None = None
-    for network, width in itertools.product(zoo.NETWORKS, ALPHAS):
+    for network, width in itertools.product(zoo.NETWORKS, _widths(alpha)):
         if wanted in (None, network) and alpha in (None, width):
             for arch in _variants(
                 network, width, graph.classes, padding="symmetric" if padded else "same", bn_eps=1e-3
@@ -224,8 +230,7 @@ def from_graph(graph: tflite.Graph, where: str, name: str | None, alpha: float |
                 alike = sum(a == b for a, b in zip(ours, theirs, strict=False))
                 if best is None or alike > best[0]:
                     best = (alike, arch)
-    if best is None:
-        raise UserError(f"{where}: no network of the zoo is {name or ''} at alpha {alpha}")
+    assert best
     alike, arch = best
     raise UserError(
         f"{where}: not one of these networks: the nearest, {arch.name.upper()} at alpha {arch.alpha:g}, has "

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from mobilenets import cost, files, plots, recipes, samples
+from mobilenets import cost, files, plots, recipes, samples, style
 from mobilenets.bench import size_on_disk
 from mobilenets.bundle import CARD, Card
 from mobilenets.checks import Scan
@@ -227,11 +227,11 @@ class _Page:
             "shares": (plots.cost_shares(self.cost), "Share of macs and weights by layer type"),
             "layers": (plots.layers(self.cost), "Macs and activations of each layer"),
         }
-        out: dict[str, Any] = {k: Markup(plots.svg(fig, title)) for k, (fig, title) in figures.items()}
+        out: dict[str, Any] = {k: Markup(style.svg(fig, title)) for k, (fig, title) in figures.items()}
         out["curves"] = None
         try:
             fig = plots.curves(self.run / METRICS, self.card.recipe.get("best_epoch"))
-            out["curves"] = Markup(plots.svg(fig, "Loss and held-out top-1 by epoch"))
+            out["curves"] = Markup(style.svg(fig, "Loss and held-out top-1 by epoch"))
             out["seconds"] = sum(plots.read_metrics(self.run / METRICS).get("seconds", {}).values())
         except UserError as e:
             self.notes.append(f"the training curves were left out: {e}")

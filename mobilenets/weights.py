@@ -45,18 +45,21 @@ class Foreign:
 def read_labels(path: Path) -> tuple[str, ...]:
     """One label a line."""
     try:
-        return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+        labels = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
     except (OSError, UnicodeDecodeError) as e:
         raise UserError(f"{path}: not a readable list of labels ({e})") from e
+    if not labels:
+        raise UserError(f"{path}: no labels in it")
+    return labels
 
 
 def without_background(
     arch: Arch, tensors: dict[str, Array], labels: tuple[str, ...] | None
 ) -> tuple[Arch, dict[str, Array], tuple[str, ...]]:
     """The classifier without TensorFlow's class 0, "background", where it has one; and a label for every class."""
-    background = labels[0].lower() == "background" if labels else arch.classes == 1001
-    if background and labels and len(labels) in (arch.classes, arch.classes + 1):
-        labels = labels[1:]
+    background = arch.classes == 1001 and (labels is None or len(labels) == 1000)
+    if labels and labels[0].lower() == "background" and len(labels) in (arch.classes, arch.classes + 1):
+        labels, background = labels[1:], True
     if background and (labels is None or len(labels) == arch.classes - 1):
         tensors = {k: v[1:] if k.startswith("classifier.") else v for k, v in tensors.items()}
         arch = arch.replace(classes=arch.classes - 1)

@@ -32,7 +32,7 @@ def bundle(make_bundle, tmp_path):
     [
         ("cots v1", "unknown verb 'cots': did you mean 'cost'?"),
         ("prdict x y", "unknown verb 'prdict': did you mean 'predict'?"),
-        ("xyzzy", "unknown verb 'xyzzy': known: fit, choose, cost"),
+        ("xyzzy", "unknown verb 'xyzzy': known: fit, choose, list, cost"),
         ("cost mobilenet_v9", "unknown arch 'mobilenet_v9'"),
         ("cost v11", "unknown arch 'v11': did you mean 'v1'?"),
         ("cost v1 --alpha 0", "alpha must be above 0 and at most 2, not 0"),

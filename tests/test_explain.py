@@ -5,9 +5,10 @@ import sys
 
 import pytest
 
-from mobilenets import cost, drawings, zoo
+from mobilenets import cost, zoo
 from mobilenets.errors import UserError
-from mobilenets.explain import explain
+from mobilenets.explain import drawings, explain
+from mobilenets.explain.steps import steps
 
 EVERY = [(n.name, a) for n in zoo.NETWORKS.values() for a in sorted({*n.alphas, 0.35, 1.3})]
 
@@ -190,7 +191,7 @@ def test_short_and_long():
 
 def test_drawings_have_what_a_block_has():
     attention = next(p for p in explain("v4-hybrid-m").distinct if p.kind == "attention")
-    assert [s.kind for s in drawings.steps(attention)] == ["norm", "attend", "pointwise"]
+    assert [s.kind for s in steps(attention)] == ["norm", "attend", "pointwise"]
     svg = drawings.block(attention, 256)
     for word in ("query", "key", "value", "attend", 'class="arc"'):
         assert word in svg

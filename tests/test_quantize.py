@@ -276,7 +276,7 @@ def test_every_int8_layer_runs_in_integers(make_bundle, pixels, name, variant, t
     assert kinds["QLinearGlobalAveragePool"] == 1
     assert not {"Conv", "FusedConv", "Add", "Clip", "Relu", "GlobalAveragePool", "Gemm", "MatMul"} & set(kinds)
     assert kinds["DequantizeLinear"] == 1  # the logits
-    assert kinds["QuantizeLinear"] == (0 if variant.get("mean", (128.0,))[0] in (128.0, 0.0) else 1)  # the image
+    assert kinds["QuantizeLinear"] == 0  # the image is quantized already
 
 
 def test_plain_relu_runs_in_integers_too(make_bundle, pixels, tmp_path):
@@ -325,3 +325,35 @@ def test_simulated_layers_are_no_parameters(make_bundle, pixels):
     assert isinstance(module, nn.Module)
     assert not list(module.parameters())
     assert not module.training
+
+
+# ---- preprocessing that isn't one whole number ---------------------------------------------------------------------
+
+IMAGENET = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+
+
+@pytest.mark.parametrize(("mean", "std"), [((127.5,) * 3, (127.5,) * 3), IMAGENET])
+@pytest.mark.parametrize("name", ["v1", "v2"])
+def test_int8_takes_the_pixels_themselves_whatever_the_preprocessing(make_bundle, pixels, tmp_path, name, mean, std):
+    bundle = make_bundle(name, mean=mean, std=std)
+    int8 = quantize_bundle(bundle, pixels)
+    assert len(set(int8.card.preprocess.mean)) == len(set(int8.card.preprocess.std)) == 1
+    assert int8.card.preprocess.mean[0].is_integer()
+    kinds = [n.op_type for n in optimized(int8, tmp_path / "o.onnx").node]
+    assert not {"Cast", "Sub", "Mul", "QuantizeLinear"} & set(kinds)
+    nearly_equal(run_onnx(int8, pixels), run_torch(int8, pixels), run_torch(bundle, pixels))
+
+
+def test_folding_the_preprocessing_changes_nothing_away_from_the_border(make_bundle, pixels):
+    bundle = make_bundle("v1", mean=IMAGENET[0], std=IMAGENET[1])
+    card, folded = bundle.card, fold(bundle.card.arch, bundle.tensors)
+    new, changed = quantize.for_pixels(card.arch, card.preprocess, folded)
+    first = card.arch.layers[0]
+    before, after = (
+        torch.nn.functional.conv2d(
+            torch.from_numpy(p.normalize(pixels)), *map(torch.from_numpy, f[first.name]), stride=2, padding=1
+        )
+        for p, f in ((card.preprocess, folded), (new, changed))
+    )
+    torch.testing.assert_close(after[:, :, 1:, 1:], before[:, :, 1:, 1:], rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(after[:, :, 0], before[:, :, 0], atol=1e-3)

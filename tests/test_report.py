@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mobilenets import choose, cost, engines, evaluate, files, plots, recipes, report, samples, zoo
+from mobilenets import choose, cost, engines, evaluate, files, plots, recipes, report, samples, style, zoo
 from mobilenets.bundle import Bundle
 from mobilenets.checks import scan
 from mobilenets.choose import Budget, Candidate, Choice
@@ -160,12 +160,13 @@ def test_page_needs_nothing_from_outside(page: str) -> None:
     assert len(page) < 1_000_000
 
 
-def test_page_has_no_id_twice_unless_it_is_the_same_thing(page: str) -> None:
-    named: dict[str, set[str]] = {}
-    for key, body in re.findall(r'<(?:path|clipPath) id="([^"]+)"([^>]*>)', page):
-        named.setdefault(key, set()).add(body)
-    assert named
-    assert all(len(bodies) == 1 for bodies in named.values())
+def test_page_has_no_id_twice_and_every_mentioned_one(page: str) -> None:
+    ids = [attrs["id"] for _, attrs in Tags(page).tags if "id" in attrs]
+    assert len(ids) > 10
+    assert len(set(ids)) == len(ids)
+    mentioned = set(re.findall(r'url\(#([^)]+)\)|href="#([^"]+)"', page))
+    assert mentioned
+    assert {a or b for a, b in mentioned} <= set(ids)
 
 
 def test_page_escapes_what_users_wrote(page: str) -> None:
@@ -174,7 +175,7 @@ def test_page_escapes_what_users_wrote(page: str) -> None:
     assert "run &amp; more" in page
     labels = [t for t in re.findall(r"<text[^>]*>([^<]*)</text>", page) if "alert" in t]
     assert labels  # in the confusion matrix, with its $ as it is
-    assert all(html.unescape(t) == plots.plain(HOSTILE, 20) for t in labels)
+    assert all(html.unescape(t) == style.plain(HOSTILE, 20) for t in labels)
 
 
 def test_page_has_the_numbers_of_the_run(page: str, made: Path) -> None:
@@ -308,22 +309,22 @@ def choice() -> dict[str, Any]:
 def test_save_by_suffix(tmp_path: Path, choice: dict[str, Any]) -> None:
     for suffix, start in ((".png", b"\x89PNG"), (".pdf", b"%PDF"), (".SVG", b"<?xml")):
         path = tmp_path / "new" / f"plot{suffix}"
-        plots.save(plots.pareto(choice), path)
+        style.save(plots.pareto(choice), path)
         assert path.read_bytes().startswith(start)
     for bad in ("plot.gif", "plot"):
         with pytest.raises(UserError, match="a figure is written as"):
-            plots.save(plots.pareto(choice), tmp_path / bad)
+            style.save(plots.pareto(choice), tmp_path / bad)
     assert sorted(p.name for p in tmp_path.rglob("*") if p.is_file()) == ["plot.SVG", "plot.pdf", "plot.png"]
 
 
 def test_svg_takes_the_pages_colours(choice: dict[str, Any]) -> None:
-    text = plots.svg(plots.pareto(choice), 'a "title" & <more>')
+    text = style.svg(plots.pareto(choice), 'a "title" & <more>')
     assert text.startswith("<svg")
     assert text.rstrip().endswith("</svg>")
     assert 'aria-label="a &quot;title&quot; &amp; &lt;more&gt;"' in text
     assert "var(--green,#009e73)" in text
-    assert set(re.findall(r"#[0-9a-f]{6}\b", text)) <= set(plots.CSS_NAMES)  # none that a dark page couldn't change
-    assert text == plots.svg(plots.pareto(choice), 'a "title" & <more>')
+    assert set(re.findall(r"#[0-9a-f]{6}\b", text)) <= set(style.CSS_NAMES)  # none that a dark page couldn't change
+    assert text == style.svg(plots.pareto(choice), 'a "title" & <more>')
 
 
 @pytest.mark.parametrize(
@@ -331,7 +332,7 @@ def test_svg_takes_the_pages_colours(choice: dict[str, Any]) -> None:
     [(1, {}), (1, {"latency_ms": 0.1}), (6, {"size_mb": 0.3}), (6, {"latency_ms": 1e5}), (3, {"latency_ms": 0.15})],
 )
 def test_pareto_of_any_choice(count: int, budget: dict[str, float]) -> None:
-    text = plots.svg(plots.pareto(make_choice(zoo.arch("v2", 0.5, 96), count, **budget).to_json()), "")
+    text = style.svg(plots.pareto(make_choice(zoo.arch("v2", 0.5, 96), count, **budget).to_json()), "")
     assert "the pick" in text
     assert ("over the size limit" in text) == ("size_mb" in budget)
     assert ("budget" in text) == ("latency_ms" in budget)
@@ -341,12 +342,12 @@ def test_pareto_of_any_choice(count: int, budget: dict[str, float]) -> None:
 
 def test_pareto_leaves_out_what_was_not_measured(choice: dict[str, Any]) -> None:
     some = [c if i < 4 else {**c, "latency_ms": None} for i, c in enumerate(choice["candidates"])]
-    plots.svg(plots.pareto({**choice, "candidates": some, "front": some[:4]}), "")
+    style.svg(plots.pareto({**choice, "candidates": some, "front": some[:4]}), "")
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 30])
 def test_curves_of_any_length(tmp_path: Path, epochs: int) -> None:
-    text = plots.svg(plots.curves(write_metrics(tmp_path / "metrics.csv", epochs), epochs), "")
+    text = style.svg(plots.curves(write_metrics(tmp_path / "metrics.csv", epochs), epochs), "")
     assert f"kept: epoch {epochs}" in text
 
 
@@ -365,7 +366,7 @@ def test_confusion_of_any_size(classes: int) -> None:
     m = 40 * np.eye(classes, dtype=np.int64)
     m[0, 1] = m[classes - 1, 0] = 7
     labels = [f"$class_{i} 名\n{'x' * 40}" for i in range(classes)]
-    text = plots.svg(plots.confusion(m, labels), "")
+    text = style.svg(plots.confusion(m, labels), "")
     assert ("other" in text) == (classes > plots.MOST_CLASSES)
     shown = plots.shown_classes(m)
     assert len(shown) == min(classes, plots.MOST_CLASSES)
@@ -375,21 +376,21 @@ def test_confusion_of_any_size(classes: int) -> None:
 
 
 def test_labels_are_text_in_figures() -> None:
-    text = plots.svg(plots.confusion([[3, 1], [0, 4]], ["<script>alert(1)</script>", "-->]]><b>"]), "")
+    text = style.svg(plots.confusion([[3, 1], [0, 4]], ["<script>alert(1)</script>", "-->]]><b>"]), "")
     assert "<script" not in text
     assert "<b" not in text
     assert "&lt;script&gt;" in text
 
 
 def test_confusion_of_classes_without_images() -> None:
-    plots.svg(plots.confusion([[0, 0], [0, 0]], ["a", "b"]), "")
+    style.svg(plots.confusion([[0, 0], [0, 0]], ["a", "b"]), "")
 
 
 def test_steps_show_each_accuracy() -> None:
     rows = [
         {"name": f"s{i}", "top1": t, "count": n, "precision": "int8"} for i, (t, n) in enumerate([(0, 1), (100, 3)])
     ]
-    text = plots.svg(plots.steps(rows), "")
+    text = style.svg(plots.steps(rows), "")
     assert "100.00" in text
     assert "0.00" in text
 
@@ -405,8 +406,8 @@ def test_wilson() -> None:
 @pytest.mark.parametrize("name", ["v1", "v2"])
 def test_cost_figures(name: str) -> None:
     c = cost.count(zoo.arch(name, 0.5, 96))
-    text = plots.svg(plots.cost_shares(c), "")
+    text = style.svg(plots.cost_shares(c), "")
     for macs, weights in c.shares().values():
         assert f"{macs:.1f}" in text
         assert f"{weights:.1f}" in text or weights < 0.05
-    assert "Conv DW" in plots.svg(plots.layers(c), "")
+    assert "Conv DW" in style.svg(plots.layers(c), "")

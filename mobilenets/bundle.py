@@ -19,7 +19,7 @@ import safetensors
 import safetensors.numpy
 
 from mobilenets import files
-from mobilenets.errors import UserError, unknown
+from mobilenets.errors import UserError, disk_errors, unknown
 from mobilenets.images import Preprocess
 from mobilenets.spec import Arch
 
@@ -135,7 +135,11 @@ class Bundle:
         return card_table(f"bundle {self.digest[:16]}", self.card, sum(t.nbytes for t in self.tensors.values()))
 
     def save(self, path: Path) -> Bundle:
-        """Write the folder atomically; returns the same Bundle with its digest."""
+        """Write the folder atomically, in the place of a bundle that is there; returns the same Bundle with its digest.
+
+        Raises `UserError` where anything but a bundle would be replaced.
+        """
+        check_out(path)
         with files.atomic_dir(path) as tmp:
             arrays = {k: np.asarray(v, order="C") for k, v in sorted(self.tensors.items())}
             (tmp / WEIGHTS).write_bytes(safetensors.numpy.save(arrays))  # save_file hides a full disk's OSError
@@ -205,6 +209,13 @@ def tensor_shapes(arch: Arch, precision: Precision) -> dict[str, tuple[int, ...]
 
 def is_bundle(path: Path) -> bool:
     return (path / CARD).is_file()
+
+
+def check_out(path: Path) -> None:
+    """A UserError where a bundle can't be written, or anything but a bundle would be replaced by it."""
+    with disk_errors(str(path)):
+        if path.exists() and not is_bundle(path) and not (path.is_dir() and not any(path.iterdir())):
+            raise UserError(f"{path} exists and isn't a bundle, and would be replaced; choose another --out")
 
 
 def find_bundle(path: Path) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import sys
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -104,7 +105,8 @@ def _reach(repository: str) -> None:
 
 def _fetch(source: str, where: str, download: Callable[[], Any]) -> Any:
     try:
-        return download()
+        with contextlib.redirect_stdout(sys.stderr):  # torch says what it downloads; stdout is for results
+            return download()
     except Exception as e:  # each library's client raises its own types, from URLError to a bare RuntimeError
         reason = (str(e).strip() or type(e).__name__).splitlines()[0]
         raise UserError(

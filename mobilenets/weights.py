@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mobilenets import files, formats, imagenet, published, zoo
-from mobilenets.bundle import Bundle, Card, Metric
+from mobilenets.bundle import Bundle, Card, Metric, check_out
 from mobilenets.errors import UserError
 from mobilenets.formats import hdf5, pytorch, tf_checkpoint, tflite
 from mobilenets.images import Preprocess
@@ -190,5 +190,6 @@ def import_weights(
     bn_eps
         BatchNorm's epsilon, where the library's own is wrong.
     """
+    check_out(out)
     named = read_labels(labels) if labels else None
     return foreign_bundle(open_foreign(source), arch, alpha, resolution, named, padding, bn_eps).save(out)

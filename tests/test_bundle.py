@@ -264,3 +264,18 @@ def test_tensors_that_are_not_the_networks_are_refused(tmp_path, change, message
     Bundle(b.card, tensors).save(tmp_path / "b")
     with pytest.raises(UserError, match=message):
         Bundle.load(tmp_path / "b")
+
+
+def test_a_folder_that_is_no_bundle_is_never_replaced(make_bundle, tmp_path):
+    bundle = make_bundle("v1")
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    bundle.save(photos)  # it is empty
+    bundle.save(photos)  # a bundle is there
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "photo.jpg").write_bytes(b"irreplaceable")
+    (tmp_path / "file").write_bytes(b"irreplaceable")
+    for name in ("mine", "file"):
+        with pytest.raises(UserError, match=f"{name} exists and isn't a bundle"):
+            bundle.save(tmp_path / name)
+    assert (tmp_path / "mine" / "photo.jpg").read_bytes() == (tmp_path / "file").read_bytes() == b"irreplaceable"

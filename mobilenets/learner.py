@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -49,6 +51,12 @@ def parameter_groups(model: MobileNet, recipe: Recipe) -> list[dict[str, Any]]:
     ]
 
 
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adamw": torch.optim.AdamW,
+    "sgd": functools.partial(torch.optim.SGD, momentum=0.9, nesterov=True),
+}
+
+
 def schedule(step: int, total: int, warmup: float) -> float:
     """Share of the peak learning rate at `step` of `total`: a linear rise, then a cosine to 0."""
     rise = max(1, round(warmup * total))
@@ -82,6 +90,19 @@ class Learner(pl.LightningModule):
     def frozen(self) -> bool:
         return self.current_epoch < self.recipe.frozen_epochs
 
+    @property
+    def side(self) -> int:
+        """Pixels that training images are shrunk to in this epoch: a multiple of 4, at least 16."""
+        full, recipe = self.model.arch.resolution, self.recipe
+        grown = min(1.0, self.current_epoch / max(1.0, 0.6 * recipe.epochs))
+        share = recipe.progressive + (1 - recipe.progressive) * grown
+        return min(full, max(16, 4 * math.floor(full * share / 4)))
+
+    def shrink(self, images: Tensor) -> Tensor:
+        if images.shape[-1] == self.side:
+            return images
+        return cast(Tensor, v2.functional.resize(images.float(), [self.side, self.side], antialias=True))
+
     def normalize(self, images: Tensor) -> Tensor:
         return ((images.float() - self.mean) / self.std).contiguous(memory_format=self.memory_format)
 
@@ -92,7 +113,7 @@ class Learner(pl.LightningModule):
         self.model.blocks.train(not self.frozen)  # a frozen body keeps its BatchNorm statistics
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        images, targets = batch
+        images, targets = self.shrink(batch[0]), batch[1]
         torch.manual_seed(mix(self.seed, self.current_epoch, batch_idx, self.global_rank))  # mixup and dropout
         if self.mixup:
             images, targets = self.mixup(images.float(), targets)
@@ -147,7 +168,7 @@ class Learner(pl.LightningModule):
         self.top1.reset()
 
     def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.AdamW(parameter_groups(self.model, self.recipe), lr=self.recipe.lr)
+        optimizer = OPTIMIZERS[self.recipe.optimizer](parameter_groups(self.model, self.recipe), lr=self.recipe.lr)
         total = int(self.trainer.estimated_stepping_batches)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: schedule(s, total, self.recipe.warmup))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -20,7 +20,7 @@ from mobilenets.data import Split, gather
 from mobilenets.images import Preprocess
 from mobilenets.recipes import Recipe
 
-Augment = Literal["photo", "glyph", "none"]
+Augment = Literal["photo", "shift", "glyph", "none"]
 MATERIALIZE_BYTES = 2 << 30
 
 
@@ -34,6 +34,14 @@ def augmentation(kind: Augment, preprocess: Preprocess, recipe: Recipe) -> v2.Tr
             v2.ColorJitter(0.3, 0.3, 0.3),
             v2.PILToTensor(),
             v2.RandomErasing(recipe.erasing, value=128),
+        ])  # fmt: skip
+    if kind == "shift":
+        return v2.Compose([
+            v2.Resize((r, r), antialias=True),
+            v2.RandomCrop(r, padding=r // 8),
+            v2.RandomHorizontalFlip(),
+            v2.PILToTensor(),
+            v2.RandomErasing(recipe.erasing, scale=(0.05, 0.25), value=128),
         ])  # fmt: skip
     fit = [v2.Resize(preprocess.short_side, antialias=True), v2.CenterCrop(r)]
     if kind == "glyph":

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mobilenets import spec, zoo
+from mobilenets.depthwise import DepthwiseConv2d
 from mobilenets.rows import Activation, Op, OpKind
 from mobilenets.spec import Arch, Block, Convention, Padding, Shortcut, same_padding
 
@@ -36,7 +37,8 @@ class ConvNormAct(nn.Module):
         super().__init__()
         self.same = arch.padding == "same" and op.stride > 1  # at stride 1 and an odd kernel, "SAME" is symmetric
         pad = 0 if self.same else op.kernel // 2
-        self.conv = nn.Conv2d(op.cin, op.cout, op.kernel, op.stride, pad, groups=op.groups, bias=op.bias)
+        conv = DepthwiseConv2d if op.kind == "depthwise" else nn.Conv2d
+        self.conv = conv(op.cin, op.cout, op.kernel, op.stride, pad, groups=op.groups, bias=op.bias)
         self.norm = nn.BatchNorm2d(op.cout, arch.bn_eps, arch.bn_momentum) if op.norm else nn.Identity()
         self.act = ACTIVATIONS[op.activation](inplace=True) if op.activation else nn.Identity()
 

@@ -21,16 +21,22 @@ class Recipe:
 
     epochs: int = _doc(60, "Passes over the training images.")
     batch: int = _doc(64, "Images in a step, over all processes.")
-    lr: float = _doc(2e-3, "Peak learning rate (AdamW).")
+    optimizer: Literal["adamw", "sgd"] = _doc("adamw", "adamw, or sgd with Nesterov momentum 0.9.")
+    lr: float = _doc(2e-3, "Peak learning rate.")
     weight_decay: float = _doc(0.02, "Decay of convolution and classifier weights; none on depthwise, norms, biases.")
     warmup: float = _doc(0.05, "Share of the steps in which the learning rate rises; then it falls on a cosine to 0.")
     label_smoothing: float = _doc(0.1, "Probability spread over the wrong classes in the targets.")
     mixup: float = _doc(0.1, "Beta parameter of mixup; 0 is off.")
-    augment: Literal["auto", "photo", "glyph", "none"] = _doc(
-        "auto", "photo: random crops, mirror, colour. glyph: small shifts and turns, no mirror. auto: by the data."
+    augment: Literal["auto", "photo", "shift", "glyph", "none"] = _doc(
+        "auto",
+        "photo: random crops, mirror, colour. shift: mirror and an eighth's shift, for small images. glyph: small "
+        "shifts and turns, no mirror. auto: photo or glyph, by the data.",
     )
     min_scale: float = _doc(0.35, "Smallest share of a photo's area that a random crop keeps.")
-    erasing: float = _doc(0.0, "Probability of blanking a random rectangle of a photo.")
+    erasing: float = _doc(0.0, "Probability of blanking a random rectangle of a photo or a shifted image.")
+    progressive: float = _doc(
+        1.0, "Resolution of the first epochs as a share of the network's; it grows over the first 60% of the epochs."
+    )
     ema: float = _doc(0.02, "Weight averaging: its horizon as a share of all steps; 0 is off.")
     dropout: float = _doc(0.0, "Dropout before the classifier.")
     frozen_epochs: int = _doc(0, "First epochs that train the classifier alone.")
@@ -54,8 +60,9 @@ class Recipe:
                 raise UserError(f"{name} must be in [0, 1), not {getattr(self, name)}")
         if not self.lr > 0 or not self.body_lr > 0:
             raise UserError("lr and body_lr must be above 0")
-        if not 0 < self.min_scale <= 1:
-            raise UserError(f"min_scale must be above 0 and at most 1, not {self.min_scale}")
+        for name in ("min_scale", "progressive"):
+            if not 0 < getattr(self, name) <= 1:
+                raise UserError(f"{name} must be above 0 and at most 1, not {getattr(self, name)}")
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -65,6 +72,20 @@ RECIPES: dict[str, Recipe] = {
     # From scratch, small data, one machine: results/digits.md, results/flowers.md, results/cifar10.md.
     "modern": Recipe(),
     # From a trained bundle: the new classifier first, on features computed once, then everything: results/finetune.
+    # CIFAR-10 and its like, from scratch, V2's CIFAR strides: results/cifar10-v2.
+    "cifar": Recipe(
+        epochs=55,
+        batch=128,
+        optimizer="sgd",
+        lr=0.15,
+        weight_decay=5e-4,
+        warmup=0.2,
+        mixup=0.0,
+        augment="shift",
+        erasing=0.25,
+        progressive=0.5,
+        clip=0.0,
+    ),
     "finetune": Recipe(epochs=30, lr=2e-3, frozen_epochs=2, mixup=0.0, weight_decay=0.01, min_scale=0.5, ema=0.05),
 }
 

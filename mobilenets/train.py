@@ -13,7 +13,7 @@ import numpy as np
 from cyclopts import Parameter
 
 from mobilenets import bundle as bundles
-from mobilenets import checks, console, data, recipes, run, zoo
+from mobilenets import checks, console, cost, data, recipes, run, zoo
 from mobilenets.bundle import Bundle, Card, Metric
 from mobilenets.data import Data
 from mobilenets.errors import Interrupted, UserError, disk_errors
@@ -21,6 +21,7 @@ from mobilenets.images import Preprocess
 from mobilenets.recipes import Overrides, Recipe
 from mobilenets.spec import Arch
 
+BF16_MACS = 8_000_000
 CHECKPOINTS, LOGS, METRICS, FLOAT = "checkpoints", "logs", "metrics.csv", "float"
 
 
@@ -139,18 +140,17 @@ def _train(d: Data, arch: Arch, recipe: Recipe, out: Path, seed: int, resume: bo
 
     size, rank = world()
     arch = arch.replace(dropout=recipe.dropout)
-    preprocess = init.card.preprocess if init else Preprocess(arch.resolution, crop=d.crop)
+    kind = d.kind if recipe.augment == "auto" else recipe.augment
+    preprocess = init.card.preprocess if init else Preprocess(arch.resolution, crop=1.0 if kind == "shift" else d.crop)
     preprocess = dataclasses.replace(preprocess, resolution=arch.resolution)
     torch.manual_seed(seed)
     net = model.build(arch)
     if init:
         _start_from(net, init, d.labels)
-    # Below 64 pixels the layers are too small for bf16 to pay for its conversions.
-    bf16 = recipe.training_precision == "bf16" or (
-        recipe.training_precision == "auto" and arch.resolution >= 64 and _fast_bf16()
-    )
+    # The layers of the smallest networks are too small for bf16 to pay for its conversions.
+    large = cost.count(arch).macs >= BF16_MACS
+    bf16 = recipe.training_precision == "bf16" or (recipe.training_precision == "auto" and large and _fast_bf16())
     learner = Learner(net, preprocess, recipe, seed, channels_last=bf16 or torch.cuda.is_available())
-    kind = d.kind if recipe.augment == "auto" else recipe.augment
     batches = loader.train_loader(d.split("train"), preprocess, recipe, kind, seed, size, rank)
     held_out = loader.held_out_loader(d.split("val"), preprocess, max(recipe.batch, 128) // size, size, rank)
 

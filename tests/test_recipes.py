@@ -9,7 +9,7 @@ from mobilenets.errors import UserError
 from mobilenets.recipes import RECIPES, Overrides, Recipe, recipe
 
 FIELDS = [f.name for f in dataclasses.fields(Recipe)]
-WORDS = {"augment": "glyph", "training_precision": "float32"}
+WORDS = {"optimizer": "sgd", "augment": "glyph", "training_precision": "float32"}
 
 
 def other_value(name):
@@ -47,7 +47,7 @@ def test_overrides_have_every_field_with_its_help():
         ("epochs", 0), ("batch", 0), ("lr", 0.0), ("lr", -1.0), ("lr", math.nan), ("body_lr", 0.0),
         ("weight_decay", -0.1), ("mixup", -1.0), ("clip", -1.0), ("frozen_epochs", -1), ("warmup", 1.0),
         ("warmup", -0.1), ("label_smoothing", 1.0), ("erasing", 1.5), ("ema", 1.0), ("dropout", 1.0),
-        ("min_scale", 0.0), ("min_scale", 1.5),
+        ("min_scale", 0.0), ("min_scale", 1.5), ("progressive", 0.0), ("progressive", 1.1),
     ],
 )  # fmt: skip
 def test_a_bad_value_is_named(field, value):

@@ -536,3 +536,42 @@ def test_init_brings_its_own_network(learned, colours, command, tmp_path):
     line = ("train", colours, "--init", learned.out, "--out", tmp_path / "r", "--alpha", 0.5)
     assert "leave out --arch and --alpha" in command(*line).line
     assert not (tmp_path / "r").exists()
+
+
+# ---- the cifar recipe's parts --------------------------------------------------------------------------------------
+
+
+def test_the_resolution_grows_over_the_first_epochs(monkeypatch):
+    from mobilenets import model
+    from mobilenets.learner import Learner
+
+    recipe = Recipe(epochs=10, progressive=0.5)
+    learner = Learner(model.create("v2-cifar", 0.25, 32, 10), Preprocess(32), recipe, 0, channels_last=False)
+    sides = []
+    for epoch in range(10):
+        monkeypatch.setattr(Learner, "current_epoch", epoch)
+        sides.append(learner.shrink(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)).shape[-1])
+    assert sides == [16, 16, 20, 24, 24, 28, 32, 32, 32, 32]
+
+
+def test_shifted_images_are_the_image_moved(write_images, tmp_path):
+    images = open_data(str(write_images(tmp_path, {"train/a": 3, "train/b": 3, "val/a": 1, "val/b": 1}, side=32)))
+    recipe = Recipe(augment="shift", mixup=0.0)
+    whole = np.asarray(images.split("train").rgb(0))
+    seen = loader.TrainImages(images.split("train"), loader.augmentation("shift", Preprocess(32), recipe), 0)
+    for epoch in range(4):
+        got = np.asarray(seen[epoch, 0][0]).transpose(1, 2, 0)
+        padded = np.pad(whole, ((4, 4), (4, 4), (0, 0)))
+        views = [v[y : y + 32, x : x + 32] for v in (padded, padded[:, ::-1]) for y in range(9) for x in range(9)]
+        assert any(np.array_equal(got, v) for v in views)
+
+
+def test_sgd_with_everything_of_the_cifar_recipe_learns(tiny_train, tmp_path):
+    run = tiny_train(
+        tmp_path / "r", "--recipe", "cifar", "--epochs", 6, "--batch", 8, "--lr", 0.02, "--erasing", 0.1, "--ema", 0
+    )
+    assert run.ran.code == 0, run.ran.err
+    bundle = Bundle.load(run.out / "float")
+    assert bundle.card.metrics[0].value > 60
+    assert bundle.card.preprocess.crop == 1.0
+    assert bundle.card.recipe["optimizer"] == "sgd"

@@ -7,6 +7,7 @@ import functools
 import io
 import math
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -51,6 +52,7 @@ def parameter_groups(model: MobileNet, recipe: Recipe) -> list[dict[str, Any]]:
     ]
 
 
+RECENT = 16  # batches
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adamw": torch.optim.AdamW,
     "sgd": functools.partial(torch.optim.SGD, momentum=0.9, nesterov=True),
@@ -76,6 +78,7 @@ class Learner(pl.LightningModule):
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.model.to(memory_format=self.memory_format)
         classes = model.arch.classes
+        self.recent: deque[Tensor] = deque(maxlen=RECENT)  # images of the epoch's last batches
         self.features: list[tuple[Tensor, Tensor]] = []  # of the frozen epoch so far, with their targets
         self.mixup = v2.MixUp(alpha=recipe.mixup, num_classes=classes) if recipe.mixup else None
         self.top1 = torchmetrics.classification.MulticlassAccuracy(classes, average="micro")
@@ -110,9 +113,11 @@ class Learner(pl.LightningModule):
         return cast(Tensor, self.model(self.normalize(images)))
 
     def on_train_epoch_start(self) -> None:
+        self.recent.clear()
         self.model.blocks.train(not self.frozen)  # a frozen body keeps its BatchNorm statistics
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        self.recent.append(batch[0])
         images, targets = self.shrink(batch[0]), batch[1]
         torch.manual_seed(mix(self.seed, self.current_epoch, batch_idx, self.global_rank))  # mixup and dropout
         if self.mixup:

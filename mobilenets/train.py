@@ -131,11 +131,11 @@ def train_bundle(
 def _train(d: Data, arch: Arch, recipe: Recipe, out: Path, seed: int, resume: bool, init: Bundle | None) -> Bundle:
     import pytorch_lightning as pl
     import torch
-    from pytorch_lightning.callbacks import ModelCheckpoint, WeightAveraging
+    from pytorch_lightning.callbacks import ModelCheckpoint
     from pytorch_lightning.loggers import TensorBoardLogger
-    from torch.optim.swa_utils import get_ema_multi_avg_fn
 
     from mobilenets import loader, model
+    from mobilenets.averaging import Averaging
     from mobilenets.learner import Checkpoints, EpochLog, Learner, ProgressBar
 
     size, rank = world()
@@ -160,9 +160,7 @@ def _train(d: Data, arch: Arch, recipe: Recipe, out: Path, seed: int, resume: bo
     last = ModelCheckpoint(folder, "last", **saving)
     callbacks: list[pl.Callback] = [best, last, ProgressBar(), EpochLog(out / LOGS / METRICS)]
     if recipe.ema:
-        horizon = max(1.0, recipe.ema * recipe.epochs * len(batches))
-        average = get_ema_multi_avg_fn(1 - 1 / horizon)  # type: ignore[no-untyped-call]
-        callbacks.append(WeightAveraging(multi_avg_fn=average))
+        callbacks.append(Averaging(recipe.ema * recipe.epochs * len(batches)))
     trainer = pl.Trainer(
         max_epochs=recipe.epochs,
         accelerator="auto" if torch.cuda.is_available() else "cpu",

@@ -575,3 +575,41 @@ def test_sgd_with_everything_of_the_cifar_recipe_learns(tiny_train, tmp_path):
     assert bundle.card.metrics[0].value > 60
     assert bundle.card.preprocess.crop == 1.0
     assert bundle.card.recipe["optimizer"] == "sgd"
+
+
+# ---- weight averaging ----------------------------------------------------------------------------------------------
+
+
+def learner_in_motion():
+    """A network whose weights have moved far, and images with structure."""
+    from mobilenets import model
+    from mobilenets.learner import Learner
+
+    torch.manual_seed(0)
+    net = model.create("v2", 0.35, 32, 5)
+    learner = Learner(net, Preprocess(32), Recipe(), 0, channels_last=False)
+    learner.recent.extend(torch.randint(0, 256, (16, 3, 32, 32), dtype=torch.uint8) for _ in range(4))
+    return learner
+
+
+def test_the_statistics_measured_are_those_of_the_batches():
+    from mobilenets.averaging import measure_statistics
+
+    learner = learner_in_motion()
+    norm = learner.model.blocks[0].conv.norm
+    norm.running_mean.fill_(7.0)
+    norm.num_batches_tracked.fill_(9)
+    seen = []
+    hook = learner.model.blocks[0].conv.conv.register_forward_hook(lambda _m, _x, y: seen.append(y))
+    measure_statistics(learner.eval())
+    hook.remove()
+    torch.testing.assert_close(norm.running_mean, torch.stack([y.mean((0, 2, 3)) for y in seen]).mean(0))
+    torch.testing.assert_close(norm.running_var, torch.stack([y.var((0, 2, 3)) for y in seen]).mean(0))
+    assert (norm.momentum, int(norm.num_batches_tracked), learner.model.training) == (0.1, 9, False)
+
+
+def test_averaged_weights_are_never_at_chance_for_their_statistics(tiny_train, tmp_path):
+    """At a high learning rate, where averaged statistics would not fit."""
+    run = tiny_train(tmp_path / "r", "--epochs", 6, "--lr", 0.02, "--ema", 0.3)
+    assert run.ran.code == 0, run.ran.err
+    assert Bundle.load(run.out / "float").card.metrics[0].value > 80

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import csv
-import functools
 import io
 import math
 import time
 from collections import deque
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,6 +22,7 @@ from mobilenets.errors import UserError
 from mobilenets.images import Preprocess
 from mobilenets.loader import mix
 from mobilenets.model import MobileNet
+from mobilenets.optimizers import OPTIMIZERS
 from mobilenets.recipes import Recipe
 from mobilenets.tasks import classify
 
@@ -46,24 +45,23 @@ def parameter_groups(model: MobileNet, recipe: Recipe) -> list[dict[str, Any]]:
         {
             "params": params,
             "weight_decay": recipe.weight_decay if decayed else 0.0,
-            "lr": recipe.lr * (1.0 if head else recipe.body_lr),
+            "lr": recipe.peak_lr * (1.0 if head else recipe.body_lr),
         }
         for (decayed, head), params in groups.items()
     ]
 
 
 RECENT = 16  # batches
-OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "adamw": torch.optim.AdamW,
-    "sgd": functools.partial(torch.optim.SGD, momentum=0.9, nesterov=True),
-}
+STRAIGHT_DOWN = Recipe(warmup=0.0)  # a schedule
 
 
-def schedule(step: int, total: int, warmup: float) -> float:
-    """Share of the peak learning rate at `step` of `total`: a linear rise, then a cosine to 0."""
-    rise = max(1, round(warmup * total))
+def schedule(step: int, total: int, recipe: Recipe) -> float:
+    """Share of the peak learning rate at `step` of `total`: a linear rise, then a cosine to 0 or a fall by epochs."""
+    rise = max(1, round(recipe.warmup * total))
     if step < rise:
         return (step + 1) / rise
+    if recipe.schedule == "exponential":
+        return float(recipe.lr_decay ** (step * recipe.epochs // total))
     return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, total - rise)))
 
 
@@ -156,7 +154,7 @@ class Learner(pl.LightningModule):
         passes = [torch.randperm(len(x), generator=generator) for _ in range(recipe.frozen_passes)]
         batches = [index for order in passes for index in torch.split(order, recipe.batch)]
         for step, index in enumerate(batches):
-            optimizer.param_groups[0]["lr"] = recipe.lr * schedule(step, len(batches), 0.0)
+            optimizer.param_groups[0]["lr"] = recipe.lr * schedule(step, len(batches), STRAIGHT_DOWN)
             loss = classify.loss(classifier(self.model.dropout(x[index])), y[index], recipe.label_smoothing)
             optimizer.zero_grad()
             torch.autograd.backward(loss)
@@ -173,9 +171,9 @@ class Learner(pl.LightningModule):
         self.top1.reset()
 
     def configure_optimizers(self) -> Any:
-        optimizer = OPTIMIZERS[self.recipe.optimizer](parameter_groups(self.model, self.recipe), lr=self.recipe.lr)
+        optimizer = OPTIMIZERS[self.recipe.optimizer](parameter_groups(self.model, self.recipe), lr=self.recipe.peak_lr)
         total = int(self.trainer.estimated_stepping_batches)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: schedule(s, total, self.recipe.warmup))
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: schedule(s, total, self.recipe))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 

@@ -21,8 +21,15 @@ class Recipe:
 
     epochs: int = _doc(60, "Passes over the training images.")
     batch: int = _doc(64, "Images in a step, over all processes.")
-    optimizer: Literal["adamw", "sgd"] = _doc("adamw", "adamw, or sgd with Nesterov momentum 0.9.")
+    optimizer: Literal["adamw", "sgd", "rmsprop"] = _doc(
+        "adamw", "adamw; sgd with Nesterov momentum 0.9; or TensorFlow's rmsprop, decay and momentum 0.9."
+    )
     lr: float = _doc(2e-3, "Peak learning rate.")
+    lr_batch: int = _doc(0, "Batch that lr is meant for: for another, it is scaled in proportion; 0 takes lr as it is.")
+    schedule: Literal["cosine", "exponential"] = _doc(
+        "cosine", "After the rise: a cosine to 0, or a fall by lr_decay in each epoch."
+    )
+    lr_decay: float = _doc(0.98, "What the learning rate is multiplied by in each epoch of an exponential schedule.")
     weight_decay: float = _doc(0.02, "Decay of convolution and classifier weights; none on depthwise, norms, biases.")
     warmup: float = _doc(0.05, "Share of the steps in which the learning rate rises; then it falls on a cosine to 0.")
     label_smoothing: float = _doc(0.1, "Probability spread over the wrong classes in the targets.")
@@ -52,7 +59,7 @@ class Recipe:
         for name in ("epochs", "batch"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be 1 or more, not {getattr(self, name)}")
-        for name in ("weight_decay", "mixup", "clip", "frozen_epochs", "frozen_passes"):
+        for name in ("weight_decay", "mixup", "clip", "frozen_epochs", "frozen_passes", "lr_batch"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} must be 0 or more, not {getattr(self, name)}")
         for name in ("warmup", "label_smoothing", "erasing", "ema", "dropout"):
@@ -60,9 +67,13 @@ class Recipe:
                 raise UserError(f"{name} must be in [0, 1), not {getattr(self, name)}")
         if not self.lr > 0 or not self.body_lr > 0:
             raise UserError("lr and body_lr must be above 0")
-        for name in ("min_scale", "progressive"):
+        for name in ("min_scale", "progressive", "lr_decay"):
             if not 0 < getattr(self, name) <= 1:
                 raise UserError(f"{name} must be above 0 and at most 1, not {getattr(self, name)}")
+
+    @property
+    def peak_lr(self) -> float:
+        return self.lr * self.batch / self.lr_batch if self.lr_batch else self.lr
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -72,6 +83,57 @@ RECIPES: dict[str, Recipe] = {
     # From scratch, small data, one machine: results/digits.md, results/flowers.md, results/cifar10.md.
     "modern": Recipe(),
     # From a trained bundle: the new classifier first, on features computed once, then everything: results/finetune.
+    # V1 paper, sections 3.2 and 4: RMSprop, no label smoothing, light augmentation, no decay on depthwise filters. It
+    # doesn't print rates; these are those of the V2 paper, section 6.1: 0.045, x 0.98 an epoch, batch 96, decay 4e-5.
+    "v1-paper": Recipe(
+        epochs=200,
+        batch=96,
+        optimizer="rmsprop",
+        lr=0.045,
+        lr_batch=96,
+        schedule="exponential",
+        lr_decay=0.98,
+        weight_decay=4e-5,
+        warmup=0.0,
+        label_smoothing=0.0,
+        mixup=0.0,
+        min_scale=0.5,
+        ema=0.0,
+        clip=0.0,
+    ),
+    "v2-paper": Recipe(
+        epochs=200,
+        batch=96,
+        optimizer="rmsprop",
+        lr=0.045,
+        lr_batch=96,
+        schedule="exponential",
+        lr_decay=0.98,
+        weight_decay=4e-5,
+        warmup=0.0,
+        mixup=0.0,
+        min_scale=0.08,
+        ema=0.0,
+        clip=0.0,
+        dropout=0.2,
+    ),
+    # V3 paper, section 6.1: RMSprop 0.9, lr 0.1 for batches of 4096, x 0.99 every 3 epochs, decay 1e-5, dropout 0.2 (it
+    # prints 0.8, the share that is kept), averaged weights.
+    "v3-paper": Recipe(
+        epochs=200,
+        batch=128,
+        optimizer="rmsprop",
+        lr=0.1,
+        lr_batch=4096,
+        schedule="exponential",
+        lr_decay=0.99 ** (1 / 3),
+        weight_decay=1e-5,
+        warmup=0.0,
+        mixup=0.0,
+        min_scale=0.08,
+        clip=0.0,
+        dropout=0.2,
+    ),
     # CIFAR-10 and its like, from scratch, V2's CIFAR strides: results/cifar10-v2.
     "cifar": Recipe(
         epochs=55,

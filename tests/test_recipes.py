@@ -9,7 +9,7 @@ from mobilenets.errors import UserError
 from mobilenets.recipes import RECIPES, Overrides, Recipe, recipe
 
 FIELDS = [f.name for f in dataclasses.fields(Recipe)]
-WORDS = {"optimizer": "sgd", "augment": "glyph", "training_precision": "float32"}
+WORDS = {"optimizer": "sgd", "schedule": "exponential", "augment": "glyph", "training_precision": "float32"}
 
 
 def other_value(name):
@@ -153,14 +153,14 @@ def test_what_is_decayed(net):
 def test_the_schedule_rises_then_falls_to_nothing(total, warmup):
     from mobilenets.learner import schedule
 
-    values = [schedule(s, total, warmup) for s in range(total)]
+    values = [schedule(s, total, Recipe(warmup=warmup)) for s in range(total)]
     rise = max(1, round(warmup * total))
     assert values[rise - 1] == 1
     assert max(values) == 1
     assert all(a < b for a, b in itertools.pairwise(values[:rise]))
     assert all(a >= b for a, b in itertools.pairwise(values[rise:]))
     assert 0 < values[0] <= 1
-    assert schedule(total, total, warmup) == pytest.approx(0 if total > rise else 1)
+    assert schedule(total, total, Recipe(warmup=warmup)) == pytest.approx(0 if total > rise else 1)
     if total > 20:
         half = rise + (total - rise) // 2
         assert values[half] == pytest.approx(0.5, abs=0.05)

@@ -163,7 +163,8 @@ def fit(
     threads
         Threads (and processors) the shipped file will have.
     recipe
-        modern (from scratch) or finetune; by default the one that fits, by whether there is --init.
+        modern (from scratch), finetune, cifar, v1-paper, v2-paper or v3-paper; by default modern, or finetune with
+        --init.
     init
         Bundle to fine-tune: its network and width, at the resolution that meets the budget.
     seed

@@ -13,7 +13,7 @@ import numpy as np
 from cyclopts import Parameter
 
 from mobilenets import bundle as bundles
-from mobilenets import checks, console, cost, data, recipes, run, zoo
+from mobilenets import checks, console, data, recipes, run, zoo
 from mobilenets.bundle import Bundle, Card, Metric
 from mobilenets.data import Data
 from mobilenets.errors import Interrupted, UserError, disk_errors
@@ -21,7 +21,6 @@ from mobilenets.images import Preprocess
 from mobilenets.recipes import Overrides, Recipe
 from mobilenets.spec import Arch
 
-BF16_MACS = 8_000_000
 CHECKPOINTS, LOGS, METRICS, FLOAT = "checkpoints", "logs", "metrics.csv", "float"
 
 
@@ -74,7 +73,8 @@ def train(
     resolution
         Input height and width in pixels, 32 or more; that of --init, or the network's own (224 for most), if left out.
     recipe
-        modern (from scratch) or finetune; by default the one that fits, by whether there is --init.
+        modern (from scratch), finetune, cifar, v1-paper, v2-paper or v3-paper; by default modern, or finetune with
+        --init.
     init
         Bundle to start from: its network, and its weights as far as the classes allow.
     seed
@@ -147,9 +147,7 @@ def _train(d: Data, arch: Arch, recipe: Recipe, out: Path, seed: int, resume: bo
     net = model.build(arch)
     if init:
         _start_from(net, init, d.labels)
-    # The layers of the smallest networks are too small for bf16 to pay for its conversions.
-    large = cost.count(arch).macs >= BF16_MACS
-    bf16 = recipe.training_precision == "bf16" or (recipe.training_precision == "auto" and large and _fast_bf16())
+    bf16 = recipe.training_precision == "bf16" or (recipe.training_precision == "auto" and _fast_bf16())
     learner = Learner(net, preprocess, recipe, seed, channels_last=bf16 or torch.cuda.is_available())
     batches = loader.train_loader(d.split("train"), preprocess, recipe, kind, seed, size, rank)
     held_out = loader.held_out_loader(d.split("val"), preprocess, max(recipe.batch, 128) // size, size, rank)

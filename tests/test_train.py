@@ -568,7 +568,7 @@ def test_shifted_images_are_the_image_moved(write_images, tmp_path):
 
 def test_sgd_with_everything_of_the_cifar_recipe_learns(tiny_train, tmp_path):
     run = tiny_train(
-        tmp_path / "r", "--recipe", "cifar", "--epochs", 6, "--batch", 8, "--lr", 0.02, "--erasing", 0.1, "--ema", 0
+        tmp_path / "r", "--recipe", "cifar", "--epochs", 15, "--batch", 8, "--lr", 0.02, "--erasing", 0.1, "--ema", 0
     )
     assert run.ran.code == 0, run.ran.err
     bundle = Bundle.load(run.out / "float")

@@ -57,18 +57,8 @@ KERAS = Style(
     padding="same",
     bn_eps=1e-3,
 )
-SLIM = Style(
-    {
-        "weight": ("/weights", "/depthwise_weights"),
-        "bias": ("/biases",),
-        "norm.weight": ("/gamma",),
-        "norm.bias": ("/beta",),
-        "norm.running_mean": ("/moving_mean",),
-        "norm.running_var": ("/moving_variance",),
-    },
-    layout="hwio",
-    padding="same",
-    bn_eps=1e-3,
+SLIM = dataclasses.replace(
+    KERAS, roles={**KERAS.roles, "weight": ("/weights", "/depthwise_weights"), "bias": ("/biases",)}
 )
 
 
@@ -82,7 +72,7 @@ class Naming:
     library multiplies by a learned vector, which is folded into their weights. `bn_eps` where it isn't the style's.
     """
 
-    library: str
+    origin: str
     family: str
     style: Style
     layers: Mapping[str, str]
@@ -91,7 +81,7 @@ class Naming:
 
     @property
     def name(self) -> str:
-        return f"{self.library}'s {self.family.upper()}"
+        return f"{self.origin}'s {self.family.upper()}"
 
     def covers(self, arch: Arch) -> bool:
         """Whether the library has every layer of `arch`."""
@@ -309,7 +299,7 @@ _NAMINGS = (
 
 def _renamed(family: str, rename: Callable[[str], str]) -> Naming:
     """Keras's own of a family, as an earlier Keras named it."""
-    naming = next(n for n in _NAMINGS if (n.library, n.family) == ("Keras", family))
+    naming = next(n for n in _NAMINGS if (n.origin, n.family) == ("Keras", family))
     return dataclasses.replace(naming, layers={k: rename(v) for k, v in naming.layers.items()})
 
 

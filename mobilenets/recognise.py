@@ -95,7 +95,7 @@ class Match:
         return len(self.missing) + len(self.extra) + len(self.misshapen)
 
     def __str__(self) -> str:
-        return f"{self.arch.name.upper()} at alpha {self.arch.alpha:g} in {self.naming.library}'s names"
+        return f"{self.arch.name.upper()} at alpha {self.arch.alpha:g} in {self.naming.origin}'s names"
 
     @property
     def complaint(self) -> str:

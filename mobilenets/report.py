@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from mobilenets import cost, files, plots, recipes, samples, style
+from mobilenets import cost, files, pages, plots, recipes, samples, style
 from mobilenets.bench import size_on_disk
 from mobilenets.bundle import CARD, Card
 from mobilenets.checks import Scan
@@ -27,7 +27,7 @@ from mobilenets.train import FLOAT, LOGS
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-TEMPLATE = "report.html"
+TEMPLATE = Path(__file__).with_name("report.html")
 METRICS = f"{LOGS}/metrics.csv"
 # What each file must have for the page to be made from it.
 NEEDED = {
@@ -170,16 +170,7 @@ class _Page:
         return np.asarray(self.shipped["confusion"], np.int64)
 
     def render(self, root: Path | None) -> str:
-        import jinja2
-
-        environment = jinja2.Environment(
-            loader=jinja2.FileSystemLoader(Path(__file__).parent),
-            autoescape=True,
-            undefined=jinja2.StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        environment.filters |= {
+        filters = {
             "ms": ms,
             "mb": mb,
             "count": count,
@@ -187,7 +178,9 @@ class _Page:
             "short": lambda s: s[:16],
             "network": plots.network,
         }
-        html: str = environment.get_template(TEMPLATE).render(
+        return pages.render(
+            TEMPLATE,
+            filters,
             page=self,
             pick=self.choice["pick"],
             pick_title=plots.network(self.choice["pick"]),
@@ -212,7 +205,6 @@ class _Page:
             now=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
             rows=ROWS,
         )
-        return html
 
     # ---- sections --------------------------------------------------------------------------------------------------
 

@@ -120,7 +120,7 @@ def foreign_bundle(
         except UserError as e:
             raise UserError(f"{foreign.where}: {e}") from e
         naming, tensors = found.naming, convert(found, foreign.tensors)
-        library, precision = naming.library, "float32"
+        library, precision = naming.origin, "float32"
         net = found.arch.replace(
             padding=padding or foreign.padding or naming.style.padding,
             bn_eps=bn_eps or foreign.bn_eps or naming.bn_eps or naming.style.bn_eps,

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
+from mobilenets import pages
 from mobilenets.cost import TYPE_NAMES
 from mobilenets.explain import Explanation, drawings
 from mobilenets.explain.words import millions, percent, sentences, shape, times
 
-TEMPLATE = "page.html"
+TEMPLATE = Path(__file__).with_name("page.html")
 
 
 def page(e: Explanation) -> str:
     """An Explanation as one HTML page with everything in it."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
+    filters: dict[str, Callable[..., Any]] = {
         "count": lambda n: f"{n:,.0f}",
         "millions": millions,
         "shape": shape,
@@ -31,7 +26,12 @@ def page(e: Explanation) -> str:
         "times": times,
         "draw": lambda p: Markup(drawings.block(p, e.arch.resolution)),
     }
-    html: str = environment.get_template(TEMPLATE).render(
-        e=e, overview=Markup(drawings.overview(e)), facts=list(sentences(e)), css=drawings.CSS, names=TYPE_NAMES
+    return pages.render(
+        TEMPLATE,
+        filters,
+        e=e,
+        overview=Markup(drawings.overview(e)),
+        facts=list(sentences(e)),
+        css=drawings.CSS,
+        names=TYPE_NAMES,
     )
-    return html

@@ -150,22 +150,13 @@ def _either(names: list[str]) -> str:
 
 
 def _write_page(made: Reproduction, path: Path) -> Reproduction:
-    import jinja2
     from markupsafe import Markup
 
-    from mobilenets import files, style
+    from mobilenets import files, pages, style
     from mobilenets.papers import figures
 
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     drawn = [(f, Markup(style.svg(f.draw(), f.title))) for f in figures.FIGURES]
-    html = environment.get_template("reproduce.html").render(made=made, figures=drawn)
-    text = html.encode()
+    text = pages.render(Path(__file__).with_name("reproduce.html"), {}, made=made, figures=drawn).encode()
     with files.atomic_file(path) as tmp:
         tmp.write_bytes(text)
     return dataclasses.replace(made, page=path, size_bytes=len(text))

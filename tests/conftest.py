@@ -218,3 +218,15 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
     yield mount
     for path in mounted:
         subprocess.run(["umount", str(path)], check=True)
+
+
+@pytest.fixture
+def imported(command: Callable[..., Ran], tmp_path: Path) -> Callable[..., Bundle]:
+    """`imported(path, "--resolution", 32)`: the bundle that the command line makes of a file."""
+
+    def run(path: Path, *arguments: object) -> Bundle:
+        done = command("import", path, "--out", tmp_path / "bundle", *arguments)
+        assert (done.code, done.err) == (0, "")
+        return Bundle.load(tmp_path / "bundle")
+
+    return run

@@ -1,0 +1,86 @@
+"""What the training step does besides the loop: resolution, augmentation, weight averaging."""
+
+import numpy as np
+import torch
+
+from mobilenets import loader
+from mobilenets.bundle import Bundle
+from mobilenets.data import open_data
+from mobilenets.images import Preprocess
+from mobilenets.recipes import Recipe
+
+# ---- the cifar recipe's parts --------------------------------------------------------------------------------------
+
+
+def test_the_resolution_grows_over_the_first_epochs(monkeypatch):
+    from mobilenets import model
+    from mobilenets.learner import Learner
+
+    recipe = Recipe(epochs=10, progressive=0.5)
+    learner = Learner(model.create("v2-cifar", 0.25, 32, 10), Preprocess(32), recipe, 0, channels_last=False)
+    sides = []
+    for epoch in range(10):
+        monkeypatch.setattr(Learner, "current_epoch", epoch)
+        sides.append(learner.shrink(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)).shape[-1])
+    assert sides == [16, 16, 20, 24, 24, 28, 32, 32, 32, 32]
+
+
+def test_shifted_images_are_the_image_moved(write_images, tmp_path):
+    images = open_data(str(write_images(tmp_path, {"train/a": 3, "train/b": 3, "val/a": 1, "val/b": 1}, side=32)))
+    recipe = Recipe(augment="shift", mixup=0.0)
+    whole = np.asarray(images.split("train").rgb(0))
+    seen = loader.TrainImages(images.split("train"), loader.augmentation("shift", Preprocess(32), recipe), 0)
+    for epoch in range(4):
+        got = np.asarray(seen[epoch, 0][0]).transpose(1, 2, 0)
+        padded = np.pad(whole, ((4, 4), (4, 4), (0, 0)))
+        views = [v[y : y + 32, x : x + 32] for v in (padded, padded[:, ::-1]) for y in range(9) for x in range(9)]
+        assert any(np.array_equal(got, v) for v in views)
+
+
+def test_sgd_with_everything_of_the_cifar_recipe_learns(tiny_train, tmp_path):
+    run = tiny_train(
+        tmp_path / "r", "--recipe", "cifar", "--epochs", 15, "--batch", 8, "--lr", 0.02, "--erasing", 0.1, "--ema", 0
+    )
+    assert run.ran.code == 0, run.ran.err
+    bundle = Bundle.load(run.out / "float")
+    assert bundle.card.metrics[0].value > 60
+    assert bundle.card.preprocess.crop == 1.0
+    assert bundle.card.recipe["optimizer"] == "sgd"
+
+
+# ---- weight averaging ----------------------------------------------------------------------------------------------
+
+
+def learner_in_motion():
+    """A network whose weights have moved far, and images with structure."""
+    from mobilenets import model
+    from mobilenets.learner import Learner
+
+    torch.manual_seed(0)
+    net = model.create("v2", 0.35, 32, 5)
+    learner = Learner(net, Preprocess(32), Recipe(), 0, channels_last=False)
+    learner.recent.extend(torch.randint(0, 256, (16, 3, 32, 32), dtype=torch.uint8) for _ in range(4))
+    return learner
+
+
+def test_the_statistics_measured_are_those_of_the_batches():
+    from mobilenets.averaging import measure_statistics
+
+    learner = learner_in_motion()
+    norm = learner.model.blocks[0].conv.norm
+    norm.running_mean.fill_(7.0)
+    norm.num_batches_tracked.fill_(9)
+    seen = []
+    hook = learner.model.blocks[0].conv.conv.register_forward_hook(lambda _m, _x, y: seen.append(y))
+    measure_statistics(learner.eval())
+    hook.remove()
+    torch.testing.assert_close(norm.running_mean, torch.stack([y.mean((0, 2, 3)) for y in seen]).mean(0))
+    torch.testing.assert_close(norm.running_var, torch.stack([y.var((0, 2, 3)) for y in seen]).mean(0))
+    assert (norm.momentum, int(norm.num_batches_tracked), learner.model.training) == (0.1, 9, False)
+
+
+def test_averaged_weights_are_never_at_chance_for_their_statistics(tiny_train, tmp_path):
+    """At a high learning rate, where averaged statistics would not fit."""
+    run = tiny_train(tmp_path / "r", "--epochs", 6, "--lr", 0.02, "--ema", 0.3)
+    assert run.ran.code == 0, run.ran.err
+    assert Bundle.load(run.out / "float").card.metrics[0].value > 80

@@ -31,6 +31,16 @@ V1 = Network(
     resolutions=(128, 160, 192, 224),
 )
 
+# V1 for 32x32 images, as V2_CIFAR below: the first two strides are 1, and a map of 4x4 is pooled.
+V1_CIFAR = dataclasses.replace(
+    V1,
+    name="v1-cifar",
+    rows=(Conv(32, kernel=3, stride=1), V1.rows[1], Separable(128, stride=1), *V1.rows[3:]),
+    source="V1 table 1, strides for 32x32",
+    alphas=(1.0,),
+    resolutions=(32,),
+)
+
 # "Conv MobileNet": V1 with standard convolutions instead of separable ones (V1 paper, table 4).
 V1_FULL_CONV = dataclasses.replace(
     V1,
@@ -335,6 +345,7 @@ NETWORKS: dict[str, Network] = {
         V1,
         V1_FULL_CONV,
         V1_SHALLOW,
+        V1_CIFAR,
         V2,
         V2_CIFAR,
         V3_LARGE,
@@ -370,6 +381,6 @@ def network(name: str) -> Network:
 def arch(name: str, alpha: float = 1.0, resolution: int | None = None, classes: int = 1000) -> Arch:
     """`name` at width `alpha` and input `resolution`, with the papers' conventions; `spec.scale` takes every other.
 
-    `resolution` None is the one the paper leads with: 224, but for v2-cifar (32) and the larger V4 (256, 384).
+    `resolution` None is the one the paper leads with: 224, but for the CIFAR variants (32), larger V4 (256, 384).
     """
     return spec.scale(network(name), alpha, resolution, classes)

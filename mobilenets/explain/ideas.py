@@ -41,6 +41,10 @@ def ideas_of(arch: Arch, kinds: Collection[str]) -> tuple[Idea, ...]:
          "V2's first two strides of 2 become 1, so that a 32x32 image still has a 4x4 map at the end; rows and "
          "weights are V2's.",
          "V2 table 2, with the strides of the common CIFAR-10 recipe"),
+        (arch.name == "v1-cifar", "V1 for small images",
+         "V1's first two strides of 2 become 1, so that a 32x32 image still has a 4x4 map at the end; rows and "
+         "weights are V1's.",
+         "V1 table 1, with the strides that V2 has in the common CIFAR-10 recipe"),
         (bottlenecks, "Inverted residual",
          "Blocks pass on few channels, and expand them inside, where the spatial filtering is done. The shortcut joins "
          "the narrow ends, so little has to wait in memory: a classical residual block is wide-narrow-wide.",

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 CARD, WEIGHTS = "card.json", "weights.safetensors"
+MODELS = Path(__file__).with_name("models")  # bundles that come with the package, each by its folder's name
 Precision = Literal["float32", "int8"]
 PRECISIONS: tuple[Precision, ...] = ("float32", "int8")
 NORM_TENSORS = ("weight", "bias", "running_mean", "running_var")
@@ -134,14 +135,17 @@ class Bundle:
 
         return card_table(f"bundle {self.digest[:16]}", self.card, sum(t.nbytes for t in self.tensors.values()))
 
-    def save(self, path: Path) -> Bundle:
+    def save(self, path: Path, half: bool = False) -> Bundle:
         """Write the folder atomically, in the place of a bundle that is there; returns the same Bundle with its digest.
 
+        `half` stores the weights (not norms and biases) as 16-bit floats: half the size, read back as float32.
         Raises `UserError` where anything but a bundle would be replaced.
         """
         check_out(path)
         with files.atomic_dir(path) as tmp:
             arrays = {k: np.asarray(v, order="C") for k, v in sorted(self.tensors.items())}
+            if half:
+                arrays = {k: v.astype(np.float16) if _halved(v) else v for k, v in arrays.items()}
             (tmp / WEIGHTS).write_bytes(safetensors.numpy.save(arrays))  # save_file hides a full disk's OSError
             card = stamp(self.card)
             d = card.to_json()
@@ -172,7 +176,9 @@ class Bundle:
         if hashlib.sha256(data).hexdigest() != d["files"][WEIGHTS]:
             raise UserError(f"{weights}: altered or damaged (its digest differs); restore or re-create the bundle")
         try:
-            tensors = safetensors.numpy.load(data)
+            tensors = {
+                k: v.astype(np.float32) if v.dtype == np.float16 else v for k, v in safetensors.numpy.load(data).items()
+            }
         except (safetensors.SafetensorError, ValueError) as e:
             raise UserError(f"{weights}: not readable as safetensors: {e}") from e
         expected = tensor_shapes(card.arch, card.precision)
@@ -183,6 +189,11 @@ class Bundle:
             if tensors[name].shape != expected[name]:
                 raise UserError(f"{weights}: tensor {name} is {tensors[name].shape}, not {expected[name]}")
         return cls(card, tensors, d["digest"])
+
+
+def _halved(v: npt.NDArray[Any]) -> bool:
+    """Whether a tensor is stored in 16 bits: a layer's weights, unless their values are beyond them."""
+    return v.dtype == np.float32 and v.ndim > 1 and bool(np.abs(v).max(initial=0) < np.finfo(np.float16).max)
 
 
 def tensor_shapes(arch: Arch, precision: Precision) -> dict[str, tuple[int, ...]]:
@@ -218,9 +229,26 @@ def check_out(path: Path) -> None:
             raise UserError(f"{path} exists and isn't a bundle, and would be replaced; choose another --out")
 
 
+def packaged() -> dict[str, Path]:
+    """The trained networks that come with the package, by name."""
+    return {p.parent.name: p.parent for p in sorted(MODELS.glob(f"*/{CARD}"))}
+
+
+def located(path: Path) -> Path:
+    """`path`; or, where there is nothing, the packaged network of that name."""
+    return path if path.exists() else packaged().get(str(path), path)
+
+
 def find_bundle(path: Path) -> Path:
-    """The bundle at `path`: the folder itself, or a run's float bundle."""
+    """The bundle at `path`: the folder itself, or a run's float bundle; or a packaged network's. Raises `UserError`."""
+    path = located(path)
     for p in (path, path / "float"):
         if is_bundle(p):
             return p
-    raise UserError(f"{path}: no bundle here ({CARD} is missing); give a bundle's folder or a finished run's")
+    raise UserError(
+        f"{path}: no bundle here ({CARD} is missing); give a bundle's folder, a finished run's{_or_packaged()}"
+    )
+
+
+def _or_packaged() -> str:
+    return f", or one of {', '.join(packaged())}" if packaged() else ""

@@ -279,3 +279,68 @@ def test_a_folder_that_is_no_bundle_is_never_replaced(make_bundle, tmp_path):
         with pytest.raises(UserError, match=f"{name} exists and isn't a bundle"):
             bundle.save(tmp_path / name)
     assert (tmp_path / "mine" / "photo.jpg").read_bytes() == (tmp_path / "file").read_bytes() == b"irreplaceable"
+
+
+# ---- 16-bit weights, and bundles that come with the package ---------------------------------------------------------
+
+
+def test_weights_in_16_bits(make_bundle, tmp_path):
+    bundle = make_bundle("v1")
+    whole, half = bundle.save(tmp_path / "whole"), bundle.save(tmp_path / "half", half=True)
+    sizes = [(tmp_path / n / "weights.safetensors").stat().st_size for n in ("whole", "half")]
+    assert 0.5 < sizes[1] / sizes[0] < 0.6
+    assert whole.digest != half.digest
+    back = Bundle.load(tmp_path / "half").tensors
+    for name, was in bundle.tensors.items():
+        assert back[name].dtype == was.dtype
+        np.testing.assert_allclose(back[name], was, rtol=1e-3, atol=1e-7)
+        if was.ndim == 1:  # norms and biases keep all their digits
+            assert np.array_equal(back[name], was)
+
+
+def test_weights_beyond_16_bits_keep_32(tmp_path):
+    b = small()
+    tensors = {k: v.copy() for k, v in b.tensors.items()}
+    tensors["classifier.weight"][0, 0] = 1e6
+    Bundle(b.card, tensors).save(tmp_path / "b", half=True)
+    assert np.array_equal(Bundle.load(tmp_path / "b").tensors["classifier.weight"], tensors["classifier.weight"])
+
+
+@pytest.fixture
+def packaged_as(make_bundle, tmp_path, monkeypatch):
+    """A bundle that comes with the package under this name; the working folder is empty."""
+    from mobilenets import bundle
+
+    def package(name):
+        monkeypatch.setattr(bundle, "MODELS", tmp_path / "models")
+        make_bundle("v1").save(tmp_path / "models" / name, half=True)
+        (tmp_path / "here").mkdir()
+        monkeypatch.chdir(tmp_path / "here")
+        return tmp_path / "models" / name
+
+    return package
+
+
+def test_a_packaged_network_by_name(packaged_as, write_images, command, tmp_path):
+    """Its name serves wherever a path does."""
+    path = packaged_as("pets-v1-0.25")
+    image = write_images(tmp_path / "images", {"a": 1}) / "a" / "000.png"
+    by_name = command("predict", "pets-v1-0.25", image)
+    assert by_name.code == 0, by_name.err
+    assert by_name.out == command("predict", path, image).out
+    assert command("show", "pets-v1-0.25").code == 0
+    assert command("bench", "pets-v1-0.25", "--rounds", 1).code == 0
+    assert command("export", "pets-v1-0.25", "--out", "m.onnx").code in (0, 2)
+    assert find_bundle(Path("pets-v1-0.25")) == path
+
+
+def test_what_is_here_goes_before_what_is_packaged(packaged_as, make_bundle):
+    packaged_as("mine")
+    make_bundle("v2").save(Path("mine"))
+    assert find_bundle(Path("mine")) == Path("mine")
+
+
+def test_a_name_that_is_nearly_a_packaged_one(packaged_as, command):
+    packaged_as("pets-v1-0.25")
+    assert "did you mean the packaged pets-v1-0.25?" in command("predict", "pets-v1", "x.png").line
+    assert "or one of pets-v1-0.25" in command("quantize", "pets-v", "digits", "--out", "b").line

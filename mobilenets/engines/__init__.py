@@ -6,6 +6,7 @@ and its line in `ENGINES`.
 
 from __future__ import annotations
 
+import difflib
 import importlib
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -13,7 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from mobilenets.bundle import CARD, Card
+from mobilenets.bundle import CARD, Card, located, packaged
 from mobilenets.errors import UserError, unknown
 from mobilenets.images import Pixels
 
@@ -48,7 +49,9 @@ def version(name: str) -> str:
 def for_path(path: Path) -> str:
     """Which engine runs the file or folder at `path`."""
     if not path.exists():
-        raise UserError(f"{path}: no such file or folder")
+        near = difflib.get_close_matches(str(path), packaged(), n=1)
+        hint = f"; did you mean the packaged {near[0]}?" if near else ""
+        raise UserError(f"{path}: no such file or folder{hint}")
     if path.is_dir():
         return "torch"
     for name in ENGINES:
@@ -60,7 +63,8 @@ def for_path(path: Path) -> str:
 
 
 def resolve(path: Path) -> Path:
-    """What to run at `path`: a file or bundle as it is; for a run's folder, the smallest file it shipped."""
+    """What to run at `path`: a file or bundle, a packaged one by its name; of a run, the smallest file it shipped."""
+    path = located(path)
     if path.is_dir() and not (path / CARD).is_file():
         for name in ("model-int8.onnx", "model.onnx", "int8", "float"):
             if (path / name).exists():

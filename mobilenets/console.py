@@ -59,8 +59,8 @@ def table(title: str, columns: Sequence[str], left: Sequence[str] = ()) -> Table
     return t
 
 
-def progress(unit: str = "images") -> Progress:
-    """A progress bar with rate and time left, on stderr, gone when it ends."""
+def progress(unit: str = "images", left: bool = True) -> Progress:
+    """A progress bar with rate and time `left`, as far as speed so far tells, on stderr, gone when it ends."""
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -76,8 +76,7 @@ def progress(unit: str = "images") -> Progress:
         MofNCompleteColumn(),
         TextColumn(unit),
         TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+        *((TextColumn("left"), TimeRemainingColumn()) if left else ()),
         TextColumn("{task.fields[status]}"),
         console=err(),
         transient=True,
@@ -87,3 +86,13 @@ def progress(unit: str = "images") -> Progress:
 
 def megabytes(n: float) -> str:
     return f"{n / 1e6:.2f}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person would say them: "4 s", "12 min", "2 h 05 min"."""
+    if seconds == float("inf"):
+        return "?"
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import threading
 import zipfile
@@ -32,13 +33,17 @@ CACHE_BYTES = min(4 << 30, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGE
 
 @dataclass
 class Split:
-    """One split's images: names, class indices, and how to read image i (a path, its bytes, or decoded already)."""
+    """One split's images: names, class indices, and how to read image i (a path, its bytes, or decoded already).
+
+    `shards`: how many lie together in each file, one file after another; empty if reading order doesn't matter.
+    """
 
     name: str
     names: Sequence[str]
     targets: npt.NDArray[np.int64]
     read: Read
     cache: dict[int, Pixels] = field(default_factory=dict, repr=False)
+    shards: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -78,7 +83,10 @@ class Batch:
 
 @dataclass
 class Data:
-    """A labelled data set with its splits. `kind` "glyph" means a mirrored or half-hidden image is another class."""
+    """A labelled data set with its splits. `kind` "glyph" means a mirrored or half-hidden image is another class.
+
+    `scan`: what a look at every image found, if there was one already (a `checks.Scan` as JSON).
+    """
 
     source: str
     labels: tuple[str, ...]
@@ -87,6 +95,7 @@ class Data:
     empty: tuple[str, ...] = ()
     seed: int = 0
     val_fraction: float | None = None
+    scan: dict[str, Any] | None = None
 
     @property
     def held_out(self) -> str:
@@ -109,7 +118,9 @@ class Data:
     def sample(self, split: str, count: int, preprocess: Preprocess) -> Batch:
         """Up to `count` readable images of a split, drawn at random but the same each time."""
         s = self.split(split)
-        order = np.random.default_rng(self.seed).permutation(len(s))[:count]
+        n = len(s)  # in shards, they lie in random order already, and near ones can be read without the others
+        order = np.arange(n) if s.shards else np.random.default_rng(self.seed).permutation(n)
+        order = order[:count]
         return gather(s.subset(order), preprocess)
 
     def describe(self) -> dict[str, Any]:
@@ -154,12 +165,18 @@ def shrink(img: Image.Image) -> Pixels:
 
 
 def open_data(source: str, root: Path | None = None, seed: int = 0) -> Data:
-    """Open a folder, a zip, or a named set. Raises `UserError` for one that isn't there or has fewer than two classes.
+    """Open a folder, a zip, shards (their folder or address) or a named set.
+
+    Raises `UserError` for one that isn't there or has fewer than two classes.
 
     Where there is no val split, a seeded stratified fifth of train becomes it (a tenth where there is a test split).
     """
+    from mobilenets import sharded
+
     path = Path(source)
-    if path.is_dir():
+    if sharded.find(source):
+        data = sharded.open_shards(source)
+    elif path.is_dir():
         data = _from_files(source, *_folder(path))
     elif path.is_file():
         data = _from_files(source, *_zip(path))
@@ -174,12 +191,33 @@ def open_data(source: str, root: Path | None = None, seed: int = 0) -> Data:
         have = f"only one class, {data.labels[0]!r}" if data.labels else "no class folders with images"
         raise UserError(f"{source}: {have}; classification needs a folder of images for each of at least two classes")
     if "train" in data.splits and "val" not in data.splits:
-        data.val_fraction = 0.1 if "test" in data.splits else 0.2
-        train = data.splits["train"]
-        held = stratified(train.targets, data.val_fraction, seed)
-        rest = np.setdiff1d(np.arange(len(train)), held)
-        data.splits = {**data.splits, "train": train.subset(rest), "val": train.subset(held, "val")}
+        _hold_out(data, 0.1 if "test" in data.splits else 0.2)
     return data
+
+
+def open_unlabelled(source: str, root: Path | None = None, seed: int = 0) -> Data:
+    """All images of a folder, a zip or a named set as one class, whatever folders they are in; a tenth is held out."""
+    path = Path(source)
+    if path.is_dir() or path.is_file():
+        names, _, read = _folder(path) if path.is_dir() else _zip(path)
+        if len(names) < 2:
+            raise UserError(f"{source}: {len(names)} images; give a folder or a zip of more")
+        every = Split("train", names, np.zeros(len(names), np.int64), lambda i: read(names[i]))
+    else:
+        every = open_data(source, root, seed).split("all")
+        every = dataclasses.replace(every, name="train", targets=np.zeros(len(every), np.int64))
+    data = Data(source, ("images",), {"train": every}, seed=seed)
+    _hold_out(data, 0.1)
+    return data
+
+
+def _hold_out(data: Data, fraction: float) -> None:
+    """Make a seeded, stratified `fraction` of train the val split."""
+    data.val_fraction = fraction
+    train = data.splits["train"]
+    held = stratified(train.targets, fraction, data.seed)
+    rest = np.setdiff1d(np.arange(len(train)), held)
+    data.splits = {**data.splits, "train": train.subset(rest), "val": train.subset(held, "val")}
 
 
 def of_card(card: Card, source: str | None, root: Path | None = None) -> Data:

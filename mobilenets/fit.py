@@ -23,6 +23,7 @@ from mobilenets import (
     evaluate,
     export,
     files,
+    processes,
     quantize,
     recipes,
     run,
@@ -184,7 +185,7 @@ def fit(
     chosen_recipe = recipes.recipe(recipe or ("finetune" if init else "modern"), overrides)
     start = Bundle.load(bundles.find_bundle(init)) if init else None
     d = data.open_data(source, root, seed)
-    _, rank = train.world()
+    _, rank = processes.world()
     config = {
         "verb": "fit", "source": source, "budget": budget.limits(), "engine": engine, "precision": precision,
         "threads": threads, "recipe": chosen_recipe.to_json(), "init": start.digest if start else None, "seed": seed,
@@ -199,7 +200,7 @@ def fit(
         choice = _choose(out, d, found, budget, engine, precision, threads, start)
     else:
         checks.scan(d)
-    choice = train.from_rank_0(choice)
+    choice = processes.from_rank_0(choice)
     arch = Arch.from_json(choice["arch"])
     if rank == 0 and resume and bundles.is_bundle(out / train.FLOAT):
         trained = Bundle.load(out / train.FLOAT)

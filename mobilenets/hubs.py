@@ -27,22 +27,13 @@ def torchvision(name: str) -> Foreign:
     """Weights of torchvision: "mobilenet_v2" for its best, or "mobilenet_v2.IMAGENET1K_V1"."""
     from torchvision import models
 
-    builder, _, which = name.partition(".")
-    known = [n for n in models.list_models() if n.startswith("mobilenet")]
-    if builder not in known:
-        raise unknown("torchvision network", builder, known)
-    enum = models.get_model_weights(builder)
-    choices = [w.name for w in enum]
-    if which and which not in choices:
-        raise unknown(f"weights of {builder}", which, choices)
-    weights: Any = enum[which] if which else enum.DEFAULT
-    state = _fetch(f"torchvision:{name}", weights.url, lambda: weights.get_state_dict(check_hash=True))
-    t = weights.transforms()
+    builder, weights = torchvision_weights(name, [n for n in models.list_models() if n.startswith("mobilenet")])
+    state = fetch(f"torchvision:{name}", weights.url, lambda: weights.get_state_dict(check_hash=True))
     top1 = weights.meta["_metrics"]["ImageNet-1K"]["acc@1"]
     return Foreign(
         f"torchvision:{builder}.{weights.name}",
         {k: v.numpy() for k, v in state.items()},
-        _preprocess(t.crop_size[0], t.crop_size[0] / t.resize_size[0], t.mean, t.std, t.interpolation.value),
+        torchvision_preprocess(weights),
         labels=tuple(weights.meta["categories"]),
         metrics=(Metric("top1", float(top1), "ImageNet, as published by torchvision", "val", 50_000),),
         licence="BSD-3-Clause",
@@ -52,10 +43,7 @@ def torchvision(name: str) -> Foreign:
 
 def timm(name: str) -> Foreign:
     """Weights of timm: "mobilenetv2_100" for its default, or "mobilenetv2_100.ra_in1k"."""
-    try:
-        import timm as library
-    except ImportError as e:
-        raise UserError("timm isn't installed; it is needed for its weights: pip install timm") from e
+    library = timm_library()
     known = [n for n in library.list_pretrained("*mobilenetv*") if TIMM.fullmatch(n.partition(".")[0])]
     networks = dict.fromkeys(n.partition(".")[0] for n in known)
     if name not in known and name not in networks:
@@ -63,17 +51,13 @@ def timm(name: str) -> Foreign:
     config: Any = library.get_pretrained_cfg(name)
     where = f"https://huggingface.co/{config.hf_hub_id}/resolve/main/{FILE}"
 
-    def download() -> Any:
-        _reach(config.hf_hub_id)
-        return library.create_model(name, pretrained=True)
-
-    net = _fetch(f"timm:{name}", where, download)
+    net = fetch(f"timm:{name}", where, lambda: timm_network(name))
     full = f"{config.architecture}.{config.tag}" if config.tag else config.architecture
     top1 = published.TIMM_TOP1.get(full)
     return Foreign(
         f"timm:{full}",
         {k: v.detach().numpy() for k, v in net.state_dict().items()},
-        _preprocess(config.input_size[1], config.crop_pct, config.mean, config.std, config.interpolation),
+        timm_preprocess(config),
         padding="same" if config.architecture.startswith("tf_") else "symmetric",
         bn_eps=net.bn1.eps,
         metrics=(Metric("top1", top1, "ImageNet, as published by timm", "val", 50_000),) if top1 else (),
@@ -83,6 +67,44 @@ def timm(name: str) -> Foreign:
 
 
 HUBS: dict[str, Callable[[str], Foreign]] = {"torchvision": torchvision, "timm": timm}
+
+
+def torchvision_weights(name: str, known: list[str]) -> tuple[str, Any]:
+    """(builder, its weights) of a name among `known`: its best, or those that the name gives after a dot."""
+    from torchvision import models
+
+    builder, _, which = name.partition(".")
+    if builder not in known:
+        raise unknown("torchvision network", builder, known)
+    enum = models.get_model_weights(builder)
+    choices = [w.name for w in enum]
+    if which and which not in choices:
+        raise unknown(f"weights of {builder}", which, choices)
+    return builder, enum[which] if which else enum.DEFAULT
+
+
+def torchvision_preprocess(weights: Any) -> Preprocess:
+    t = weights.transforms()
+    return _preprocess(t.crop_size[0], t.crop_size[0] / t.resize_size[0], t.mean, t.std, t.interpolation.value)
+
+
+def timm_library() -> Any:
+    try:
+        import timm as library
+    except ImportError as e:
+        raise UserError("timm isn't installed; it is needed for its weights: pip install timm") from e
+    return library
+
+
+def timm_network(name: str) -> Any:
+    """A network of timm with its weights; fails at once where the Hub can't be reached."""
+    library = timm_library()
+    _reach(library.get_pretrained_cfg(name).hf_hub_id)
+    return library.create_model(name, pretrained=True)
+
+
+def timm_preprocess(config: Any) -> Preprocess:
+    return _preprocess(config.input_size[1], config.crop_pct, config.mean, config.std, config.interpolation)
 
 
 def _preprocess(resolution: int, crop: float, mean: Any, std: Any, interpolation: str) -> Preprocess:
@@ -103,13 +125,14 @@ def _reach(repository: str) -> None:
             get_hf_file_metadata(hf_hub_url(repository, FILE), timeout=10)
 
 
-def _fetch(source: str, where: str, download: Callable[[], Any]) -> Any:
+def fetch(source: str, where: str, download: Callable[[], Any], offline: str = "import the file") -> Any:
+    """What `download` gives; a UserError that says what to do without a network: fetch `where` and `offline`."""
     try:
         with contextlib.redirect_stdout(sys.stderr):  # torch says what it downloads; stdout is for results
             return download()
     except Exception as e:  # each library's client raises its own types, from URLError to a bare RuntimeError
         reason = (str(e).strip() or type(e).__name__).splitlines()[0]
         raise UserError(
-            f"{source} can't be downloaded ({reason}); if this machine is offline, fetch {where} elsewhere and import "
-            "the file"
+            f"{source} can't be downloaded ({reason}); if this machine is offline, "
+            f"fetch {where} elsewhere and {offline}"
         ) from e

@@ -5,33 +5,40 @@ So a resumed run draws what the killed one would have, whatever the number of wo
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
+import re
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, get_worker_info
 from torchvision.transforms import v2
 
+from mobilenets import sharded
 from mobilenets.data import Split, gather
+from mobilenets.errors import UserError
 from mobilenets.images import Preprocess
 from mobilenets.recipes import Recipe
 
 Augment = Literal["photo", "shift", "glyph", "none"]
 MATERIALIZE_BYTES = 2 << 30
+SLOTS = 1024  # workers of one process
 
 
 def augmentation(kind: Augment, preprocess: Preprocess, recipe: Recipe) -> v2.Transform:
     """RGB image of any size -> uint8 [3, R, R], random. On Pillow images: small tensor operations wait on threads."""
     r = preprocess.resolution
+    random = [v2.RandAugment(magnitude=recipe.randaugment)] if recipe.randaugment else []
     if kind == "photo":
         return v2.Compose([
             v2.RandomResizedCrop(r, scale=(recipe.min_scale, 1.0), antialias=True),
             v2.RandomHorizontalFlip(),
-            v2.ColorJitter(0.3, 0.3, 0.3),
+            *(random or [v2.ColorJitter(0.3, 0.3, 0.3)]),
             v2.PILToTensor(),
             v2.RandomErasing(recipe.erasing, value=128),
         ])  # fmt: skip
@@ -40,33 +47,60 @@ def augmentation(kind: Augment, preprocess: Preprocess, recipe: Recipe) -> v2.Tr
             v2.Resize((r, r), antialias=True),
             v2.RandomCrop(r, padding=r // 8),
             v2.RandomHorizontalFlip(),
+            *random,
             v2.PILToTensor(),
             v2.RandomErasing(recipe.erasing, scale=(0.05, 0.25), value=128),
         ])  # fmt: skip
     fit = [v2.Resize(preprocess.short_side, antialias=True), v2.CenterCrop(r)]
     if kind == "glyph":
         move = v2.RandomAffine(10, translate=(0.1, 0.1), scale=(0.85, 1.15), shear=8, interpolation=_BILINEAR)
-        return v2.Compose([*fit, move, v2.PILToTensor()])
+        return v2.Compose([*fit, move, *random, v2.PILToTensor()])
     return v2.Compose([*fit, v2.PILToTensor()])
 
 
 _BILINEAR = v2.InterpolationMode.BILINEAR
 
 
-class TrainImages(Dataset[tuple[Tensor, int]]):
-    """Augmented training images: (epoch, index) -> uint8 [3, R, R], class."""
+class Taught(Protocol):
+    """What a teacher said of `views` views of every training image: [N, K] each."""
 
-    def __init__(self, split: Split, transform: v2.Transform, seed: int) -> None:
-        self.split, self.transform, self.seed = split, transform, seed
+    @property
+    def views(self) -> int: ...
+
+    def __call__(self, view: int, i: int) -> Tensor: ...
+
+
+class TrainImages(Dataset[tuple[Any, ...]]):
+    """Augmented training images: (epoch, index) -> uint8 [3, R, R], class, and what the teacher says of it, if any.
+
+    With a teacher who was asked beforehand, an image has as many views as were asked for, and they come round again.
+    """
+
+    def __init__(self, split: Split, transform: v2.Transform, seed: int, taught: Taught | None = None) -> None:
+        self.split, self.transform, self.seed, self.taught = split, transform, seed, taught
+        self.reading = torch.zeros(SLOTS, 2, dtype=torch.int64)  # by worker: process, image + 1
+        self.reading.share_memory_()  # type: ignore[no-untyped-call]
 
     def __len__(self) -> int:
         return len(self.split)
 
-    def __getitem__(self, key: Any) -> tuple[Tensor, int]:
+    def __getitem__(self, key: Any) -> tuple[Any, ...]:
         epoch, i = key
-        torch.default_generator.manual_seed(mix(self.seed, epoch, i))  # each training step seeds itself again
-        out: Tensor = self.transform(Image.fromarray(self.split.cached(i)))
-        return out, int(self.split.targets[i])
+        view = epoch % self.taught.views if self.taught else epoch
+        torch.default_generator.manual_seed(mix(self.seed, view, i))  # each training step seeds itself again
+        with self._noted(i):
+            image: Tensor = self.transform(Image.fromarray(self.split.cached(i)))
+        target = int(self.split.targets[i])
+        return (image, target, self.taught(view, i)) if self.taught else (image, target)
+
+    @contextlib.contextmanager
+    def _noted(self, i: int) -> Iterator[None]:
+        """Let the main process know that this worker is at image i, should it be the last thing it does."""
+        if worker := get_worker_info():
+            self.reading[worker.id % SLOTS] = torch.tensor([os.getpid(), i + 1])
+        yield
+        if worker:
+            self.reading[worker.id % SLOTS, 1] = 0
 
 
 class HeldOutImages(Dataset[tuple[Tensor, int]]):
@@ -90,8 +124,36 @@ class HeldOutImages(Dataset[tuple[Tensor, int]]):
 class EpochSampler(DistributedSampler[Any]):
     """Yields (epoch, index): the epoch reaches worker processes with the image's number."""
 
+    resumed = (-1, 0)
+
+    def go_on(self, epoch: int, seen: int) -> None:
+        """Start with `epoch`, without its first `seen` images of this process."""
+        self.epoch, self.resumed = epoch, (epoch, seen)
+
+    def order(self) -> Iterator[int]:
+        """This process's images in this epoch."""
+        return super().__iter__()
+
     def __iter__(self) -> Iterator[Any]:
-        return ((self.epoch, i) for i in super().__iter__())
+        epoch, (resumed, seen) = self.epoch, self.resumed
+        return ((epoch, i) for i in itertools.islice(self.order(), seen if epoch == resumed else 0, None))
+
+
+class ShardSampler(EpochSampler):
+    """The same for images in shards, nearly in the order in which they lie: see `sharded.order`."""
+
+    def __init__(self, images: TrainImages, world: int, rank: int, batch: int) -> None:
+        super().__init__(images, world, rank, seed=images.seed, drop_last=False)
+        self.counts, self.batch = images.split.shards, batch * world
+
+    def order(self) -> Iterator[int]:
+        streams = sharded.streams(self.batch, self.num_replicas)
+        all_streams = sharded.order(self.counts, self.batch, streams, self.seed, self.epoch)
+        own = all_streams.reshape(len(all_streams), self.num_replicas, -1)[:, self.rank]
+        return iter(own.ravel().tolist())
+
+    def __len__(self) -> int:
+        return sum(self.counts) // self.batch * (self.batch // self.num_replicas)
 
 
 def mix(*numbers: int) -> int:
@@ -100,13 +162,14 @@ def mix(*numbers: int) -> int:
     return int(state[0] >> np.uint64(1))
 
 
-def train_loader(
-    split: Split, preprocess: Preprocess, recipe: Recipe, kind: Augment, seed: int, world: int, rank: int
-) -> DataLoader[Any]:
+def train_loader(images: TrainImages, recipe: Recipe, world: int, rank: int) -> DataLoader[Any]:
     """This process's share of the shuffled, augmented training images; the last, short batch is left out."""
-    images = TrainImages(split, augmentation(kind, preprocess, recipe), seed)
-    batch = max(1, min(recipe.batch, len(split)) // world)
-    sampler = EpochSampler(images, world, rank, shuffle=True, seed=seed, drop_last=False)
+    split, seed = images.split, images.seed
+    batch = max(1, min(recipe.batch, len(split)) // (world * recipe.accumulate))
+    if split.shards:
+        sampler: EpochSampler = ShardSampler(images, world, rank, batch)
+    else:
+        sampler = EpochSampler(images, world, rank, shuffle=True, seed=seed, drop_last=False)
     workers = recipe.workers
     if workers < 0:  # cached images cost less than handing them between processes, until there are cores to spare
         cores = (os.cpu_count() or 1) // world
@@ -118,4 +181,31 @@ def train_loader(
 def held_out_loader(split: Split, preprocess: Preprocess, batch: int, world: int, rank: int) -> DataLoader[Any]:
     images = HeldOutImages(split, preprocess)
     sampler: Any = DistributedSampler(images, world, rank, shuffle=False) if world > 1 else None
-    return DataLoader(images, batch, sampler=sampler)
+    workers = 0 if images.batch else (os.cpu_count() or 1) // world
+    return DataLoader(images, batch, sampler=sampler, num_workers=workers)
+
+
+@contextlib.contextmanager
+def worker_errors(images: TrainImages) -> Iterator[None]:
+    """Turn the death of a worker process, or a user's mistake that it met, into a one-line UserError.
+
+    A decoder that crashes takes its process with it, and so does a system out of memory.
+    """
+    try:
+        yield
+    except UserError as e:
+        if "Original Traceback" not in str(e):
+            raise
+        raise UserError(str(e).rstrip().rpartition("\n")[2].partition(": ")[2]) from e  # of the worker's traceback
+    except RuntimeError as e:
+        said = f"{e.__cause__ or ''} {e}"
+        if "DataLoader worker" not in said:
+            raise
+        signal = re.search(r"killed by (signal: [\w ]+)", said)
+        dead = re.findall(r"\d+", " ".join(re.findall(r"\(pid(?:\(s\))? ([\d, ]+)\)", said)))
+        files = [images.split.names[i - 1] for pid, i in images.reading.tolist() if i and str(pid) in dead]
+        raise UserError(
+            f"a process that prepares images died ({signal[1].strip() if signal else 'it exited'}) reading "
+            f"{' and '.join(files) or 'none of them'}; go on with --resume; if it dies there again, remove that file; "
+            "if elsewhere, memory may be short: take fewer --workers"
+        ) from e

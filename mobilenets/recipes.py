@@ -1,4 +1,4 @@
-"""Training recipes as data. No torch. What each was run on, how long it took and what it reached is in results/."""
+"""Training recipes as data, each with what a run of it took and reached. No torch."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ class Recipe:
 
     epochs: int = _doc(60, "Passes over the training images.")
     batch: int = _doc(64, "Images in a step, over all processes.")
+    accumulate: int = _doc(1, "Pieces that a step's batch is computed in, for batches larger than the memory.")
     optimizer: Literal["adamw", "sgd", "rmsprop"] = _doc(
         "adamw", "adamw; sgd with Nesterov momentum 0.9; or TensorFlow's rmsprop, decay and momentum 0.9."
     )
@@ -33,13 +34,18 @@ class Recipe:
     weight_decay: float = _doc(0.02, "Decay of convolution and classifier weights; none on depthwise, norms, biases.")
     warmup: float = _doc(0.05, "Share of the steps in which the learning rate rises; then it falls on a cosine to 0.")
     label_smoothing: float = _doc(0.1, "Probability spread over the wrong classes in the targets.")
+    class_weights: Literal["none", "balanced"] = _doc(
+        "none", "balanced: every class counts the same in the loss, and in choosing the best epoch, however few images."
+    )
     mixup: float = _doc(0.1, "Beta parameter of mixup; 0 is off.")
+    cutmix: float = _doc(0.0, "Beta parameter of CutMix; 0 is off. With mixup too, each batch has one of them.")
     augment: Literal["auto", "photo", "shift", "glyph", "none"] = _doc(
         "auto",
         "photo: random crops, mirror, colour. shift: mirror and an eighth's shift, for small images. glyph: small "
         "shifts and turns, no mirror. auto: photo or glyph, by the data.",
     )
     min_scale: float = _doc(0.35, "Smallest share of a photo's area that a random crop keeps.")
+    randaugment: int = _doc(0, "Magnitude, up to 30, of two random operations of RandAugment on each image; 0 is off.")
     erasing: float = _doc(0.0, "Probability of blanking a random rectangle of a photo or a shifted image.")
     progressive: float = _doc(
         1.0, "Resolution of the first epochs as a share of the network's; it grows over the first 60% of the epochs."
@@ -50,18 +56,24 @@ class Recipe:
     frozen_passes: int = _doc(30, "Passes of the classifier over the features of each frozen epoch, computed once.")
     body_lr: float = _doc(1.0, "Learning rate of everything but the classifier, as a share of lr.")
     clip: float = _doc(1.0, "Largest norm of the gradient; 0 is off.")
+    patience: int = _doc(0, "Epochs without a better validation score after which training stops; 0 is never.")
     training_precision: Literal["auto", "bf16", "float32"] = _doc(
         "auto", "Numbers in training; auto takes bf16 where the processor has instructions for it."
     )
     workers: int = _doc(-1, "Processes that prepare images; -1 decides by the cores.")
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch"):
+        for name in ("epochs", "batch", "accumulate"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be 1 or more, not {getattr(self, name)}")
-        for name in ("weight_decay", "mixup", "clip", "frozen_epochs", "frozen_passes", "lr_batch"):
+        positive = ("weight_decay", "mixup", "cutmix", "clip", "frozen_epochs", "frozen_passes", "lr_batch", "patience")
+        for name in positive:
             if getattr(self, name) < 0:
                 raise UserError(f"{name} must be 0 or more, not {getattr(self, name)}")
+        if not 0 <= self.randaugment <= 30:
+            raise UserError(f"randaugment must be from 0 to 30, not {self.randaugment}")
+        if self.batch % self.accumulate:
+            raise UserError(f"a batch of {self.batch} can't be split into {self.accumulate} equal pieces")
         for name in ("warmup", "label_smoothing", "erasing", "ema", "dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"{name} must be in [0, 1), not {getattr(self, name)}")
@@ -98,7 +110,6 @@ V2_PAPER = Recipe(
     dropout=0.2,
 )
 RECIPES: dict[str, Recipe] = {
-    # From scratch, small data, one machine: results/digits, flowers, cifar10.
     "modern": Recipe(),
     # V1 paper, sections 3.2 and 4: RMSprop, no label smoothing, light augmentation, no decay on depthwise filters. It
     # doesn't print rates: these are V2's.
@@ -109,7 +120,6 @@ RECIPES: dict[str, Recipe] = {
     "v3-paper": dataclasses.replace(
         V2_PAPER, batch=128, lr=0.1, lr_batch=4096, lr_decay=0.99 ** (1 / 3), weight_decay=1e-5, ema=0.02
     ),
-    # CIFAR-10 and its like, from scratch, with V2's CIFAR strides.
     "cifar": Recipe(
         epochs=55,
         batch=128,
@@ -123,11 +133,103 @@ RECIPES: dict[str, Recipe] = {
         progressive=0.5,
         clip=0.0,
     ),
-    # From a trained bundle: the new classifier first, on features computed once, then everything: results/finetune.
     "finetune": Recipe(epochs=30, lr=2e-3, frozen_epochs=2, mixup=0.0, weight_decay=0.01, min_scale=0.5, ema=0.05),
 }
 
+
+@dataclass(frozen=True)
+class Tried:
+    """What a recipe is for, and a run of it: the command, its data, on what, how long, and the score to expect."""
+
+    purpose: str
+    command: str
+    data: str
+    hardware: str
+    duration: str
+    score: str
+    source: str
+
+
+CORES = "2 cores of an AMD EPYC with bf16"
+IMAGENET = "ImageNet, 1.28 M images"
+PAPERS = "not run here"
+TRIED: dict[str, Tried] = {
+    "modern": Tried(
+        "from scratch, a few thousand images, one machine",
+        "mobilenets train flowers.zip --arch v1 --alpha 0.25 --epochs 30 --out runs/flowers",
+        "5 kinds of flowers, 2,000 images", CORES, "7 min", "71.4% top-1", "results/finetune",
+    ),
+    "finetune": Tried(
+        "from a trained bundle: the classifier first, on features computed once, then everything",
+        "mobilenets train flowers.zip --init bundles/v1-0.25 --out runs/flowers",
+        "5 kinds of flowers, 2,000 images", CORES, "5 min", "90.4% top-1", "results/finetune",
+    ),
+    "cifar": Tried(
+        "images of 32 pixels from scratch, with V1's or V2's strides for them",
+        "mobilenets train cifar10.zip --arch v2-cifar --recipe cifar --out runs/cifar10-v2",
+        "CIFAR-10, 45,000 images", CORES, "2 h", "89.1% top-1 of val after 31 epochs", "results/cifar10",
+    ),
+    "v1-paper": Tried(
+        "V1 as its paper trained it",
+        "mobilenets train imagenet/ --arch v1 --recipe v1-paper --out runs/v1",
+        IMAGENET, "not printed", PAPERS, "70.6% top-1", "V1 table 4",
+    ),
+    "v2-paper": Tried(
+        "V2 as its paper trained it",
+        "mobilenets train imagenet/ --arch v2 --recipe v2-paper --out runs/v2",
+        IMAGENET, "16 GPUs, asynchronously", PAPERS, "72.0% top-1", "V2 section 6.1, table 4",
+    ),
+    "v3-paper": Tried(
+        "V3 as its paper trained it",
+        "mobilenets train imagenet/ --arch v3-large --recipe v3-paper --batch 4096 --out runs/v3",
+        IMAGENET, "4x4 TPU pod", PAPERS, "75.2% top-1", "V3 section 6.1, table 3",
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RecipeBook:
+    """Recipes by name; of a single one, every field."""
+
+    recipes: dict[str, Recipe]
+
+    def to_json(self) -> dict[str, Any]:
+        return {n: {**dataclasses.asdict(TRIED[n]), "recipe": r.to_json()} for n, r in self.recipes.items()}
+
+    def __rich__(self) -> RenderableType:
+        from rich.console import Group
+
+        from mobilenets.console import table
+
+        parts: list[RenderableType] = []
+        for name, r in self.recipes.items():
+            t = table(name, ["", "value"], left=("", "value"))
+            for key, value in dataclasses.asdict(TRIED[name]).items():
+                t.add_row(key, value)
+            usual = {} if len(self.recipes) == 1 else Recipe().to_json()
+            fields = {k: v for k, v in r.to_json().items() if usual.get(k) != v}
+            if len(self.recipes) == 1:
+                for f in dataclasses.fields(Recipe):
+                    t.add_row(f"--{f.name.replace('_', '-')}", f"{fields[f.name]}  {f.metadata['help']}")
+            elif fields:
+                t.add_row("unlike modern", ", ".join(f"{k} {v}" for k, v in fields.items()))
+            parts.append(t)
+        return Group(*parts)
+
+
+def show_recipes(name: str | None = None) -> RecipeBook:
+    """Every training recipe: its command, data, hardware, duration and the score to expect.
+
+    Parameters
+    ----------
+    name
+        One of them, with every field.
+    """
+    return RecipeBook({name: recipe(name)} if name else RECIPES)
+
+
 if TYPE_CHECKING:
+    from rich.console import RenderableType
 
     class Overrides(Recipe):
         """Recipe fields to change; None keeps the recipe's. From Python: `Overrides(epochs=3)`."""

@@ -11,6 +11,8 @@ from typing import Any
 
 from mobilenets import console, files
 from mobilenets.errors import UserError
+from mobilenets.processes import machines, world
+from mobilenets.recipes import Recipe
 
 CONFIG = "run.json"
 COMMAND = "command"  # recorded beside the arguments, not compared
@@ -21,8 +23,12 @@ def command_line() -> str:
     program = Path(sys.argv[0])
     if program.name != "mobilenets" and program.parent.name != "mobilenets":
         return "(called from Python)"
-    processes = int(os.environ.get("WORLD_SIZE", 1))
-    start = ["torchrun", "--nproc-per-node", str(processes), "-m"] if processes > 1 else []
+    processes, _ = world()
+    start: list[str] = []
+    if processes > 1 and "WORLD_SIZE" in os.environ:
+        start = ["torchrun", "--nproc-per-node", str(processes // machines()), "-m"]
+    elif processes > 1:
+        start = ["srun", "--ntasks", str(processes)]
     return shlex.join([*start, "mobilenets", *sys.argv[1:]])
 
 
@@ -44,12 +50,20 @@ def prepare(out: Path, config: dict[str, Any], resume: bool) -> None:
     if not resume:
         raise UserError(f"{out} holds a run already: go on with it (--resume) or choose another --out")
     before = json.loads(path.read_text())
+    if "recipe" in config:  # a recipe's later fields change nothing by default
+        before["recipe"] = Recipe().to_json() | before.get("recipe", {})
     now = json.loads(json.dumps(config))
     before, now = _flat(before), _flat(now)
     changed = [k for k in {**now, **before} if k != COMMAND and before.get(k) != now.get(k)]
     if changed:
         k = changed[0]
         raise UserError(f"{out} was made with {k} {before.get(k)}, not {now.get(k)}; resume with the same arguments")
+
+
+def recorded_command(out: Path) -> str:
+    """The command that began the run in `out`."""
+    path = out / CONFIG
+    return str(json.loads(path.read_text())[COMMAND]) if path.exists() else command_line()
 
 
 def _flat(config: dict[str, Any]) -> dict[str, Any]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mobilenets import console, cost, engines
 from mobilenets.bench import size_on_disk
-from mobilenets.bundle import Bundle, Card, is_bundle
+from mobilenets.bundle import Bundle, Card, is_bundle, located
+from mobilenets.recipes import Recipe
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -52,13 +54,26 @@ def card_table(title: str, card: Card, size_bytes: int) -> RenderableType:
             if "source" in card.data
             else "not stated",
         ),
-        ("recipe", ", ".join(f"{k} {v}" for k, v in card.recipe.items())),
+        *_recipe_rows(card),
         ("licence", card.licence or "not stated"),
         ("parent", (card.parent or "none")[:16]),
         ("made", f"{card.created}, {', '.join(f'{k} {v}' for k, v in card.versions.items())}"),
     ):
         t.add_row(name, value)
     return t
+
+
+def _recipe_rows(card: Card) -> Iterator[tuple[str, str]]:
+    """How it was trained: fields that are as a recipe has them by default are left out (`--json` has all)."""
+    usual = Recipe().to_json()
+    fields = {k: v for k, v in card.recipe.items() if k not in usual or v != usual[k]}
+    command, teacher = fields.pop("command", None), dict(fields.pop("teacher", None) or {})
+    if command:
+        yield "command", command
+    if teacher:
+        name, digest = teacher.pop("name"), teacher.pop("digest")
+        yield "teacher", f"{name} ({digest[:16]}), " + ", ".join(f"{k} {v}" for k, v in teacher.items())
+    yield "recipe", ", ".join(f"{k} {v}" for k, v in fields.items()) or "not stated"
 
 
 def _one(values: tuple[float, ...]) -> str:
@@ -74,6 +89,7 @@ def show(path: Path) -> Shown:
     path
         Bundle, run or exported file.
     """
+    path = located(path)
     if path.is_dir() and not is_bundle(path):
         inside = [p for p in (path / "float", path / "int8") if is_bundle(p)]
         if inside:

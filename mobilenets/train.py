@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from cyclopts import Parameter
@@ -18,29 +17,14 @@ from mobilenets.bundle import Bundle, Card, Metric
 from mobilenets.data import Data
 from mobilenets.errors import Interrupted, UserError, disk_errors
 from mobilenets.images import Preprocess
+from mobilenets.processes import environment, machines, world
 from mobilenets.recipes import Overrides, Recipe
 from mobilenets.spec import Arch
 
+if TYPE_CHECKING:
+    from mobilenets.distill import Teaching
+
 CHECKPOINTS, LOGS, METRICS, FLOAT = "checkpoints", "logs", "metrics.csv", "float"
-
-
-def world() -> tuple[int, int]:
-    """(number of processes, this one's rank), as torchrun sets them."""
-    return int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
-
-
-def from_rank_0(value: Any) -> Any:
-    """What rank 0 holds, on every process; without others, `value` itself. Lightning goes on with this group."""
-    if world()[0] == 1:
-        return value
-    import torch
-    import torch.distributed as dist
-
-    if not dist.is_initialized():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
-    box = [value]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
 
 
 def train(
@@ -56,14 +40,15 @@ def train(
     seed: int = 0,
     resume: bool = False,
     skip_bad: bool = False,
+    checkpoint_minutes: float = 10.0,
     root: Path | None = None,
 ) -> Bundle | None:
-    """Train one network; under torchrun, on all its processes (all but the first return None).
+    """Train one network; under torchrun or srun, on all their processes (all but the first return None).
 
     Parameters
     ----------
     source
-        Folder or zip of class folders, or a set's name (digits, cifar10, flowers102, ...).
+        Folder or zip of class folders, shards (their folder or address), or a set's name (digits, cifar10, ...).
     out
         Folder of the run: checkpoints, logs, and the bundle in OUT/float.
     arch
@@ -83,18 +68,17 @@ def train(
         Go on with a run that was stopped; it ends with the same weights, bit for bit.
     skip_bad
         Go on without damaged images.
+    checkpoint_minutes
+        Write a checkpoint this often within an epoch too; there is one at the end of each.
     root
         Where copies of named sets are, or go.
     """
+    if not checkpoint_minutes >= 0:
+        raise UserError(f"checkpoint_minutes must be 0 or more, not {checkpoint_minutes}")
     chosen = recipes.recipe(recipe or ("finetune" if init else "modern"), overrides)
     start = Bundle.load(bundles.find_bundle(init)) if init else None
     d = data.open_data(source, root, seed)
-    if start:
-        if arch is not None or alpha is not None:
-            raise UserError("--init brings its own network: leave out --arch and --alpha")
-        net = initial_arch(start, len(d.labels), resolution or start.card.arch.resolution)
-    else:
-        net = zoo.arch(arch or "v2", 1.0 if alpha is None else alpha, resolution, len(d.labels))
+    net = network(arch, alpha, resolution, start, len(d.labels))
     config = {"verb": "train", "source": source, "arch": net.to_json(), "recipe": chosen.to_json(), "seed": seed}
     config["init"] = start.digest if start else None
     _, rank = world()
@@ -103,8 +87,19 @@ def train(
         checks.check(d, skip_bad)
     else:
         checks.scan(d)
-    trained = train_bundle(d, net, chosen, out, seed=seed, resume=resume, init=start)
+    trained = train_bundle(
+        d, net, chosen, out, seed=seed, resume=resume, init=start, checkpoint_minutes=checkpoint_minutes
+    )
     return trained if rank == 0 else None
+
+
+def network(arch: str | None, alpha: float | None, resolution: int | None, start: Bundle | None, classes: int) -> Arch:
+    """What to train: the network of a verb's arguments, or of the bundle it starts from. Raises `UserError`."""
+    if start is None:
+        return zoo.arch(arch or "v2", 1.0 if alpha is None else alpha, resolution, classes)
+    if arch is not None or alpha is not None:
+        raise UserError("--init brings its own network: leave out --arch and --alpha")
+    return initial_arch(start, classes, resolution or start.card.arch.resolution)
 
 
 def initial_arch(start: Bundle, classes: int, resolution: int) -> Arch:
@@ -115,28 +110,52 @@ def initial_arch(start: Bundle, classes: int, resolution: int) -> Arch:
 
 
 def train_bundle(
-    d: Data, arch: Arch, recipe: Recipe, out: Path, *, seed: int = 0, resume: bool = False, init: Bundle | None = None
+    d: Data,
+    arch: Arch,
+    recipe: Recipe,
+    out: Path,
+    *,
+    seed: int = 0,
+    resume: bool = False,
+    init: Bundle | None = None,
+    teaching: Teaching | None = None,
+    checkpoint_minutes: float = 10.0,
 ) -> Bundle:
-    """Train `arch` on data that was checked already; writes and returns the bundle OUT/float.
+    """Train `arch` on data that was checked already, perhaps with a teacher; writes and returns the bundle OUT/float.
 
-    Raises `UserError` (bad numbers, a full disk), `Interrupted` on Ctrl-C: the last checkpoint is then in `out`.
+    Raises `UserError` (bad numbers, a full disk, a worker process that died), `Interrupted` on Ctrl-C: the last
+    checkpoint is then in `out`.
     """
     import pytorch_lightning  # noqa: F401  (before _quiet: importing it sets up its logging)
 
     with warnings.catch_warnings():
         _quiet()
-        return _train(d, arch, recipe, out, seed, resume, init)
+        return _train(d, arch, recipe, out, seed, resume, init, teaching, checkpoint_minutes)
 
 
-def _train(d: Data, arch: Arch, recipe: Recipe, out: Path, seed: int, resume: bool, init: Bundle | None) -> Bundle:
+def _train(
+    d: Data,
+    arch: Arch,
+    recipe: Recipe,
+    out: Path,
+    seed: int,
+    resume: bool,
+    init: Bundle | None,
+    teaching: Teaching | None,
+    checkpoint_minutes: float,
+) -> Bundle:
     import pytorch_lightning as pl
     import torch
-    from pytorch_lightning.callbacks import ModelCheckpoint
+    from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
     from pytorch_lightning.loggers import TensorBoardLogger
 
     from mobilenets import loader, model
     from mobilenets.averaging import Averaging
-    from mobilenets.learner import Checkpoints, EpochLog, Learner, ProgressBar
+    from mobilenets.callbacks import Checkpoints, EpochLog, ProgressBar
+    from mobilenets.checkpoints import MidEpoch
+    from mobilenets.learner import Learner
+    from mobilenets.objectives import Labels, Objective, class_weights
+    from mobilenets.precision import fast_bf16
 
     size, rank = world()
     arch = arch.replace(dropout=recipe.dropout)
@@ -147,29 +166,47 @@ def _train(d: Data, arch: Arch, recipe: Recipe, out: Path, seed: int, resume: bo
     net = model.build(arch)
     if init:
         _start_from(net, init, d.labels)
-    bf16 = recipe.training_precision == "bf16" or (recipe.training_precision == "auto" and _fast_bf16())
-    learner = Learner(net, preprocess, recipe, seed, channels_last=bf16 or torch.cuda.is_available())
-    batches = loader.train_loader(d.split("train"), preprocess, recipe, kind, seed, size, rank)
+    bf16 = recipe.training_precision == "bf16" or (recipe.training_precision == "auto" and fast_bf16())
+    training = d.split("train")
+    balanced = recipe.class_weights == "balanced"
+    weights = class_weights(np.bincount(training.targets, minlength=arch.classes).tolist()) if balanced else None
+    labels = Labels(recipe, arch.classes, weights)
+    objective: Objective = labels
+    images = loader.TrainImages(training, loader.augmentation(kind, preprocess, recipe), seed)
+    if teaching:
+        images.taught = teaching.ask_beforehand(images, recipe, kind)
+        objective = teaching.objective(labels, arch.width, live=images.taught is None)
+    learner = Learner(
+        net, preprocess, recipe, seed, channels_last=bf16 or torch.cuda.is_available(), objective=objective
+    )
+    batches = loader.train_loader(images, recipe, size, rank)
     held_out = loader.held_out_loader(d.split("val"), preprocess, max(recipe.batch, 128) // size, size, rank)
 
     folder = out / CHECKPOINTS
     saving: dict[str, Any] = {"enable_version_counter": False, "save_on_train_epoch_end": True}
-    best = ModelCheckpoint(folder, "best", monitor="val_top1", mode="max", **saving)
+    monitor = "val_balanced" if balanced else "val_top1"
+    best = ModelCheckpoint(folder, "best", monitor=monitor, mode="max", **saving)
     last = ModelCheckpoint(folder, "last", **saving)
-    callbacks: list[pl.Callback] = [best, last, ProgressBar(), EpochLog(out / LOGS / METRICS)]
+    log = EpochLog(out / LOGS / METRICS)
+    assert isinstance(batches.sampler, loader.EpochSampler)
+    within = MidEpoch(folder / "last.ckpt", checkpoint_minutes, batches.sampler, batches.batch_size or 1)
+    callbacks: list[pl.Callback] = [best, last, ProgressBar(len(d.split("val"))), log, within]
     if recipe.ema:
-        callbacks.append(Averaging(recipe.ema * recipe.epochs * len(batches)))
+        callbacks.append(Averaging(recipe.ema * recipe.epochs * len(batches) / recipe.accumulate))
+    if recipe.patience:
+        callbacks.append(EarlyStopping(monitor, mode="max", patience=recipe.patience))
     trainer = pl.Trainer(
         max_epochs=recipe.epochs,
         accelerator="auto" if torch.cuda.is_available() else "cpu",
-        devices=int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if size > 1 else 1,
-        num_nodes=size // int(os.environ.get("LOCAL_WORLD_SIZE", size)),
+        devices=size // machines(),
+        num_nodes=machines(),
         strategy=("ddp_find_unused_parameters_true" if recipe.frozen_epochs else "ddp") if size > 1 else "auto",
         precision="bf16-mixed" if bf16 else "32-true",
         gradient_clip_val=recipe.clip or None,
+        accumulate_grad_batches=recipe.accumulate,
         logger=TensorBoardLogger(out, name=LOGS, version=""),
         callbacks=callbacks,
-        plugins=[Checkpoints()],
+        plugins=[Checkpoints(), *filter(None, [environment()])],
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
@@ -179,7 +216,7 @@ def _train(d: Data, arch: Arch, recipe: Recipe, out: Path, seed: int, resume: bo
     resume_from = folder / "last.ckpt"
     if resume and rank == 0 and not resume_from.exists():
         console.note(f"no checkpoint in {folder} yet: training starts from the beginning")
-    with disk_errors(f"a checkpoint in {folder}"):
+    with disk_errors(f"a checkpoint in {folder}"), loader.worker_errors(images):
         try:
             trainer.fit(learner, batches, held_out, ckpt_path=resume_from if resume and resume_from.exists() else None)
         except SystemExit as e:  # how Lightning ends on Ctrl-C
@@ -193,15 +230,22 @@ def _train(d: Data, arch: Arch, recipe: Recipe, out: Path, seed: int, resume: bo
         for k, v in state["state_dict"].items()
         if k.startswith("model.")
     }
-    top1 = float(best.best_model_score) if best.best_model_score is not None else 0.0
+    epoch = int(state["epoch"]) + 1
     card = Card(
         arch=arch,
         preprocess=preprocess,
         labels=d.labels,
-        metrics=(Metric("top1", round(top1, 4), d.source, "val", len(held_out.dataset)),),  # type: ignore[arg-type]
-        recipe={**recipe.to_json(), "seed": seed, "processes": size, "best_epoch": int(state["epoch"]) + 1},
+        metrics=(Metric("top1", round(log.top1(epoch), 4), d.source, "val", len(held_out.dataset)),),  # type: ignore[arg-type]
+        recipe={
+            **recipe.to_json(),
+            "command": run.recorded_command(out),
+            "seed": seed,
+            "processes": size,
+            "best_epoch": epoch,
+            **(teaching.to_json() if teaching else {}),
+        },
         data=d.describe(),
-        parent=init.digest if init else None,
+        parent=init.digest if init else teaching.teacher.digest if teaching else None,
         licence=init.card.licence if init else "",
     )
     done = Bundle(card, tensors)
@@ -220,14 +264,6 @@ def _start_from(net: Any, init: Bundle, labels: tuple[str, ...]) -> None:
     same = init.card.labels == labels
     state = {k: torch.from_numpy(np.array(v)) for k, v in init.tensors.items() if same or "classifier" not in k}
     net.load_state_dict(state, strict=same)
-
-
-def _fast_bf16() -> bool:
-    import torch
-
-    if torch.cuda.is_available():
-        return bool(torch.cuda.is_bf16_supported())
-    return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())
 
 
 def _quiet() -> None:

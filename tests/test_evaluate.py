@@ -63,6 +63,11 @@ def test_scores_are_what_numpy_says(model, labelled, split):
     assert got.top5 == pytest.approx(top5)
     assert got.loss == pytest.approx(loss, rel=1e-4)
     assert got.per_class == pytest.approx(per_class)
+    assert got.balanced == pytest.approx(np.mean(list(per_class.values())))
+    given = confusion.sum(0)
+    assert got.precision == pytest.approx({
+        c: 100 * confusion[i, i] / given[i] if given[i] else 0 for i, c in enumerate(LABELS)
+    })  # fmt: skip
     assert np.array_equal(got.confusion, confusion)
     assert (got.count, got.split, got.labels) == (30, split, tuple(LABELS))
 
@@ -75,7 +80,8 @@ def test_test_is_the_default_where_there_is_one(model, labelled, tmp_path):
 
 def test_json(model, labelled, command):
     got = command("eval", model, labelled, "--json").json
-    assert set(got) == {"top1", "top5", "count", "split", "loss", "per_class"} | {"data", "skipped"}
+    numbers = {"top1", "top5", "balanced", "loss", "count", "per_class", "per_class_precision"}
+    assert set(got) == numbers | {"data", "split", "skipped"}
     assert got["count"] == 30
     assert got["split"] == "test"
     assert got["skipped"] == []

@@ -13,7 +13,7 @@ from mobilenets.data import open_data
 BUDGET = {"latency_ms": 50.0, "size_mb": 1.0}
 STEP = {
     "name", "path", "engine", "precision", "size_bytes", "latency_ms", "agreement", "difference", "top1", "top5",
-    "count", "split", "data", "loss", "per_class", "skipped", "confusion",
+    "count", "split", "data", "loss", "per_class", "per_class_precision", "balanced", "skipped", "confusion",
 }  # fmt: skip
 
 

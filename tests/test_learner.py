@@ -1,5 +1,7 @@
 """What the training step does besides the loop: resolution, augmentation, weight averaging."""
 
+import csv
+
 import numpy as np
 import torch
 
@@ -84,3 +86,103 @@ def test_averaged_weights_are_never_at_chance_for_their_statistics(tiny_train, t
     run = tiny_train(tmp_path / "r", "--epochs", 6, "--lr", 0.02, "--ema", 0.3)
     assert run.ran.code == 0, run.ran.err
     assert Bundle.load(run.out / "float").card.metrics[0].value > 80
+
+
+# ---- batches in pieces, classes of different sizes, stopping early --------------------------------------------------
+
+
+def trained(tiny_train, out, *arguments):
+    run = tiny_train(out, *arguments)
+    assert run.ran.code == 0, run.ran.err
+    return Bundle.load(run.out / "float")
+
+
+def test_a_batch_in_pieces_is_the_same_step(tiny_train, tmp_path, monkeypatch):
+    """But for BatchNorm's statistics, which are each piece's: without them, the weights are the same."""
+    from mobilenets import learner
+
+    def step(out, *arguments):
+        with monkeypatch.context() as patch:
+            build, real = learner.Learner.on_train_epoch_start, {}
+
+            def frozen_statistics(self):
+                build(self)
+                real["learner"] = self
+                for m in self.model.modules():
+                    if isinstance(m, torch.nn.BatchNorm2d):
+                        m.eval()
+
+            patch.setattr(learner.Learner, "on_train_epoch_start", frozen_statistics)
+            run = tiny_train(
+                out, "--epochs", 1, "--mixup", 0, "--ema", 0, "--optimizer", "sgd", "--lr", 0.05, *arguments
+            )
+            assert run.ran.code == 0, run.ran.err
+            return real["learner"].model.state_dict()
+
+    whole = step(tmp_path / "a", "--training-precision", "float32")
+    pieces = step(tmp_path / "b", "--training-precision", "float32", "--accumulate", 4)
+    moved = step(tmp_path / "c", "--training-precision", "float32", "--batch", 6)
+    name = "classifier.weight"
+    torch.testing.assert_close(pieces[name], whole[name], rtol=1e-3, atol=1e-6)
+    assert not torch.allclose(moved[name], whole[name], rtol=1e-2)
+
+
+def test_a_batch_that_cannot_be_cut_into_equal_pieces(tiny_train, tmp_path):
+    said = tiny_train(tmp_path / "r", "--accumulate", 5).ran.line
+    assert said == "mobilenets: a batch of 24 can't be split into 5 equal pieces"
+
+
+def test_it_stops_when_nothing_gets_better(tiny_train, tmp_path):
+    b = trained(tiny_train, tmp_path / "r", "--epochs", 30, "--lr", 1e-7, "--ema", 0, "--patience", 2)
+    epochs = len((tmp_path / "r" / "logs" / "metrics.csv").read_text().splitlines()) - 1
+    assert epochs < 30
+    assert epochs == b.card.recipe["best_epoch"] + 2
+
+
+def test_small_classes_count_the_same_when_told(write_colours, tiny_train, tmp_path, monkeypatch):
+    from mobilenets import objectives
+
+    data = write_colours(tmp_path / "d", {
+        "train/red": 30, "train/blue": 6, "val/red": 8, "val/blue": 2,
+    })  # fmt: skip
+    made = []
+    real = objectives.Labels.__init__
+
+    def init(self, recipe, classes, weights=None):
+        made.append(weights)
+        real(self, recipe, classes, weights)
+
+    monkeypatch.setattr(objectives.Labels, "__init__", init)
+    tiny_train(tmp_path / "a", "--epochs", 1, "--batch", 12, data=data)
+    tiny_train(tmp_path / "b", "--epochs", 8, "--batch", 12, "--class-weights", "balanced", data=data)
+    assert made[0] is None
+    assert made[1].tolist() == [3.0, 0.6000000238418579]  # blue, red
+    with (tmp_path / "b" / "logs" / "metrics.csv").open() as f:
+        rows = list(csv.DictReader(f))
+    best = max(rows, key=lambda r: (float(r["val_balanced"]), -int(r["epoch"])))
+    card = Bundle.load(tmp_path / "b" / "float").card
+    assert card.recipe["best_epoch"] == int(best["epoch"])
+    assert card.metrics[0].value == float(best["val_top1"])
+
+
+def test_cutmix_and_mixup_take_turns(tiny_train, tmp_path, monkeypatch):
+    from torchvision.transforms import v2
+
+    used = []
+    for mix in (v2.MixUp, v2.CutMix):
+        real = mix.forward
+        monkeypatch.setattr(mix, "forward", lambda self, *a, real=real: (used.append(type(self)), real(self, *a))[1])
+    trained(tiny_train, tmp_path / "r", "--epochs", 6, "--mixup", 0.2, "--cutmix", 1.0)
+    assert {used.count(v2.MixUp) > 3, used.count(v2.CutMix) > 3, len(used) == 18} == {True}
+
+
+def test_randaugment_changes_images_more(write_images, tmp_path):
+    images = open_data(str(write_images(tmp_path, {"train/a": 3, "train/b": 3, "val/a": 1, "val/b": 1}, side=32)))
+    for kind in ("photo", "shift", "glyph"):
+        drawn = [
+            loader.TrainImages(
+                images.split("train"), loader.augmentation(kind, Preprocess(32), Recipe(randaugment=m)), 0
+            )[0, 0][0]
+            for m in (0, 9)
+        ]
+        assert not torch.equal(*drawn)

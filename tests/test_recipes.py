@@ -2,14 +2,23 @@ import dataclasses
 import functools
 import itertools
 import math
+import subprocess
+import sys
 
 import pytest
 
 from mobilenets.errors import UserError
-from mobilenets.recipes import RECIPES, Overrides, Recipe, recipe
+from mobilenets.recipes import RECIPES, TRIED, Overrides, Recipe, recipe
 
 FIELDS = [f.name for f in dataclasses.fields(Recipe)]
-WORDS = {"optimizer": "sgd", "schedule": "exponential", "augment": "glyph", "training_precision": "float32"}
+WORDS = {
+    "optimizer": "sgd",
+    "schedule": "exponential",
+    "augment": "glyph",
+    "training_precision": "float32",
+    "class_weights": "balanced",
+    "accumulate": "2",
+}
 
 
 def other_value(name):
@@ -165,3 +174,36 @@ def test_the_schedule_rises_then_falls_to_nothing(total, warmup):
         half = rise + (total - rise) // 2
         assert values[half] == pytest.approx(0.5, abs=0.05)
         assert values[-1] < 0.01
+
+
+# ---- what each did -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_each_recipe_says_how_it_was_run(parsed, name):
+    """Its command parses, and is of this recipe."""
+    tried = TRIED[name]
+    program, verb, *line = tried.command.split()
+    assert (program, verb) == ("mobilenets", "train")
+    _, given = parsed(verb, *line)
+    assert (given.get("recipe") or ("finetune" if given.get("init") else "modern")) == name
+    recipe(name, given.get("overrides"))
+    assert all(dataclasses.asdict(tried).values())
+    assert "%" in tried.score
+    assert tried.score[0].isdigit()
+
+
+def test_the_recipe_book(command):
+    every = command("recipes")
+    assert every.code == 0
+    assert all(name in every.out for name in RECIPES)
+    one = command("recipes", "cifar", "--json").json
+    assert one["cifar"]["recipe"] == RECIPES["cifar"].to_json()
+    text = command("recipes", "v2-paper").out
+    assert all(f"--{f.replace('_', '-')}" in text for f in FIELDS)
+    assert "did you mean 'cifar'?" in command("recipes", "cifra").line
+
+
+def test_recipes_need_no_torch():
+    line = "import sys, mobilenets.cli as c; c.run(['recipes', '--json']); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", line], capture_output=True, check=False).returncode == 0

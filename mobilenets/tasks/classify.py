@@ -15,11 +15,15 @@ if TYPE_CHECKING:
 TOP = 5
 
 
-def loss(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy in nats, float32: logits [N, C], targets [N] or, mixed, [N, C]."""
+def loss(logits: Tensor, targets: Tensor, smoothing: float = 0.0, weights: Tensor | None = None) -> Tensor:
+    """Cross-entropy in nats, float32: logits [N, C], targets [N] or, mixed, [N, C]; `weights` [C] of the classes.
+
+    With weights, the sum over images is divided by their number, whatever their classes weigh.
+    """
     from torch.nn import functional as F
 
-    return F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
+    total = F.cross_entropy(logits.float(), targets, weights, label_smoothing=smoothing, reduction="sum")
+    return total / len(logits)
 
 
 def decode(scores: npt.NDArray[np.float32], labels: tuple[str, ...], k: int) -> list[list[tuple[str, float]]]:
@@ -45,9 +49,20 @@ class Scores:
 
     @property
     def per_class(self) -> dict[str, float]:
-        """Top-1 in percent of each class that has images."""
+        """Top-1 in percent (recall) of each class that has images."""
         n = self.confusion.sum(1)
         return {c: 100 * float(self.confusion[i, i] / n[i]) for i, c in enumerate(self.labels) if n[i]}
+
+    @property
+    def precision(self) -> dict[str, float]:
+        """Of the images that were given each class, the share in percent that have it; 0 where none was given it."""
+        given = self.confusion.sum(0)
+        return {c: 100 * float(self.confusion[i, i] / max(given[i], 1)) for i, c in enumerate(self.labels)}
+
+    @property
+    def balanced(self) -> float:
+        """The mean over classes of their top-1, percent: what counts where classes differ in size."""
+        return sum(self.per_class.values()) / max(len(self.per_class), 1)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -57,7 +72,9 @@ class Scores:
             "split": self.split,
             "data": self.data,
             "loss": self.loss,
+            "balanced": self.balanced,
             "per_class": self.per_class,
+            "per_class_precision": self.precision,
             "skipped": list(self.skipped),
         }
 
@@ -70,15 +87,18 @@ class Scores:
         for name, value in (
             ("top-1 (%)", f"{self.top1:.2f}"),
             (f"top-{min(TOP, len(self.labels))} (%)", f"{self.top5:.2f}"),
+            ("mean over classes (%)", f"{self.balanced:.2f}"),
             ("loss (nats)", f"{self.loss:.4f}"),
             ("images", f"{self.count:,}"),
         ):
             t.add_row(name, value)
-        by_class = table("by class", ["class", "top-1 %", "images"], left=("class",))
+        by_class = table("by class", ["class", "top-1 (recall) %", "precision %", "F1 %", "images"], left=("class",))
         rows = sorted(self.per_class.items(), key=lambda kv: kv[1])
         counts = dict(zip(self.labels, self.confusion.sum(1), strict=True))
-        for c, acc in rows[:20]:
-            by_class.add_row(c, f"{acc:.1f}", str(counts[c]))
+        for c, recall in rows[:20]:
+            precision = self.precision[c]
+            f1 = 2 * precision * recall / max(precision + recall, 1e-9)
+            by_class.add_row(c, f"{recall:.1f}", f"{precision:.1f}", f"{f1:.1f}", str(counts[c]))
         if len(rows) > 20:
             by_class.caption = f"the 20 worst of {len(rows)}"
         notes = [f"{len(self.skipped)} damaged images skipped: {'; '.join(self.skipped[:5])}"] if self.skipped else []

@@ -28,8 +28,9 @@ _NAMES = {
     "load": "predict",
 }
 _MODULES = (
-    "bench", "bundle", "choose", "cost", "data", "engines", "evaluate", "export", "fit", "model", "predict",
-    "published", "quantize", "recipes", "report", "spec", "tasks", "train", "zoo",
+    "bench", "bundle", "choose", "cost", "data", "distill", "engines", "evaluate", "export", "finders", "fit", "model",
+    "predict", "published", "quantize", "recipes", "report", "shards", "spec", "sweep", "tasks", "teachers", "train",
+    "tune", "zoo",
 )  # fmt: skip
 __all__ = ["__version__", *_NAMES, *_MODULES]
 

@@ -23,6 +23,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from mobilenets import style
 from mobilenets.cost import TYPE_NAMES, Cost
 from mobilenets.errors import UserError
+from mobilenets.finders import Speed, smooth
 from mobilenets.style import BACK, BLUE, GREEN, GRID, INK, MUTED, ORANGE, PINK, SHADE, SKY, TYPE_COLOURS
 
 if TYPE_CHECKING:
@@ -348,4 +349,51 @@ def layers(cost: Cost) -> Figure:
     present = [k for k in TYPE_NAMES if any(r.type == k for r in cost.rows)]
     handles = [Patch(color=TYPE_COLOURS[k], label=TYPE_NAMES[k]) for k in present]
     fig.legend(handles=handles, loc="outside upper left", ncols=len(handles), handlelength=1, columnspacing=1.4)
+    return fig
+
+
+# ---- what tune found -----------------------------------------------------------------------------------------------
+
+
+@style.styled
+def throughput(speeds: Sequence[Speed], picked: int) -> Figure:
+    """Images per second of training by batch size, and the memory it takes; `picked` is the batch to train with."""
+    fig = style.figure(2.7)
+    rate, memory = fig.subplots(1, 2)
+    at = np.arange(len(speeds))
+    colours = [GREEN if s.batch == picked else BLUE for s in speeds]
+    for ax, title, values in (
+        (rate, "images/s", [s.images_per_s for s in speeds]),
+        (memory, "peak memory, MB", [(s.accelerator_bytes or s.peak_rss_bytes) / 1e6 for s in speeds]),
+    ):
+        ax.bar(at, values, width=0.62, color=colours)
+        for x, v in zip(at, values, strict=True):
+            ax.annotate(f"{v:,.0f}", (x, v), xytext=(0, 2), textcoords="offset points", ha="center", fontsize=8)
+        ax.set_title(title)
+        ax.set_xlabel("batch size")
+        ax.set_xticks(at, [str(s.batch) for s in speeds])
+        ax.grid(visible=True, axis="y")
+        ax.margins(y=0.12)
+    return fig
+
+
+@style.styled
+def range_test(rates: Sequence[float], losses: Sequence[float], picked: float) -> Figure:
+    """Loss over a rising learning rate, step by step and smoothed, and the rate to train with."""
+    fig = style.figure(3.0)
+    ax = fig.add_subplot()
+    smoothed = smooth(losses)
+    ax.plot(rates, losses, ".", color=MUTED, ms=4, alpha=0.6, label="a step")
+    ax.plot(rates, smoothed, color=BLUE, label="smoothed")
+    style.log_axis(ax, rates[0], rates[-1])
+    nearest = int(np.abs(np.log(np.asarray(rates) / picked)).argmin())
+    ax.axvline(picked, color=GREEN, lw=1.1, ls=(0, (4, 3)))
+    ax.plot(
+        [picked], [smoothed[nearest]], marker="*", ms=12, ls="", color=GREEN, mec=BACK, label=f"steepest: {picked:.2g}"
+    )
+    ax.set_ylim(top=min(max(losses), 2 * float(smoothed[:5].mean())))
+    ax.set_xlabel("learning rate (log scale)")
+    ax.set_ylabel("loss, nats")
+    ax.grid(visible=True)
+    fig.legend(loc="outside upper left", ncols=3)
     return fig

@@ -1,0 +1,189 @@
+"""One network of a sweep at a time: trained, exported, scored; in this process or as tasks of a Ray cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mobilenets import bench, checks, cost, data, engines, evaluate, export, files, quantize, run, train
+from mobilenets import bundle as bundles
+from mobilenets.bundle import Bundle, Precision
+from mobilenets.data import Data
+from mobilenets.errors import Interrupted, UserError
+from mobilenets.fit import FILES, INT8
+from mobilenets.recipes import Recipe
+from mobilenets.spec import Arch
+
+RESULT = "result.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One network to train with one seed, in a folder of its own. It can be pickled."""
+
+    source: str
+    root: Path | None
+    arch: Arch
+    recipe: Recipe
+    precision: Precision
+    seed: int
+    out: Path
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network that was trained with one seed. `top1` in percent on `images` images of `split`, by the exported file.
+
+    Where the training failed, `error` says why, and what was measured is None.
+    """
+
+    arch: str
+    alpha: float
+    resolution: int
+    seed: int
+    macs: int
+    params: int
+    folder: str
+    split: str = ""
+    images: int = 0
+    top1: float | None = None
+    size_bytes: int | None = None
+    train_seconds: float | None = None
+    latency_ms: float | None = None
+    error: str = ""
+
+    @property
+    def key(self) -> tuple[str, float, int]:
+        return self.arch, self.alpha, self.resolution
+
+    @property
+    def title(self) -> str:
+        return f"{self.arch} {self.alpha:g}-{self.resolution} seed {self.seed}"
+
+    @property
+    def outcome(self) -> str:
+        return self.error or f"top-1 {self.top1:.2f}%"
+
+
+# ---- one network ---------------------------------------------------------------------------------------------------
+
+
+def train_network(d: Data, job: Job) -> Trained:
+    """Train, export and score one network, or go on where that stopped; data that was checked already.
+
+    A `UserError` (a loss that isn't a number, a full disk) is the result's `error`; `Interrupted` is raised.
+    """
+    counted = cost.count(job.arch)
+    a = job.arch
+    result = Trained(a.name, a.alpha, a.resolution, job.seed, counted.macs, counted.params, str(job.out))
+    config = {
+        "verb": "train", "source": job.source, "arch": a.to_json(), "recipe": job.recipe.to_json(), "seed": job.seed,
+        "init": None,
+    }  # fmt: skip
+    try:
+        run.prepare(job.out, config, resume=(job.out / run.CONFIG).exists())
+        if bundles.is_bundle(job.out / train.FLOAT):
+            b = Bundle.load(job.out / train.FLOAT)
+        else:
+            begun = (job.out / train.CHECKPOINTS / "last.ckpt").exists()
+            b = train.train_bundle(d, a, job.recipe, job.out, seed=job.seed, resume=begun)
+        preprocess = b.card.preprocess
+        if job.precision == "int8":
+            images = d.sample("train", quantize.CALIBRATION_IMAGES, preprocess).pixels
+            b = quantize.quantize_bundle(b, images).save(job.out / INT8)
+        held_out = d.held_out
+        parity = d.sample(held_out, export.PARITY_IMAGES, preprocess).pixels
+        made = export.export_bundle(b, parity, job.out / FILES[job.precision], f"{d.source} {held_out}")
+        scores = evaluate.score(engines.load(made.path), d, held_out)
+    except Interrupted:
+        raise
+    except UserError as e:
+        return dataclasses.replace(result, error=str(e))
+    from mobilenets import plots  # with matplotlib: the command line's help needs none
+
+    log = plots.read_metrics(job.out / train.LOGS / train.METRICS)
+    result = dataclasses.replace(
+        result,
+        split=held_out,
+        images=scores.count,
+        top1=scores.top1,
+        size_bytes=made.size_bytes,
+        train_seconds=sum(log["seconds"].values()),
+    )
+    files.write_json(job.out / RESULT, dataclasses.asdict(result))
+    return result
+
+
+def finished(job: Job) -> Trained | None:
+    """The result that an earlier sweep left of this very job."""
+    with contextlib.suppress(OSError, ValueError, TypeError):  # none, or damaged: made anew
+        return dataclasses.replace(Trained(**json.loads((job.out / RESULT).read_text())), folder=str(job.out))
+    return None
+
+
+def timed(runs: Sequence[Trained], precision: Precision, threads: int) -> list[Trained]:
+    """`runs` with their latency: one file of each network, all of them measured in turn."""
+    paths = {r.key: Path(r.folder) / FILES[precision] for r in runs if not r.error}
+    if not paths:
+        return list(runs)
+    timings = bench.bench_files(list(paths.values()), threads).timings
+    latency = {key: t.median_ms for key, t in zip(paths, timings, strict=True)}
+    return [dataclasses.replace(r, latency_ms=latency.get(r.key)) for r in runs]
+
+
+# ---- on Ray --------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def cluster(address: str, cpus: float) -> Iterator[Callable[[Sequence[Job]], Iterator[Trained]]]:
+    """The Ray cluster at `address`, as a function: jobs -> results as they come, each a task of `cpus` processors.
+
+    A task whose machine is lost starts again on another, from its last checkpoint. Raises `UserError` without Ray or a
+    cluster.
+    """
+    try:
+        import ray
+    except ImportError as e:
+        raise UserError("--ray needs Ray: pip install 'mobilenets[ray]'") from e
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        if port.isdigit():  # asked first: Ray itself would try for minutes
+            socket.create_connection((host, int(port)), timeout=5).close()
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    except (RuntimeError, ValueError, OSError) as e:
+        raise UserError(
+            f"can't join a Ray cluster at {address} ({e}): is one started (ray start --head) of Ray {ray.__version__}, "
+            "and if it asks for a token, are RAY_AUTH_MODE=token and RAY_AUTH_TOKEN set here?"
+        ) from e
+
+    def train_all(jobs: Sequence[Job]) -> Iterator[Trained]:
+        task = ray.remote(num_cpus=cpus)(_on_worker)
+        waiting = [task.remote(job, Path.cwd()) for job in jobs]
+        while waiting:
+            (done,), waiting = ray.wait(waiting)
+            yield ray.get(done)
+
+    try:
+        yield train_all
+    finally:
+        ray.shutdown()
+
+
+def _on_worker(job: Job, folder: Path) -> Trained:
+    os.chdir(folder)  # where the command was given: its paths may be relative
+    return train_network(_opened(job.source, job.root), job)
+
+
+@functools.cache
+def _opened(source: str, root: Path | None) -> Data:
+    """Data as it is after the check, once for each worker process."""
+    d = data.open_data(source, root)
+    checks.scan(d)
+    return d

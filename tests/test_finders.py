@@ -1,0 +1,287 @@
+"""The batch size and learning rate finders, and the verb `tune`."""
+
+import dataclasses
+import json
+import shlex
+
+import numpy as np
+import pytest
+
+from mobilenets import data, finders, plots, recipes, tune, zoo
+from mobilenets.errors import UserError
+from mobilenets.finders import Speed, Trial, best_batch, next_batch, smooth, steepest
+from mobilenets.recipes import RECIPES, Recipe
+
+MB = 10**6
+TINY = ("--arch", "v1", "--alpha", ".25", "--resolution", "32", "--workers", "0")
+
+
+def speeds(*pairs):
+    """Speeds of 16, 32, ... from (images per second, MB)."""
+    return [Speed(16 * 2**i, rate, mb * MB) for i, (rate, mb) in enumerate(pairs)]
+
+
+def trial(source, **changes):
+    plain = dataclasses.replace(Recipe(batch=24, workers=0), **changes)
+    return Trial(str(source), None, zoo.arch("v1", 0.25, 32, 3), plain, None, 0)
+
+
+# ---- the batch -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rates", "batch"),
+    [
+        ((100, 180, 196, 200), 64),  # 180 is a tenth slower
+        ((100, 191, 196, 200), 32),
+        ((200, 150, 120), 16),
+        ((100,), 16),
+    ],
+)
+def test_the_smallest_batch_that_is_nearly_the_fastest(rates, batch):
+    assert best_batch(speeds(*((r, 1) for r in rates))) == batch
+
+
+@pytest.mark.parametrize(
+    ("seen", "largest", "memory", "expected"),
+    [
+        ([], 1000, 1, 16),
+        ([(100, 10)], 1000, 100, 32),
+        ([(100, 10), (200, 20)], 1000, 40, 64),  # grows by 10 for 16 images: 40 for 64
+        ([(100, 10), (200, 20)], 1000, 39, None),
+        ([(100, 10), (200, 20)], 64, 100, 64),
+        ([(100, 10), (200, 20)], 63, 100, None),
+        ([(100, 10), (200, 10), (190, 10)], 1000, 100, 128),
+        ([(100, 10), (200, 10), (190, 10), (195, 10)], 1000, 100, None),
+        ([(100, 10), (200, 10), (190, 10), (210, 10)], 1000, 100, 256),
+    ],
+)
+def test_when_to_try_a_larger_batch(seen, largest, memory, expected):
+    assert next_batch(speeds(*seen), largest, memory * MB) == expected
+
+
+def test_a_batch_is_measured(colours, monkeypatch):
+    monkeypatch.setattr(finders, "SECONDS", 0.05)
+    d = data.open_data(str(colours))
+    got = finders.measure(trial(colours), d, finders.sample(d), 16)
+    assert got.batch == 16
+    assert 1 < got.images_per_s < 1e6
+    assert 50 * MB < got.peak_rss_bytes < 50_000 * MB
+    assert got.accelerator_bytes is None or got.accelerator_bytes > 0
+
+
+def test_running_out_of_memory_is_told(colours, monkeypatch):
+    sent = []
+    pipe = type("Pipe", (), {"send": sent.append, "recv": lambda _: 16})()
+
+    def fails(*_):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes")
+
+    monkeypatch.setattr(finders, "measure", fails)
+    finders._child(trial(colours), pipe)
+    assert sent == [9, None]  # 72 images in at least 8 steps
+
+
+def test_another_fault_is_not_taken_for_it(colours, monkeypatch):
+    def fails(*_):
+        raise RuntimeError("something else")
+
+    monkeypatch.setattr(finders, "measure", fails)
+    pipe = type("Pipe", (), {"send": lambda *_: None, "recv": lambda _: 16})()
+    with pytest.raises(RuntimeError, match="something else"):
+        finders._child(trial(colours), pipe)
+
+
+def test_the_sample_has_decoded_readable_images(write_colours, tmp_path):
+    write_colours(tmp_path, {"train/red": 6, "train/blue": 6, "val/red": 1, "val/blue": 1})
+    (tmp_path / "train" / "red" / "000.png").write_bytes(b"no image")
+    got = finders.sample(data.open_data(str(tmp_path)))
+    assert len(got) == len(got.cache) == 11
+    assert sorted(np.bincount(got.targets)) == [5, 6]
+    for i, name in enumerate(got.names):
+        assert got.cached(i)[..., 0].mean() > 150 or "blue" in name
+
+
+# ---- the rate ------------------------------------------------------------------------------------------------------
+
+
+def test_smoothing_neither_shifts_nor_shrinks():
+    assert smooth([3.0] * 40) == pytest.approx(3.0)
+    step = smooth([0.0] * 50 + [1.0] * 50)
+    assert step[49] + step[50] == pytest.approx(1.0)
+    assert abs(np.argmax(np.diff(step)) - 49) <= 1
+
+
+@pytest.mark.parametrize("then", ["stays", "diverges", "wanders"])
+def test_the_steepest_descent_is_found(then):
+    rates = np.geomspace(1e-5, 1e1, 100)
+    fall = 2.3 - 1.2 / (1 + (0.01 / rates) ** 2)  # steepest over the logarithm at 0.01
+    if then == "diverges":
+        fall = np.where(rates > 0.3, fall + 3 * np.log10(rates / 0.3), fall)
+    if then == "wanders":  # up, and down again faster than before
+        fall = np.where((rates > 0.3) & (rates < 3), 4.0, fall)
+    noisy = fall + np.random.default_rng(0).normal(0, 0.02, 100)
+    assert 0.005 < steepest(list(rates), list(noisy)) < 0.02
+
+
+@pytest.mark.parametrize("slope", [0.0, 3.0])
+def test_a_loss_that_does_not_fall_is_told(slope):
+    losses = 2.3 + np.random.default_rng(0).normal(0, 0.05, 100) + slope * np.linspace(0, 1, 100)
+    with pytest.raises(UserError, match="falls at no rate from 1e-05 to 10 in 100 steps: give the test more --steps"):
+        steepest(list(np.geomspace(1e-5, 1e1, 100)), list(losses))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "rmsprop"])
+def test_rates_rise_for_each_optimizer(colours, optimizer):
+    t = trial(colours, optimizer=optimizer, lr=0.1, body_lr=0.5)
+    rates, losses = finders.try_rates(t, 20)
+    assert len(rates) == len(losses) <= 20
+    assert rates[0] == pytest.approx(0.1 * finders.BELOW)
+    assert np.diff(np.log(rates)) == pytest.approx(np.log(finders.ABOVE / finders.BELOW) / 19)
+    assert np.isfinite(losses).all()
+
+
+def test_groups_keep_their_shares_of_the_rate(colours):
+    from pytorch_lightning import Callback
+
+    seen = []
+
+    class Spy(Callback):
+        def on_train_batch_start(self, trainer, *_):
+            seen.append([g["lr"] for g in trainer.optimizers[0].param_groups])
+
+    run_steps = finders.run_steps
+
+    class Both(Callback):
+        def __init__(self, first):
+            self.on_train_batch_end = first.on_train_batch_end
+            self.first, self.spy = first, Spy()
+
+        def on_train_batch_start(self, *args):
+            self.first.on_train_batch_start(*args)
+            self.spy.on_train_batch_start(*args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finders, "run_steps", lambda *a: run_steps(*a[:-1], Both(a[-1])))
+        rates, _ = finders.try_rates(trial(colours, lr=1e-3, body_lr=0.25), 5)
+    for rate, groups in zip(rates, seen, strict=True):
+        assert {round(lr / rate, 6) for lr in groups} == {0.25, 1.0}
+
+
+def test_a_loss_that_is_not_finite_ends_the_test(colours, monkeypatch):
+    def stops(_trial, _d, _images, _steps, callback):
+        trainer = type("T", (), {"optimizers": [type("O", (), {"param_groups": []})]})()
+        for i in range(15):
+            callback.on_train_batch_start(trainer)
+            callback.on_train_batch_end(trainer, None, {"loss": 2.0 - i / 100})
+        raise UserError("the loss became nan")
+
+    monkeypatch.setattr(finders, "run_steps", stops)
+    rates, losses = finders.try_rates(trial(colours), 100)
+    assert (len(rates), len(losses)) == (15, 15)
+
+
+def test_the_same_test_twice_is_the_same(colours):
+    assert finders.try_rates(trial(colours), 8) == finders.try_rates(trial(colours), 8)
+
+
+# ---- the verb ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Both finders answer at once: batch 32, and a peak rate of 0.01."""
+    rates = [float(r) for r in np.geomspace(1e-5, 1e1, 100)]
+    losses = [2.3 - 1.2 / (1 + (0.01 / r) ** 2) for r in rates]
+    monkeypatch.setattr(tune, "try_batches", lambda _: tuple(speeds((100, 10), (200, 20), (201, 40))))
+    monkeypatch.setattr(tune, "try_rates", lambda *_: (rates, losses))
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_command_it_prints_trains(command, colours, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    got = command("tune", colours, *TINY, "--epochs", 1, "--json").json
+    assert got["batch"] == 32
+    assert 0.008 < got["lr"] < 0.0125
+    words = shlex.split(got["command"])
+    assert words[:3] == ["mobilenets", "train", str(colours)]
+    assert list(tmp_path.iterdir()) == []
+    assert command(*words[1:]).code == 0
+    recipe = json.loads((tmp_path / "runs" / "v1-0.25-32" / "run.json").read_text())["recipe"]
+    assert (recipe["batch"], recipe["lr"], recipe["epochs"]) == (32, pytest.approx(got["lr"], rel=0.01), 1)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_rate_that_the_recipe_scales_is_given_unscaled(command, colours):
+    got = command("tune", colours, *TINY, "--recipe", "v1-paper", "--json").json
+    scaled = dataclasses.replace(RECIPES["v1-paper"], batch=got["batch"], lr=got["lr"])
+    assert 0.008 < scaled.peak_lr < 0.0125
+
+
+@pytest.mark.usefixtures("quick")
+def test_what_is_given_is_kept(command, colours):
+    got = command("tune", colours, *TINY, "--batch", 48, "--json").json
+    assert (got["batch"], got["speeds"]) == (48, [])
+    got = command("tune", colours, *TINY, "--lr", 0.5, "--json").json
+    assert (got["lr"], got["rates"], got["batch"]) == (0.5, [], 32)
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_tables_and_the_page(command, colours, tmp_path):
+    page = tmp_path / "tune.html"
+    ran = command("tune", colours, *TINY, "--html", page)
+    assert "→ 32" in ran.out
+    assert "● steepest: 0.0" in ran.out
+    assert "mobilenets train" in ran.out
+    assert [p.name for p in tmp_path.iterdir()] == ["tune.html"]
+    text = page.read_text()
+    assert text.count('<svg class="plot"') == 2
+    assert "--batch 32" in text
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--batch 16 --lr 0.1", "there is nothing to find; leave out one"),
+        ("--steps 19", "steps must be 20 or more, not 19"),
+        ("--html .", ". is a folder"),
+        ("--arch v9", "unknown arch 'v9'"),
+        ("--init gone", "gone: no bundle here"),
+    ],
+)
+def test_mistakes(command, tmp_path, monkeypatch, line, message):
+    monkeypatch.chdir(tmp_path)
+    assert message in command("tune", "digits", *line.split()).line
+    assert not list(tmp_path.iterdir())
+
+
+def test_figures():
+    fig = plots.throughput(speeds((100, 10), (200, 20)), 32)
+    assert [t.get_text() for t in fig.axes[0].texts] == ["100", "200"]
+    fig = plots.range_test([1e-3, 1e-2, 1e-1], [2.0, 1.0, 30.0], 0.01)
+    assert fig.axes[0].get_xscale() == "log"
+    assert fig.axes[0].get_ylim()[1] < 30
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["modern", "cifar", "v1-paper", "finetune"])
+def test_for_real(command, write_colours, tmp_path, monkeypatch, recipe):
+    """Both finders on every kind of recipe: nothing is left in the folder it runs in."""
+    from mobilenets import choose
+
+    folder = tmp_path / "work"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    source = write_colours(tmp_path / "data", {f"{s}/{c}": 150 for s in ("train", "val") for c in ("red", "blue")})
+    line = ["tune", source, "--workers", 0, "--steps", 150, "--recipe", recipe, "--json"]
+    if recipe == "finetune":
+        choose.random_bundle(zoo.arch("v1", 0.25, 32, 5), "float32").save(tmp_path / "bundle")
+        line += ["--init", tmp_path / "bundle"]
+    else:
+        line += TINY[:-2]
+    got = command(*line).json
+    assert [s["batch"] for s in got["speeds"]] == [16, 32]
+    peak = dataclasses.replace(recipes.recipe(recipe), batch=got["batch"], lr=got["lr"]).peak_lr
+    start = dataclasses.replace(recipes.recipe(recipe), batch=got["batch"]).peak_lr
+    assert finders.BELOW * start <= peak <= finders.ABOVE * start
+    assert not list(folder.iterdir())

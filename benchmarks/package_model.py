@@ -1,0 +1,32 @@
+"""Make a finished run one of the networks that come with the package: scored on its test split, weights in 16 bits.
+
+    python benchmarks/package_model.py runs/cifar10-v2 cifar10-v2
+
+The score is of the 16-bit weights, as they ship.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from mobilenets import bundle, data, evaluate
+from mobilenets.bundle import Bundle, Metric
+from mobilenets.engines.torch import TorchEngine
+
+
+def main(run: str, name: str) -> None:
+    """Score the run's float bundle on what was held out, and store it under the package's models."""
+    trained = Bundle.load(bundle.find_bundle(Path(run)))
+    out = bundle.MODELS / name
+    trained.save(out, half=True)
+    halved = Bundle.load(out)
+    scores = evaluate.score(TorchEngine(halved, os.cpu_count() or 1), data.of_card(trained.card, None), "test")
+    metric = Metric("top1", round(scores.top1, 4), scores.data, scores.split, scores.count)
+    card = trained.card.replace(metrics=(*trained.card.metrics, metric), parent=trained.digest, licence="Apache-2.0")
+    Bundle(card, halved.tensors).save(out, half=True)
+    size = sum(p.stat().st_size for p in out.iterdir())
+    print(f"{out}: {scores.top1:.2f}% of {scores.count} {scores.data} {scores.split} images, {size / 1e6:.2f} MB")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

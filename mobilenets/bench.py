@@ -122,7 +122,7 @@ def quietest_ms(rounds: list[list[float]]) -> float:
     return 1e3 * min(float(np.median(r)) for r in rounds)
 
 
-def _peak_rss() -> int:
+def peak_rss() -> int:
     """Bytes. VmHWM, not getrusage: the latter carries the parent's peak over exec."""
     try:
         with Path("/proc/self/status").open() as f:
@@ -144,7 +144,7 @@ def _child(path: Path, threads: int, batch: int, pipe: Connection) -> None:
                 time_calls(engine, batch, WARM_UP_SECONDS)
                 pipe.send((load_ms, engine.name, engine.card.arch.title, engine.card.precision))
                 while pipe.recv():
-                    pipe.send((time_calls(engine, batch, ROUND_SECONDS), _peak_rss()))
+                    pipe.send((time_calls(engine, batch, ROUND_SECONDS), peak_rss()))
         except UserError as e:
             pipe.send(str(e))
 

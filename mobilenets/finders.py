@@ -22,7 +22,7 @@ from mobilenets import bench, console, data, train
 from mobilenets.bundle import Bundle
 from mobilenets.data import Data, Split
 from mobilenets.errors import Interrupted, UserError
-from mobilenets.images import BadImage, Preprocess
+from mobilenets.images import BadImage
 from mobilenets.recipes import Recipe
 from mobilenets.spec import Arch
 
@@ -86,36 +86,19 @@ def run_steps(trial: Trial, d: Data, images: Split, steps: int, callback: Any) -
     import pytorch_lightning as pl
     import torch
 
-    from mobilenets import loader, model
-    from mobilenets.learner import Learner
-    from mobilenets.objectives import Labels, class_weights
-    from mobilenets.precision import fast_bf16
+    from mobilenets import loader
 
-    recipe, arch = trial.recipe, trial.arch.replace(dropout=trial.recipe.dropout)
     init = Bundle.load(trial.init) if trial.init else None
-    kind = d.kind if recipe.augment == "auto" else recipe.augment
-    preprocess = init.card.preprocess if init else Preprocess(arch.resolution, crop=1.0 if kind == "shift" else d.crop)
-    preprocess = dataclasses.replace(preprocess, resolution=arch.resolution)
-    torch.manual_seed(trial.seed)
-    net = model.build(arch)
-    if init:
-        train._start_from(net, init, d.labels)
-    bf16 = recipe.training_precision == "bf16" or (recipe.training_precision == "auto" and fast_bf16())
-    balanced = recipe.class_weights == "balanced"
-    counts = np.bincount(images.targets, minlength=arch.classes).tolist()
-    objective = Labels(recipe, arch.classes, class_weights(counts) if balanced else None)
-    accelerated = torch.cuda.is_available()
-    learner = Learner(net, preprocess, recipe, trial.seed, channels_last=bf16 or accelerated, objective=objective)
-    shown = loader.TrainImages(images, loader.augmentation(kind, preprocess, recipe), trial.seed)
+    ready = train.make_ready(d, images, trial.arch, trial.recipe, trial.seed, init)
     with warnings.catch_warnings():
-        train._quiet()
+        train.quiet()
         trainer = pl.Trainer(
             max_epochs=-1,
             max_steps=steps,
-            accelerator="auto" if accelerated else "cpu",
+            accelerator="auto" if torch.cuda.is_available() else "cpu",
             devices=1,
-            precision="bf16-mixed" if bf16 else "32-true",
-            gradient_clip_val=recipe.clip or None,
+            precision=ready.precision,
+            gradient_clip_val=trial.recipe.clip or None,
             logger=False,
             callbacks=[callback],
             enable_checkpointing=False,
@@ -124,7 +107,7 @@ def run_steps(trial: Trial, d: Data, images: Split, steps: int, callback: Any) -
             use_distributed_sampler=False,
         )
         try:
-            trainer.fit(learner, loader.train_loader(shown, recipe, 1, 0))
+            trainer.fit(ready.learner, loader.train_loader(ready.images, trial.recipe, 1, 0))
         except SystemExit as e:  # how Lightning ends on Ctrl-C
             raise Interrupted("interrupted; nothing was written") from e
 
@@ -159,7 +142,7 @@ def measure(trial: Trial, d: Data, images: Split, batch: int) -> Speed:
         torch.cuda.reset_peak_memory_stats()
     run_steps(_at(trial, batch=batch), d, images, 100_000, Stopwatch())
     used = torch.cuda.max_memory_allocated() if accelerated else None
-    return Speed(batch, batch / statistics.median(seconds), bench._peak_rss(), used)
+    return Speed(batch, batch / statistics.median(seconds), bench.peak_rss(), used)
 
 
 def _at(trial: Trial, **changes: Any) -> Trial:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import logging
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from cyclopts import Parameter
@@ -14,7 +15,7 @@ from cyclopts import Parameter
 from mobilenets import bundle as bundles
 from mobilenets import checks, console, data, recipes, run, zoo
 from mobilenets.bundle import Bundle, Card, Metric
-from mobilenets.data import Data
+from mobilenets.data import Data, Split
 from mobilenets.errors import Interrupted, UserError, disk_errors
 from mobilenets.images import Preprocess
 from mobilenets.processes import environment, machines, world
@@ -23,6 +24,8 @@ from mobilenets.spec import Arch
 
 if TYPE_CHECKING:
     from mobilenets.distill import Teaching
+    from mobilenets.learner import Learner
+    from mobilenets.loader import TrainImages
 
 CHECKPOINTS, LOGS, METRICS, FLOAT = "checkpoints", "logs", "metrics.csv", "float"
 
@@ -126,10 +129,10 @@ def train_bundle(
     Raises `UserError` (bad numbers, a full disk, a worker process that died), `Interrupted` on Ctrl-C: the last
     checkpoint is then in `out`.
     """
-    import pytorch_lightning  # noqa: F401  (before _quiet: importing it sets up its logging)
+    import pytorch_lightning  # noqa: F401  (before quiet: importing it sets up its logging)
 
     with warnings.catch_warnings():
-        _quiet()
+        quiet()
         return _train(d, arch, recipe, out, seed, resume, init, teaching, checkpoint_minutes)
 
 
@@ -149,42 +152,20 @@ def _train(
     from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
     from pytorch_lightning.loggers import TensorBoardLogger
 
-    from mobilenets import loader, model
+    from mobilenets import loader
     from mobilenets.averaging import Averaging
     from mobilenets.callbacks import Checkpoints, EpochLog, ProgressBar
     from mobilenets.checkpoints import MidEpoch
-    from mobilenets.learner import Learner
-    from mobilenets.objectives import Labels, Objective, class_weights
-    from mobilenets.precision import fast_bf16
 
     size, rank = world()
-    arch = arch.replace(dropout=recipe.dropout)
-    kind = d.kind if recipe.augment == "auto" else recipe.augment
-    preprocess = init.card.preprocess if init else Preprocess(arch.resolution, crop=1.0 if kind == "shift" else d.crop)
-    preprocess = dataclasses.replace(preprocess, resolution=arch.resolution)
-    torch.manual_seed(seed)
-    net = model.build(arch)
-    if init:
-        _start_from(net, init, d.labels)
-    bf16 = recipe.training_precision == "bf16" or (recipe.training_precision == "auto" and fast_bf16())
-    training = d.split("train")
-    balanced = recipe.class_weights == "balanced"
-    weights = class_weights(np.bincount(training.targets, minlength=arch.classes).tolist()) if balanced else None
-    labels = Labels(recipe, arch.classes, weights)
-    objective: Objective = labels
-    images = loader.TrainImages(training, loader.augmentation(kind, preprocess, recipe), seed)
-    if teaching:
-        images.taught = teaching.ask_beforehand(images, recipe, kind)
-        objective = teaching.objective(labels, arch.width, live=images.taught is None)
-    learner = Learner(
-        net, preprocess, recipe, seed, channels_last=bf16 or torch.cuda.is_available(), objective=objective
-    )
+    ready = make_ready(d, d.split("train"), arch, recipe, seed, init, teaching)
+    learner, images, preprocess = ready.learner, ready.images, ready.preprocess
     batches = loader.train_loader(images, recipe, size, rank)
     held_out = loader.held_out_loader(d.split("val"), preprocess, max(recipe.batch, 128) // size, size, rank)
 
     folder = out / CHECKPOINTS
     saving: dict[str, Any] = {"enable_version_counter": False, "save_on_train_epoch_end": True}
-    monitor = "val_balanced" if balanced else "val_top1"
+    monitor = "val_balanced" if recipe.class_weights == "balanced" else "val_top1"
     best = ModelCheckpoint(folder, "best", monitor=monitor, mode="max", **saving)
     last = ModelCheckpoint(folder, "last", **saving)
     log = EpochLog(out / LOGS / METRICS)
@@ -201,7 +182,7 @@ def _train(
         devices=size // machines(),
         num_nodes=machines(),
         strategy=("ddp_find_unused_parameters_true" if recipe.frozen_epochs else "ddp") if size > 1 else "auto",
-        precision="bf16-mixed" if bf16 else "32-true",
+        precision=ready.precision,
         gradient_clip_val=recipe.clip or None,
         accumulate_grad_batches=recipe.accumulate,
         logger=TensorBoardLogger(out, name=LOGS, version=""),
@@ -232,7 +213,7 @@ def _train(
     }
     epoch = int(state["epoch"]) + 1
     card = Card(
-        arch=arch,
+        arch=learner.model.arch,
         preprocess=preprocess,
         labels=d.labels,
         metrics=(Metric("top1", round(log.top1(epoch), 4), d.source, "val", len(held_out.dataset)),),  # type: ignore[arg-type]
@@ -252,6 +233,54 @@ def _train(
     return done.save(out / FLOAT) if rank == 0 else done
 
 
+@dataclass(frozen=True)
+class Ready:
+    """What is to be trained, and on what; a trainer is all it lacks. `precision` is Lightning's word for it."""
+
+    learner: Learner
+    images: TrainImages
+    preprocess: Preprocess
+    precision: Literal["bf16-mixed", "32-true"]
+
+
+def make_ready(
+    d: Data,
+    training: Split,
+    arch: Arch,
+    recipe: Recipe,
+    seed: int,
+    init: Bundle | None = None,
+    teaching: Teaching | None = None,
+) -> Ready:
+    """Network, objective and augmented images of a training on `training`, a split of `d`."""
+    import torch
+
+    from mobilenets import loader, model
+    from mobilenets.learner import Learner
+    from mobilenets.objectives import Labels, Objective, class_weights
+    from mobilenets.precision import fast_bf16
+
+    arch = arch.replace(dropout=recipe.dropout)
+    kind = d.kind if recipe.augment == "auto" else recipe.augment
+    preprocess = init.card.preprocess if init else Preprocess(arch.resolution, crop=1.0 if kind == "shift" else d.crop)
+    preprocess = dataclasses.replace(preprocess, resolution=arch.resolution)
+    torch.manual_seed(seed)
+    net = model.build(arch)
+    if init:
+        _start_from(net, init, d.labels)
+    balanced = recipe.class_weights == "balanced"
+    weights = class_weights(np.bincount(training.targets, minlength=arch.classes).tolist()) if balanced else None
+    labels = Labels(recipe, arch.classes, weights)
+    objective: Objective = labels
+    images = loader.TrainImages(training, loader.augmentation(kind, preprocess, recipe), seed)
+    if teaching:
+        images.taught = teaching.ask_beforehand(images, recipe, kind)
+        objective = teaching.objective(labels, arch.width, live=images.taught is None)
+    bf16 = recipe.training_precision == "bf16" or (recipe.training_precision == "auto" and fast_bf16())
+    learner = Learner(net, preprocess, recipe, seed, bf16 or torch.cuda.is_available(), objective)
+    return Ready(learner, images, preprocess, "bf16-mixed" if bf16 else "32-true")
+
+
 def _interrupted(out: Path, checkpoint: Path) -> str:
     kept = "go on with --resume" if checkpoint.exists() else "no epoch was finished"
     return f"interrupted; what was finished is in {out} ({kept})"
@@ -266,7 +295,7 @@ def _start_from(net: Any, init: Bundle, labels: tuple[str, ...]) -> None:
     net.load_state_dict(state, strict=same)
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Lightning's advice is for authors of training code; our users get our own words."""
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -1,0 +1,73 @@
+"""CIFAR-10 at small widths, plain and distilled: the table alpha x {plain, distilled}.
+
+    python benchmarks/cifar_students.py cifar10.zip runs/cifar10-v2 OUT [--epochs 30] [--networks v1-cifar,v2-cifar]
+
+Trains V1 and V2 with their strides for 32 pixels at alpha .5 and .25, each by `mobilenets train` and by `mobilenets
+distill` from the run given, with the same recipe, seed and split. Runs that are there already are gone on with or skipped.
+Each network's epoch is chosen on the validation split, and its test score read once. Writes OUT/students.csv.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from mobilenets import console, files, plots
+from mobilenets.bundle import Bundle, is_bundle
+
+COLUMNS = ("network", "alpha", "way", "val_top1_percent", "test_top1_percent", "best_epoch", "seconds")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source")
+    parser.add_argument("teacher")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--networks", default="v2-cifar,v1-cifar")
+    parser.add_argument("--alphas", default="0.25,0.5")
+    a = parser.parse_args()
+    path = a.out / "students.csv"
+    rows = list(csv.DictReader(path.open(newline=""))) if path.exists() else []
+    program = str(Path(sys.executable).with_name("mobilenets"))
+    for alpha in a.alphas.split(","):
+        for network in a.networks.split(","):
+            for way in ("plain", "distilled"):
+                if any((r["network"], r["alpha"], r["way"]) == (network, alpha, way) for r in rows):
+                    continue
+                out = a.out / f"{network}-{alpha}-{way}"
+                verb = ["train"] if way == "plain" else ["distill", a.teacher]
+                line = [program, *verb, a.source, "--arch", network, "--alpha", alpha, "--recipe", "cifar"]
+                line += ["--epochs", str(a.epochs), "--out", str(out)]
+                line += ["--cache", str(a.out / "answers")] if way == "distilled" else []
+                if not is_bundle(out / "float"):
+                    subprocess.run([*line, *(["--resume"] if out.exists() else [])], check=True)
+                scored = [program, "eval", str(out / "float"), a.source, "--split", "test", "--json"]
+                test = json.loads(subprocess.run(scored, check=True, stdout=subprocess.PIPE).stdout)["top1"]
+                card = Bundle.load(out / "float").card
+                seconds = sum(plots.read_metrics(out / "logs" / "metrics.csv")["seconds"].values())
+                numbers = (
+                    f"{card.metrics[0].value:.2f}",
+                    f"{test:.2f}",
+                    str(card.recipe["best_epoch"]),
+                    f"{seconds:.0f}",
+                )
+                rows.append(dict(zip(COLUMNS, (network, alpha, way, *numbers), strict=True)))
+                with files.atomic_file(path) as tmp, tmp.open("w", newline="") as f:
+                    writer = csv.DictWriter(f, COLUMNS)
+                    writer.writeheader()
+                    writer.writerows(rows)
+    table = console.table("CIFAR-10 test top-1, %", ["network", "plain", "distilled", "gain"], left=("network",))
+    scores = {(r["network"], r["alpha"], r["way"]): float(r["test_top1_percent"]) for r in rows}
+    for network, alpha in dict.fromkeys((r["network"], r["alpha"]) for r in rows):
+        plain, distilled = (scores[network, alpha, way] for way in ("plain", "distilled"))
+        table.add_row(f"{network} {alpha}", f"{plain:.2f}", f"{distilled:.2f}", f"{distilled - plain:+.2f}")
+    console.note(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -3,8 +3,8 @@
     python benchmarks/cifar_students.py cifar10.zip runs/cifar10-v2 OUT [--epochs 30] [--networks v1-cifar,v2-cifar]
 
 Trains V1 and V2 with their strides for 32 pixels at alpha .5 and .25, each by `mobilenets train` and by `mobilenets
-distill` from the run given, with the same recipe, seed and split. Runs that are there already are gone on with or skipped.
-Each network's epoch is chosen on the validation split, and its test score read once. Writes OUT/students.csv.
+distill` from the run given, with the same recipe, seed and split. Runs that are there already are gone on with or left
+alone. Each network's epoch is chosen on the validation split, and its test score read once. Writes OUT/students.csv.
 """
 
 from __future__ import annotations

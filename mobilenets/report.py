@@ -1,4 +1,4 @@
-"""A run's report: one HTML page with everything in it. No torch."""
+"""A run's report: one HTML page with everything in it; here, that of `fit`. No torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from mobilenets import cost, files, pages, plots, recipes, samples, style
+from mobilenets import cost, files, pages, plots, samples, style, training_report
 from mobilenets.bench import size_on_disk
 from mobilenets.bundle import CARD, Card
 from mobilenets.checks import Scan
@@ -23,6 +23,7 @@ from mobilenets.fit import CHOICE, REPORT, SCAN, STEPS
 from mobilenets.run import CONFIG
 from mobilenets.spec import Arch
 from mobilenets.train import FLOAT, LOGS
+from mobilenets.training_report import read_json, recipe_fields
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -48,7 +49,7 @@ UNITS = {
 
 @dataclass(frozen=True)
 class Report:
-    """The page that was written, and what it had to do without."""
+    """The page that was written; and what it had to do without, or how far the run is."""
 
     path: Path
     size_bytes: int
@@ -64,48 +65,54 @@ class Report:
 
 
 def report(run: Path, *, root: Path | None = None) -> Report:
-    """Write a finished run's report: RUN/report.html, one page with everything in it.
+    """Write a run's report: RUN/report.html, one page with everything in it.
 
     Parameters
     ----------
     run
-        Folder of a run that `mobilenets fit` finished.
+        Folder of a run that `mobilenets fit` finished; or of one of `train` or `distill`, while it runs, too.
     root
-        Where local copies of named data sets are.
+        Where local copies of named data sets are; `fit` alone shows images.
     """
-    page = _Page.read(run)
-    html = page.render(root)
+    verb = _verb(run)
+    notes: list[str] = []
+    if verb == "fit":
+        page = _Page.read(run)
+        html, notes = page.render(root), page.notes
+    elif verb in ("train", "distill"):
+        html, state = training_report.page(run)
+        notes.append(state)
+    else:
+        raise UserError(f"{run} is a run of mobilenets {verb}; report makes pages of fit, train and distill")
     out = run / REPORT
     text = html.encode("utf-8", "replace")  # a file's name may hold what is no character
     with files.atomic_file(out) as tmp:
         tmp.write_bytes(text)
-    return Report(out, len(text), tuple(page.notes))
+    return Report(out, len(text), tuple(notes))
 
 
 # ---- reading -------------------------------------------------------------------------------------------------------
 
 
-def _read(run: Path) -> dict[str, dict[str, Any]]:
-    """A finished run's JSON files by name. Raises `UserError`."""
+def _verb(run: Path) -> str:
+    """The verb that made the run in the folder `run`. Raises `UserError`."""
+    wanted = "report needs the folder of a run of mobilenets fit, train or distill"
     if not run.is_dir():
-        raise UserError(f"{run}: no such folder; report needs the folder of a finished mobilenets fit")
-    out: dict[str, dict[str, Any]] = {}
-    for name, keys in NEEDED.items():
-        path = run / name
-        if not path.is_file():
+        raise UserError(f"{run}: {'not a' if run.exists() else 'no such'} folder; {wanted}")
+    if not (run / CONFIG).is_file():
+        raise UserError(f"{run} is not a run: {CONFIG} is missing; {wanted}")
+    return str(read_json(run / CONFIG, ("verb",), "a run")["verb"])
+
+
+def _read(run: Path) -> dict[str, dict[str, Any]]:
+    """The JSON files of a finished run of `fit` by name. Raises `UserError`."""
+    for name in NEEDED:
+        if not (run / name).is_file():
             raise UserError(
-                f"{run} is not a finished run: {name} is missing; report needs the folder of a finished mobilenets fit "
-                "(one that was stopped goes on with --resume)"
+                f"{run} is not a finished run: {name} is missing; report needs a finished mobilenets fit (one that was "
+                "stopped goes on with --resume)"
             )
-        try:
-            value = json.loads(path.read_bytes())
-        except (ValueError, OSError) as e:
-            raise UserError(f"{path}: not readable as JSON: {e}") from e
-        absent = [k for k in keys if not isinstance(value, dict) or k not in value]
-        if absent:
-            raise UserError(f"{path}: not a file of a finished run: it has no {absent[0]!r}")
-        out[name] = value
-    return out
+    return {name: read_json(run / name, keys, "a finished run") for name, keys in NEEDED.items()}
 
 
 @dataclass
@@ -170,14 +177,7 @@ class _Page:
         return np.asarray(self.shipped["confusion"], np.int64)
 
     def render(self, root: Path | None) -> str:
-        filters = {
-            "ms": ms,
-            "mb": mb,
-            "count": count,
-            "share": share,
-            "short": lambda s: s[:16],
-            "network": plots.network,
-        }
+        filters = {**pages.NUMBERS, "short": lambda s: s[:16], "network": plots.network}
         return pages.render(
             TEMPLATE,
             filters,
@@ -190,7 +190,7 @@ class _Page:
             why=self.why(),
             front=self.front(),
             best_epoch=self.card.recipe.get("best_epoch"),
-            recipe=self.recipe(),
+            recipe=recipe_fields(self.config["recipe"], self.config["seed"]),
             classes=self.classes(),
             pairs=self.pairs(),
             right=int(np.trace(self.confusion)),
@@ -278,7 +278,7 @@ class _Page:
         return [k for k, v in self.choice["budget"].items() if c[k] is not None and c[k] > v]
 
     def _measured(self, c: Mapping[str, Any], k: str) -> str:
-        value = ms(c[k]) if k == "latency_ms" else f"{c[k]:.2f}"
+        value = pages.ms(c[k]) if k == "latency_ms" else f"{c[k]:.2f}"
         return f"{value} {UNITS[k][1]}"
 
     def front(self) -> list[dict[str, Any]]:
@@ -294,14 +294,6 @@ class _Page:
             }
             for c in sorted(rows, key=lambda c: c["latency_ms"])
         ]
-
-    def recipe(self) -> list[tuple[str, str, str]]:
-        """Name, value and meaning of every field, as they were when it trained."""
-        meaning = {f.name: f.metadata["help"] for f in dataclasses.fields(recipes.Recipe)}
-        meaning["seed"] = "Seed of everything random: split, initial weights, order, augmentation."
-        given = {**self.config["recipe"], "seed": self.config["seed"]}
-        return [(k, f"{v:g}" if isinstance(v, float) else str(v), meaning.get(k, ""))
-                for k, v in given.items()]  # fmt: skip
 
     def classes(self) -> list[dict[str, Any]]:
         """Classes from the worst: accuracy, images, and what each is most often taken for."""
@@ -372,26 +364,3 @@ class _Page:
             return {"images": [], "mistakes": 0, "note": str(e)}
         mistakes = sum(s["label"] != s["predicted"] for s in shown)
         return {"images": shown, "mistakes": mistakes, "note": "" if shown else "no held-out image could be read"}
-
-
-# ---- numbers -------------------------------------------------------------------------------------------------------
-
-
-def ms(v: float | None) -> str:
-    """Milliseconds to three figures or three decimals, whichever is shorter."""
-    if v is None:
-        return ""
-    return f"{v:.3f}" if v < 10 else f"{v:.2f}" if v < 100 else f"{v:,.0f}"
-
-
-def mb(n: float) -> str:
-    """Bytes as megabytes (10^6)."""
-    return f"{n / 1e6:.2f}" if n >= 1e5 else f"{n / 1e6:.3f}"
-
-
-def count(n: float) -> str:
-    return f"{n:,.0f}"
-
-
-def share(percent: float) -> str:
-    return f"{percent:.2f}" if percent >= 0.005 or not percent else "<0.01"

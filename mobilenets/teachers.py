@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -52,12 +51,17 @@ def open_teacher(name: str, threads: int = 1) -> Teacher:
     library, _, which = name.partition(":")
     if library in HUBS and which:
         return HUBS[library](which)
-    path = Path(name)
-    with contextlib.suppress(UserError):
-        loaded = Bundle.load(bundle.find_bundle(path))
+    path = engines.resolve(_best(Path(name)))
+    if bundle.is_bundle(path):
+        loaded = Bundle.load(path)
         if loaded.card.precision == "float32":
             return of_bundle(loaded, name)
-    return _of_engine(engines.load(path, threads), name, engines.resolve(path))
+    return _of_engine(engines.load(path, threads), name, path)
+
+
+def _best(path: Path) -> Path:
+    """A run's float bundle, which knows more than the small file it ships; anything else as it is."""
+    return path / "float" if bundle.is_bundle(path / "float") else path
 
 
 def of_bundle(loaded: Bundle, name: str) -> Teacher:

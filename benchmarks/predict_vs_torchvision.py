@@ -21,7 +21,8 @@ import torch
 from PIL import Image
 from torchvision import models, transforms
 
-from mobilenets import choose, engines, onnx_graph, zoo
+from mobilenets import choose, engines, zoo
+from mobilenets.graphs import onnx as onnx_graph
 from mobilenets.predict import Model, sources
 
 

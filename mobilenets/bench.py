@@ -22,6 +22,7 @@ import numpy as np
 from mobilenets import console, engines
 from mobilenets.engines import Engine
 from mobilenets.errors import UserError
+from mobilenets.files import size_on_disk
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -147,11 +148,6 @@ def _child(path: Path, threads: int, batch: int, pipe: Connection) -> None:
                     pipe.send((time_calls(engine, batch, ROUND_SECONDS), peak_rss()))
         except UserError as e:
             pipe.send(str(e))
-
-
-def size_on_disk(path: Path) -> int:
-    """Bytes of a file, or of all files in a folder."""
-    return sum(f.stat().st_size for f in path.rglob("*") if f.is_file()) if path.is_dir() else path.stat().st_size
 
 
 class _Worker:

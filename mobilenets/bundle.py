@@ -29,8 +29,10 @@ if TYPE_CHECKING:
 FORMAT = 1
 CARD, WEIGHTS = "card.json", "weights.safetensors"
 MODELS = Path(__file__).with_name("models")  # bundles that come with the package, each by its folder's name
-Precision = Literal["float32", "int8"]
-PRECISIONS: tuple[Precision, ...] = ("float32", "int8")
+# Of bundles, float32 and int8. The others are of exported files: their weights in 16-bit floats (activations too, where
+# the runtime can); dynamic: int8 weights, and activations that are quantized as they come; int4: weights in 4 bits.
+Precision = Literal["float32", "float16", "int8", "dynamic", "int4"]
+PRECISIONS: tuple[Precision, ...] = ("float32", "float16", "int8", "dynamic", "int4")
 NORM_TENSORS = ("weight", "bias", "running_mean", "running_var")
 Tensors = Mapping[str, npt.NDArray[Any]]
 

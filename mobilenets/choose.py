@@ -19,8 +19,8 @@ from cyclopts import Parameter
 
 from mobilenets import console, cost, engines, files, published, zoo
 from mobilenets.bench import pinned, quietest_ms, time_calls
-from mobilenets.bundle import PRECISIONS, Bundle, Card, Precision, tensor_shapes
-from mobilenets.errors import UserError, unknown
+from mobilenets.bundle import Bundle, Card, Precision, tensor_shapes
+from mobilenets.errors import UserError
 from mobilenets.images import Preprocess
 from mobilenets.published import Top1
 from mobilenets.quantize import Array, fold, pack
@@ -277,7 +277,6 @@ def grid(classes: int, native_side: int | None = None) -> list[Arch]:
 def measure(archs: Sequence[Arch], engine: str, precision: Precision, threads: int) -> list[Candidate]:
     """Candidates for `archs`; latency from the cache, or measured in turn on this machine."""
     cache = Cache(engine, precision, threads)
-    module = engines.module(engine)
     missing = [a for a in archs if a.digest not in cache.entries]
     if missing:
         times: dict[str, list[list[float]]] = {a.digest: [] for a in missing}
@@ -286,7 +285,7 @@ def measure(archs: Sequence[Arch], engine: str, precision: Precision, threads: i
             task = bar.add_task(f"measuring on {engine}", total=len(missing) * ROUNDS, status="")
             for _ in range(ROUNDS):
                 for a in missing:
-                    ready, sizes[a.digest] = module.build(random_bundle(a, precision), threads)
+                    ready, sizes[a.digest] = engines.build(engine, random_bundle(a, precision), precision, threads)
                     time_calls(ready, 1, WARM_UP_SECONDS)
                     times[a.digest].append(time_calls(ready, 1, ROUND_SECONDS))
                     bar.update(task, advance=1, status=a.title)
@@ -321,12 +320,11 @@ def pick(
 
 def check(engine: str, precision: str, threads: int) -> Precision:
     """Validate what `choose` and `fit` share."""
+    checked = engines.check_precision(engine, precision)
     engines.module(engine)
-    if precision not in PRECISIONS:
-        raise unknown("precision", precision, PRECISIONS)
     if threads < 1:
         raise UserError(f"threads must be 1 or more, not {threads}")
-    return precision
+    return checked
 
 
 def choose(

@@ -15,7 +15,8 @@ from mobilenets.errors import disk_errors
 
 
 def _beside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Where `path` is written first: hidden, and with its suffix, which some runtimes insist on."""
+    return path.with_name(f".{os.getpid()}.tmp.{path.name}")
 
 
 @contextlib.contextmanager
@@ -37,7 +38,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
 def atomic_dir(path: Path) -> Iterator[Path]:
     """Yield an empty folder to fill; it takes the place of `path` when the block ends well."""
     tmp = _beside(path)
-    old = path.with_name(f".{path.name}.{os.getpid()}.old")
+    old = path.with_name(f".{os.getpid()}.old.{path.name}")
     with disk_errors(str(path)):
         shutil.rmtree(tmp, ignore_errors=True)
         tmp.mkdir(parents=True)
@@ -56,6 +57,11 @@ def atomic_dir(path: Path) -> Iterator[Path]:
 def write_json(path: Path, value: Any) -> None:
     with atomic_file(path) as tmp:
         tmp.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def size_on_disk(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder."""
+    return sum(f.stat().st_size for f in path.rglob("*") if f.is_file()) if path.is_dir() else path.stat().st_size
 
 
 def sha256(path: Path) -> str:

@@ -34,7 +34,6 @@ from mobilenets.bundle import Bundle, Metric, Precision
 from mobilenets.checks import Scan
 from mobilenets.choose import Budget
 from mobilenets.data import Data
-from mobilenets.errors import UserError
 from mobilenets.recipes import Overrides
 from mobilenets.spec import Arch
 from mobilenets.tasks.classify import Scores
@@ -180,8 +179,6 @@ def fit(
     started = time.monotonic() - (_trained_before(out) if resume else 0)
     budget = budget or Budget()
     precision = choose.check(engine, precision, threads)
-    if engine not in export.FORMATS.values():
-        raise UserError(f"fit ships files for {', '.join(export.FORMATS.values())}, not {engine}")
     chosen_recipe = recipes.recipe(recipe or ("finetune" if init else "modern"), overrides)
     start = Bundle.load(bundles.find_bundle(init)) if init else None
     d = data.open_data(source, root, seed)
@@ -286,7 +283,7 @@ def ship(d: Data, trained: Bundle, out: Path, precision: Precision, threads: int
         kept = tuple(m for m in b.card.metrics if m.split != held_out)
         b = Bundle(b.card.replace(metrics=(*kept, metric)), b.tensors).save(where)
         label = "float" if p == "float32" else "int8, simulated"
-        steps.append(Step(f"{label} in PyTorch", str(where), "torch", p, bench.size_on_disk(where), scores))
+        steps.append(Step(f"{label} in PyTorch", str(where), "torch", p, files.size_on_disk(where), scores))
         made = export.export_bundle(b, parity, out / FILES[p], f"{d.source} {held_out}")
         console.note(made)
         engine = engines.load(made.path)

@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 
 from mobilenets import cost, files, pages, plots, samples, style, training_report
-from mobilenets.bench import size_on_disk
 from mobilenets.bundle import CARD, Card
 from mobilenets.checks import Scan
 from mobilenets.cost import Cost
@@ -349,7 +348,7 @@ class _Page:
                 continue
             out.append({
                 "name": path.name + "/" * path.is_dir(),
-                "size_bytes": size_on_disk(path),
+                "size_bytes": files.size_on_disk(path),
                 "digest": digest,
                 "shipped": s is self.shipped,
             })  # fmt: skip

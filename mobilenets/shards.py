@@ -161,7 +161,7 @@ class Writer:
                     what = "images" if changed[0] == "images" else f"{changed[0]} {plan.get(changed[0])}"
                     raise UserError(f"{self.out} holds shards of other {what}; choose another folder, or remove it")
                 return plan
-        if self.out.exists() and not (self.out.is_dir() and all(p.suffix == ".tmp" for p in self.out.iterdir())):
+        if self.out.exists() and not (self.out.is_dir() and all(".tmp." in p.name for p in self.out.iterdir())):
             raise UserError(f"{self.out} is there already and holds no shards; choose another folder")
         asked["shards"] = {
             name: max(1, math.ceil(len(s) * self._mean_bytes(s) / (1e6 * arguments["shard_mb"])))
@@ -235,7 +235,7 @@ class Writer:
 
     def clean(self, counts: dict[str, int]) -> None:
         """Remove what only an unfinished folder needs, and what a killed call left."""
-        for p in self.out.glob(".*.tmp"):
+        for p in self.out.glob(".*.tmp.*"):
             p.unlink(missing_ok=True)
         for name, count in counts.items():
             for k in range(count):

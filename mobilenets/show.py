@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mobilenets import console, cost, engines
-from mobilenets.bench import size_on_disk
 from mobilenets.bundle import Bundle, Card, is_bundle, located
+from mobilenets.files import size_on_disk
 from mobilenets.recipes import Recipe
 
 if TYPE_CHECKING:

@@ -34,7 +34,7 @@ def test_nothing_heavy_is_imported(code):
     assert not loaded & (HEAVY | {"numpy", "PIL", "rich"})
 
 
-@pytest.mark.parametrize("module", ["bundle", "data", "images", "engines", "quantize", "onnx_graph"])
+@pytest.mark.parametrize("module", ["bundle", "data", "images", "engines", "quantize", "graphs.onnx"])
 def test_no_torch_in_modules_that_say_so(module):
     assert "torch" not in loaded_by(f"import mobilenets.{module}")
 

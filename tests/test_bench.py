@@ -3,7 +3,8 @@ import os
 import numpy as np
 import pytest
 
-from mobilenets import bench, engines, onnx_graph
+from mobilenets import bench, engines
+from mobilenets.graphs import onnx as onnx_graph
 from mobilenets.quantize import quantize_bundle
 
 

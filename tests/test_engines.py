@@ -6,9 +6,10 @@ import numpy as np
 import onnx
 import pytest
 
-from mobilenets import engines, onnx_graph
+from mobilenets import engines
 from mobilenets.engines.onnxruntime import CARD_KEY
 from mobilenets.errors import UserError
+from mobilenets.graphs import onnx as onnx_graph
 from mobilenets.quantize import quantize_bundle
 
 
@@ -118,10 +119,10 @@ def test_nothing_there(tmp_path):
         engines.load(tmp_path / "gone.onnx")
 
 
-@pytest.mark.parametrize(("name", "kind"), [("model.tflite", r"\.tflite"), ("model", "nameless")])
+@pytest.mark.parametrize(("name", "kind"), [("model.exe", r"\.exe"), ("model", "nameless")])
 def test_a_file_no_engine_runs(tmp_path, name, kind):
     (tmp_path / name).write_bytes(b"x")
-    with pytest.raises(UserError, match=f"no engine runs a {kind} file; give a bundle's folder or a .onnx file"):
+    with pytest.raises(UserError, match=f"no engine runs a {kind} file; give a bundle's folder or one of .onnx"):
         engines.load(tmp_path / name)
 
 

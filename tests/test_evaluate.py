@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mobilenets import data, engines, evaluate, onnx_graph
+from mobilenets import data, engines, evaluate
+from mobilenets.graphs import onnx as onnx_graph
 from mobilenets.tasks.classify import Tally, decode
 
 LABELS = [f"class {i}" for i in range(10)]

@@ -5,10 +5,11 @@ import numpy as np
 import onnx
 import pytest
 
-from mobilenets import choose, engines, export, onnx_graph, zoo
+from mobilenets import choose, engines, evaluate, export, zoo
 from mobilenets.bundle import Bundle, Card
 from mobilenets.engines.onnxruntime import CARD_KEY
 from mobilenets.errors import UserError
+from mobilenets.graphs import onnx as onnx_graph
 from mobilenets.quantize import quantize_bundle
 from mobilenets.spec import same_padding
 
@@ -75,7 +76,7 @@ def shrunk(tensors, precision):
 def test_a_wrong_export_leaves_no_file(bundle, pixels, tmp_path, monkeypatch, precision, spoil):
     b, right = bundle(precision), onnx_graph.onnx_model
     before = sorted(tmp_path.iterdir())
-    monkeypatch.setattr(onnx_graph, "onnx_model", lambda card, t: right(card, spoil(t, precision)))
+    monkeypatch.setattr(onnx_graph, "onnx_model", lambda card, t, *a: right(card, spoil(t, precision), *a))
     with pytest.raises(UserError, match=r"m\.onnx was not kept: it differs from PyTorch"):
         export.export_bundle(b, pixels, tmp_path / "m.onnx", "noise")
     assert sorted(tmp_path.iterdir()) == before
@@ -100,7 +101,7 @@ def test_a_wrong_export_leaves_the_old_file(bundle, pixels, tmp_path, monkeypatc
     export.export_bundle(b, pixels, tmp_path / "m.onnx", "noise")
     before = (tmp_path / "m.onnx").read_bytes()
     right = onnx_graph.onnx_model
-    monkeypatch.setattr(onnx_graph, "onnx_model", lambda card, t: right(card, turned(t, "float32")))
+    monkeypatch.setattr(onnx_graph, "onnx_model", lambda card, t, *a: right(card, turned(t, "float32"), *a))
     with pytest.raises(UserError):
         export.export_bundle(b, pixels, tmp_path / "m.onnx", "noise")
     assert (tmp_path / "m.onnx").read_bytes() == before
@@ -138,7 +139,12 @@ def test_int8_is_under_two_fifths_of_float(tmp_path, name):
 def test_the_verb(bundle, images, command, tmp_path, precision):
     bundle(precision)
     got = command("export", tmp_path / precision, images, "--out", tmp_path / "new" / "m.onnx", "--json").json
-    assert set(got) == {"path", "precision", "size_bytes", "agreement", "difference", "images", "data"}
+    assert set(got) == {
+        "path", "engine", "precision", "size_bytes", "agreement", "difference", "images", "data", "top1", "split",
+    }  # fmt: skip
+    assert got["engine"] == "onnxruntime"
+    assert got["split"] == "val"
+    assert got["top1"] == pytest.approx(evaluate.evaluate(tmp_path / "new" / "m.onnx", str(images)).top1)
     assert got["path"] == str(tmp_path / "new" / "m.onnx")
     assert got["precision"] == precision
     assert got["images"] == 30  # all of val
@@ -170,7 +176,10 @@ def test_without_data_named_the_cards_own_is_opened(make_bundle, images, command
         (("DATA", "DATA", "--out", "m.onnx"), "no bundle here"),
         (("BUNDLE", "gone", "--out", "m.onnx"), "gone"),
         (("BUNDLE", "DATA", "--out", "FILE/m.onnx"), "can't write"),
-        (("BUNDLE", "DATA", "--out", "FOLDER"), "can't write"),
+        (("BUNDLE", "DATA", "--out", "FOLDER", "--to", "onnx"), "can't write"),
+        (("BUNDLE", "DATA", "--out", "FOLDER"), "no format has the suffix ''; end it in one of .onnx"),
+        (("BUNDLE", "DATA", "--out", "m.onnx", "--precision", "int9"), "unknown precision for onnxruntime 'int9'"),
+        (("BUNDLE", "DATA", "--out", "m.onnx", "--batch", "-1"), "batch must be 0 or more"),
     ],
 )
 def test_bad_arguments(bundle, images, command, tmp_path, monkeypatch, line, message):
@@ -181,3 +190,35 @@ def test_bad_arguments(bundle, images, command, tmp_path, monkeypatch, line, mes
     words = {"BUNDLE": "float32", "DATA": images, "FILE/m.onnx": "file/m.onnx", "FOLDER": "folder"}
     assert message in command("export", *(words.get(a, a) for a in line)).line
     assert sorted(p.name for p in tmp_path.iterdir()) == ["data", "file", "float32", "folder"]
+
+
+def test_int8_of_a_float_bundle_is_quantized_on_the_way(bundle, images, command, tmp_path):
+    bundle("float32")
+    line = ("export", tmp_path / "float32", images, "--precision", "int8", "--json")
+    got = command(*line, "--out", tmp_path / "m.onnx").json
+    assert got["precision"] == "int8"
+    assert engines.load(tmp_path / "m.onnx").card.precision == "int8"
+    assert onnx_graph.stored_precision(tmp_path / "m.onnx") == "int8"
+
+
+def test_a_file_of_one_batch_takes_any_number_of_images(bundle, pixels, tmp_path):
+    b = bundle("float32")
+    made = export.export_bundle(b, pixels[:9], tmp_path / "m.onnx", "noise", batch=4)
+    assert made.agreement >= 88  # of 9 images, over 3 calls
+    engine = engines.load(made.path)
+    assert onnx.load(made.path).graph.input[0].type.tensor_type.shape.dim[0].dim_value == 4
+    for n in (1, 4, 7):
+        np.testing.assert_allclose(engine(pixels[:n]), engines.load(tmp_path / "float32")(pixels[:n]), atol=1e-4)
+
+
+def test_a_file_of_another_precision_is_not_kept(bundle, pixels, tmp_path, monkeypatch):
+    b = bundle("int8")
+    monkeypatch.setattr("mobilenets.engines.onnxruntime.stored", lambda _path: "float32")
+    with pytest.raises(UserError, match=r"m\.onnx was not kept: onnxruntime made it float32, not the int8"):
+        export.export_bundle(b, pixels, tmp_path / "m.onnx", "noise")
+    assert not (tmp_path / "m.onnx").exists()
+
+
+def test_a_float_bundle_is_not_called_int8(bundle, pixels, tmp_path):
+    with pytest.raises(UserError, match="a float32 bundle gives no int8 file; quantize makes an int8 bundle"):
+        export.export_bundle(bundle("float32"), pixels, tmp_path / "m.onnx", "noise", precision="int8")

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from mobilenets import cost, model, onnx_graph, simulate, spec, zoo
+from mobilenets import cost, model, simulate, spec, zoo
 from mobilenets.bundle import Bundle, tensor_shapes
 from mobilenets.errors import UserError
+from mobilenets.graphs import onnx as onnx_graph
 from mobilenets.quantize import quantize_bundle
 from mobilenets.spec import Arch
 

@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 
 import mobilenets
-from mobilenets import choose, engines, onnx_graph, predict, zoo
+from mobilenets import choose, engines, predict, zoo
 from mobilenets.errors import UserError
+from mobilenets.graphs import onnx as onnx_graph
 from mobilenets.images import BadImage
 
 

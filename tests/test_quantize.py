@@ -9,10 +9,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mobilenets import onnx_graph, quantize, simulate
+from mobilenets import quantize, simulate
 from mobilenets.bundle import Bundle, Card
 from mobilenets.engines.onnxruntime import CARD_KEY
 from mobilenets.errors import UserError
+from mobilenets.graphs import onnx as onnx_graph
 from mobilenets.images import Preprocess
 from mobilenets.model import ConvNormAct
 from mobilenets.quantize import affine, fold, pack, quantize_bundle

@@ -23,7 +23,7 @@ from mobilenets.checks import scan
 from mobilenets.choose import Budget, Candidate, Choice
 from mobilenets.data import open_data
 from mobilenets.errors import UserError
-from mobilenets.onnx_graph import onnx_model
+from mobilenets.graphs.onnx import onnx_model
 from mobilenets.published import Top1
 from mobilenets.spec import Arch
 

@@ -29,7 +29,7 @@ def weights(out):
 
 
 def leftovers(out):
-    return [p for p in out.rglob("*") if p.name.endswith((".tmp", ".old"))]
+    return [p for p in out.rglob("*") if ".tmp." in p.name or ".old." in p.name]
 
 
 def start(arguments):

@@ -8,13 +8,12 @@ from pathlib import Path
 
 import onnxruntime as ort
 
-from mobilenets.bundle import Bundle, Card
-from mobilenets.engines import Scores
+from mobilenets.bundle import Bundle, Card, Precision
+from mobilenets.engines import Scores, in_pieces
 from mobilenets.errors import UserError
 from mobilenets.images import Pixels
 
 NAME = "onnxruntime"
-SUFFIXES = (".onnx",)
 CARD_KEY = "mobilenets.card"
 
 
@@ -48,20 +47,31 @@ class OnnxEngine:
             self.card = Card.from_json(json.loads(text), where)
         except ValueError as e:
             raise UserError(f"{where}: the card inside isn't JSON: {e}") from e
-        self.input = self.session.get_inputs()[0].name
+        image = self.session.get_inputs()[0]
+        self.input, batch = image.name, image.shape[0]
+        self.batch = batch if isinstance(batch, int) else None
 
-    def __call__(self, images: Pixels) -> Scores:
+    def _run(self, images: Pixels) -> Scores:
         scores: Scores = self.session.run(None, {self.input: images})[0]
         return scores
+
+    def __call__(self, images: Pixels) -> Scores:
+        return in_pieces(self._run, images, self.batch) if self.batch else self._run(images)
 
 
 def load(path: Path, threads: int) -> OnnxEngine:
     return OnnxEngine(path, threads)
 
 
-def build(bundle: Bundle, threads: int) -> tuple[OnnxEngine, int]:
-    """A bundle as it would be exported, ready to run, and the bytes of its file."""
-    from mobilenets.onnx_graph import onnx_model
+def write(bundle: Bundle, path: Path, batch: int | None) -> None:
+    """`bundle` as an ONNX file, the card in its metadata."""
+    from mobilenets.graphs.onnx import onnx_model
 
-    model = onnx_model(bundle.card, bundle.tensors).SerializeToString()
-    return OnnxEngine(model, threads), len(model)
+    path.write_bytes(onnx_model(bundle.card, bundle.tensors, batch).SerializeToString())
+
+
+def stored(path: Path) -> Precision:
+    """What the convolutions of the file at `path` read their weights from."""
+    from mobilenets.graphs.onnx import stored_precision
+
+    return stored_precision(path)

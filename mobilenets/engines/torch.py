@@ -13,7 +13,6 @@ from mobilenets.images import Pixels
 from mobilenets.simulate import module
 
 NAME = "torch"
-SUFFIXES: tuple[str, ...] = ()
 
 
 def version() -> str:
@@ -43,8 +42,3 @@ class TorchEngine:
 
 def load(path: Path, threads: int) -> TorchEngine:
     return TorchEngine(Bundle.load(find_bundle(path)), threads)
-
-
-def build(bundle: Bundle, threads: int) -> tuple[TorchEngine, int]:
-    """A bundle in memory, ready to run, and the bytes of its tensors."""
-    return TorchEngine(bundle, threads), sum(t.nbytes for t in bundle.tensors.values())

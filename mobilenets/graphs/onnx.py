@@ -7,6 +7,7 @@ whole grid of `choose` is written in the time of one trace), and the input stays
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from mobilenets.bundle import Card, Tensors
+from mobilenets.bundle import Card, Precision, Tensors
 from mobilenets.engines.onnxruntime import CARD_KEY
 from mobilenets.quantize import fold
 from mobilenets.rows import Op
@@ -166,9 +167,10 @@ class _Int8Writer(_Writer):
         return self.node("DequantizeLinear", [q, scale, zero], f"{name}.dq")
 
 
-def onnx_model(card: Card, tensors: Tensors) -> onnx.ModelProto:
+def onnx_model(card: Card, tensors: Tensors, batch: int | None = None) -> onnx.ModelProto:
     """The whole network: input `image` uint8 [N, H, W, 3], output `probabilities` float32 [N, classes].
 
+    `batch`: the N of every call; any, if None.
     Preprocessing and softmax are inside; the card is metadata under the key "mobilenets.card".
     """
     writer = (_Int8Writer if card.precision == "int8" else _Writer)(card, tensors)
@@ -177,10 +179,10 @@ def onnx_model(card: Card, tensors: Tensors) -> onnx.ModelProto:
     graph = helper.make_graph(
         writer.nodes,
         card.arch.title,
-        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", r, r, 3])],
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, [batch or "N", r, r, 3])],
         [
             helper.make_tensor_value_info(
-                "probabilities", TensorProto.FLOAT, ["N", card.arch.classes or card.arch.width]
+                "probabilities", TensorProto.FLOAT, [batch or "N", card.arch.classes or card.arch.width]
             )
         ],
         [numpy_helper.from_array(np.asarray(v), k) for k, v in writer.constants.items()],
@@ -190,3 +192,18 @@ def onnx_model(card: Card, tensors: Tensors) -> onnx.ModelProto:
     )
     helper.set_model_props(model, {CARD_KEY: json.dumps(card.to_json())})
     return model
+
+
+def stored_precision(path: Path) -> Precision:
+    """What the convolutions of a file read their weights from: int8 only if every one of them reads int8."""
+    graph = onnx.load(path).graph
+    made = {o: n for n in graph.node for o in n.output}
+    types = {c.name: c.data_type for c in graph.initializer}
+    found = set()
+    for node in graph.node:
+        if node.op_type == "Conv":
+            source = node.input[1]
+            while source in made:
+                source = made[source].input[0]
+            found.add(types[source])
+    return "int8" if found == {TensorProto.INT8} else "float32"

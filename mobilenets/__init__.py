@@ -28,9 +28,9 @@ _NAMES = {
     "load": "predict",
 }
 _MODULES = (
-    "bench", "bundle", "choose", "cost", "data", "distill", "engines", "evaluate", "export", "finders", "fit", "model",
-    "predict", "published", "quantize", "recipes", "report", "shards", "spec", "sweep", "tasks", "teachers", "train",
-    "tune", "zoo",
+    "bench", "bundle", "choose", "cost", "data", "distill", "engines", "evaluate", "export", "finders", "fit",
+    "latency", "model", "predict", "published", "quantize", "recipes", "report", "shards", "spec", "sweep", "tasks",
+    "teachers", "train", "tune", "zoo",
 )  # fmt: skip
 __all__ = ["__version__", *_NAMES, *_MODULES]
 

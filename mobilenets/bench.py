@@ -12,8 +12,8 @@ import contextlib
 import multiprocessing
 import os
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +27,6 @@ from mobilenets.files import size_on_disk
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
-    from rich.console import RenderableType
-
 ROUNDS = 5
 WARM_UP_SECONDS = 0.2
 ROUND_SECONDS = 0.3
@@ -36,9 +34,11 @@ ROUND_SECONDS = 0.3
 
 @dataclass(frozen=True)
 class Timing:
-    """One file's measurements. Milliseconds are of one call on `batch` images; sizes in bytes.
+    """One file's measurements on `threads` threads. Milliseconds are of one call on `batch` images; sizes in bytes.
 
-    `median_ms` is of the quietest round, `p95_ms` of all `runs` calls.
+    `median_ms` is of the quietest round, `p95_ms` of all `runs` calls. `images_per_s`: throughput by batch, the first
+    of them `batch`. `peak_rss_bytes` is after the calls on `batch` images, before any larger batch. `rounds_ms`: the
+    median of each round, so that two files' rounds can be compared in pairs.
     """
 
     path: str
@@ -49,46 +49,15 @@ class Timing:
     batch: int
     median_ms: float
     p95_ms: float
-    images_per_s: float
+    images_per_s: dict[int, float]
     load_ms: float
     peak_rss_bytes: int
     size_bytes: int
     runs: int
+    rounds_ms: tuple[float, ...] = field(repr=False, default=())
 
     def to_json(self) -> dict[str, Any]:
         return dict(vars(self))
-
-
-@dataclass(frozen=True)
-class Bench:
-    """All files' timings, measured in turn."""
-
-    timings: tuple[Timing, ...]
-
-    def to_json(self) -> list[dict[str, Any]]:
-        return [t.to_json() for t in self.timings]
-
-    def __rich__(self) -> RenderableType:
-        first = self.timings[0]
-        threads = f"{first.threads} thread{'s' * (first.threads > 1)}"
-        t = console.table(
-            f"latency at batch {first.batch} on {threads}, measured in turn",
-            ["file", "engine", "median ms", "p95 ms", "images/s", "load ms", "RSS MB", "size MB"],
-            left=("file", "engine"),
-        )
-        for r in self.timings:
-            t.add_row(
-                r.path,
-                f"{r.engine} {r.precision}",
-                f"{r.median_ms:.3f}",
-                f"{r.p95_ms:.3f}",
-                f"{r.images_per_s:.0f}",
-                f"{r.load_ms:.0f}",
-                f"{r.peak_rss_bytes / 1e6:.0f}",
-                console.megabytes(r.size_bytes),
-            )
-        t.caption = "; ".join(f"{r.path}: {r.title}" for r in self.timings)
-        return t
 
 
 @contextlib.contextmanager
@@ -118,7 +87,7 @@ def time_calls(engine: Engine, batch: int, seconds: float, at_least: int = 5) ->
     return times
 
 
-def quietest_ms(rounds: list[list[float]]) -> float:
+def quietest_ms(rounds: Sequence[Sequence[float]]) -> float:
     """Milliseconds: the median call of the quietest round (seconds per call)."""
     return 1e3 * min(float(np.median(r)) for r in rounds)
 
@@ -134,47 +103,67 @@ def peak_rss() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def _child(path: Path, threads: int, batch: int, pipe: Connection) -> None:
-    """Load, warm up, then a round of measurements for each message."""
+@dataclass(frozen=True)
+class Subject:
+    """What is measured: a file or bundle through its engine; or what a `peer` makes of the bundle at `path`."""
+
+    path: Path
+    threads: int = 1
+    peer: str = ""
+
+    def load(self) -> Engine:
+        if self.peer:
+            from mobilenets import peers
+
+            return peers.load(self.peer, self.path, self.threads)
+        return engines.load(self.path, self.threads)
+
+
+def _child(subject: Subject, pipe: Connection) -> None:
+    """Load; then for each batch that is asked for, a round of measurements (the first of it warmed up)."""
     with contextlib.suppress(EOFError, KeyboardInterrupt):
         try:
-            with pinned(threads):
+            with pinned(subject.threads):
                 start = time.perf_counter()
-                engine = engines.load(path, threads)
+                engine = subject.load()
                 load_ms = 1e3 * (time.perf_counter() - start)
-                time_calls(engine, batch, WARM_UP_SECONDS)
                 pipe.send((load_ms, engine.name, engine.card.arch.title, engine.card.precision))
-                while pipe.recv():
-                    pipe.send((time_calls(engine, batch, ROUND_SECONDS), peak_rss()))
+                warm: set[int] = set()
+                while batch := pipe.recv():
+                    if batch not in warm:
+                        time_calls(engine, batch, WARM_UP_SECONDS, at_least=2)
+                        warm.add(batch)
+                    pipe.send((time_calls(engine, batch, ROUND_SECONDS, at_least=5 if batch == 1 else 3), peak_rss()))
         except UserError as e:
             pipe.send(str(e))
 
 
 class _Worker:
-    """One file in its own process, loaded and warm."""
+    """One subject in its own process, loaded."""
 
-    def __init__(self, path: Path, threads: int, batch: int) -> None:
-        self.path = path
+    def __init__(self, subject: Subject) -> None:
+        self.subject = subject
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_child, args=(path, threads, batch, theirs), daemon=True)
+        self.process = context.Process(target=_child, args=(subject, theirs), daemon=True)
         self.process.start()
         theirs.close()
         self.load_ms, self.engine, self.title, self.precision = self._receive()
-        self.rounds: list[list[float]] = []
+        self.rounds: dict[int, list[list[float]]] = {}
         self.peak_rss = 0
 
-    def measure(self) -> None:
+    def measure(self, batch: int) -> None:
         with contextlib.suppress(OSError):  # a process that died is told of where it is heard
-            self.pipe.send(True)
-        times, self.peak_rss = self._receive()
-        self.rounds.append(times)
+            self.pipe.send(batch)
+        times, rss = self._receive()
+        self.peak_rss = self.peak_rss or rss
+        self.rounds.setdefault(batch, []).append(times)
 
     def _receive(self) -> Any:
         try:
             got = self.pipe.recv()
         except (EOFError, OSError) as e:
-            raise UserError(f"{self.path}: the process measuring it died (out of memory?)") from e
+            raise UserError(f"{self.subject.path}: the process measuring it died (out of memory?)") from e
         if isinstance(got, str):
             raise UserError(got)
         return got
@@ -184,66 +173,62 @@ class _Worker:
         self.process.join(2)
         self.process.kill()
 
-
-def bench_files(paths: list[Path], threads: int = 1, batch: int = 1, rounds: int = ROUNDS) -> Bench:
-    """Measure files in turn; each is loaded once, in its own process. Raises `UserError`."""
-    paths = [engines.resolve(p) for p in paths]
-    for p in paths:
-        engines.for_path(p)  # says what is wrong before a process is started
-    workers: list[_Worker] = []
-    try:
-        with console.progress("rounds") as bar:
-            task = bar.add_task("measuring", total=rounds * len(paths), status="")
-            for p in paths:
-                workers.append(_Worker(p, threads, batch))  # noqa: PERF401  (those started are closed if one fails)
-            for _ in range(rounds):
-                for w in workers:
-                    w.measure()
-                    bar.advance(task)
-    finally:
-        for w in workers:
-            w.close()
-    timings = []
-    for w in workers:
-        ms = 1e3 * np.concatenate(w.rounds)
-        median = quietest_ms(w.rounds)
-        timings.append(
-            Timing(
-                path=str(w.path),
-                engine=w.engine,
-                title=w.title,
-                precision=w.precision,
-                threads=threads,
-                batch=batch,
-                median_ms=median,
-                p95_ms=float(np.percentile(ms, 95)),
-                images_per_s=1e3 * batch / median,
-                load_ms=w.load_ms,
-                peak_rss_bytes=w.peak_rss,
-                size_bytes=size_on_disk(w.path),
-                runs=len(ms),
-            )
+    def timing(self) -> Timing:
+        batch, rounds = next(iter(self.rounds.items()))
+        ms = 1e3 * np.concatenate(rounds)
+        path = self.subject.path
+        return Timing(
+            path=str(path),
+            engine=self.engine,
+            title=self.title,
+            precision=self.precision,
+            threads=self.subject.threads,
+            batch=batch,
+            median_ms=quietest_ms(rounds),
+            p95_ms=float(np.percentile(ms, 95)),
+            images_per_s={n: 1e3 * n / quietest_ms(r) for n, r in self.rounds.items()},
+            load_ms=self.load_ms,
+            peak_rss_bytes=self.peak_rss,
+            size_bytes=size_on_disk(path),
+            runs=len(ms),
+            rounds_ms=tuple(1e3 * float(np.median(r)) for r in rounds),
         )
-    return Bench(tuple(timings))
 
 
-def bench(*files: Path, threads: int = 1, batch: int = 1, rounds: int = ROUNDS) -> Bench:
-    """Measure the latency, throughput and memory of files, in turn.
+AT_ONCE = 8  # processes in memory; more subjects are measured in groups, which are as large as each other
 
-    Parameters
-    ----------
-    files
-        Exported files, bundles or runs.
-    threads
-        Threads (and processors) each may use.
-    batch
-        Images in a call.
-    rounds
-        How often each file gets its turn of 0.3 s.
-    """
-    if not files:
-        raise UserError("name at least one file to measure")
-    for name, n in (("threads", threads), ("batch", batch), ("rounds", rounds)):
-        if n < 1:
-            raise UserError(f"{name} must be 1 or more, not {n}")
-    return bench_files(list(files), threads, batch, rounds)
+
+def measure(subjects: Sequence[Subject], batches: Sequence[int] = (1,), rounds: int = ROUNDS) -> list[Timing]:
+    """Measure subjects in turn; each is loaded once, in its own process. Raises `UserError`."""
+    groups = -(-len(subjects) // AT_ONCE)
+    timings: list[Timing] = []
+    with console.progress("rounds") as bar:
+        task = bar.add_task("measuring", total=rounds * len(subjects) * len(batches), status="")
+        for g in range(groups):
+            workers: list[_Worker] = []
+            try:
+                for s in subjects[g::groups]:
+                    bar.update(task, status=f"loading {s.peer or s.path.name}")
+                    workers.append(_Worker(s))
+                bar.update(task, status="")
+                for batch in batches:
+                    for _ in range(rounds):
+                        for w in workers:
+                            w.measure(batch)
+                            bar.advance(task)
+            finally:
+                for w in workers:
+                    w.close()
+            timings += [w.timing() for w in workers]
+    order = [i for g in range(groups) for i in range(g, len(subjects), groups)]
+    return [t for _, t in sorted(zip(order, timings, strict=True), key=lambda pair: pair[0])]
+
+
+def bench_files(
+    paths: Sequence[Path], threads: int = 1, batches: Sequence[int] = (1,), rounds: int = ROUNDS
+) -> list[Timing]:
+    """`measure` for files, bundles and runs on `threads` threads. Raises `UserError`."""
+    resolved = [engines.resolve(p) for p in paths]
+    for p in resolved:
+        engines.for_path(p)  # says what is wrong before a process is started
+    return measure([Subject(p, threads) for p in resolved], batches, rounds)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import hashlib
 import importlib.metadata
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -50,13 +51,17 @@ class Metric:
 
 @dataclass(frozen=True)
 class Card:
-    """What a network is, what it was trained on, how well it does, and where it came from."""
+    """What a network is, what it was trained on, how well it does, and where it came from.
+
+    `float_ops`: names of the operations that an int8 network keeps in float (`quantize` says how).
+    """
 
     arch: Arch
     preprocess: Preprocess
     labels: tuple[str, ...]
     task: str = "classify"
     precision: Precision = "float32"
+    float_ops: tuple[str, ...] = ()
     metrics: tuple[Metric, ...] = ()
     recipe: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
@@ -70,6 +75,13 @@ class Card:
             raise UserError(f"the card has {len(self.labels)} labels for a network of {self.arch.classes} classes")
         if self.precision not in PRECISIONS:
             raise unknown("precision", self.precision, PRECISIONS)
+        if self.float_ops and self.precision != "int8":
+            raise UserError(
+                f"the card of a {self.precision} network names operations to keep in float; only int8's can"
+            )
+        for name in self.float_ops:
+            if name not in self.arch.activations[1:]:
+                raise unknown("operation", name, self.arch.activations[1:])
 
     def replace(self, **changes: Any) -> Card:
         return dataclasses.replace(self, **changes)
@@ -81,6 +93,7 @@ class Card:
             "arch": self.arch.to_json(),
             "preprocess": self.preprocess.to_json(),
             "labels": list(self.labels),
+            "float_ops": list(self.float_ops),
             "metrics": [dataclasses.asdict(m) for m in self.metrics],
         }
 
@@ -95,12 +108,13 @@ class Card:
                 "upgrade with: pip install --upgrade mobilenets"
             )
         try:
-            fields = {f.name: d[f.name] for f in dataclasses.fields(cls)}
+            fields = {f.name: d[f.name] for f in dataclasses.fields(cls) if f.name != "float_ops"}
             return cls(**{
                 **fields,
                 "arch": Arch.from_json(d["arch"]),
                 "preprocess": Preprocess.from_json(d["preprocess"]),
                 "labels": tuple(d["labels"]),
+                "float_ops": tuple(d.get("float_ops", ())),  # earlier cards have none
                 "metrics": tuple(Metric(**m) for m in d["metrics"]),
             })  # fmt: skip
         except (KeyError, TypeError) as e:
@@ -111,7 +125,8 @@ def stamp(card: Card) -> Card:
     """`card` with the time and the versions of what made it."""
     versions = {"python": platform.python_version()}
     for name in ("mobilenets", "torch", "numpy"):
-        versions[name] = importlib.metadata.version(name)
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     return card.replace(created=now, versions=versions)
 
@@ -183,7 +198,7 @@ class Bundle:
             }
         except (safetensors.SafetensorError, ValueError) as e:
             raise UserError(f"{weights}: not readable as safetensors: {e}") from e
-        expected = tensor_shapes(card.arch, card.precision)
+        expected = tensor_shapes(card.arch, card.precision, card.float_ops)
         for name in sorted({*expected, *tensors}):
             if name not in tensors or name not in expected:
                 how = "is missing" if name in expected else "is not of this network"
@@ -198,13 +213,15 @@ def _halved(v: npt.NDArray[Any]) -> bool:
     return v.dtype == np.float32 and v.ndim > 1 and bool(np.abs(v).max(initial=0) < np.finfo(np.float16).max)
 
 
-def tensor_shapes(arch: Arch, precision: Precision) -> dict[str, tuple[int, ...]]:
+def tensor_shapes(arch: Arch, precision: Precision, float_ops: Collection[str] = ()) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every tensor a bundle of `arch` holds; `quantize` says what the int8 ones are."""
     shapes: dict[str, tuple[int, ...]] = {}
     for op in arch.layers:
         name, weight = op.name, (op.cout, op.cin // op.groups, op.kernel, op.kernel)
         if precision == "int8":
-            shapes |= {f"{name}.weight": weight, f"{name}.weight_scale": (op.cout,), f"{name}.bias": (op.cout,)}
+            shapes |= {f"{name}.weight": weight, f"{name}.bias": (op.cout,)}
+            if name not in float_ops:
+                shapes[f"{name}.weight_scale"] = (op.cout,)
         elif op.kind == "linear":
             shapes |= {f"{name}.weight": weight[:2], f"{name}.bias": (op.cout,)}
         else:

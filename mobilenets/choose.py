@@ -1,15 +1,9 @@
-"""Budget -> the network: every width and resolution measured on this machine, the best that meets the budget picked."""
+"""Budget -> the network: of every width and resolution, with its measured latency, the best that meets the budget."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import hashlib
-import json
-import math
-import os
-import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,22 +11,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 from cyclopts import Parameter
 
-from mobilenets import console, cost, engines, files, published, zoo
-from mobilenets.bench import pinned, quietest_ms, time_calls
-from mobilenets.bundle import Bundle, Card, Precision, tensor_shapes
+from mobilenets import console, cost, files, latency, published, zoo
+from mobilenets.bundle import Precision
 from mobilenets.errors import UserError
-from mobilenets.images import Preprocess
+from mobilenets.latency import Measured, Setting, Table
+from mobilenets.options import commas
 from mobilenets.published import Top1
-from mobilenets.quantize import Array, fold, pack
-from mobilenets.rows import CLIPS
 from mobilenets.spec import Arch
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 SMALL, SMALL_RESOLUTIONS = 128, (32, 64, 96)  # for images with less to see than V1's smallest published resolution
-ROUNDS, ROUND_SECONDS, WARM_UP_SECONDS = 3, 0.1, 0.05
-PROTOCOL = 2  # part of the cache's key: raise it when what is measured changes
+KB = 1024  # bytes, as microcontrollers' data sheets count
 
 
 @dataclass(frozen=True)
@@ -44,6 +35,12 @@ class Budget:
     max_macs_m: Annotated[float | None, Parameter(help="Multiply-adds, millions.")] = None
     max_params_m: Annotated[float | None, Parameter(help="Trainable parameters, millions.")] = None
     max_memory_mb: Annotated[float | None, Parameter(help="Peak activation memory, layer by layer, megabytes.")] = None
+    max_ram_kb: Annotated[
+        float | None, Parameter(help="RAM that TensorFlow Lite Micro needs (its arena), kilobytes (1024 bytes).")
+    ] = None
+    max_flash_kb: Annotated[
+        float | None, Parameter(help="Flash that the int8 model needs on a microcontroller, kilobytes (1024 bytes).")
+    ] = None
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
@@ -59,22 +56,31 @@ class Budget:
     def __str__(self) -> str:
         names = {
             "latency_ms": "latency {} ms", "size_mb": "size {} MB", "macs_m": "{} M macs",
-            "params_m": "{} M params", "memory_mb": "activations {} MB",
+            "params_m": "{} M params", "memory_mb": "activations {} MB", "ram_kb": "RAM {} KB",
+            "flash_kb": "flash {} KB",
         }  # fmt: skip
         return ", ".join(names[k].format(f"{v:g}") for k, v in self.limits().items()) or "no limit"
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One network of the grid with everything a budget may bound."""
+    """One network of the grid, run in one way, with everything a budget may bound.
+
+    `ram_kb`, `flash_kb`: what it needs on a microcontroller, known where a budget bounds it; or, `at_least`, what
+    alone is too much.
+    """
 
     arch: Arch
+    setting: Setting
     top1: Top1
     latency_ms: float
     size_mb: float
     macs_m: float
     params_m: float
     memory_mb: float
+    ram_kb: float | None = None
+    flash_kb: float | None = None
+    at_least: bool = False
 
     def overshoot(self, budget: Budget) -> float:
         """By what factor it misses the budget, at the worst limit; 1 or less meets it."""
@@ -85,23 +91,39 @@ class Candidate:
             "arch": self.arch.name,
             "alpha": self.arch.alpha,
             "resolution": self.arch.resolution,
+            "engine": self.setting.engine,
+            "precision": self.setting.precision,
             "imagenet_top1": self.top1.value,
             "imagenet_top1_source": self.top1.source,
             **{k: getattr(self, k) for k in ("latency_ms", "size_mb", "macs_m", "params_m", "memory_mb")},
+            **({k: getattr(self, k) for k in ("ram_kb", "flash_kb", "at_least")} if self.ram_kb else {}),
         }
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The pick, and what it was picked from. Accuracies are published ImageNet top-1: they rank, they don't promise."""
+    """The pick, and what it was picked from. Accuracies are published ImageNet top-1: they rank, they don't promise.
+
+    `machine`: where latencies were measured; `versions`: of the engines there. `engine` and `precision` are the pick's.
+    """
 
     pick: Candidate
     candidates: tuple[Candidate, ...]
     budget: Budget
-    engine: str
-    precision: Precision
-    threads: int
     machine: str
+    versions: Mapping[str, str]
+
+    @property
+    def engine(self) -> str:
+        return self.pick.setting.engine
+
+    @property
+    def precision(self) -> Precision:
+        return self.pick.setting.precision
+
+    @property
+    def threads(self) -> int:
+        return self.pick.setting.threads
 
     @property
     def front(self) -> list[Candidate]:
@@ -118,7 +140,7 @@ class Choice:
             "arch": self.pick.arch.to_json(),
             "budget": self.budget.limits(),
             "engine": self.engine,
-            "engine_version": engines.version(self.engine),
+            "engine_version": self.versions[self.engine],
             "precision": self.precision,
             "threads": self.threads,
             "machine": self.machine,
@@ -130,26 +152,33 @@ class Choice:
         from rich.console import Group
         from rich.text import Text
 
-        how = f"{self.engine} {self.precision}, {self.threads} thread{'s' * (self.threads > 1)}, {self.machine}"
+        several = len({c.setting for c in self.candidates}) > 1
+        on_microcontroller = self.pick.ram_kb is not None
+        threads = f"{self.threads} thread{'s' * (self.threads > 1)}"
+        how = f"{threads}, {self.machine}" if several else f"{self.pick.setting}, {self.machine}"
         t = console.table(
             f"Pareto front of {len(self.candidates)} networks ({how})",
-            ["network", "top-1 %", "latency ms", "size MB", "macs M", "params M", "activ. MB"],
-            left=("network",),
+            ["network", *["runtime"] * several, "top-1 %", "latency ms", "size MB", "macs M", "params M", "activ. MB"]
+            + ["RAM KB", "flash KB"] * on_microcontroller,
+            left=("network", "runtime"),
         )
-        t.columns[0].no_wrap = True
         rows = self.front if self.pick in self.front else [*self.front, self.pick]
         for c in sorted(rows, key=lambda c: c.latency_ms):
             meets = c.overshoot(self.budget) <= 1
             t.add_row(
                 f"{'→' if c is self.pick else ' '} {c.arch.title}",
+                *[c.setting.name] * several,
                 str(c.top1),
                 f"{c.latency_ms:.3f}",
                 f"{c.size_mb:.2f}",
                 f"{c.macs_m:.1f}",
                 f"{c.params_m:.2f}",
                 f"{c.memory_mb:.2f}",
+                *[f"{'≥' * c.at_least}{n:.0f}" for n in (c.ram_kb, c.flash_kb) if n is not None],
                 style="bold green" if c is self.pick else "" if meets else "dim",
             )
+        for column in t.columns:  # none is cut, however narrow the terminal
+            column.no_wrap, column.min_width = True, max(map(len, map(str, [column.header, *column.cells])))
         t.caption = f"→ the pick for {self.budget}; dim: over budget; top-1 is ImageNet's, published{self._legend()}"
         return Group(Text(scatter(self)), t)
 
@@ -190,68 +219,7 @@ def scatter(choice: Choice, width: int = 72, height: int = 14) -> str:
     return "\n".join([legend, *lines, " " * 8 + lo + " " * (width - len(lo) - len(hi)) + hi])
 
 
-# ---- measuring -----------------------------------------------------------------------------------------------------
-
-
-def machine() -> str:
-    """This machine's name in the cache: processor and number of them."""
-    name = platform.processor() or platform.machine()
-    try:
-        with Path("/proc/cpuinfo").open() as f:
-            name = next((line.split(":", 1)[1].strip() for line in f if line.startswith("model name")), name)
-    except OSError:
-        pass
-    return f"{name} x{os.cpu_count()}"
-
-
-@functools.cache
-def _instructions() -> str:
-    """A digest of the processor's feature flags: two machines may share a name and differ in instructions."""
-    try:
-        with Path("/proc/cpuinfo").open() as f:
-            flags = next((line for line in f if line.startswith(("flags", "Features"))), "")
-    except OSError:
-        flags = platform.machine()
-    return hashlib.sha256(flags.encode()).hexdigest()[:8]
-
-
-def random_bundle(arch: Arch, precision: Precision) -> Bundle:
-    """A bundle with random weights, for measuring: latency and size don't depend on what the weights are."""
-    rng = np.random.default_rng(0)
-    preprocess = Preprocess(arch.resolution)
-    card = Card(arch, preprocess, tuple(f"class {i}" for i in range(arch.classes)), precision=precision)
-    tensors: dict[str, Array] = {}
-    for name, shape in tensor_shapes(arch, "float32").items():
-        if len(shape) > 1:
-            fan_in = math.prod(shape[1:])
-            tensors[name] = rng.standard_normal(shape, np.float32) * np.float32(np.sqrt(2 / fan_in))
-        else:
-            ones = name.endswith(("norm.weight", "running_var"))
-            tensors[name] = (np.ones if ones else np.zeros)(shape, np.float32 if shape else np.int64)
-    if precision == "int8":
-        clipped = {op.name for op in arch.ops if op.activation in CLIPS}
-        ranges = {op.name: (0.0, 6.0) if op.name in clipped else (-3.0, 3.0) for op in arch.ops}
-        return Bundle(card, pack(arch, preprocess, fold(arch, tensors), ranges))
-    return Bundle(card, tensors)
-
-
-class Cache:
-    """Measured (latency_ms, size_bytes) by network, of one machine, engine version, precision, number of threads."""
-
-    def __init__(self, engine: str, precision: Precision, threads: int) -> None:
-        key = [machine(), _instructions(), engine, engines.version(engine), precision, threads, PROTOCOL]
-        digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
-        self.entries: dict[str, tuple[float, int]]
-        root = Path(os.environ.get("MOBILENETS_CACHE") or Path.home() / ".cache" / "mobilenets")
-        self.path = root / f"latency-{engine}-{precision}-{threads}-{digest}.json"
-        try:
-            read = json.loads(self.path.read_text())
-            self.entries = {str(k): (float(ms), int(size)) for k, (ms, size) in read.items()}
-        except (OSError, ValueError, TypeError, AttributeError):  # not there, or damaged: measured anew
-            self.entries = {}
-
-    def save(self) -> None:
-        files.write_json(self.path, self.entries)
+# ---- choosing ------------------------------------------------------------------------------------------------------
 
 
 def grid(classes: int, native_side: int | None = None) -> list[Arch]:
@@ -274,66 +242,97 @@ def grid(classes: int, native_side: int | None = None) -> list[Arch]:
     return out
 
 
-def measure(archs: Sequence[Arch], engine: str, precision: Precision, threads: int) -> list[Candidate]:
-    """Candidates for `archs`; latency from the cache, or measured in turn on this machine."""
-    cache = Cache(engine, precision, threads)
-    missing = [a for a in archs if a.digest not in cache.entries]
-    if missing:
-        times: dict[str, list[list[float]]] = {a.digest: [] for a in missing}
-        sizes: dict[str, int] = {}
-        with pinned(threads), console.progress("networks") as bar:
-            task = bar.add_task(f"measuring on {engine}", total=len(missing) * ROUNDS, status="")
-            for _ in range(ROUNDS):
-                for a in missing:
-                    ready, sizes[a.digest] = engines.build(engine, random_bundle(a, precision), precision, threads)
-                    time_calls(ready, 1, WARM_UP_SECONDS)
-                    times[a.digest].append(time_calls(ready, 1, ROUND_SECONDS))
-                    bar.update(task, advance=1, status=a.title)
-        cache.entries |= {d: (quietest_ms(rounds), sizes[d]) for d, rounds in times.items()}
-        cache.save()
-    return [_candidate(a, precision, *cache.entries[a.digest]) for a in archs]
-
-
-def _candidate(a: Arch, precision: Precision, latency_ms: float, size_bytes: int) -> Candidate:
+def _candidate(a: Arch, setting: Setting, measured: Measured) -> Candidate:
     c = cost.count(a)
     top1 = published.imagenet_top1(a.name, a.alpha, a.resolution) or Top1(0.0, "extrapolated")
-    memory = c.peak_activation_elements * (1 if precision == "int8" else 4)
-    return Candidate(a, top1, latency_ms, size_bytes / 1e6, c.macs / 1e6, c.params / 1e6, memory / 1e6)
+    memory = c.peak_activation_elements * (1 if setting.precision == "int8" else 4)
+    size = measured.size_bytes / 1e6
+    return Candidate(a, setting, top1, measured.latency_ms, size, c.macs / 1e6, c.params / 1e6, memory / 1e6)
+
+
+def _on_microcontrollers(candidates: Sequence[Candidate], budget: Budget) -> list[Candidate]:
+    """Candidates with the memory they need there; without those that can't run there, of which a note tells.
+
+    Cached. One whose weights or activations alone are over a limit isn't tried.
+    """
+    from mobilenets.engines import tflm
+
+    cache = latency.Cache("memory-tflm", tflm.version())
+    out, refused = [], []
+    with console.progress("networks") as bar:
+        for c in bar.track(candidates, description="memory on a microcontroller"):
+            counted = cost.count(c.arch)
+            least = counted.peak_activation_elements / KB, counted.weights / KB
+            known = dataclasses.replace(c, ram_kb=least[0], flash_kb=least[1], at_least=True)
+            if known.overshoot(budget) <= 1:
+                if c.arch.digest not in cache.rows:
+                    try:
+                        cache.rows[c.arch.digest] = list(tflm.needs(latency.random_bundle(c.arch, "int8")))
+                    except UserError:
+                        cache.rows[c.arch.digest] = []
+                    cache.save()
+                if not cache.rows[c.arch.digest]:
+                    refused.append(c.arch.title)
+                    continue
+                ram, flash = cache.rows[c.arch.digest]
+                known = dataclasses.replace(c, ram_kb=ram / KB, flash_kb=flash / KB)
+            out.append(known)
+    if refused:
+        console.note(f"left out, as TensorFlow Lite Micro can't run them: {', '.join(refused)}")
+    return out
 
 
 def pick(
-    archs: Sequence[Arch], budget: Budget, engine: str = "onnxruntime", precision: Precision = "int8", threads: int = 1
+    archs: Sequence[Arch],
+    budget: Budget,
+    engine: str | Sequence[str] = "onnxruntime",
+    precision: str | Sequence[str] = "int8",
+    threads: int = 1,
+    table: Path | None = None,
 ) -> Choice:
-    """The most accurate of `archs` that meets `budget`; the faster of two alike. Raises `UserError` if none does."""
-    candidates = measure(archs, engine, precision, threads)
+    """The most accurate of `archs` that meets `budget`, on any of the engines in any of the precisions.
+
+    Of those alike in published accuracy, as a network is in all its precisions, the fastest. `table`: a file of
+    latencies measured on another machine. Raises `UserError` if none meets the budget.
+    """
+    names, precisions = ([x] if isinstance(x, str) else list(x) for x in (engine, precision))
+    wanted = latency.settings(names, precisions, [threads])
+    on_microcontrollers = bool(budget.max_ram_kb or budget.max_flash_kb)
+    if on_microcontrollers and {s.precision for s in wanted} != {"int8"}:
+        raise UserError("microcontrollers run int8 networks: with --max-ram-kb and --max-flash-kb, ask for int8 alone")
+    found = latency.of_file(table, archs, wanted) if table else latency.here(archs, wanted)
+    by_digest = {a.digest: a for a in archs}
+    candidates = [
+        _candidate(by_digest[digest], setting, m)
+        for setting, measured in found.entries.items()
+        for digest, m in measured.items()
+    ]
+    if on_microcontrollers:
+        candidates = _on_microcontrollers(candidates, budget)
     fitting = [c for c in candidates if c.overshoot(budget) <= 1]
     if not fitting:
         near = min(candidates, key=lambda c: c.overshoot(budget))
+        ways = " or ".join(s.name for s in found.entries)
+        which = near.arch.title + (f" with {near.setting.name}" if len(found.entries) > 1 else "")
+        where = f"the machine of {table}" if table else "this machine"
+        memory = "" if near.ram_kb is None else f", RAM {near.ram_kb:.0f} KB, flash {near.flash_kb:.0f} KB"
         raise UserError(
-            f"no network meets {budget} with {engine} {precision} on this machine; the nearest is {near.arch.title}: "
+            f"no network meets {budget} with {ways} on {where}; the nearest is {which}: "
             f"{near.latency_ms:.3f} ms, {near.size_mb:.2f} MB, {near.macs_m:.1f} M macs, {near.params_m:.2f} M params, "
-            f"activations {near.memory_mb:.2f} MB"
+            f"activations {near.memory_mb:.2f} MB{memory}"
         )
     best = max(fitting, key=lambda c: (c.top1.value, -c.latency_ms))
-    return Choice(best, tuple(candidates), budget, engine, precision, threads, machine())
-
-
-def check(engine: str, precision: str, threads: int) -> Precision:
-    """Validate what `choose` and `fit` share."""
-    checked = engines.check_precision(engine, precision)
-    engines.module(engine)
-    if threads < 1:
-        raise UserError(f"threads must be 1 or more, not {threads}")
-    return checked
+    return Choice(best, tuple(candidates), budget, found.machine, found.versions)
 
 
 def choose(
     *,
     budget: Annotated[Budget | None, Parameter(name="*")] = None,
-    engine: str = "onnxruntime",
-    precision: Precision = "int8",
+    engine: Annotated[tuple[str, ...], commas(str)] = ("onnxruntime",),
+    precision: Annotated[tuple[str, ...], commas(str)] = ("int8",),
     threads: int = 1,
     classes: int = 1000,
+    table: Path | None = None,
     plot: Path | None = None,
 ) -> Choice:
     """Measure every published network, width and resolution here, and pick the most accurate network within a budget.
@@ -343,19 +342,52 @@ def choose(
     Parameters
     ----------
     engine
-        Runtime: onnxruntime or torch.
+        Runtimes, with commas between: onnxruntime, openvino, litert, ...
     precision
-        int8 or float32.
+        Precisions of the exported file, with commas between: int8, float32, ...; a runtime hasn't all.
     threads
         Threads (and processors) to run on.
     classes
         Outputs of the classifier.
+    table
+        Latencies measured on another machine (`mobilenets latency-table`), instead of measuring here.
     plot
         Draw accuracy over latency into this file too (.png, .svg, .pdf).
     """
-    chosen = pick(grid(classes), budget or Budget(), engine, check(engine, precision, threads), threads)
+    chosen = pick(grid(classes), budget or Budget(), engine, precision, threads, table)
     if plot:
         from mobilenets import plots, style
 
         style.save(plots.pareto(chosen.to_json()), plot)
     return chosen
+
+
+def latency_table(
+    *,
+    engine: Annotated[tuple[str, ...], commas(str)] = ("onnxruntime",),
+    precision: Annotated[tuple[str, ...], commas(str)] = ("int8",),
+    threads: Annotated[tuple[int, ...], commas(int)] = (1,),
+    classes: int = 1000,
+    out: Path,
+) -> Table:
+    """Measure every network here, as a file for `choose --table` on another machine.
+
+    Needs the runtime and numpy, no PyTorch. Stopped with Ctrl-C, it goes on where it was.
+
+    Parameters
+    ----------
+    engine
+        Runtimes, with commas between: onnxruntime, openvino, litert, ...
+    precision
+        Precisions, with commas between: int8, float32, ...; a runtime hasn't all.
+    threads
+        Numbers of threads (and processors), with commas between.
+    classes
+        Outputs of the classifier.
+    out
+        The file to write (.json).
+    """
+    everything = {a.digest: a for side in (None, SMALL // 2 - 1) for a in grid(classes, side)}
+    made = latency.here(list(everything.values()), latency.settings(engine, precision, threads))
+    files.write_json(out, made.to_json())
+    return made

@@ -4,6 +4,7 @@ called, so `--help` is quick.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import sys
@@ -30,11 +31,24 @@ VERBS = {
     "distill": ("mobilenets.distill:distill", "Train a small network on what a larger one says of the images."),
     "eval": ("mobilenets.evaluate:evaluate", "Score a network on labelled images."),
     "predict": ("mobilenets.predict:predict", "Label images, any number of them."),
-    "bench": ("mobilenets.bench:bench", "Latency, throughput and memory of files."),
+    "bench": ("mobilenets.runtimes:bench", "Latency, throughput, memory: of files, or of a network on every runtime."),
+    "latency-table": ("mobilenets.choose:latency_table", "Measure all networks here, for `choose --table` elsewhere."),
     "quantize": ("mobilenets.quantize:quantize", "Float bundle -> int8 bundle."),
     "export": ("mobilenets.export:export", "Bundle -> a file that runs, proved against PyTorch."),
     "show": ("mobilenets.show:show", "What a bundle, run or file says of itself."),
     "report": ("mobilenets.report:report", "A run's report, one HTML page."),
+}
+TRAINING = ("fit", "train", "sweep", "tune", "distill", "quantize", "export")  # need PyTorch, whatever is asked of them
+# What only some verbs need, by the module that is missed: its name, and the extra that installs it.
+EXTRAS = {
+    "torch": ("PyTorch", "train"),
+    "torchvision": ("torchvision", "train"),
+    "pytorch_lightning": ("PyTorch Lightning", "train"),
+    "torchmetrics": ("torchmetrics", "train"),
+    "sklearn": ("scikit-learn", "train"),
+    "matplotlib": ("matplotlib", "train"),
+    "jinja2": ("Jinja", "train"),
+    "tflite_micro": ("TensorFlow Lite Micro", "micro"),
 }
 HELP = """MobileNets, exact and practical: from your data, device and budget to a file that runs there.
 
@@ -43,7 +57,7 @@ Every verb takes `--json` (results for programs, on stdout) and `--debug` (the t
 
 
 def main() -> None:
-    """Entry point of `mobilenets`: exit code 0, or 2 with one clear line on stderr."""
+    """Entry point of `mobilenets`. Exit code 0; 1 if some images couldn't be read; 2 with one clear line on stderr."""
     # GNU OpenMP's idle threads spin, by default so long that a second busy program slows training many times over;
     # 20,000 turns are as quick on an idle machine and bounded on a busy one. It is read when torch is imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
@@ -58,6 +72,8 @@ def run(arguments: list[str]) -> int:
     try:
         if arguments and not arguments[0].startswith("-") and arguments[0] not in VERBS:
             raise unknown("verb", arguments[0], VERBS)
+        if arguments and arguments[0] in TRAINING and not {"--help", "-h"} & {*arguments}:
+            _needs(arguments[0], "torch")
         return _print(_call(arguments), as_json)
     except UserError as e:
         if debug:
@@ -70,6 +86,13 @@ def run(arguments: list[str]) -> int:
     except _ReaderLeft:
         sys.stderr.close()
         return 0
+
+
+def _needs(verb: str, module: str) -> None:
+    """A UserError if `module` isn't installed."""
+    if importlib.util.find_spec(module) is None:
+        needed, extra = EXTRAS[module]
+        raise UserError(f"{verb} needs {needed}: pip install 'mobilenets[{extra}]'")
 
 
 def _call(arguments: list[str]) -> Any:
@@ -90,34 +113,44 @@ def _call(arguments: list[str]) -> Any:
         return app(arguments or ["--help"], exit_on_error=False, print_error=False)
     except cyclopts.CycloptsError as e:
         raise UserError(" ".join(str(e).split())) from e
+    except ImportError as e:  # as it is, or as what a verb's module that couldn't be imported was raised from
+        name = (getattr(e.__cause__, "name", None) or e.name or "").partition(".")[0]
+        if name in EXTRAS:
+            _needs(arguments[0], name)
+        raise
 
 
 def _print(result: Any, as_json: bool) -> int:
-    """Print what a verb returned; a stream is printed as it comes. An unreadable image makes the exit code 2."""
-    if result is None:
-        return 0
-    if isinstance(result, Iterator):
-        failed = 0
-        for item in result:
-            failed += bool(item.error)
-            if as_json:
-                _line(json.dumps(item.to_json()))
-            elif item.error:
-                print(f"mobilenets: {item.error}", file=sys.stderr)
-            else:
-                _line(str(item))
-        if as_json and failed:
-            print(f"mobilenets: {failed} images could not be read", file=sys.stderr)
-        return 2 if failed else 0
+    """Print what a verb returned, a stream as it comes. Images that couldn't be read are listed last: exit code 1."""
+    unread: list[str] = []
+    try:
+        if isinstance(result, Iterator):
+            for item in result:
+                if item.error:
+                    unread.append(item.error)
+                if as_json:
+                    _line(json.dumps(item.to_json()))
+                elif not item.error:
+                    _line(str(item))
+        elif result is not None:
+            unread += getattr(result, "skipped", ())
+            _print_whole(result, as_json)
+    finally:
+        if unread:
+            print(f"mobilenets: {len(unread)} image{'s' * (len(unread) > 1)} could not be read:", file=sys.stderr)
+            print(*(f"  {reason}" for reason in unread), sep="\n", file=sys.stderr)
+    return 1 if unread else 0
+
+
+def _print_whole(result: Any, as_json: bool) -> None:
     if as_json:
         _line(json.dumps(result.to_json(), indent=2))
-        return 0
+        return
     from rich.console import Console
 
     from mobilenets import console
 
     console.print_whole(Console(highlight=False), result)
-    return 0
 
 
 class _ReaderLeft(Exception):

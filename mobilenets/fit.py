@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,6 +24,7 @@ from mobilenets import (
     evaluate,
     export,
     files,
+    latency,
     processes,
     quantize,
     recipes,
@@ -32,8 +34,9 @@ from mobilenets import (
 from mobilenets import bundle as bundles
 from mobilenets.bundle import Bundle, Metric, Precision
 from mobilenets.checks import Scan
-from mobilenets.choose import Budget
+from mobilenets.choose import Budget, Choice
 from mobilenets.data import Data
+from mobilenets.options import commas
 from mobilenets.recipes import Overrides
 from mobilenets.spec import Arch
 from mobilenets.tasks.classify import Scores
@@ -43,7 +46,6 @@ if TYPE_CHECKING:
 
 CHOICE, SCAN, STEPS, REPORT = "choice.json", "scan.json", "steps.json", "report.html"
 INT8 = "int8"
-FILES: dict[Precision, str] = {"float32": "model.onnx", "int8": "model-int8.onnx"}
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ class Fitted:
     predicted_ms: float
     budget: Budget
     seconds: float
+    elsewhere: str = ""  # the machine whose table was chosen by
 
     @property
     def shipped(self) -> Step:
@@ -122,6 +125,8 @@ class Fitted:
     def _budget_line(self) -> str:
         met = self.shipped.latency_ms or 0.0
         limit = self.budget.max_latency_ms
+        if self.elsewhere:
+            return f"latency {met:.3f} ms here; {self.predicted_ms:.3f} ms on {self.elsewhere}, as its table has it"
         off = 100 * (met / self.predicted_ms - 1)
         line = f"latency {met:.3f} ms measured in the file, {self.predicted_ms:.3f} ms when it was chosen ({off:+.0f}%)"
         if limit and met > limit:
@@ -134,9 +139,10 @@ def fit(
     *,
     out: Path,
     budget: Annotated[Budget | None, Parameter(name="*")] = None,
-    engine: str = "onnxruntime",
-    precision: Precision = "int8",
+    engine: Annotated[tuple[str, ...], commas(str)] = ("onnxruntime",),
+    precision: Annotated[tuple[str, ...], commas(str)] = ("int8",),
     threads: int = 1,
+    table: Path | None = None,
     recipe: str | None = None,
     overrides: Annotated[Overrides | None, Parameter(name="*")] = None,
     init: Path | None = None,
@@ -157,11 +163,13 @@ def fit(
     out
         Folder of the run.
     engine
-        Runtime to ship for: onnxruntime.
+        Runtime to ship for: onnxruntime, openvino, litert, ncnn, executorch; of several, with commas between, the best.
     precision
-        What to ship: int8 or float32.
+        What to ship: int8, float16, float32, ...; of several, with commas between, the best.
     threads
         Threads (and processors) the shipped file will have.
+    table
+        Latencies of another machine, from `mobilenets latency-table`, to choose by.
     recipe
         modern (from scratch), finetune, cifar, v1-paper, v2-paper or v3-paper; by default modern, or finetune with
         --init.
@@ -178,13 +186,15 @@ def fit(
     """
     started = time.monotonic() - (_trained_before(out) if resume else 0)
     budget = budget or Budget()
-    precision = choose.check(engine, precision, threads)
+    for setting in latency.settings(engine, precision, [threads]):
+        engines.module(setting.engine)  # says what to install before anything is trained
     chosen_recipe = recipes.recipe(recipe or ("finetune" if init else "modern"), overrides)
     start = Bundle.load(bundles.find_bundle(init)) if init else None
     d = data.open_data(source, root, seed)
     _, rank = processes.world()
     config = {
-        "verb": "fit", "source": source, "budget": budget.limits(), "engine": engine, "precision": precision,
+        "verb": "fit", "source": source, "budget": budget.limits(), "engine": ",".join(engine),
+        "precision": ",".join(precision), "table": str(table) if table else None,
         "threads": threads, "recipe": chosen_recipe.to_json(), "init": start.digest if start else None, "seed": seed,
     }  # fmt: skip
     choice: dict[str, Any] | None = None
@@ -194,7 +204,9 @@ def fit(
         console.note("[bold]1/6 check the images[/]")
         found = checks.check(d, skip_bad)
         files.write_json(out / SCAN, found.to_json())
-        choice = _choose(out, d, found, budget, engine, precision, threads, start)
+        choice = _choose(
+            out, d, found, start, lambda archs: choose.pick(archs, budget, engine, precision, threads, table)
+        )
     else:
         checks.scan(d)
     choice = processes.from_rank_0(choice)
@@ -207,13 +219,14 @@ def fit(
         trained = train.train_bundle(d, arch, chosen_recipe, out, seed=seed, resume=resume, init=start)
     if rank != 0:
         return None
-    steps, shipped = ship(d, trained, out, precision, threads)
+    steps, shipped = ship(d, trained, out, choice["precision"], threads, choice["engine"])
     fitted = Fitted(
         out=out,
         file=shipped,
         arch=arch,
         steps=steps,
         predicted_ms=choice["pick"]["latency_ms"],
+        elsewhere=choice["machine"] if table else "",
         budget=budget,
         seconds=time.monotonic() - started,
     )
@@ -226,26 +239,19 @@ def fit(
 
 
 def _choose(
-    out: Path,
-    d: Data,
-    found: Scan,
-    budget: Budget,
-    engine: str,
-    precision: Precision,
-    threads: int,
-    start: Bundle | None,
+    out: Path, d: Data, found: Scan, start: Bundle | None, pick: Callable[[Sequence[Arch]], Choice]
 ) -> dict[str, Any]:
     """The choice as JSON, kept in the run's folder: a resumed run doesn't choose again."""
     path = out / CHOICE
     if path.exists():
         kept: dict[str, Any] = json.loads(path.read_text())
         return kept
-    console.note(f"[bold]2/6 choose for {budget}[/]")
+    console.note("[bold]2/6 choose[/]")
     archs = choose.grid(len(d.labels), found.native_side)
     if start:
         of = start.card.arch
         archs = [train.initial_arch(start, len(d.labels), a.resolution) for a in archs if _same(a, of)]
-    choice = choose.pick(archs, budget, engine, precision, threads)
+    choice = pick(archs)
     console.note(choice)
     value = choice.to_json()
     files.write_json(path, value)
@@ -265,8 +271,10 @@ def _same(a: Arch, b: Arch) -> bool:
     return (a.name, a.alpha) == (b.name, b.alpha)
 
 
-def ship(d: Data, trained: Bundle, out: Path, precision: Precision, threads: int) -> tuple[tuple[Step, ...], Path]:
-    """Quantize, export, evaluate and measure a trained bundle: the steps in order, and the file to ship."""
+def ship(
+    d: Data, trained: Bundle, out: Path, precision: Precision, threads: int, engine: str = "onnxruntime"
+) -> tuple[tuple[Step, ...], Path]:
+    """Quantize, export for `engine`, evaluate and measure a trained bundle: the steps, and the file to ship."""
     preprocess = trained.card.preprocess
     held_out = d.held_out
     console.note(f"[bold]4/6 quantize, export, evaluate on {held_out}[/]")
@@ -274,24 +282,26 @@ def ship(d: Data, trained: Bundle, out: Path, precision: Precision, threads: int
     cores = os.cpu_count() or 1
     steps: list[Step] = []
     b, bundle_paths = trained, {"float32": out / train.FLOAT, "int8": out / INT8}
-    for p in ("float32", "int8") if precision == "int8" else ("float32",):
-        where = bundle_paths[p]
+    precisions: list[Precision] = [p for p in ("float32", precision) if p in engines.runtime(engine).precisions]
+    for p in dict.fromkeys(precisions):
         if p == "int8":  # from the float bundle as it was saved, with its scores: its parent is what is in OUT/float
             b = quantize.quantize_bundle(b, d.sample("train", quantize.CALIBRATION_IMAGES, preprocess).pixels)
-        scores = evaluate.score(engines.module("torch").TorchEngine(b, cores), d, held_out)
-        metric = Metric("top1", round(scores.top1, 4), d.source, held_out, scores.count)
-        kept = tuple(m for m in b.card.metrics if m.split != held_out)
-        b = Bundle(b.card.replace(metrics=(*kept, metric)), b.tensors).save(where)
-        label = "float" if p == "float32" else "int8, simulated"
-        steps.append(Step(f"{label} in PyTorch", str(where), "torch", p, files.size_on_disk(where), scores))
-        made = export.export_bundle(b, parity, out / FILES[p], f"{d.source} {held_out}")
+        if p in bundle_paths:
+            where = bundle_paths[p]
+            scores = evaluate.score(engines.module("torch").TorchEngine(b, cores), d, held_out)
+            metric = Metric("top1", round(scores.top1, 4), d.source, held_out, scores.count)
+            kept = tuple(m for m in b.card.metrics if m.split != held_out)
+            b = Bundle(b.card.replace(metrics=(*kept, metric)), b.tensors).save(where)
+            label = "float" if p == "float32" else "int8, simulated"
+            steps.append(Step(f"{label} in PyTorch", str(where), "torch", p, files.size_on_disk(where), scores))
+        path = out / engines.file_name(engine, p)
+        made = export.export_bundle(export.in_precision(b, p, d), parity, path, f"{d.source} {held_out}", engine, p)
         console.note(made)
-        engine = engines.load(made.path)
-        scores = evaluate.score(engine, d, held_out)
-        name, proof = f"{p} {made.path.suffix[1:].upper()}", (made.agreement, made.difference)
-        steps.append(Step(name, str(made.path), engine.name, p, made.size_bytes, scores, None, *proof))
-    exported = [s for s in steps if s.engine != "torch"]
+        scores = evaluate.score(engines.load(made.path), d, held_out)
+        name, proof = f"{p} {engines.runtime(engine).format.upper()}", (made.agreement, made.difference)
+        steps.append(Step(name, str(made.path), engine, p, made.size_bytes, scores, None, *proof))
+    exported = [s for s in steps if s.path not in map(str, bundle_paths.values())]
     console.note("[bold]5/6 measure the files[/]")
-    timings = bench.bench_files([Path(s.path) for s in exported], threads).timings
+    timings = bench.bench_files([Path(s.path) for s in exported], threads)
     latency = {t.path: t.median_ms for t in timings}
-    return tuple(dataclasses.replace(s, latency_ms=latency.get(s.path)) for s in steps), out / FILES[precision]
+    return tuple(dataclasses.replace(s, latency_ms=latency.get(s.path)) for s in steps), path

@@ -6,6 +6,7 @@ Every function here returns a `Figure` that belongs to nobody else: no pyplot, n
 from __future__ import annotations
 
 import csv
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -51,7 +52,8 @@ def family(arch: str) -> str:
 def pareto(choice: Mapping[str, Any]) -> Figure:
     """Published ImageNet top-1 over measured latency, from a Choice's JSON: every network, front, pick, budget.
 
-    A hollow dot misses a limit other than latency. A candidate without a latency wasn't measured and isn't drawn.
+    A hollow dot misses a limit other than latency. A candidate without a latency wasn't measured and isn't drawn. Each
+    runtime and precision has its own shape, where there are several.
     """
     candidates = [c for c in choice["candidates"] if c["latency_ms"] is not None]
     pick, budget = choice["pick"], choice["budget"]
@@ -66,7 +68,10 @@ def pareto(choice: Mapping[str, Any]) -> Figure:
         lo = min(lo, limit / 1.3)
     style.log_axis(ax, lo, hi)
     ax.grid(visible=True)
-    ax.set_xlabel(f"latency, ms per image (log scale; {choice['engine']} {choice['precision']}, {_threads(choice)})")
+    ways = list(dict.fromkeys(_way(c) for c in candidates))
+    how = _threads(choice) if len(ways) > 1 else f"{choice['engine']} {choice['precision']}, {_threads(choice)}"
+    shapes = dict(zip(ways, itertools.cycle("os^DvPX"), strict=False))
+    ax.set_xlabel(f"latency, ms per image (log scale; {how})")
     ax.set_ylabel("ImageNet top-1, % (published)")
     handles: list[Any] = []
     front = choice["front"]
@@ -79,15 +84,18 @@ def pareto(choice: Mapping[str, Any]) -> Figure:
     for name in sorted({family(c["arch"]) for c in candidates}):
         colour = FAMILY_COLOURS.get(name, MUTED)
         handles.append(Line2D([], [], marker="o", ls="", ms=6, color=colour, label=f"MobileNet {name.upper()}"))
-        for hollow in (False, True):
-            members = [c for c in candidates if family(c["arch"]) == name]
+        for hollow, way in itertools.product((False, True), ways):
+            members = [c for c in candidates if family(c["arch"]) == name and _way(c) == way]
             dots = [c for c in members if any(c[k] > v for k, v in others.items()) == hollow]
             any_hollow |= hollow and bool(dots)
             ax.scatter(
                 [c["latency_ms"] for c in dots],
                 [c["imagenet_top1"] for c in dots],
-                s=26, facecolors=BACK if hollow else colour, edgecolors=colour, linewidths=1.2, zorder=3,
+                s=26, marker=shapes[way], facecolors=BACK if hollow else colour, edgecolors=colour, linewidths=1.2,
+                zorder=3,
             )  # fmt: skip
+    if len(ways) > 1:
+        handles += [Line2D([], [], marker=shapes[w], ls="", ms=6, mfc=BACK, mec=MUTED, label=w) for w in ways]
     if any_hollow:
         missed = " or ".join(_LIMIT_NAMES[k] for k in others)
         handles.append(
@@ -118,9 +126,16 @@ def pareto(choice: Mapping[str, Any]) -> Figure:
         ha="left" if dx > 0 else "right" if dx < 0 else "center", va="center", weight="bold", zorder=6,
         bbox={"facecolor": BACK, "edgecolor": "none", "alpha": 0.8, "pad": 1.5},
     )  # fmt: skip
-    handles.append(Line2D([], [], marker="*", ls="", ms=12, color=GREEN, mec=BACK, label="the pick"))
-    fig.legend(handles=handles, loc="outside upper left", ncols=len(handles), handletextpad=0.4, columnspacing=1.4)
+    label = f"the pick, {_way(pick)}" if len(ways) > 1 else "the pick"
+    handles.append(Line2D([], [], marker="*", ls="", ms=12, color=GREEN, mec=BACK, label=label))
+    columns = len(handles) if len(ways) == 1 else 4
+    fig.legend(handles=handles, loc="outside upper left", ncols=columns, handletextpad=0.4, columnspacing=1.4)
     return fig
+
+
+def _way(c: Mapping[str, Any]) -> str:
+    """What a candidate runs on: "" in a choice made before there were several."""
+    return f"{c.get('engine', '')} {c.get('precision', '')}".strip()
 
 
 def _free_place(ax: Axes, candidates: Sequence[Mapping[str, Any]], x: float, y: float) -> tuple[float, float]:
@@ -147,6 +162,7 @@ def _free_place(ax: Axes, candidates: Sequence[Mapping[str, Any]], x: float, y: 
 
 _LIMIT_NAMES = {
     "latency_ms": "latency", "size_mb": "size", "macs_m": "macs", "params_m": "params", "memory_mb": "memory",
+    "ram_kb": "RAM", "flash_kb": "flash",
 }  # fmt: skip
 
 

@@ -112,34 +112,42 @@ _zip_turn = threading.Lock()  # a ZipFile is not for several threads at once
 
 
 def sources(paths: Iterable[Path]) -> Iterator[Source]:
-    """The images at `paths` (files, folders, zips), found as they are needed; `UserError` for a path with none."""
+    """The images at `paths` (files, folders, zips), found as they are needed.
+
+    `UserError` at once for a path that isn't there, and when its turn comes for one with no images.
+    """
+    paths = list(paths)
     for path in paths:
-        if path.is_dir():
-            found = False
-            for here, subdirs, names in os.walk(path):
-                subdirs.sort()
-                for n in sorted(names):
-                    if is_image_name(n):
-                        found = True
-                        yield Source(str(Path(here) / n), Path(here) / n)
-            if not found:
-                raise UserError(f"{path}: no images in this folder")
-        elif zipfile.is_zipfile(path):
-            try:
-                z = zipfile.ZipFile(path)  # closed with the last Source that names it
-            except (zipfile.BadZipFile, OSError, NotImplementedError) as e:
-                raise UserError(f"{path}: not a readable zip ({e})") from e
-            found = False
-            for info in z.infolist():
-                if is_image_name(info.filename):
-                    found = True
-                    yield Source(f"{path}/{info.filename}", z, info.filename)
-            if not found:
-                raise UserError(f"{path}: no images in this zip")
-        elif path.exists():
-            yield Source(str(path), path)
-        else:
+        if not path.exists():
             raise UserError(f"{path}: no such file or folder")
+    return itertools.chain.from_iterable(map(_images_at, paths))
+
+
+def _images_at(path: Path) -> Iterator[Source]:
+    if path.is_dir():
+        found = False
+        for here, subdirs, names in os.walk(path):
+            subdirs.sort()
+            for n in sorted(names):
+                if is_image_name(n):
+                    found = True
+                    yield Source(str(Path(here) / n), Path(here) / n)
+        if not found:
+            raise UserError(f"{path}: no images in this folder")
+    elif zipfile.is_zipfile(path):
+        try:
+            z = zipfile.ZipFile(path)  # closed with the last Source that names it
+        except (zipfile.BadZipFile, OSError, NotImplementedError) as e:
+            raise UserError(f"{path}: not a readable zip ({e})") from e
+        found = False
+        for info in z.infolist():
+            if is_image_name(info.filename):
+                found = True
+                yield Source(f"{path}/{info.filename}", z, info.filename)
+        if not found:
+            raise UserError(f"{path}: no images in this zip")
+    else:
+        yield Source(str(path), path)
 
 
 class Model:

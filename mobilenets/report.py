@@ -43,6 +43,7 @@ BYTES = {"int8": 1, "float32": 4}
 UNITS = {
     "latency_ms": ("latency", "ms"), "size_mb": ("size", "MB"), "macs_m": ("macs", "M"),
     "params_m": ("parameters", "M"), "memory_mb": ("activations", "MB"),
+    "ram_kb": ("RAM", "KB"), "flash_kb": ("flash", "KB"),
 }  # fmt: skip
 
 

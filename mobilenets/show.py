@@ -94,6 +94,6 @@ def show(path: Path) -> Shown:
         inside = [p for p in (path / "float", path / "int8") if is_bundle(p)]
         if inside:
             return Shown({str(p): Bundle.load(p).card for p in inside})
-    if path.is_dir():
+    if is_bundle(path) or (path.is_dir() and path.suffix not in engines.SUFFIXES):
         return Shown({str(path): Bundle.load(path).card})
     return Shown({str(path): engines.load(path).card})

@@ -1,6 +1,6 @@
-"""The int8 network in PyTorch: the float operations with every tensor rounded to the values an int8 runtime can hold.
+"""Bundles in PyTorch, operation by operation, every tensor rounded to the values that a file of its precision holds.
 
-It is the reference that exported int8 files are proved against, and what `eval` of an int8 bundle runs.
+It is the reference that exported files are proved against, and what `eval` of an int8 bundle runs.
 """
 
 from __future__ import annotations
@@ -9,66 +9,92 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mobilenets import quantize
 from mobilenets.bundle import Bundle
-from mobilenets.images import Pixels
 from mobilenets.model import ACTIVATIONS, MODULES, MobileNet, build, pad_same
+from mobilenets.quantize import Array, Folded
 from mobilenets.rows import Op
 from mobilenets.spec import Arch
 
 
-class _Layer(nn.Module):
-    def __init__(self, op: Op, padding: str) -> None:
+class Layer(nn.Module):
+    """A folded layer: its weights are buffers, since nothing trains them."""
+
+    def __init__(self, op: Op, arch: Arch, weight: Array, bias: Array) -> None:
         super().__init__()
-        self.op, self.same = op, padding == "same" and op.stride > 1
-        self.register_buffer("weight", torch.empty(op.cout, op.cin // op.groups, op.kernel, op.kernel))
-        self.register_buffer("bias", torch.empty(op.cout))
+        self.op, self.same = op, arch.padding == "same" and op.stride > 1
+        self.register_buffer("weight", torch.from_numpy(weight))
+        self.register_buffer("bias", torch.from_numpy(bias))
         self.act = ACTIVATIONS[op.activation]() if op.activation else nn.Identity()
 
     weight: Tensor
     bias: Tensor
 
-    def forward(self, x: Tensor) -> Tensor:
+    def sums(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """The layer's convolution with other weights of its shape, before its activation."""
         op = self.op
         if self.same:
             x = pad_same(x, op.kernel, op.stride)
         pad = 0 if self.same else op.kernel // 2
-        y: Tensor = self.act(F.conv2d(x, self.weight, self.bias, op.stride, pad, groups=op.groups))
+        return F.conv2d(x, weight, bias, op.stride, pad, groups=op.groups)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.act(self.sums(x, self.weight, self.bias))
         return y
 
 
-class SimulatedInt8(nn.Module):
-    """An int8 bundle as a module: float images [N, 3, H, W] to logits [N, classes]."""
+class FoldedNetwork(nn.Module):
+    """Folded layers, activations in float: images [N, 3, H, W] to logits [N, classes].
 
-    def __init__(self, bundle: Bundle) -> None:
+    `layers` has a module for each of `arch.ops`, in their order.
+    """
+
+    def __init__(self, arch: Arch, folded: Folded) -> None:
         super().__init__()
-        self.arch: Arch = bundle.card.arch
-        tensors = {k: torch.from_numpy(v) for k, v in bundle.tensors.items()}
-        self.affine = {
-            a: (float(tensors[f"{a}.scale"]), int(tensors[f"{a}.zero_point"])) for a in self.arch.activations
-        }
+        self.arch = arch
         self.layers = nn.ModuleList(
-            self._layer(op, tensors) if op.is_layer else MODULES[op.kind](op, self.arch) for op in self.arch.ops
+            Layer(op, arch, *folded[op.name]) if op.is_layer else MODULES[op.kind](op, arch) for op in arch.ops
         )
 
-    def _layer(self, op: Op, tensors: dict[str, Tensor]) -> _Layer:
-        layer = _Layer(op, self.arch.padding)
-        scale = tensors[f"{op.name}.weight_scale"].double()
-        layer.weight = (tensors[f"{op.name}.weight"].double() * scale[:, None, None, None]).float()
-        layer.bias = (tensors[f"{op.name}.bias"].double() * scale * self.affine[op.inputs[0]][0]).float()
-        return layer
+    def made(self, x: Tensor, _name: str) -> Tensor:
+        """What becomes of the activation `name` when it is made."""
+        return x
 
-    def _round(self, x: Tensor, name: str) -> Tensor:
-        scale, zero = self.affine[name]
-        return torch.fake_quantize_per_tensor_affine(x, scale, zero, 0, 255)
+    def read(self, x: Tensor, _name: str, _by: Op) -> Tensor:
+        """The activation `name` as the operation `by` reads it."""
+        return x
 
     def forward(self, x: Tensor) -> Tensor:
-        values = {"input": self._round(x, "input")}
+        values = {"input": self.made(x, "input")}
         for op, layer, unread in zip(self.arch.ops, self.layers, self.arch.frees, strict=True):
-            x = self._round(layer(*(values[name] for name in op.inputs)), op.name)
+            x = self.made(layer(*(self.read(values[name], name, op) for name in op.inputs)), op.name)
             for name in unread:
                 del values[name]
             values[op.name] = x
         return x.flatten(1)
+
+
+class SimulatedInt8(FoldedNetwork):
+    """An int8 bundle as a module: float images [N, 3, H, W] to logits [N, classes]."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        super().__init__(bundle.card.arch, quantize.unpack(bundle.card, bundle.tensors))
+        self.float_ops = frozenset(bundle.card.float_ops)
+        self.affine = {
+            a: (float(bundle.tensors[f"{a}.scale"]), int(bundle.tensors[f"{a}.zero_point"]))
+            for a in self.arch.activations
+        }
+
+    def round(self, x: Tensor, name: str) -> Tensor:
+        """`x` at the 256 values that the activation `name` can have."""
+        scale, zero = self.affine[name]
+        return torch.fake_quantize_per_tensor_affine(x, scale, zero, 0, 255)
+
+    def made(self, x: Tensor, name: str) -> Tensor:
+        return x if name in self.float_ops else self.round(x, name)
+
+    def read(self, x: Tensor, name: str, by: Op) -> Tensor:
+        return self.round(x, name) if name in self.float_ops and by.name not in self.float_ops else x
 
 
 def float_model(bundle: Bundle) -> MobileNet:
@@ -79,23 +105,22 @@ def float_model(bundle: Bundle) -> MobileNet:
     return model.eval()
 
 
+def folded_network(bundle: Bundle) -> FoldedNetwork:
+    """A float bundle's network with BatchNorm folded and its weights rounded as its card's precision says."""
+    arch = bundle.card.arch
+    folded = quantize.rounded(quantize.fold(arch, bundle.tensors), bundle.card.precision)
+    return FoldedNetwork(arch, folded).eval()
+
+
 def module(bundle: Bundle) -> nn.Module:
-    """The bundle as a PyTorch module in eval mode, float or simulated int8."""
-    return float_model(bundle) if bundle.card.precision == "float32" else SimulatedInt8(bundle).eval()
+    """The bundle as a PyTorch module in eval mode, as its card's precision says.
 
-
-def calibrate(bundle: Bundle, images: Pixels, batch: int = 8) -> dict[str, tuple[float, float]]:
-    """Smallest and largest value of every activation over `images`, uint8 [N, H, W, 3]."""
-    model = float_model(bundle)
-    ranges: dict[str, tuple[float, float]] = {}
-
-    def observe(name: str, y: Tensor) -> None:
-        low, high = ranges.get(name, (0.0, 0.0))
-        ranges[name] = min(low, float(y.min())), max(high, float(y.max()))
-
-    for op in bundle.card.arch.ops:
-        model.get_submodule(op.name).register_forward_hook(lambda _m, _x, y, name=op.name: observe(name, y))
-    with torch.inference_mode():
-        for i in range(0, len(images), batch):
-            model(torch.from_numpy(bundle.card.preprocess.normalize(images[i : i + batch])))
-    return ranges
+    int8 tensors are an int8 bundle's, all others' a float bundle's. float16, dynamic and int4 round the weights alone.
+    """
+    match bundle.card.precision:
+        case "float32":
+            return float_model(bundle)
+        case "int8":
+            return SimulatedInt8(bundle).eval()
+        case _:
+            return folded_network(bundle)

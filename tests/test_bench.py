@@ -15,25 +15,28 @@ def files(make_bundle, pixels, tmp_path_factory):
     b = make_bundle("v1")
     b.save(root / "float")
     for name, x in (("model", b), ("model-int8", quantize_bundle(b, pixels))):
-        (root / f"{name}.onnx").write_bytes(onnx_graph.onnx_model(x.card, x.tensors).SerializeToString())
+        (root / f"{name}.onnx").write_bytes(onnx_graph.onnx_model(x.card, x.tensors))
     return root
 
 
 KEYS = {
     "path", "engine", "title", "precision", "threads", "batch", "median_ms", "p95_ms", "images_per_s", "load_ms",
-    "peak_rss_bytes", "size_bytes", "runs",
+    "peak_rss_bytes", "size_bytes", "runs", "rounds_ms",
 }  # fmt: skip
 
 
 def test_two_files_in_turn(files, command):
     a, b = files / "model.onnx", files / "model-int8.onnx"
-    rows = command("bench", a, b, "--rounds", 2, "--batch", 2, "--json").json
+    rows = command("bench", a, b, "--rounds", 2, "--batch", "2,3", "--json").json
     assert [r["path"] for r in rows] == [str(a), str(b)]
     assert [r["precision"] for r in rows] == ["float32", "int8"]
     for r, path in zip(rows, (a, b), strict=True):
         assert set(r) == KEYS
         assert 0 < r["median_ms"] <= r["p95_ms"] < 1000
-        assert r["images_per_s"] == pytest.approx(2 * 1e3 / r["median_ms"])
+        assert r["images_per_s"]["2"] == pytest.approx(2 * 1e3 / r["median_ms"])
+        assert r["images_per_s"]["3"] > 0
+        assert len(r["rounds_ms"]) == 2
+        assert min(r["rounds_ms"]) == pytest.approx(r["median_ms"])
         assert r["size_bytes"] == path.stat().st_size
         assert 20e6 < r["peak_rss_bytes"] < 2e9
         assert r["load_ms"] > 0
@@ -44,7 +47,9 @@ def test_two_files_in_turn(files, command):
 def test_rounds_alternate(files, monkeypatch):
     order = []
     measure = bench._Worker.measure
-    monkeypatch.setattr(bench._Worker, "measure", lambda self: (order.append(self.path.name), measure(self)))
+    monkeypatch.setattr(
+        bench._Worker, "measure", lambda self, n: (order.append(self.subject.path.name), measure(self, n))
+    )
     bench.bench_files([files / "model.onnx", files / "model-int8.onnx"], rounds=3)
     assert order == ["model.onnx", "model-int8.onnx"] * 3
 
@@ -58,16 +63,15 @@ def test_the_table_and_a_run(files, command):
 
 
 def test_a_bundle_runs_on_torch(files):
-    (t,) = bench.bench(files / "float", rounds=1).timings
+    (t,) = bench.bench_files([files / "float"], rounds=1)
     assert (t.engine, t.precision) == ("torch", "float32")
     assert t.size_bytes == sum(p.stat().st_size for p in (files / "float").iterdir())
 
 
 def paired_ratio(files, rounds):
-    """Median over rounds of one file's median over its own, measured a second time beside it."""
-    result = bench.bench_files([files / "model.onnx", files / "model.onnx"], rounds=rounds)
-    a, b = result.timings
-    return a.median_ms / b.median_ms
+    """Median over pairs of rounds of one file's median over its own, measured a second time beside it."""
+    a, b = bench.bench_files([files / "model.onnx", files / "model.onnx"], rounds=rounds)
+    return float(np.median(np.divide(a.rounds_ms, b.rounds_ms)))
 
 
 def test_a_file_against_itself(files):
@@ -116,7 +120,8 @@ def test_the_processes_end(files, monkeypatch):
         (("altered",), "digest differs"),
         (("empty",), "neither a bundle nor a finished run"),
         (("model.onnx", "--threads", "0"), "threads must be 1 or more"),
-        (("model.onnx", "--batch", "0"), "batch must be 1 or more"),
+        (("model.onnx", "--batch", "8,0"), "batch must be 1 or more"),
+        (("model.onnx", "--batch", "1,many"), "--batch takes whole numbers with commas between"),
         (("model.onnx", "--rounds", "-1"), "rounds must be 1 or more"),
         (("model.onnx", "--rounds", "many"), "rounds"),
     ],
@@ -136,10 +141,17 @@ def test_a_process_that_dies_is_told(files, monkeypatch, command):
     """Killed from outside, as when memory runs out."""
     measure = bench._Worker.measure
 
-    def killed(self):
+    def killed(self, batch):
         self.process.kill()
         self.process.join()
-        measure(self)
+        measure(self, batch)
 
     monkeypatch.setattr(bench._Worker, "measure", killed)
     assert "the process measuring it died" in command("bench", files / "model.onnx").line
+
+
+def test_many_subjects_are_measured_in_groups_and_come_back_in_order(files, monkeypatch):
+    monkeypatch.setattr(bench, "AT_ONCE", 2)
+    names = ["model.onnx", "model-int8.onnx", "model.onnx"]
+    got = bench.measure([bench.Subject(files / n) for n in names], rounds=1)
+    assert [t.path for t in got] == [str(files / n) for n in names]

@@ -135,7 +135,7 @@ def test_a_card_that_is_none(saved, text):
     ("changes", "message"),
     [
         ({"labels": ["cat"]}, "1 labels for a network of 2 classes"),
-        ({"precision": "int4"}, "unknown precision 'int4': did you mean 'int8'"),
+        ({"precision": "int9"}, "unknown precision 'int9': did you mean 'int8'"),
         ({"arch": {"rows": []}}, "not an Arch"),
         ({"arch": None}, "malformed"),
         ({"preprocess": {}}, "not a Preprocess"),

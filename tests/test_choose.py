@@ -1,48 +1,42 @@
+import functools
 import itertools
 import json
-import os
+import sys
 from types import SimpleNamespace
 
 import pytest
 
-from mobilenets import choose, cost, engines, published, zoo
-from mobilenets.choose import Budget, grid, measure, pick
-from mobilenets.engines import onnxruntime
+from mobilenets import cost, engines, latency, published, zoo
+from mobilenets.choose import Budget, grid, pick
 from mobilenets.errors import UserError
 
 LIMITS = ("latency_ms", "size_mb", "macs_m", "params_m", "memory_mb")
+MEMORY = ("ram_kb", "flash_kb")
+SLOWNESS = {"onnxruntime": 1, "torch": 3, "int8": 1, "float32": 2}
 
 
 @pytest.fixture
 def clock(monkeypatch, tmp_path):
-    """Times that depend on the network alone, an empty cache, and a record of what was measured."""
+    """Times that depend on the network, engine and precision alone, an empty cache, a record of what was measured."""
     monkeypatch.setenv("MOBILENETS_CACHE", str(tmp_path / "cache"))
     measured = []
 
-    def build(bundle, _threads):
-        return SimpleNamespace(arch=bundle.card.arch), cost.count(bundle.card.arch).weights
+    counted = functools.cache(lambda title: cost.count(archs[title]))
+    archs = {}
+
+    def build(engine, bundle, precision, _threads):
+        arch = archs[bundle.card.arch.title] = bundle.card.arch
+        seconds = counted(arch.title).macs * 1e-11 * SLOWNESS[engine] * SLOWNESS[precision]
+        return SimpleNamespace(arch=arch, seconds=seconds), counted(arch.title).weights
 
     def time_calls(engine, _batch, _seconds):
         measured.append(engine.arch.title)
-        return [cost.count(engine.arch).macs * 1e-11] * 3
+        return [engine.seconds] * 3
 
-    monkeypatch.setattr(onnxruntime, "build", build)
-    monkeypatch.setattr(choose, "time_calls", time_calls)
-    monkeypatch.setattr(choose, "random_bundle", lambda arch, _p: SimpleNamespace(card=SimpleNamespace(arch=arch)))
+    monkeypatch.setattr(engines, "build", build)
+    monkeypatch.setattr(latency, "time_calls", time_calls)
+    monkeypatch.setattr(latency, "random_bundle", lambda arch, _p: SimpleNamespace(card=SimpleNamespace(arch=arch)))
     return measured
-
-
-@pytest.fixture
-def small():
-    """Three networks small enough to measure in earnest."""
-    return [zoo.arch("v1", 0.25, 32, 10), zoo.arch("v1", 0.25, 64, 10), zoo.arch("v2", 0.35, 32, 10)]
-
-
-@pytest.fixture
-def hurry(monkeypatch, tmp_path):
-    monkeypatch.setenv("MOBILENETS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(choose, "ROUND_SECONDS", 0.005)
-    monkeypatch.setattr(choose, "WARM_UP_SECONDS", 0.001)
 
 
 # ---- the grid ------------------------------------------------------------------------------------------------------
@@ -92,7 +86,7 @@ def test_each_limit_holds(clock, limit):
 def test_without_a_budget_the_most_accurate_is_picked(clock):
     choice = pick(grid(1000), Budget())
     assert choice.pick.arch.title == "v4-hybrid-l 1-384"
-    assert len(clock) == choose.ROUNDS * 2 * 51  # warm-up and measurement in each round
+    assert len(clock) == latency.ROUNDS * 2 * 51  # warm-up and measurement in each round
 
 
 def test_limits_bind_together(clock):
@@ -106,20 +100,20 @@ def test_limits_bind_together(clock):
 
 
 def test_a_candidate_carries_the_networks_own_cost(clock):
-    (c,) = measure([zoo.arch("v1", 1.0, 224)], "onnxruntime", "int8", 1)
+    c = pick([zoo.arch("v1", 1.0, 224)], Budget()).pick
     assert c.macs_m == 568.740352
     assert c.params_m == 4.231976
     assert c.size_mb == pytest.approx(4.209088)
     assert c.latency_ms == pytest.approx(5.68740352)
     assert c.memory_mb == cost.count(c.arch).peak_activation_elements / 1e6
-    (f,) = measure([c.arch], "onnxruntime", "float32", 1)
+    f = pick([c.arch], Budget(), precision="float32").pick
     assert f.memory_mb == 4 * c.memory_mb
     assert clock
 
 
 @pytest.mark.parametrize("limit", LIMITS)
 def test_a_budget_nothing_meets_names_the_nearest(clock, limit):
-    candidates = measure(grid(1000), "onnxruntime", "int8", 1)
+    candidates = pick(grid(1000), Budget()).candidates
     near = min(candidates, key=lambda c: getattr(c, limit))
     with pytest.raises(UserError) as e:
         pick(grid(1000), Budget(**{f"max_{limit}": getattr(near, limit) / 3}))
@@ -132,7 +126,7 @@ def test_a_budget_nothing_meets_names_the_nearest(clock, limit):
 
 
 @pytest.mark.parametrize("value", [0, -1, float("nan")])
-@pytest.mark.parametrize("limit", LIMITS)
+@pytest.mark.parametrize("limit", [*LIMITS, *MEMORY])
 def test_a_bad_limit_is_named_as_its_option(limit, value):
     with pytest.raises(UserError, match=f"--max-{limit.replace('_', '-')} must be above 0"):
         Budget(**{f"max_{limit}": value})
@@ -163,107 +157,172 @@ def test_the_front_is_monotone_and_unbeaten(clock):
     assert clock
 
 
-# ---- the cache -----------------------------------------------------------------------------------------------------
+# ---- several engines and precisions --------------------------------------------------------------------------------
 
 
-def test_the_second_time_nothing_is_measured(clock, monkeypatch):
-    first = pick(grid(10), Budget())
-    monkeypatch.setattr(choose, "time_calls", lambda *_: pytest.fail("measured again"))
-    assert pick(grid(10), Budget()).to_json() == first.to_json()
+BOTH = {"engine": ("onnxruntime", "torch"), "precision": ("int8", "float32")}
+
+
+def test_every_engine_and_precision_is_a_candidate(clock):
+    choice = pick(grid(1000), Budget(), **BOTH)
+    ways = [(c.setting.engine, c.setting.precision) for c in choice.candidates]
+    assert {w: ways.count(w) for w in ways} == dict.fromkeys(itertools.product(*BOTH.values()), 51)
+    assert set(choice.versions) == {"onnxruntime", "torch"}
     assert clock
 
 
-def test_only_what_is_missing_is_measured(clock, small):
-    measure(small[:2], "onnxruntime", "int8", 1)
-    clock.clear()
-    measure(small, "onnxruntime", "int8", 1)
-    assert set(clock) == {small[2].title}
+def test_of_two_alike_the_faster_way_is_picked(clock):
+    choice = pick(grid(1000), Budget(), **BOTH)
+    assert (choice.engine, choice.precision, choice.threads) == ("onnxruntime", "int8", 1)
+    assert {c.setting.name for c in choice.front} == {"onnxruntime int8"}
+    assert clock
+
+
+def test_a_limit_decides_between_precisions(clock, monkeypatch):
+    monkeypatch.setitem(SLOWNESS, "float32", 0.5)
+    choice = pick(grid(1000), Budget(), **BOTH)
+    assert (choice.engine, choice.precision) == ("onnxruntime", "float32")
+    small = pick(grid(1000), Budget(max_memory_mb=0.2), **BOTH)
+    assert small.precision == "int8"  # float activations take four times the memory
+    assert clock
+
+
+def test_what_an_engine_does_not_have_is_skipped(clock):
+    choice = pick(grid(10)[:3], Budget(), "torch", ("int4", "int8"))
+    assert [c.setting.name for c in choice.candidates] == ["torch int8"] * 3
+    assert clock
+
+
+def test_a_network_an_engine_refuses_is_left_out_and_told(clock, monkeypatch, capsys):
+    build = engines.build
+
+    def refuse(engine, bundle, precision, threads):
+        if bundle.card.arch.name.startswith("v4"):
+            raise UserError("no attention here")
+        return build(engine, bundle, precision, threads)
+
+    monkeypatch.setattr(engines, "build", refuse)
+    choice = pick(grid(1000), Budget())
+    assert not any(c.arch.name.startswith("v4") for c in choice.candidates)
+    assert len(choice.candidates) == sum(not a.name.startswith("v4") for a in grid(1000))
+    assert "no attention here" in " ".join(capsys.readouterr().err.split())
+    with pytest.raises(UserError, match="no attention here"):
+        pick([a for a in grid(10) if a.name.startswith("v4")], Budget())
+    assert clock
+
+
+# ---- microcontrollers ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def microcontroller(monkeypatch):
+    """An interpreter that needs twice the peak activations and the weights and 10 kB; a record of what was tried."""
+    tried = []
+
+    def needs(bundle):
+        c = cost.count(bundle.card.arch)
+        tried.append(bundle.card.arch.title)
+        if bundle.card.arch.name == "v3-small":
+            raise UserError("an operator is missing")
+        return 2 * c.peak_activation_elements, c.weights + 10_000
+
+    stub = SimpleNamespace(needs=needs, version=lambda: "1.0")
+    monkeypatch.setitem(sys.modules, "mobilenets.engines.tflm", stub)
+    monkeypatch.setattr(engines, "tflm", stub, raising=False)
+    return tried
+
+
+def test_memory_limits_of_a_microcontroller_hold(clock, microcontroller, capsys):
+    choice = pick(grid(1000), Budget(max_ram_kb=1024, max_flash_kb=1024))
+    c = choice.pick
+    assert c.ram_kb == 2 * cost.count(c.arch).peak_activation_elements / 1024 <= 1024
+    assert c.flash_kb == (cost.count(c.arch).weights + 10_000) / 1024 <= 1024
+    assert c.top1.value == max(o.top1.value for o in choice.candidates if max(o.ram_kb, o.flash_kb) <= 1024)
+    too_large = {a.title for a in grid(1000) if cost.count(a).weights > 1024 * 1024}
+    assert too_large
+    assert not too_large & set(microcontroller)
+    assert {"ram_kb", "flash_kb"} <= set(choice.to_json()["pick"])
+    titles = {a.title for a in grid(1000)}
+    assert {c.arch.title for c in choice.candidates if c.at_least} == titles - set(microcontroller)
+    before = len(microcontroller)
+    assert pick(grid(1000), Budget(max_ram_kb=1024, max_flash_kb=1024)).to_json() == choice.to_json()
+    assert len(microcontroller) == before
+    assert clock
+    assert not capsys.readouterr().err
+
+
+def test_networks_that_do_not_run_there_are_left_out_and_told(clock, microcontroller, capsys):
+    choice = pick(grid(10), Budget(max_ram_kb=4096))
+    assert "v3-small" in {a.name for a in grid(10)}
+    assert "v3-small" not in {c.arch.name for c in choice.candidates}
+    assert "TensorFlow Lite Micro can't run them: v3-small" in " ".join(capsys.readouterr().err.split())
+    assert clock
+    assert microcontroller
+
+
+def test_no_network_is_small_enough(clock, microcontroller):
+    with pytest.raises(UserError, match=r"no network meets RAM 1 KB .* RAM \d+ KB, flash \d+ KB"):
+        pick(grid(10), Budget(max_ram_kb=1))
+    assert clock
+    assert not microcontroller
+
+
+def test_microcontrollers_take_int8_alone(clock, microcontroller):
+    with pytest.raises(UserError, match="ask for int8 alone"):
+        pick(grid(10)[:2], Budget(max_ram_kb=1), precision=("int8", "float32"))
+    assert not clock
+    assert not microcontroller
+
+
+# ---- a table instead of this machine -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def table(clock, command, tmp_path, monkeypatch):
+    """A table of another machine; nothing may be measured any more."""
+    path = tmp_path / "pi5.json"
+    monkeypatch.setattr(latency, "machine", lambda: "a Pi x4")
+    assert command("latency-table", "--out", path, "--precision", "int8,float32", "--threads", "1,2").code == 0
+    monkeypatch.setattr(latency, "machine", lambda: "this machine x2")
+    monkeypatch.setattr(latency, "time_calls", lambda *_: pytest.fail("measured here"))
+    assert clock
+    return path
+
+
+def test_a_table_of_another_machine_is_used(table, command):
+    got = command("choose", "--table", table, "--precision", "float32,int8", "--threads", 2, "--json").json
+    assert (got["machine"], got["threads"], got["precision"]) == ("a Pi x4", 2, "int8")
+    assert len(got["candidates"]) == 2 * 51
+    assert got["engine_version"] == engines.version("onnxruntime")
+
+
+def test_a_table_has_the_small_networks_too(table):
+    assert len(pick(grid(1000, 32), Budget(), table=table).candidates) == len(grid(1000, 32))
 
 
 @pytest.mark.parametrize(
-    ("module", "name", "value"),
+    ("line", "message"),
     [
-        (choose, "machine", lambda: "another machine x64"),
-        (choose, "_instructions", lambda: "other flags"),
-        (choose, "PROTOCOL", 99),
-        (engines, "version", lambda _name: "99.0"),
+        (("--engine", "torch"), "pi5.json: has onnxruntime float32, 1 thread; "),
+        (("--threads", 4), "not onnxruntime int8, 4 threads"),
+        (
+            ("--classes", 7),
+            "has none of the 51 networks asked for (of 7 classes); measure them with: mobilenets latency-",
+        ),
+        (("--max-latency-ms", 1e-6), "on the machine of "),
     ],
 )
-def test_the_cache_is_of_one_machine_engine_and_protocol(clock, small, monkeypatch, module, name, value):
-    measure(small, "onnxruntime", "int8", 1)
-    clock.clear()
-    measure(small, "onnxruntime", "int8", 1)
-    assert not clock
-    monkeypatch.setattr(module, name, value)
-    measure(small, "onnxruntime", "int8", 1)
-    assert len(set(clock)) == 3
+def test_what_a_table_does_not_have_is_one_line(table, command, line, message):
+    assert message in command("choose", "--table", table, *line).line
 
 
-@pytest.mark.parametrize(("precision", "threads"), [("float32", 1), ("int8", 2)])
-def test_the_cache_is_of_one_precision_and_number_of_threads(clock, small, precision, threads):
-    measure(small, "onnxruntime", "int8", 1)
-    clock.clear()
-    measure(small, "onnxruntime", precision, threads)
-    assert len(set(clock)) == 3
-
-
-@pytest.mark.parametrize(
-    "text", ["", "{", "[]", "null", '{"a": 1}', '{"DIGEST": null}', '{"DIGEST": [1]}', '{"DIGEST": ["x", "y"]}', "\0"]
-)
-def test_a_damaged_cache_is_measured_anew(clock, small, text):
-    first = measure(small, "onnxruntime", "int8", 1)
-    path = choose.Cache("onnxruntime", "int8", 1).path
-    path.write_text(text.replace("DIGEST", small[0].digest))
-    clock.clear()
-    assert measure(small, "onnxruntime", "int8", 1) == first
-    assert set(clock) == {a.title for a in small}
-    assert set(json.loads(path.read_text())) >= {a.digest for a in small}
-
-
-def test_a_cache_that_cannot_be_written_is_a_clear_line(clock, monkeypatch, tmp_path, command):
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("MOBILENETS_CACHE", str(tmp_path / "file" / "cache"))
-    ran = command("choose", "--json")
-    assert ran.code == 2
-    assert "can't write" in ran.err.splitlines()[-1]
-    assert clock
-
-
-# ---- in earnest ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.usefixtures("hurry")
-@pytest.mark.parametrize("precision", ["int8", "float32"])
-def test_measured_on_this_machine(small, precision):
-    rows = measure(small, "onnxruntime", precision, 1)
-    assert all(0 < c.latency_ms < 1000 for c in rows)
-    assert rows[1].latency_ms > rows[0].latency_ms  # four times the macs
-    per_weight = 1 if precision == "int8" else 4
-    for c in rows:
-        assert c.size_mb > per_weight * cost.count(c.arch).weights / 1e6
-
-
-@pytest.mark.usefixtures("hurry")
-def test_measured_on_torch(small):
-    (c,) = measure(small[:1], "torch", "float32", 1)
-    assert 0 < c.latency_ms < 1000
-
-
-@pytest.mark.usefixtures("hurry")
-def test_the_process_is_on_all_its_processors_again(small):
-    before = os.sched_getaffinity(0)
-    measure(small[:1], "onnxruntime", "int8", 1)
-    assert os.sched_getaffinity(0) == before
-
-
-@pytest.mark.parametrize("name", ["v1", "v2"])
-def test_a_random_bundle_is_a_bundle(name, tmp_path):
-    from mobilenets.bundle import Bundle
-
-    for precision in ("float32", "int8"):
-        b = choose.random_bundle(zoo.arch(name, 0.5, 32, 10), precision)
-        b.save(tmp_path / precision)
-        assert Bundle.load(tmp_path / precision).card.precision == precision
+def test_networks_missing_in_a_table_are_left_out_and_told(table, capsys):
+    read = json.loads(table.read_text())
+    (part,) = (t for t in read["tables"] if (t["precision"], t["threads"]) == ("int8", 1))
+    del part["networks"][zoo.arch("v1", 0.25, 128).digest]
+    table.write_text(json.dumps(read))
+    assert len(pick(grid(1000), Budget(), table=table).candidates) == 50
+    assert "1 of 51 networks aren't in it and are left out: v1 0.25-128" in " ".join(capsys.readouterr().err.split())
 
 
 # ---- the verb ------------------------------------------------------------------------------------------------------
@@ -275,7 +334,7 @@ def test_json(clock, command):
         "pick", "arch", "budget", "engine", "engine_version", "precision", "threads", "machine", "front", "candidates",
     }  # fmt: skip
     assert len(got["candidates"]) == 51
-    row = {"arch", "alpha", "resolution", "imagenet_top1", "imagenet_top1_source", *LIMITS}
+    row = {"arch", "alpha", "resolution", "engine", "precision", "imagenet_top1", "imagenet_top1_source", *LIMITS}
     for c in (got["pick"], *got["front"], *got["candidates"]):
         assert set(c) == row
     assert got["pick"] in got["candidates"]
@@ -283,6 +342,26 @@ def test_json(clock, command):
     assert got["budget"] == {"latency_ms": 2, "size_mb": 4}
     assert got["arch"]["classes"] == 1000
     assert clock
+
+
+def test_the_table_says_what_each_runs_on_where_there_are_several(clock, command):
+    one, two = (command("choose", "--precision", p, "--max-latency-ms", 2).out for p in ("int8", "int8,float32"))
+    (row,) = (line for line in two.splitlines() if "→ v" in line)
+    assert "onnxruntime int8" in row
+    assert "latency ms" in two
+    assert "Pareto front of 102 networks (1 thread, " in " ".join(two.split())
+    assert "Pareto front of 51 networks (onnxruntime int8, 1 thread, " in " ".join(one.split())
+    assert clock
+
+
+def test_the_table_has_the_memory_of_a_microcontroller(clock, microcontroller, command):
+    out = command("choose", "--max-flash-kb", 1024).out
+    (row,) = (line for line in out.splitlines() if "→ v" in line)
+    assert "flash KB" in out
+    assert "≥" not in row
+    assert "≥" in out
+    assert clock
+    assert microcontroller
 
 
 def test_the_table_marks_the_pick(clock, command):
@@ -299,7 +378,7 @@ def test_the_table_marks_the_pick(clock, command):
 @pytest.mark.parametrize("suffix", ["png", "svg"])
 def test_the_plot(clock, command, tmp_path, suffix):
     path = tmp_path / f"front.{suffix}"
-    ran = command("choose", "--max-latency-ms", 2, "--plot", path)
+    ran = command("choose", "--max-latency-ms", 2, "--precision", "int8,float32", "--plot", path)
     assert ran.code == 0, ran.err
     data = path.read_bytes()
     assert len(data) > 5000
@@ -315,8 +394,11 @@ def test_the_plot(clock, command, tmp_path, suffix):
         (("--max-size-mb", "-1"), "--max-size-mb must be above 0"),
         (("--max-size-mb", "small"), "max-size-mb"),
         (("--engine", "onnxrutime"), "unknown engine 'onnxrutime': did you mean 'onnxruntime'"),
-        (("--precision", "int4"), "int4"),
+        (("--precision", "int3"), "unknown precision 'int3'"),
+        (("--engine", "torch", "--precision", "int4"), "no int4 networks to measure: torch has "),
+        (("--table", "nothing.json"), "nothing.json: not readable as a latency table"),
         (("--threads", 0), "threads must be 1 or more"),
+        (("--max-ram-kb", 0), "--max-ram-kb must be above 0"),
         (("--classes", "-1"), "classes must be"),
         (("--max-latency", 3), "max-latency"),
     ],

@@ -116,7 +116,9 @@ def test_a_truncated_jpeg_stops_training(command, write_images, tmp_path, verb):
 def test_a_truncated_jpeg_is_told_by_predict(command, bundle, tmp_path):
     Image.new("RGB", (64, 64), "red").save(tmp_path / "cut.jpg")
     (tmp_path / "cut.jpg").write_bytes((tmp_path / "cut.jpg").read_bytes()[:300])
-    assert "cut.jpg: damaged image" in command("predict", bundle, tmp_path / "cut.jpg").line
+    ran = command("predict", bundle, tmp_path / "cut.jpg")
+    assert (ran.code, ran.out) == (1, "")
+    assert "cut.jpg: damaged image" in ran.err
 
 
 def missing_weights(b):

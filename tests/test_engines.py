@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 
@@ -14,7 +15,7 @@ from mobilenets.quantize import quantize_bundle
 
 
 def write_onnx(bundle, path):
-    path.write_bytes(onnx_graph.onnx_model(bundle.card, bundle.tensors).SerializeToString())
+    path.write_bytes(onnx_graph.onnx_model(bundle.card, bundle.tensors))
     return path
 
 
@@ -152,3 +153,12 @@ def test_an_onnx_file_with_another_card(files, card, message):
     onnx.save(model, files / "other.onnx")
     with pytest.raises(UserError, match=rf"other\.onnx: .*{message}"):
         engines.load(files / "other.onnx")
+
+
+def test_onnxruntime_leaves_nothing_in_the_home_folder(files, tmp_path):
+    home = tmp_path / "home"
+    home.mkdir()
+    code = f"import pathlib; from mobilenets import engines; engines.load(pathlib.Path({str(files / 'model.onnx')!r}))"
+    environment = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"} | {"HOME": str(home)}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+    assert not list(home.rglob("*"))

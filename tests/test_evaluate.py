@@ -15,7 +15,7 @@ LABELS = [f"class {i}" for i in range(10)]
 def model(make_bundle, tmp_path_factory):
     bundle = make_bundle("v1")
     path = tmp_path_factory.mktemp("model") / "model.onnx"
-    path.write_bytes(onnx_graph.onnx_model(bundle.card, bundle.tensors).SerializeToString())
+    path.write_bytes(onnx_graph.onnx_model(bundle.card, bundle.tensors))
     return path
 
 
@@ -155,27 +155,31 @@ def test_classes_in_another_order(make_bundle, labelled, tmp_path):
     assert np.array_equal(got.confusion, plain.confusion[np.ix_(order, order)])
 
 
-def test_damaged_images_are_skipped_and_named(model, labelled, command):
-    paths = sorted((labelled / "test").rglob("*.png"))
-    paths[2].write_bytes(paths[2].read_bytes()[:70])
-    top1, *_ = _without(model, labelled, paths[2])
-    ran = command("eval", model, labelled, "--json")
-    assert ran.code == 0
-    got = ran.json
-    assert got["count"] == 29
-    assert len(got["skipped"]) == 1
-    assert paths[2].name in got["skipped"][0]
-    assert got["top1"] == pytest.approx(top1)
-    assert "1 damaged images skipped" in command("eval", model, labelled).out
-
-
-def _without(model, labelled, bad):
-    content = bad.read_bytes()
-    bad.unlink()
-    try:
-        return directly(model, labelled / "test")
-    finally:
-        bad.write_bytes(content)
+@pytest.mark.parametrize("as_json", [True, False])
+def test_damaged_images_are_skipped_and_listed_and_the_exit_code_is_1(model, write_images, command, tmp_path, as_json):
+    """200 images, the network's own answers as their labels; two of them are damaged."""
+    root = write_images(tmp_path / "flat", {"x": 200}, side=16)
+    engine = engines.load(model)
+    paths = sorted((root / "x").iterdir())
+    answers = engine(np.stack([engine.card.preprocess.read(p) for p in paths])).argmax(1)
+    for p, c in zip(paths, answers, strict=True):
+        (tmp_path / "data" / LABELS[c]).mkdir(parents=True, exist_ok=True)
+        p.rename(tmp_path / "data" / LABELS[c] / p.name)
+    cut, text = (next((tmp_path / "data").rglob(name)) for name in ("020.png", "150.png"))
+    cut.write_bytes(cut.read_bytes()[:60])
+    text.write_text("no image")
+    ran = command("eval", model, tmp_path / "data", "--split", "all", *(["--json"] if as_json else []))
+    assert ran.code == 1
+    first, *listed = ran.err.splitlines()
+    assert first == "mobilenets: 2 images could not be read:"
+    assert {name for name in (cut.name, text.name) for line in listed if name in line} == {cut.name, text.name}
+    assert all("damaged image" in line for line in listed)
+    if as_json:
+        got = json.loads(ran.out)
+        assert (got["count"], got["top1"]) == (198, 100)
+        assert got["skipped"] == [line.strip() for line in listed]
+    else:
+        assert "2 damaged images skipped" in ran.out
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import numpy as np
 import onnx
 import pytest
 
-from mobilenets import choose, engines, evaluate, export, zoo
+from mobilenets import engines, evaluate, export, latency, zoo
 from mobilenets.bundle import Bundle, Card
 from mobilenets.engines.onnxruntime import CARD_KEY
 from mobilenets.errors import UserError
@@ -125,9 +125,9 @@ def test_no_images_no_export(bundle, pixels, tmp_path):
 def test_int8_is_under_two_fifths_of_float(tmp_path, name):
     sizes = {}
     for precision in PRECISIONS:
-        b = choose.random_bundle(zoo.arch(name, 0.25 if name == "v1" else 0.35, 32, 1000), precision)
+        b = latency.random_bundle(zoo.arch(name, 0.25 if name == "v1" else 0.35, 32, 1000), precision)
         path = tmp_path / f"{precision}.onnx"
-        path.write_bytes(onnx_graph.onnx_model(b.card, b.tensors).SerializeToString())
+        path.write_bytes(onnx_graph.onnx_model(b.card, b.tensors))
         sizes[precision] = path.stat().st_size
     assert sizes["int8"] < 0.4 * sizes["float32"]
 
@@ -176,7 +176,7 @@ def test_without_data_named_the_cards_own_is_opened(make_bundle, images, command
         (("DATA", "DATA", "--out", "m.onnx"), "no bundle here"),
         (("BUNDLE", "gone", "--out", "m.onnx"), "gone"),
         (("BUNDLE", "DATA", "--out", "FILE/m.onnx"), "can't write"),
-        (("BUNDLE", "DATA", "--out", "FOLDER", "--to", "onnx"), "can't write"),
+        (("BUNDLE", "DATA", "--out", "FOLDER", "--to", "onnx"), "for onnx, its name has to end in .onnx"),
         (("BUNDLE", "DATA", "--out", "FOLDER"), "no format has the suffix ''; end it in one of .onnx"),
         (("BUNDLE", "DATA", "--out", "m.onnx", "--precision", "int9"), "unknown precision for onnxruntime 'int9'"),
         (("BUNDLE", "DATA", "--out", "m.onnx", "--batch", "-1"), "batch must be 0 or more"),

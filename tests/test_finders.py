@@ -267,7 +267,7 @@ def test_figures():
 @pytest.mark.parametrize("recipe", ["modern", "cifar", "v1-paper", "finetune"])
 def test_for_real(command, write_colours, tmp_path, monkeypatch, recipe):
     """Both finders on every kind of recipe: nothing is left in the folder it runs in."""
-    from mobilenets import choose
+    from mobilenets import latency
 
     folder = tmp_path / "work"
     folder.mkdir()
@@ -275,7 +275,7 @@ def test_for_real(command, write_colours, tmp_path, monkeypatch, recipe):
     source = write_colours(tmp_path / "data", {f"{s}/{c}": 150 for s in ("train", "val") for c in ("red", "blue")})
     line = ["tune", source, "--workers", 0, "--steps", 150, "--recipe", recipe, "--json"]
     if recipe == "finetune":
-        choose.random_bundle(zoo.arch("v1", 0.25, 32, 5), "float32").save(tmp_path / "bundle")
+        latency.random_bundle(zoo.arch("v1", 0.25, 32, 5), "float32").save(tmp_path / "bundle")
         line += ["--init", tmp_path / "bundle"]
     else:
         line += TINY[:-2]

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from mobilenets import bench, choose, engines, fit, train
+from mobilenets import bench, choose, engines, fit, latency, train
 from mobilenets.bundle import Bundle
 from mobilenets.data import open_data
 
@@ -28,8 +28,8 @@ def arguments(data, out, *more):
 def _hurry():
     """Measure in a moment; what is measured stays what it is."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(choose, "ROUND_SECONDS", 0.005)
-        patch.setattr(choose, "WARM_UP_SECONDS", 0.001)
+        patch.setattr(latency, "ROUND_SECONDS", 0.005)
+        patch.setattr(latency, "WARM_UP_SECONDS", 0.001)
         patch.setattr(bench, "ROUNDS", 1)
         yield
 
@@ -234,7 +234,7 @@ def test_a_budget_nothing_meets_stops_it_before_training(colours, command, tmp_p
     ("more", "said"),
     [(("--engine", "onnx"), "unknown engine 'onnx'"), (("--threads", 0), "threads must be 1 or more"),
      (("--recipe", "modren"), "did you mean 'modern'"), (("--max-size-mb", 0), "--max-size-mb must be above 0"),
-     (("--init", "nowhere"), "no bundle here"), (("--precision", "int4"), "int4")],
+     (("--init", "nowhere"), "no bundle here"), (("--precision", "int9"), "int9"), (("--precision", "dynamic"), "no dynamic networks")],
 )  # fmt: skip
 def test_bad_arguments(colours, command, tmp_path, more, said):
     assert said in command("fit", colours, "--out", tmp_path / "run", *more).line

@@ -116,7 +116,7 @@ def files_probabilities(bundle, pixels):
     """What onnxruntime makes of the exported file."""
     o = ort.SessionOptions()
     o.intra_op_num_threads, o.log_severity_level = 1, 3
-    file = onnx_graph.onnx_model(bundle.card, bundle.tensors).SerializeToString()
+    file = onnx_graph.onnx_model(bundle.card, bundle.tensors)
     return ort.InferenceSession(file, o, providers=["CPUExecutionProvider"]).run(None, {"image": pixels})[0]
 
 
@@ -153,7 +153,7 @@ def test_int8_convolutions_stay_integer_beside_hard_swish(make_bundle, pixels, t
     int8 = quantize_bundle(make_bundle("v3-small"), pixels)
     o = ort.SessionOptions()
     o.log_severity_level, o.optimized_model_filepath = 3, str(tmp_path / "optimized.onnx")
-    ort.InferenceSession(onnx_graph.onnx_model(int8.card, int8.tensors).SerializeToString(), o)
+    ort.InferenceSession(onnx_graph.onnx_model(int8.card, int8.tensors), o)
     kinds = [n.op_type for n in onnx.load(tmp_path / "optimized.onnx").graph.node]
     assert kinds.count("QLinearConv") == len(int8.card.arch.layers)
     assert "Conv" not in kinds

@@ -9,14 +9,15 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mobilenets import quantize, simulate
+from mobilenets import engines, quantize, simulate
 from mobilenets.bundle import Bundle, Card
 from mobilenets.engines.onnxruntime import CARD_KEY
 from mobilenets.errors import UserError
+from mobilenets.export import export_bundle
 from mobilenets.graphs import onnx as onnx_graph
 from mobilenets.images import Preprocess
 from mobilenets.model import ConvNormAct
-from mobilenets.quantize import affine, fold, pack, quantize_bundle
+from mobilenets.quantize import Scheme, affine, fold, measure, pack, quantize_bundle, unpack
 
 PREPROCESS = {
     "128": {},
@@ -45,7 +46,7 @@ def onnx_session(bundle, **options):
     o.intra_op_num_threads, o.log_severity_level = 1, 3
     for k, v in options.items():
         setattr(o, k, v)
-    model = onnx_graph.onnx_model(bundle.card, bundle.tensors).SerializeToString()
+    model = onnx_graph.onnx_model(bundle.card, bundle.tensors)
     return ort.InferenceSession(model, o, providers=["CPUExecutionProvider"])
 
 
@@ -64,14 +65,6 @@ def optimized(bundle, path):
     """The graph onnxruntime really runs."""
     onnx_session(bundle, optimized_model_filepath=str(path))
     return onnx.load(path).graph
-
-
-def dequantized(packed, name, source):
-    scale = packed[f"{name}.weight_scale"].astype(np.float64)
-    return (
-        packed[f"{name}.weight"] * scale[:, None, None, None],
-        packed[f"{name}.bias"] * scale * float(packed[f"{source}.scale"]),
-    )
 
 
 # ---- folding -------------------------------------------------------------------------------------------------------
@@ -129,19 +122,21 @@ def test_the_default_images_are_their_own_quantized_input():
 def test_packed_weights_are_within_half_a_step(make_bundle, pixels, name):
     bundle = make_bundle(name)
     arch, folded = bundle.card.arch, fold(bundle.card.arch, bundle.tensors)
-    packed = pack(arch, bundle.card.preprocess, folded, simulate.calibrate(bundle, pixels))
+    packed = pack(arch, bundle.card.preprocess, folded, measure(bundle, pixels).ranges)
     assert set(packed) == {f"{op.name}.{k}" for op in arch.layers for k in ("weight", "weight_scale", "bias")} | {
         f"{a}.{k}" for a in arch.activations for k in ("scale", "zero_point")
     }
+    stands_for = unpack(bundle.card, packed)
     for n, source in ((op.name, op.inputs[0]) for op in arch.layers):
         assert packed[f"{n}.weight"].dtype == np.int8
         assert packed[f"{n}.bias"].dtype == np.int32
         peak = np.abs(packed[f"{n}.weight"].astype(int)).reshape(len(packed[f"{n}.bias"]), -1).max(1)
         assert (peak == 127).all()  # every channel uses its whole range
-        w, b = dequantized(packed, n, source)
+        w, b = stands_for[n]
         step = packed[f"{n}.weight_scale"].astype(np.float64)
         assert (np.abs(w - folded[n][0]) <= 0.5001 * step[:, None, None, None]).all()
-        assert (np.abs(b - folded[n][1]) <= 0.5001 * step * float(packed[f"{source}.scale"])).all()
+        half_step, last_bit = 0.5 * step * float(packed[f"{source}.scale"]), 1e-6 * np.abs(b)
+        assert (np.abs(b - folded[n][1]) <= half_step + last_bit).all()
 
 
 def dead_channel(bundle, layer, bias):
@@ -159,11 +154,150 @@ def dead_channel(bundle, layer, bias):
 def test_a_dead_channel_with_a_large_bias_does_not_overflow(make_bundle, pixels, name, layer, bias):
     bundle = dead_channel(make_bundle(name), layer, bias)
     int8 = quantize_bundle(bundle, pixels)
-    source = {op.name: op.inputs[0] for op in bundle.card.arch.layers}
-    w, b = dequantized(int8.tensors, layer, source[layer])
+    w, b = unpack(int8.card, int8.tensors)[layer]
     assert not w[3].any()
     assert b[3] == pytest.approx(bias, rel=1e-5)
     nearly_equal(run_onnx(int8, pixels), run_torch(int8, pixels), run_torch(bundle, pixels))
+
+
+def test_per_layer_has_one_scale_for_a_layers_weights(make_bundle, pixels):
+    int8 = quantize_bundle(make_bundle("v2"), pixels, Scheme(per_layer=True))
+    scales = {k: v for k, v in int8.tensors.items() if k.endswith(".weight_scale")}
+    assert len(scales) == len(int8.card.arch.layers)
+    assert all(len(v) > 1 and (v == v[0]).all() for v in scales.values())
+    for op in int8.card.arch.layers:
+        assert np.abs(int8.tensors[f"{op.name}.weight"].astype(int)).max() == 127
+
+
+# ---- weights alone -------------------------------------------------------------------------------------------------
+
+
+def test_int8_weights_round_each_channel_to_its_own_scale():
+    weight = (
+        np.random.default_rng(0).normal(size=(5, 3, 3, 3)).astype(np.float32)
+        * np.array([1, 10, 0.1, 0, 3])[:, None, None, None]
+    )
+    codes, scale = quantize.int8_weights(weight)
+    assert (codes.dtype, codes.shape, scale.dtype, scale.shape) == (np.int8, weight.shape, np.float32, (5,))
+    assert np.abs(codes.astype(int)).max((1, 2, 3)).tolist() == [127, 127, 127, 0, 127]
+    assert (np.abs(codes * scale[:, None, None, None] - weight) <= 0.5001 * scale[:, None, None, None]).all()
+
+
+@pytest.mark.parametrize("cin", [32, 64, 40])
+def test_int4_weights_round_blocks_of_32_inputs_with_the_least_error(cin):
+    rng = np.random.default_rng(1)
+    weight = (rng.standard_t(4, (6, cin, 1, 1)) * np.logspace(-2, 1, cin)[None, :, None, None]).astype(np.float32)
+    weight[2] = 0
+    codes, scale = quantize.int4_weights(weight)
+    blocks = -(-cin // 32)
+    assert (codes.dtype, codes.shape, scale.dtype, scale.shape) == (np.int8, weight.shape, np.float32, (6, blocks))
+    assert codes.min() >= -8
+    assert codes.max() <= 7
+    assert (scale > 0).all()
+    assert not codes[2].any()
+    for i in range(6):
+        for j in range(blocks):
+            w, c = (x[i, 32 * j : 32 * j + 32, 0, 0] for x in (weight, codes))
+            error = ((c * scale[i, j] - w) ** 2).sum()
+            tried = np.abs(w).max() / 7 * np.linspace(0.4, 1, 301)[:, None] + 1e-30
+            least = ((np.clip(np.rint(w / tried), -8, 7) * tried - w) ** 2).sum(1).min()
+            assert error <= 1.1 * least + 1e-12
+
+
+def test_weights_that_go_into_4_bits():
+    shapes = {(8, 32, 1, 1): True, (8, 31, 1, 1): False, (8, 64, 3, 3): False, (64, 1, 1, 1): False}
+    assert {shape: quantize.fits_int4(np.zeros(shape)) for shape in shapes} == shapes
+
+
+@pytest.mark.parametrize(("precision", "bits"), [("float16", 11), ("dynamic", 7), ("int4", 3)])
+def test_a_reference_rounds_the_weights_alone(make_bundle, pixels, precision, bits):
+    source = make_bundle("v1")
+    bundle = Bundle(source.card.replace(precision=precision), source.tensors)
+    module, exact = simulate.module(bundle), fold(source.card.arch, source.tensors)
+    for op, layer in zip(source.card.arch.ops, module.layers, strict=True):
+        if op.is_layer:
+            weight, bias = exact[op.name]
+            error = np.sqrt(((layer.weight.numpy() - weight) ** 2).mean())
+            assert 0 < error <= np.abs(weight).max() * 0.5**bits / 2
+            np.testing.assert_array_equal(layer.bias.numpy(), bias)
+    a, b = run_torch(source, pixels), run_torch(bundle, pixels)
+    assert np.abs(a - b).max() > 0
+    assert np.abs(a - b).mean() < {11: 1e-3, 7: 0.02, 3: 0.1}[bits]
+
+
+def test_half_keeps_what_16_bits_cannot_hold_finite():
+    assert quantize.half(np.array([1e6, -1e6, 0.1], np.float32)).tolist() == [65504, -65504, np.float16(0.1)]
+
+
+# ---- operations kept in float --------------------------------------------------------------------------------------
+
+KEPT = ("blocks.0.conv", "blocks.3.depthwise", "blocks.3.sum", "blocks.4.project", "pool")
+
+
+def test_an_int8_bundle_with_operations_in_float(make_bundle, pixels, tmp_path):
+    source = make_bundle("v2")
+    plain, bundle = (quantize_bundle(source, pixels, Scheme(float_ops=kept)) for kept in ((), KEPT))
+    assert bundle.card.float_ops == KEPT
+    folded = fold(source.card.arch, source.tensors)
+    for name in set(KEPT) & set(folded):
+        np.testing.assert_array_equal(bundle.tensors[f"{name}.weight"], folded[name][0])
+        np.testing.assert_array_equal(bundle.tensors[f"{name}.bias"], folded[name][1])
+        assert f"{name}.weight_scale" not in bundle.tensors
+    others = [k for k in plain.tensors if k.rsplit(".", 1)[0] not in KEPT]
+    assert all(np.array_equal(plain.tensors[k], bundle.tensors[k]) for k in others)
+    read = Bundle.load(bundle.save(tmp_path / "b") and tmp_path / "b")
+    assert read.card.float_ops == KEPT
+    assert np.array_equal(run_torch(read, pixels), run_torch(bundle, pixels))
+
+
+def test_everything_in_float_is_the_float_network(make_bundle, pixels):
+    source = make_bundle("v2")
+    bundle = quantize_bundle(source, pixels, Scheme(float_ops=source.card.arch.activations[1:]))
+    np.testing.assert_allclose(run_torch(bundle, pixels), run_torch(source, pixels), atol=1e-4)
+
+
+def test_int8_reads_a_float_output_rounded_and_float_reads_it_as_it_is(make_bundle, pixels):
+    bundle = quantize_bundle(make_bundle("v2"), pixels, Scheme(float_ops=("blocks.2.project", "blocks.3.expand")))
+    module, reads = simulate.module(bundle), {}
+    original = module.read
+    module.read = lambda x, name, by: reads.setdefault((name, by.name), original(x, name, by))
+    module(torch.from_numpy(bundle.card.preprocess.normalize(pixels[:2])))
+    as_float, as_int8 = (reads["blocks.2.project", f"blocks.3.{by}"] for by in ("expand", "sum"))
+    scale = float(bundle.tensors["blocks.2.project.scale"])
+    assert len(as_int8.unique()) <= 256 < len(as_float.unique())
+    assert 0 < (as_float - as_int8).abs().max() <= scale * 0.51
+
+
+@pytest.mark.parametrize("change", [{"float_ops": ("blocks.0.cnv",), "precision": "int8"}, {"float_ops": ("pool",)}])
+def test_a_card_that_names_operations_wrongly(make_bundle, change):
+    with pytest.raises(UserError, match=r"did you mean 'blocks.0.conv'|only int8's can"):
+        make_bundle("v1").card.replace(**change)
+
+
+def test_a_wrong_name_to_keep_in_float_is_told_before_any_work(make_bundle, pixels):
+    with pytest.raises(UserError, match=r"unknown operation 'blocks.1.depthwse': did you mean 'blocks.1.depthwise'"):
+        quantize_bundle(make_bundle("v1"), pixels, Scheme(float_ops=("blocks.1.depthwse",)))
+
+
+def test_a_card_from_before_there_were_float_operations(make_bundle):
+    card = make_bundle("v1").card
+    old = {k: v for k, v in card.to_json().items() if k != "float_ops"}
+    assert Card.from_json(old) == card
+
+
+def test_mixed_onnx_is_the_simulation(make_bundle, pixels, tmp_path):
+    source = make_bundle("v2")
+    bundle = quantize_bundle(source, pixels, Scheme(float_ops=KEPT))
+    nearly_equal(run_onnx(bundle, pixels), run_torch(bundle, pixels), run_torch(source, pixels))
+    kinds = Counter(n.op_type for n in optimized(bundle, tmp_path / "o.onnx").node)
+    assert kinds["Conv"] + kinds["FusedConv"] == 3
+    assert kinds["QLinearConv"] == len(source.card.arch.layers) - 3
+    path = tmp_path / "m.onnx"
+    path.write_bytes(onnx_graph.onnx_model(bundle.card, bundle.tensors))
+    assert onnx_graph.stored_precision(path) == "int8"
+    named = json.dumps(KEPT).encode()
+    path.write_bytes(path.read_bytes().replace(named, b"[" + b" " * (len(named) - 2) + b"]"))
+    assert onnx_graph.stored_precision(path) == "float32"  # a layer in float that the card doesn't speak of
 
 
 # ---- the int8 bundle -----------------------------------------------------------------------------------------------
@@ -202,30 +336,6 @@ def test_the_verb(make_bundle, write_images, tmp_path):
     assert Bundle.load(tmp_path / "int8").card.precision == "int8"
 
 
-def test_ranges_do_not_depend_on_the_batch(make_bundle, pixels):
-    bundle = make_bundle("v2")
-    whole, parts = (simulate.calibrate(bundle, pixels, batch=n) for n in (24, 7))
-    assert set(whole) == set(bundle.card.arch.activations) - {"input"}
-    for name, (low, high) in whole.items():
-        assert parts[name] == pytest.approx((low, high), rel=1e-4, abs=1e-4), name
-        assert low <= 0 <= high
-
-
-def test_ranges_are_those_of_the_tensors_between_the_layers(make_bundle, pixels):
-    bundle = make_bundle("v2")
-    ranges, model = simulate.calibrate(bundle, pixels), simulate.float_model(bundle)
-    x = torch.from_numpy(bundle.card.preprocess.normalize(pixels))
-    with torch.inference_mode():
-        maps, pooled, logits = model.features(x), model.pooled(x), model(x)
-    last = maps["stage5"]
-    assert ranges["blocks.18.conv"] == pytest.approx((min(0.0, last.min().item()), last.max().item()), rel=1e-5)
-    assert ranges["pool"][1] == pytest.approx(pooled.max().item(), rel=1e-5)
-    assert ranges["classifier"] == pytest.approx((logits.min().item(), logits.max().item()), rel=1e-5)
-    shortcut = nn.Sequential(*list(model.blocks)[:4])
-    with torch.inference_mode():
-        assert ranges["blocks.3.sum"][1] == pytest.approx(shortcut(x).max().item())
-
-
 @pytest.mark.parametrize("name", ["v1", "v2"])
 def test_int8_is_near_float(make_bundle, pixels, name):
     bundle = make_bundle(name)
@@ -239,8 +349,8 @@ def test_the_simulation_holds_nothing_but_int8_values(make_bundle, pixels):
     """Every tensor between the layers is one of the 256 values its scale and zero point allow."""
     bundle = quantize_bundle(make_bundle("v2"), pixels)
     module, seen = simulate.module(bundle), {}
-    original = module._round
-    module._round = lambda x, name: seen.setdefault(name, original(x, name))
+    original = module.round
+    module.round = lambda x, name: seen.setdefault(name, original(x, name))
     module(torch.from_numpy(bundle.card.preprocess.normalize(pixels[:2])))
     assert set(seen) == set(bundle.card.arch.activations)
     for name, y in seen.items():
@@ -280,6 +390,40 @@ def test_every_int8_layer_runs_in_integers(make_bundle, pixels, name, variant, t
     assert kinds["QuantizeLinear"] == 0  # the image is quantized already
 
 
+@pytest.mark.parametrize("precision", ["float16", "int4"])
+@pytest.mark.parametrize("name", ["v1", "v2", "v3-small"])
+def test_weights_alone_in_fewer_bits_are_proved_and_smaller(make_bundle, pixels, tmp_path, name, precision):
+    source = make_bundle(name)
+    whole, made = (
+        export_bundle(source, pixels, tmp_path / f"{p}.onnx", "noise", precision=p) for p in ("float32", precision)
+    )
+    assert made.precision == onnx_graph.stored_precision(made.path) == precision
+    assert made.agreement == 100
+    assert made.difference < 1e-4
+    assert made.size_bytes < whole.size_bytes * {"float16": 0.65, "int4": 0.5}[precision]
+    model = onnx.load(made.path)
+    onnx.checker.check_model(model, full_check=True)
+    assert engines.load(made.path).card.precision == precision
+
+
+def test_weights_in_4_bits_are_widened_once(make_bundle, tmp_path, monkeypatch):
+    source, plain = make_bundle("v1"), ort.InferenceSession
+    path, runs = tmp_path / "m.onnx", tmp_path / "runs.onnx"
+    path.write_bytes(onnx_graph.onnx_model(source.card.replace(precision="int4"), source.tensors))
+
+    def seen(model, options, **how):
+        options.optimized_model_filepath = str(runs)
+        return plain(model, options, **how)
+
+    monkeypatch.setattr(ort, "InferenceSession", seen)
+    engines.load(path)  # what it loads last is what it runs
+    stored, run = (
+        [n.input[0] for n in onnx.load(p).graph.node if n.op_type == "DequantizeLinear"] for p in (path, runs)
+    )
+    assert len(stored) == 1 + len(source.card.arch.layers)
+    assert run == ["image.nchw"]
+
+
 def test_plain_relu_runs_in_integers_too(make_bundle, pixels, tmp_path):
     b = make_bundle("v1")
     source = Bundle(b.card.replace(arch=b.card.arch.replace(activation="relu")), b.tensors)
@@ -293,7 +437,7 @@ def test_plain_relu_runs_in_integers_too(make_bundle, pixels, tmp_path):
 @pytest.mark.parametrize("name", ["v1", "v2"])
 def test_the_graph_is_valid_and_carries_the_card(make_bundle, pixels, name):
     for bundle in (make_bundle(name), quantize_bundle(make_bundle(name), pixels)):
-        model = onnx_graph.onnx_model(bundle.card, bundle.tensors)
+        model = onnx.load_from_string(onnx_graph.onnx_model(bundle.card, bundle.tensors))
         onnx.checker.check_model(model, full_check=True)
         meta = {p.key: p.value for p in model.metadata_props}
         assert Card.from_json(json.loads(meta[CARD_KEY])) == bundle.card
@@ -301,6 +445,20 @@ def test_the_graph_is_valid_and_carries_the_card(make_bundle, pixels, name):
         assert [d.dim_param or d.dim_value for d in image.type.tensor_type.shape.dim] == ["N", 32, 32, 3]
         assert image.type.tensor_type.elem_type == onnx.TensorProto.UINT8
         assert [d.dim_param or d.dim_value for d in out.type.tensor_type.shape.dim] == ["N", 10]
+
+
+@pytest.mark.parametrize("name", ["v3-small", "v4-hybrid-m"])
+def test_no_constant_takes_anothers_name(make_bundle, pixels, monkeypatch, name):
+    """At 32 pixels, attention has one position to look at: what it computes wouldn't show a wrong constant."""
+    int8, constants = quantize_bundle(make_bundle(name), pixels[:2]), {}
+
+    def const(_self, key, value):
+        np.testing.assert_array_equal(constants.setdefault(key, value), value, err_msg=key)
+        return key
+
+    monkeypatch.setattr(onnx_graph._Writer, "const", const)
+    onnx_graph._Int8Writer(int8.card, int8.tensors).write()
+    assert f"{int8.card.arch.ops[0].name}.scale" in constants
 
 
 def test_any_batch_gives_the_same_probabilities(make_bundle, pixels):

@@ -17,13 +17,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mobilenets import choose, cost, engines, evaluate, files, plots, recipes, report, samples, style, zoo
+from mobilenets import cost, engines, evaluate, files, latency, plots, recipes, report, samples, style, zoo
 from mobilenets.bundle import Bundle
 from mobilenets.checks import scan
 from mobilenets.choose import Budget, Candidate, Choice
 from mobilenets.data import open_data
 from mobilenets.errors import UserError
 from mobilenets.graphs.onnx import onnx_model
+from mobilenets.latency import Setting
 from mobilenets.published import Top1
 from mobilenets.spec import Arch
 
@@ -33,15 +34,12 @@ HOSTILE = "<script>alert(1)--><&lt; $x_"  # a folder's name can't hold a slash
 def make_choice(arch: Arch, count: int = 6, **budget: float) -> Choice:
     out = []
     for i in range(count):
-        a = arch.replace(alpha=arch.alpha + 0.1 * i)
-        out.append(
-            Candidate(
-                a, Top1(50.0 + 3 * i, "published" if i else "extrapolated"), 0.1 * 1.5**i, 0.2 + 0.1 * i, 1, 1, 0.1
-            )
-        )
+        a, setting = arch.replace(alpha=arch.alpha + 0.1 * i), Setting("onnxruntime", "int8", 1)
+        kind = "published" if i else "extrapolated"
+        out.append(Candidate(a, setting, Top1(50.0 + 3 * i, kind), 0.1 * 1.5**i, 0.2 + 0.1 * i, 1, 1, 0.1))
     limits = Budget(**{f"max_{k}": v for k, v in budget.items()})
     pick = max((c for c in out if c.overshoot(limits) <= 1), key=lambda c: c.top1.value)
-    return Choice(pick, tuple(out), limits, "onnxruntime", "int8", 1, "a machine x2")
+    return Choice(pick, tuple(out), limits, "a machine x2", {"onnxruntime": "1.0"})
 
 
 @pytest.fixture(scope="module")
@@ -59,12 +57,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = root / "run & more"
     d = open_data(str(root / "data"))
     arch = zoo.arch("v1", 0.25, 32, 3)
-    bundle = choose.random_bundle(arch, "int8")
+    bundle = latency.random_bundle(arch, "int8")
     card = bundle.card.replace(
         labels=d.labels, data=d.describe(), recipe={**recipes.recipe("modern").to_json(), "best_epoch": 2}
     )
     saved = Bundle(card, bundle.tensors).save(run / "float")
-    (run / "model-int8.onnx").write_bytes(onnx_model(saved.card, saved.tensors).SerializeToString())
+    (run / "model-int8.onnx").write_bytes(onnx_model(saved.card, saved.tensors))
     scores = evaluate.score(engines.load(run / "model-int8.onnx"), d, "val")
     steps = [
         {
@@ -233,7 +231,7 @@ def test_page_without_the_data_says_so(run: Path) -> None:
     model = run / "model-int8.onnx"
     bundle = Bundle.load(run / "float")
     gone = bundle.card.replace(data={**bundle.card.data, "source": str(run / "nowhere.zip")})
-    model.write_bytes(onnx_model(gone, bundle.tensors).SerializeToString())
+    model.write_bytes(onnx_model(gone, bundle.tensors))
     made = report.report(run)
     assert "nowhere.zip" in visible((run / "report.html").read_text())
     assert len(made.notes) == 1

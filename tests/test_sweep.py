@@ -35,12 +35,12 @@ def quick(monkeypatch):
     trained = []
 
     def train_bundle(d, arch, _recipe, out, *, seed, resume):
-        from mobilenets import choose
+        from mobilenets import latency
 
         trained.append((out.name, resume))
         if (arch.alpha, seed) in quick_failures:
             raise UserError("the loss became nan in epoch 1")
-        b = choose.random_bundle(arch, "float32")
+        b = latency.random_bundle(arch, "float32")
         b = Bundle(b.card.replace(labels=d.labels, data=d.describe()), b.tensors)
         (out / "logs").mkdir(parents=True, exist_ok=True)
         (out / "logs" / "metrics.csv").write_text("epoch,val_top1,seconds\n1,50,1.5\n2,60,1.25\n")
@@ -201,7 +201,7 @@ def test_all_may_fail(command, colours, tmp_path, quick):
         ("--arch v1,v9", "unknown arch 'v9'"),
         ("--seeds 0", "seeds must be 1 or more"),
         ("--threads 0", "threads must be 1 or more"),
-        ("--precision int4", "int4"),
+        ("--precision int9", "int9"),
         ("--recipe modren", "did you mean 'modern'"),
         ("--ray 127.0.0.1:1", "Ray"),
     ],

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from mobilenets import choose, cost, files, plots, recipes, report, training_report, zoo
+from mobilenets import cost, files, latency, plots, recipes, report, training_report, zoo
 from mobilenets.bundle import Bundle, Metric
 from mobilenets.errors import UserError
 
@@ -41,7 +41,7 @@ def write_run(run: Path, epochs: int = 20, *, finished: bool = True, balanced: f
     files.write_json(run / "run.json", config)
     write_metrics(run / "logs" / "metrics.csv", epochs, balanced)
     if finished:
-        bundle = choose.random_bundle(ARCH, "float32")
+        bundle = latency.random_bundle(ARCH, "float32")
         recipe = {**config["recipe"], "seed": 7, "processes": 2, "best_epoch": 3}
         if "how" in changes:
             recipe["teacher"] = {"name": "the old one", "digest": changes["teacher"], **changes["how"]}

@@ -17,6 +17,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.metadata
+import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -53,7 +54,9 @@ class Runtime:
     """What is known of a runtime without importing it.
 
     `format`: what `export --to` calls its files; `suffix`: what they, or their folders, end in; `package`: the
-    distribution that it needs, `extra`: ours that installs it; `runs_here`: whether files can be run on this system.
+    distribution that it needs, `extra`: ours that installs it; `runs_here`: whether files can be run on this system;
+    `timed`: whether their time here says anything (a microcontroller's doesn't).
+    `int8_limits`: of an int8 file, in the place of `export.LIMITS`, where the runtime's int8 isn't quite a bundle's.
     """
 
     format: str
@@ -63,13 +66,31 @@ class Runtime:
     precisions: tuple[Precision, ...]
     folder: bool = False
     runs_here: bool = True
+    timed: bool = True
+    int8_limits: tuple[float, float] | None = None
 
 
 # By the engine's name, in the order in which they are asked for a file.
 RUNTIMES = {
-    "onnxruntime": Runtime("onnx", ".onnx", "onnxruntime", "", ("float32", "int8")),
-    "torch": Runtime("pt2", ".pt2", "torch", "train", ("float32", "int8")),
-}
+    "onnxruntime": Runtime("onnx", ".onnx", "onnxruntime", "", ("float32", "float16", "int8", "int4")),
+    "litert": Runtime("tflite", ".tflite", "ai-edge-litert", "litert", ("float32", "float16", "int8", "dynamic")),
+    "openvino": Runtime(
+        "openvino", ".openvino", "openvino", "openvino", ("float32", "float16", "int8"), folder=True
+    ),
+    "ncnn": Runtime(
+        "ncnn", ".ncnn", "ncnn", "ncnn", ("float32", "float16", "int8"), folder=True,
+        int8_limits=(90.0, 0.4),  # its int8 has no zero points
+    ),
+    "executorch": Runtime("executorch", ".pte", "executorch", "executorch", ("float32", "int8")),
+    "coreml": Runtime(
+        "coreml", ".mlpackage", "coremltools", "coreml", ("float32", "float16", "int8", "dynamic"), folder=True,
+        runs_here=sys.platform == "darwin",
+    ),
+    "tflm": Runtime("c-array", ".c-array", "tflite-micro", "micro", ("int8",), folder=True, timed=False),
+    "torch": Runtime("pt2", ".pt2", "torch", "train", ("float32", "float16", "int8", "dynamic")),
+}  # fmt: skip
+SUFFIXES = frozenset(r.suffix for r in RUNTIMES.values())
+SMALLEST_FIRST: tuple[Precision, ...] = ("int8", "dynamic", "int4", "float16", "float32")
 
 
 def runtime(name: str) -> Runtime:
@@ -151,11 +172,17 @@ def for_path(path: Path) -> str:
     )
 
 
+def file_name(engine: str, precision: str) -> str:
+    """What a file that a run ships is called: model.onnx, model-int8.onnx, model-float16.tflite."""
+    return f"model{'' if precision == 'float32' else f'-{precision}'}{runtime(engine).suffix}"
+
+
 def resolve(path: Path) -> Path:
     """What to run at `path`: a file or bundle, a packaged one by its name; of a run, the smallest file it shipped."""
     path = located(path)
-    if path.is_dir() and not (path / CARD).is_file() and path.suffix not in {r.suffix for r in RUNTIMES.values()}:
-        for name in ("model-int8.onnx", "model.onnx", "int8", "float"):
+    if path.is_dir() and not (path / CARD).is_file() and path.suffix not in SUFFIXES:
+        shipped = [file_name(e, p) for p in SMALLEST_FIRST for e in RUNTIMES]
+        for name in (*shipped, "int8", "float"):
             if (path / name).exists():
                 return path / name
         raise UserError(f"{path}: neither a bundle nor a finished run")

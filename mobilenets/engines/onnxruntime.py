@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 from pathlib import Path
 
+# Importing it otherwise leaves a device's id and a database in the home folder, and reports to its makers.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime as ort
 
 from mobilenets.bundle import Bundle, Card, Precision
@@ -21,9 +24,11 @@ def version() -> str:
     return importlib.metadata.version("onnxruntime")
 
 
-def session(model: str | bytes, threads: int) -> ort.InferenceSession:
-    """A CPU session on `threads` threads."""
+def session(model: str | bytes, threads: int, widen: bool = False) -> ort.InferenceSession:
+    """A CPU session on `threads` threads. `widen`: weights in 4 bits become float once, as the file is loaded."""
     options = ort.SessionOptions()
+    if widen:
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
@@ -36,8 +41,9 @@ class OnnxEngine:
 
     def __init__(self, model: Path | bytes, threads: int) -> None:
         where = str(model) if isinstance(model, Path) else "model"
+        source = str(model) if isinstance(model, Path) else model
         try:
-            self.session = session(str(model) if isinstance(model, Path) else model, threads)
+            self.session = session(source, threads)
         except Exception as e:  # the runtime's own exception types aren't public; any of them means a damaged file
             raise UserError(f"{where}: not a readable ONNX file: {str(e).splitlines()[0][:200]}") from e
         text = self.session.get_modelmeta().custom_metadata_map.get(CARD_KEY)
@@ -47,6 +53,8 @@ class OnnxEngine:
             self.card = Card.from_json(json.loads(text), where)
         except ValueError as e:
             raise UserError(f"{where}: the card inside isn't JSON: {e}") from e
+        if self.card.precision == "int4":  # else they would be widened in every call, which takes longer than the rest
+            self.session = session(source, threads, widen=True)
         image = self.session.get_inputs()[0]
         self.input, batch = image.name, image.shape[0]
         self.batch = batch if isinstance(batch, int) else None
@@ -67,7 +75,7 @@ def write(bundle: Bundle, path: Path, batch: int | None) -> None:
     """`bundle` as an ONNX file, the card in its metadata."""
     from mobilenets.graphs.onnx import onnx_model
 
-    path.write_bytes(onnx_model(bundle.card, bundle.tensors, batch).SerializeToString())
+    path.write_bytes(onnx_model(bundle.card, bundle.tensors, batch))
 
 
 def stored(path: Path) -> Precision:

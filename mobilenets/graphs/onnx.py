@@ -12,16 +12,16 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx
-from onnx import TensorProto, helper, numpy_helper
 
 from mobilenets.bundle import Card, Precision, Tensors
 from mobilenets.engines.onnxruntime import CARD_KEY
-from mobilenets.quantize import fold
+from mobilenets.graphs import proto
+from mobilenets.quantize import BLOCK, fits_int4, fold, half, int4_weights, int8_weights
 from mobilenets.rows import Op
 from mobilenets.spec import same_padding
 
 OPSET, IR = 17, 8  # 2022's: every runtime in use reads them, and they have all that int8 needs
+INT4_OPSET, INT4_IR = 21, 10  # 2024's, the first with 4 bits, and scales for blocks of weights
 Array = npt.NDArray[Any]
 
 
@@ -30,23 +30,28 @@ class _Writer:
 
     def __init__(self, card: Card, tensors: Tensors) -> None:
         self.card, self.tensors = card, tensors
-        self.nodes: list[onnx.NodeProto] = []
+        self.nodes: list[bytes] = []
         self.constants: dict[str, Array] = {}
+        self.int4: set[str] = set()  # the constants that are packed two to a byte
 
     def const(self, name: str, value: Array) -> str:
         self.constants[name] = value
         return name
 
     def node(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
-        self.nodes.append(helper.make_node(kind, inputs, [output], output, **attributes))
+        self.nodes.append(proto.node(kind, inputs, [output], output, **attributes))
         return output
 
     def parameters(self, op: Op) -> list[str]:
         w, b = self.folded[op.name]
         return [self.const(f"{op.name}.weight", w), self.const(f"{op.name}.bias", b)]
 
-    def after(self, x: str, _name: str) -> str:
-        """What becomes of a layer's output."""
+    def made(self, x: str, _name: str) -> str:
+        """What becomes of the activation `name` when it is made."""
+        return x
+
+    def read(self, x: str, _name: str, _by: Op) -> str:
+        """The activation `name` as the operation `by` reads it."""
         return x
 
     def image(self) -> str:
@@ -58,7 +63,7 @@ class _Writer:
             scale = self.const("image.scale", np.asarray(1 / std[0]))
             zero = self.const("image.zero_point", np.asarray(mean[0], np.uint8))
             return self.node("DequantizeLinear", [x, scale, zero], "image.float")
-        x = self.node("Cast", [x], "image.cast", to=TensorProto.FLOAT)
+        x = self.node("Cast", [x], "image.cast", to=proto.TYPES["float32"])
         x = self.node("Sub", [x, self.const("image.mean", mean[None, :, None, None])], "image.centred")
         return self.node("Mul", [x, self.const("image.std", (1 / std)[None, :, None, None])], "image.float")
 
@@ -108,7 +113,7 @@ class _Writer:
             "Transpose", [self.node("Reshape", [value, flat], f"{name}.values")], f"{name}.values.t", perm=[0, 1, 3, 2]
         )
         scores = self.node("MatMul", [q, k], f"{name}.scores")
-        scores = self.node("Mul", [scores, self.number(f"{name}.scale", dim**-0.5)], f"{name}.scaled")
+        scores = self.node("Mul", [scores, self.number(f"{name}.root", dim**-0.5)], f"{name}.scaled")
         y = self.node("MatMul", [self.node("Softmax", [scores], f"{name}.softmax", axis=-1), v], f"{name}.mix")
         y = self.node("Transpose", [y], f"{name}.mix.t", perm=[0, 1, 3, 2])
         return self.node("Reshape", [y, unfold], f"{name}.map")
@@ -129,10 +134,11 @@ class _Writer:
                 return self.node(names[kind], inputs, f"{op.name}.out")
 
     def write(self) -> None:
-        values = {"input": self.after(self.image(), "input")}
+        values = {"input": self.made(self.image(), "input")}
         x = ""
         for op in self.card.arch.ops:
-            x = values[op.name] = self.after(self.operation(op, [values[name] for name in op.inputs]), op.name)
+            inputs = [self.read(values[name], name, op) for name in op.inputs]
+            x = values[op.name] = self.made(self.operation(op, inputs), op.name)
         x = self.node("Flatten", [x], "logits")
         self.node("Softmax", [x], "probabilities", axis=1)
 
@@ -149,8 +155,10 @@ class _Int8Writer(_Writer):
     def parameters(self, op: Op) -> list[str]:
         name, source = op.name, op.inputs[0]
         w = self.const(f"{name}.weight", self.tensors[f"{name}.weight"])
-        scale = self.const(f"{name}.weight_scale", self.tensors[f"{name}.weight_scale"])
         b = self.const(f"{name}.bias", self.tensors[f"{name}.bias"])
+        if name in self.card.float_ops:
+            return [w, b]
+        scale = self.const(f"{name}.weight_scale", self.tensors[f"{name}.weight_scale"])
         product = self.tensors[f"{name}.weight_scale"] * self.tensors[f"{source}.scale"]
         bias_scale = self.const(f"{name}.bias_scale", product.astype(np.float32))
         return [
@@ -158,52 +166,108 @@ class _Int8Writer(_Writer):
             self.node("DequantizeLinear", [b, bias_scale], f"{name}.bias.float", axis=0),
         ]
 
-    def after(self, x: str, name: str) -> str:
-        if name == "input" and x == "image.float" and self.nodes[-1].op_type == "DequantizeLinear":
+    def made(self, x: str, name: str) -> str:
+        if name == "input" and "image.zero_point" in self.constants:
             return x  # the image's own pixels are the quantized input already
+        return x if name in self.card.float_ops else self.rounded(x, name)
+
+    def read(self, x: str, name: str, by: Op) -> str:
+        made_float, read_float = (n in self.card.float_ops for n in (name, by.name))
+        if made_float and not read_float:
+            return self.rounded(x, name)
+        return self.spread(name, by) if read_float and not made_float and by.is_layer else x
+
+    def spread(self, name: str, by: Op) -> str:
+        """An int8 activation as a layer in float reads it: dequantized by its scale once for every channel.
+
+        Given one scale, ONNX Runtime takes the layer for one whose weights were forgotten, and rounds them to int8.
+        """
+        q = "image.nchw" if name == "input" and "image.zero_point" in self.constants else f"{name}.q"
+        scale, zero = (
+            self.const(f"{by.name}.input_{k}", np.full(by.cin, self.tensors[f"{name}.{k}"]))
+            for k in ("scale", "zero_point")
+        )
+        return self.node("DequantizeLinear", [q, scale, zero], f"{by.name}.input", axis=1)
+
+    def rounded(self, x: str, name: str) -> str:
+        if f"{name}.scale" in self.constants:  # another operation reads it too
+            return f"{name}.dq"
         scale = self.const(f"{name}.scale", self.tensors[f"{name}.scale"])
         zero = self.const(f"{name}.zero_point", self.tensors[f"{name}.zero_point"])
         q = self.node("QuantizeLinear", [x, scale, zero], f"{name}.q")
         return self.node("DequantizeLinear", [q, scale, zero], f"{name}.dq")
 
 
-def onnx_model(card: Card, tensors: Tensors, batch: int | None = None) -> onnx.ModelProto:
-    """The whole network: input `image` uint8 [N, H, W, 3], output `probabilities` float32 [N, classes].
+class _HalfWriter(_Writer):
+    """Weights in 16-bit floats, for half the bytes; a runtime widens them once, as it loads the file.
+
+    Activations stay in 32 bits: a processor has no 16-bit convolutions, and converting back and forth takes longer
+    (V1 .25-224: 1.3 times as long, weights alone: as long as in float32).
+    """
+
+    def parameters(self, op: Op) -> list[str]:
+        w, b = self.folded[op.name]
+        stored = self.const(f"{op.name}.weight", half(w))
+        wide = self.node("Cast", [stored], f"{op.name}.weight.float", to=proto.TYPES["float32"])
+        return [wide, self.const(f"{op.name}.bias", b)]
+
+
+class _Int4Writer(_Writer):
+    """Weights of 1x1 layers in 4 bits, a scale for each block of inputs; the others' int8, a scale for each channel.
+
+    ONNX Runtime widens them in every call (V1 .25-224: 2.6 times as long as float32), unless its session is opened with
+    session.disable_quant_qdq = 1, as our engine's is (as long as float32).
+    """
+
+    def parameters(self, op: Op) -> list[str]:
+        name, (w, b) = op.name, self.folded[op.name]
+        if fits_int4(w):
+            codes, scale = int4_weights(w)
+            self.int4.add(f"{name}.weight")
+            how = {"axis": 1, "block_size": BLOCK}
+            scale = scale[:, :, None, None]
+        else:
+            codes, scale = int8_weights(w)
+            how = {"axis": 0}
+        inputs = [self.const(f"{name}.weight", codes), self.const(f"{name}.weight_scale", scale)]
+        return [self.node("DequantizeLinear", inputs, f"{name}.weight.float", **how), self.const(f"{name}.bias", b)]
+
+
+WRITERS: dict[Precision, type[_Writer]] = {
+    "float32": _Writer, "float16": _HalfWriter, "int8": _Int8Writer, "int4": _Int4Writer
+}  # fmt: skip
+
+
+def onnx_model(card: Card, tensors: Tensors, batch: int | None = None) -> bytes:
+    """The whole network as a file: input `image` uint8 [N, H, W, 3], output `probabilities` float32 [N, classes].
 
     `batch`: the N of every call; any, if None.
     Preprocessing and softmax are inside; the card is metadata under the key "mobilenets.card".
     """
-    writer = (_Int8Writer if card.precision == "int8" else _Writer)(card, tensors)
+    writer = WRITERS[card.precision](card, tensors)
     writer.write()
-    r = card.arch.resolution
-    graph = helper.make_graph(
-        writer.nodes,
+    n, r = batch or "N", card.arch.resolution
+    return proto.model(
         card.arch.title,
-        [helper.make_tensor_value_info("image", TensorProto.UINT8, [batch or "N", r, r, 3])],
-        [
-            helper.make_tensor_value_info(
-                "probabilities", TensorProto.FLOAT, [batch or "N", card.arch.classes or card.arch.width]
-            )
-        ],
-        [numpy_helper.from_array(np.asarray(v), k) for k, v in writer.constants.items()],
+        writer.nodes,
+        [proto.tensor(k, np.asarray(v), "int4" if k in writer.int4 else "") for k, v in writer.constants.items()],
+        [proto.value("image", "uint8", [n, r, r, 3])],
+        [proto.value("probabilities", "float32", [n, card.arch.classes or card.arch.width])],
+        *((INT4_OPSET, INT4_IR) if card.precision == "int4" else (OPSET, IR)),
+        {CARD_KEY: json.dumps(card.to_json())},
     )
-    model = helper.make_model(
-        graph, producer_name="mobilenets", opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR
-    )
-    helper.set_model_props(model, {CARD_KEY: json.dumps(card.to_json())})
-    return model
 
 
 def stored_precision(path: Path) -> Precision:
-    """What the convolutions of a file read their weights from: int8 only if every one of them reads int8."""
-    graph = onnx.load(path).graph
-    made = {o: n for n in graph.node for o in n.output}
-    types = {c.name: c.data_type for c in graph.initializer}
-    found = set()
-    for node in graph.node:
-        if node.op_type == "Conv":
-            source = node.input[1]
-            while source in made:
-                source = made[source].input[0]
-            found.add(types[source])
-    return "int8" if found == {TensorProto.INT8} else "float32"
+    """What the convolutions of a file read their weights from, and for int8, that activations are quantized too.
+
+    It is int8 only if every convolution is, but for those that the card inside names as kept in float.
+    """
+    graph = proto.read(path)
+    card = json.loads(graph.metadata.get(CARD_KEY, "{}"))
+    spared = {f"{name}.conv" for name in card.get("float_ops", ())}
+    convs = [n for n in graph.nodes if n.kind == "Conv" and len(n.inputs) > 1]
+    found = {graph.origin(n.inputs[1]) for n in convs if not spared & {*n.outputs}}
+    if found == {"int8"}:
+        return "int8" if any(n.kind == "QuantizeLinear" for n in graph.nodes) else "dynamic"
+    return "float16" if found == {"float16"} else "int4" if found in ({"int4"}, {"int4", "int8"}) else "float32"

@@ -8,25 +8,25 @@ import dataclasses
 import functools
 import os
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from mobilenets import checks, choose, console, cost, data, files, recipes, run, zoo
+from mobilenets import checks, console, cost, data, files, latency, recipes, run, zoo
 from mobilenets.bundle import Precision
 from mobilenets.errors import UserError
+from mobilenets.options import commas
 from mobilenets.processes import world
 from mobilenets.recipes import Overrides, Recipe
-from mobilenets.sweep.jobs import Job, Trained, cluster, finished, timed, train_network
+from mobilenets.sweep.jobs import ENGINE, Job, Trained, cluster, finished, timed, train_network
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 TABLE, SWEEP, PAGE = "sweep.csv", "sweep.json", "sweep.html"
-ENGINE = "onnxruntime"
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Sweep:
     @property
     def how(self) -> str:
         """What the latencies were measured with."""
-        return f"{ENGINE} {self.precision}, {self.threads} thread{'s' * (self.threads > 1)}, {choose.machine()}"
+        return f"{ENGINE} {self.precision}, {self.threads} thread{'s' * (self.threads > 1)}, {latency.machine()}"
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -117,7 +117,7 @@ class Sweep:
             "precision": self.precision,
             "engine": ENGINE,
             "threads": self.threads,
-            "machine": choose.machine(),
+            "machine": latency.machine(),
             "recipe": self.recipe.to_json(),
             "planned": self.planned,
             "page": str(self.out / PAGE),
@@ -157,27 +157,13 @@ class Sweep:
 # ---- the verb ------------------------------------------------------------------------------------------------------
 
 
-def _split(kind: type) -> Any:
-    """A converter of "1,.5" for the command line."""
-
-    def convert(_type: Any, tokens: Sequence[Any]) -> tuple[Any, ...]:
-        words = [word for t in tokens for word in t.value.split(",")]
-        try:
-            return tuple(kind(word) for word in words)
-        except ValueError as e:
-            name = {int: "whole numbers", float: "numbers"}[kind]
-            raise UserError(f"{tokens[0].keyword} takes {name} with commas between, not {','.join(words)!r}") from e
-
-    return Parameter(converter=convert)
-
-
 def sweep(
     source: str,
     *,
     out: Path,
-    arch: Annotated[tuple[str, ...], _split(str)] = ("v1",),
-    alphas: Annotated[tuple[float, ...], _split(float)] = (1.0, 0.75, 0.5, 0.25),
-    resolutions: Annotated[tuple[int, ...], _split(int)] = (224, 192, 160, 128),
+    arch: Annotated[tuple[str, ...], commas(str)] = ("v1",),
+    alphas: Annotated[tuple[float, ...], commas(float)] = (1.0, 0.75, 0.5, 0.25),
+    resolutions: Annotated[tuple[int, ...], commas(int)] = (224, 192, 160, 128),
     recipe: str = "modern",
     overrides: Annotated[Overrides | None, Parameter(name="*")] = None,
     seeds: int = 1,
@@ -233,7 +219,7 @@ def sweep(
         raise UserError(f"seeds must be 1 or more, not {seeds}")
     if world()[0] > 1:
         raise UserError("sweep trains each network on one process: start it without torchrun, or on Ray (--ray)")
-    precision = choose.check(ENGINE, precision, threads)
+    latency.settings([ENGINE], [precision], [threads])  # says what there isn't
     chosen = recipes.recipe(recipe, overrides)
     address = ray or _ray_of_environment()
     grid = {a.title: a for n in arch for alpha in alphas for r in resolutions for a in [zoo.arch(n, alpha, r)]}

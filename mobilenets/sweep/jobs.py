@@ -17,11 +17,12 @@ from mobilenets import bundle as bundles
 from mobilenets.bundle import Bundle, Precision
 from mobilenets.data import Data
 from mobilenets.errors import Interrupted, UserError
-from mobilenets.fit import FILES, INT8
+from mobilenets.fit import INT8
 from mobilenets.recipes import Recipe
 from mobilenets.spec import Arch
 
 RESULT = "result.json"
+ENGINE = "onnxruntime"  # what latencies are measured on
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,9 @@ def train_network(d: Data, job: Job) -> Trained:
             b = quantize.quantize_bundle(b, images).save(job.out / INT8)
         held_out = d.held_out
         parity = d.sample(held_out, export.PARITY_IMAGES, preprocess).pixels
-        made = export.export_bundle(b, parity, job.out / FILES[job.precision], f"{d.source} {held_out}")
+        path = job.out / engines.file_name(ENGINE, job.precision)
+        b = export.in_precision(b, job.precision, d)
+        made = export.export_bundle(b, parity, path, f"{d.source} {held_out}", ENGINE, job.precision)
         scores = evaluate.score(engines.load(made.path), d, held_out)
     except Interrupted:
         raise
@@ -130,10 +133,10 @@ def finished(job: Job) -> Trained | None:
 
 def timed(runs: Sequence[Trained], precision: Precision, threads: int) -> list[Trained]:
     """`runs` with their latency: one file of each network, all of them measured in turn."""
-    paths = {r.key: Path(r.folder) / FILES[precision] for r in runs if not r.error}
+    paths = {r.key: Path(r.folder) / engines.file_name(ENGINE, precision) for r in runs if not r.error}
     if not paths:
         return list(runs)
-    timings = bench.bench_files(list(paths.values()), threads).timings
+    timings = bench.bench_files(list(paths.values()), threads)
     latency = {key: t.median_ms for key, t in zip(paths, timings, strict=True)}
     return [dataclasses.replace(r, latency_ms=latency.get(r.key)) for r in runs]
 

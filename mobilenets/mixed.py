@@ -1,0 +1,88 @@
+"""Int8 held to a limit on the accuracy it may lose, with the fewest operations in float that it takes."""
+
+from __future__ import annotations
+
+import bisect
+import functools
+import os
+
+import numpy as np
+import torch
+
+from mobilenets import console, engines, evaluate
+from mobilenets.bundle import Bundle, Metric
+from mobilenets.calibrate import batches
+from mobilenets.data import Data
+from mobilenets.errors import UserError
+from mobilenets.images import Pixels
+from mobilenets.quantize import Array, Measured, Scheme, measure
+from mobilenets.simulate import FoldedNetwork, SimulatedInt8
+
+RANKING_IMAGES = 16
+
+
+def within(max_drop: float, source: Bundle, d: Data, images: Pixels, scheme: Scheme, *, mixed: bool) -> Bundle:
+    """An int8 bundle that loses at most `max_drop` points of top-1 on held-out images, its score on its card.
+
+    `images`: to calibrate on, uint8 [N, H, W, 3]. Where it loses more: with `mixed`, the fewest operations that make up
+    for it are kept in float, the most sensitive first; without, a `UserError` names them.
+    """
+    if not max_drop >= 0:
+        raise UserError(f"max-drop must be 0 or more, not {max_drop:g}")
+    measured = measure(source, images, scheme)
+    floating = _top1(source, d).value
+
+    @functools.cache
+    def attempt(more: tuple[str, ...]) -> tuple[Bundle, float]:
+        made = measured.bundle((*scheme.float_ops, *more))
+        metric = _top1(made, d)
+        lost, kept = floating - metric.value, len(made.card.float_ops)
+        console.note(f"operations in float: {kept}; top-1 {metric.value:.2f}%, {lost:.2f} points below {floating:.2f}%")
+        return Bundle(made.card.replace(metrics=(metric,)), made.tensors), lost
+
+    plain, lost = attempt(())
+    if lost <= max_drop:
+        return plain
+    ranked = [n for n in sensitivity(measured, images[:RANKING_IMAGES]) if n not in scheme.float_ops]
+    first = [tuple(ranked[:n]) for n in range(len(ranked) + 1)]
+    names = first[bisect.bisect_left(first, True, hi=len(ranked), key=lambda names: attempt(names)[1] <= max_drop)]
+    made, left = attempt(names)
+    if left > max_drop:
+        raise UserError(f"max-drop {max_drop:g} can't be met: {left:.2f} points are lost even with everything in float")
+    if not mixed:
+        raise UserError(
+            f"int8 loses {lost:.2f} points of top-1 ({floating:.2f}% in float, {d.source} {d.held_out}), more than the "
+            f"{max_drop:g} allowed; add --mixed, which keeps the most sensitive operations in float, or name them: "
+            f"--keep-float {','.join((*scheme.float_ops, *names))}"
+        )
+    return made
+
+
+def sensitivity(measured: Measured, images: Pixels) -> dict[str, float]:
+    """What int8 costs in each operation: the signal over the noise in the logits, in dB, with it alone in int8.
+
+    `images`: uint8 [N, H, W, 3]. The operations with the lowest come first.
+    """
+    card, folded = measured.card, measured.folded
+    inputs = list(batches(card.preprocess, images))
+
+    def logits(network: FoldedNetwork) -> Array:
+        with torch.inference_mode():
+            y = torch.cat([network(x) for x in inputs]).double()
+        return (y - y.mean(1, keepdim=True)).numpy()  # what all classes share changes no probability
+
+    exact = logits(FoldedNetwork(card.arch, folded).eval())
+    out = {}
+    names = [op.name for op in card.arch.ops]
+    for name in names:
+        alone = SimulatedInt8(measured.bundle([n for n in names if n != name])).eval()
+        noise = ((logits(alone) - exact) ** 2).mean()
+        out[name] = 10 * float(np.log10((exact**2).mean() / max(noise, 1e-30)))
+    return dict(sorted(out.items(), key=lambda item: item[1]))
+
+
+def _top1(bundle: Bundle, d: Data) -> Metric:
+    """The score on held-out images, run as the file that `export` makes by default."""
+    engine, _ = engines.build("onnxruntime", bundle, bundle.card.precision, os.cpu_count() or 1)
+    scores = evaluate.score(engine, d, d.held_out)
+    return Metric("top1", round(scores.top1, 4), d.source, d.held_out, scores.count)

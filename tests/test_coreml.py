@@ -1,0 +1,291 @@
+"""Core ML predicts on macOS alone, so what was converted is read back and computed here, operation by operation."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from mobilenets import engines, export
+from mobilenets.bundle import Bundle, Card
+from mobilenets.engines.torch import TorchEngine
+from mobilenets.errors import UserError
+from mobilenets.quantize import Scheme, quantize_bundle
+
+coreml = pytest.importorskip("mobilenets.engines.coreml")
+coreml_graph = pytest.importorskip("mobilenets.graphs.coreml")
+ct = coreml.ct
+# coremltools leaves its temporary folders to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
+PRECISIONS = ["float32", "float16", "int8", "dynamic"]
+WEIGHTS = "Data/com.apple.CoreML/weights"
+HALF = ct.converters.mil.mil.types.fp16
+
+
+@pytest.fixture
+def bundle(make_bundle, pixels):
+    """`bundle("v1", "int8")`: what a file of that precision is made from."""
+
+    def make(name, precision, **variant):
+        b = make_bundle(name, **variant)
+        return quantize_bundle(b, pixels) if precision == "int8" else b
+
+    return make
+
+
+@pytest.fixture
+def package(bundle, pixels, tmp_path):
+    """`package("v1", "int8")`: the folder as exported."""
+
+    def make(name, precision, **variant):
+        path = tmp_path / f"{name}-{precision}.mlpackage"
+        export.export_bundle(bundle(name, precision, **variant), pixels, path, "noise", "coreml", precision)
+        return path
+
+    return make
+
+
+def save(spec, source, path):
+    ct.models.MLModel(spec, weights_dir=str(source / WEIGHTS), skip_model_load=True).save(str(path))
+
+
+def reference(b, precision, pixels):
+    return TorchEngine(Bundle(b.card.replace(precision=precision), b.tensors), 1)(pixels)
+
+
+def program(path):
+    from coremltools.converters.mil.frontend.milproto.load import load
+
+    spec = ct.utils.load_spec(str(path))
+    return load(spec, spec.specificationVersion, str(path / WEIGHTS)).functions["main"].operations
+
+
+def per_channel(v):
+    return torch.as_tensor(np.asarray(v, np.float32)).reshape(-1, 1, 1, 1)
+
+
+def computed(op, x):
+    """One of MIL's operations, as its documentation defines it; `x`: its inputs by name."""
+    match op.op_type:
+        case "constexpr_affine_dequantize":
+            return (x["quantized_data"].float() - float(x["zero_point"])) * per_channel(x["scale"])
+        case "cast" | "identity":
+            return x["x"].float()
+        case "sub":
+            return x["x"] - x["y"]
+        case "add":
+            return x["x"] + x["y"]
+        case "mul":
+            return x["x"] * x["y"]
+        case "quantize":
+            low, high = {"int8": (-128, 127), "uint8": (0, 255)}[x["output_dtype"]]
+            return ((x["input"] / x["scale"]).round() + x.get("zero_point", 0)).clamp(low, high)
+        case "dequantize":
+            return (x["input"] - x.get("zero_point", 0)) * x["scale"]
+        case "conv":
+            top, bottom, left, right = (int(p) for p in x["pad"])
+            padded = F.pad(x["x"], (left, right, top, bottom))
+            return F.conv2d(padded, x["weight"], x["bias"], [int(s) for s in x["strides"]], groups=int(x["groups"]))
+        case "relu" | "relu6":
+            return getattr(F, op.op_type)(x["x"])
+        case "sigmoid_hard":
+            return (x["x"] * x["alpha"] + x["beta"]).clamp(0, 1)
+        case "reduce_mean":
+            return x["x"].mean([int(a) for a in x["axes"]], keepdim=bool(x["keep_dims"]))
+        case "reshape":
+            return x["x"].reshape([int(s) for s in x["shape"]])
+        case "softmax":
+            return x["x"].softmax(int(x["axis"]))
+        case "matmul":
+            a, b = (x[k].mT if x[f"transpose_{k}"] else x[k] for k in ("x", "y"))
+            return a @ b
+    raise AssertionError(f"{op.op_type} isn't known here")
+
+
+def given(var, values):
+    if var.name in values:
+        return values[var.name]
+    v = var.val
+    if isinstance(v, np.ndarray | np.number) and np.asarray(v).dtype.kind in "fiu":
+        return torch.as_tensor(np.asarray(v, np.float32))
+    return v
+
+
+def run(path, pixels):
+    """What the package at `path` computes of `pixels`, 16-bit where it says so."""
+    operations, out = program(path), []
+    for image in pixels:
+        values = {"image": torch.from_numpy(image).permute(2, 0, 1)[None].float()}
+        for op in operations:
+            if op.op_type == "classify":
+                out.append(values[op.probabilities.name][0].numpy())
+            elif op.op_type != "const":
+                y = computed(op, {k: given(v, values) for k, v in op.inputs.items() if v is not None})
+                values[op.outputs[0].name] = y.half().float() if op.outputs[0].dtype == HALF else y
+    return np.stack(out)
+
+
+def agree(path, b, precision, pixels):
+    x, y = reference(b, precision, pixels), run(path, pixels)
+    assert x.std(0).max() > 0.05
+    # An int8 network rounds what 16-bit floats have made uncertain: in random ones, that is carried far.
+    most, median = {"float32": (1e-3, 1e-5), "int8": (0.25, 0.06)}.get(precision, (0.03, 0.01))
+    assert np.abs(x - y).max() <= most
+    assert np.median(np.abs(x - y).max(1)) <= median
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_program_is_the_network(package, bundle, pixels, precision):
+    path = package("v1", precision)
+    agree(path, bundle("v1", precision), precision, pixels[:8])
+    assert coreml.stored(path) == precision
+
+
+class Wide(coreml_graph._Writer):
+    """Without the 16-bit floats, an int8 program's numbers are those of the bundle."""
+
+    def __init__(self, card, tensors):
+        super().__init__(card, tensors)
+        self.dtype = np.float32
+
+
+@pytest.mark.slow
+def test_int8_numbers_are_the_bundles(package, bundle, pixels, monkeypatch):
+    monkeypatch.setattr(coreml_graph, "_Writer", Wide)
+    b = bundle("v1", "int8")
+    difference = np.abs(run(package("v1", "int8"), pixels) - reference(b, "int8", pixels)).max(1)
+    assert np.median(difference) < 1e-6
+    assert difference.max() < 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(
+    ("name", "variant"),
+    [
+        ("v2", {"padding": "same"}),
+        ("v3-small", {}),
+        ("v4-conv-s", {}),
+        ("v4-hybrid-m", {"mean": (123.675, 116.28, 103.53)}),
+    ],
+)
+def test_every_kind_of_network(package, bundle, pixels, monkeypatch, name, variant, precision):
+    if precision == "int8":
+        monkeypatch.setattr(coreml_graph, "_Writer", Wide)
+    b = bundle(name, precision, **variant)
+    difference = np.abs(run(package(name, precision, **variant), pixels[:8]) - reference(b, precision, pixels[:8])).max(
+        1
+    )
+    assert np.median(difference) < (1e-5 if precision in ("float32", "int8") else 0.01)
+    assert difference.max() < {"float32": 1e-4, "int8": 0.25}.get(precision, 0.03)
+
+
+@pytest.mark.slow
+def test_operations_kept_in_float(bundle, pixels, tmp_path):
+    names = ("blocks.2.depthwise", "blocks.3.project", "blocks.3.sum")
+    b = quantize_bundle(bundle("v2", "float32"), pixels, Scheme(float_ops=names))
+    export.export_bundle(b, pixels, tmp_path / "m.mlpackage", "noise", "coreml")
+    agree(tmp_path / "m.mlpackage", b, "int8", pixels[:8])
+
+
+def test_what_an_app_finds(package, bundle):
+    b = bundle("v1", "int8")
+    path = package("v1", "int8")
+    spec = ct.utils.load_spec(str(path))
+    (image,) = spec.description.input
+    assert (image.name, image.type.imageType.width, image.type.imageType.height) == ("image", 32, 32)
+    assert image.type.imageType.colorSpace == ct.proto.FeatureTypes_pb2.ImageFeatureType.RGB
+    assert {o.name for o in spec.description.output} == {"classLabel", "classLabel_probs"}
+    (classify,) = [op for op in program(path) if op.op_type == "classify"]
+    assert list(classify.classes.val) == list(b.card.labels)
+    meta = spec.description.metadata
+    assert Card.from_json(json.loads(meta.userDefined[coreml.CARD_KEY])) == b.card.replace(parent=b.digest)
+    assert meta.license == "Apache-2.0"
+    assert spec.specificationVersion == ct.target.iOS17.value
+
+
+def test_float_weights_are_no_int8_whatever_the_card_says(package, tmp_path):
+    path = package("v1", "float16")
+    spec = ct.utils.load_spec(str(path))
+    card = json.loads(spec.description.metadata.userDefined[coreml.CARD_KEY]) | {"precision": "int8"}
+    spec.description.metadata.userDefined[coreml.CARD_KEY] = json.dumps(card)
+    ct.models.MLModel(spec, weights_dir=str(path / WEIGHTS), skip_model_load=True).save(
+        str(tmp_path / "other.mlpackage")
+    )
+    assert coreml.stored(tmp_path / "other.mlpackage") == "float16"
+
+
+def test_labels_that_classes_share_stay_apart(make_bundle):
+    card = make_bundle("v1").card
+    labels = ("crane", *card.labels[1:9], "crane")
+    assert coreml.class_names(card.replace(labels=labels)) == ["crane (0)", *card.labels[1:9], "crane (9)"]
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="runs here")
+def test_elsewhere_it_is_exported_without_proof(bundle, pixels, tmp_path):
+    made = export.export_bundle(bundle("v1", "float16"), pixels, tmp_path / "m.mlpackage", "noise", "coreml", "float16")
+    assert (made.agreement, made.difference, made.precision) == (None, None, "float16")
+    with pytest.raises(UserError, match="Core ML runs on macOS alone"):
+        engines.load(tmp_path / "m.mlpackage")
+
+
+@pytest.mark.skipif(sys.platform != "darwin", reason="Core ML predicts on macOS alone")
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_predictions(package, bundle, pixels, precision):
+    got = engines.load(package("v1", precision))(pixels)
+    assert np.abs(got - reference(bundle("v1", precision), precision, pixels)).max() <= 0.25
+
+
+# ---- faults --------------------------------------------------------------------------------------------------------
+
+
+def test_batches(bundle, pixels, tmp_path):
+    with pytest.raises(UserError, match="one image in every call"):
+        export.export_bundle(bundle("v1", "float32"), pixels, tmp_path / "m.mlpackage", "noise", "coreml", batch=8)
+    assert not list(tmp_path.iterdir())
+
+
+def test_damaged_packages(package, tmp_path):
+    path = package("v1", "float16")
+    (tmp_path / "empty.mlpackage").mkdir()
+    shutil.copytree(path, tmp_path / "cut.mlpackage")
+    (model,) = (tmp_path / "cut.mlpackage").rglob("*.mlmodel")
+    model.write_bytes(model.read_bytes()[:1000])
+    for name in ("empty", "cut"):
+        with pytest.raises(UserError, match=rf"{name}\.mlpackage: not a readable \.mlpackage") as e:
+            engines.load(tmp_path / f"{name}.mlpackage")
+        assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("card", "message"), [(None, "has no card inside"), ("{", "isn't JSON"), ("[]", "not a mobile")]
+)
+def test_another_card(package, tmp_path, card, message):
+    path = package("v1", "float16")
+    spec = ct.utils.load_spec(str(path))
+    del spec.description.metadata.userDefined[coreml.CARD_KEY]
+    if card is not None:
+        spec.description.metadata.userDefined[coreml.CARD_KEY] = card
+    ct.models.MLModel(spec, weights_dir=str(path / WEIGHTS), skip_model_load=True).save(
+        str(tmp_path / "other.mlpackage")
+    )
+    with pytest.raises(UserError, match=message):
+        engines.load(tmp_path / "other.mlpackage")
+
+
+@pytest.mark.slow
+def test_nothing_is_said(bundle, tmp_path):
+    """No progress bars, no words on other libraries' versions."""
+    bundle("v1", "float32").save(tmp_path / "float")
+    code = """
+from pathlib import Path
+from mobilenets import engines
+from mobilenets.bundle import Bundle
+engines.module("coreml").write(Bundle.load(Path("float")), Path("m.mlpackage"), None)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -1,0 +1,175 @@
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from mobilenets import zoo
+from mobilenets.bundle import Bundle
+from mobilenets.calibrate import batches
+from mobilenets.equalize import correct, equalize, pairs
+from mobilenets.quantize import Scheme, correct_bundle, fold, quantize_bundle, rounded
+from mobilenets.simulate import FoldedNetwork, module
+from mobilenets.spec import scale
+
+
+def folded_of(bundle):
+    return fold(bundle.card.arch, bundle.tensors)
+
+
+def with_activation(bundle, activation):
+    return Bundle(bundle.card.replace(arch=bundle.card.arch.replace(activation=activation)), bundle.tensors)
+
+
+def uneven(bundle, factor=50.0):
+    """The bundle with every depthwise layer's odd channels scaled up, and the next layer's weights for them down."""
+    tensors = {k: v.copy() for k, v in bundle.tensors.items()}
+    for first, second in pairs(bundle.card.arch):
+        if first.kind == "depthwise":
+            for k in ("weight", "bias"):
+                tensors[f"{first.name}.norm.{k}"][1::2] *= factor
+            tensors[f"{second.name}.conv.weight"][:, 1::2] /= factor
+    return Bundle(bundle.card, tensors)
+
+
+def logits(network, bundle, pixels):
+    with torch.inference_mode():
+        return torch.cat([network(x) for x in batches(bundle.card.preprocess, pixels)]).numpy()
+
+
+def names(arch):
+    return [(a.name, b.name) for a, b in pairs(arch)]
+
+
+# ---- pairs ---------------------------------------------------------------------------------------------------------
+
+
+def test_every_layer_of_v1_is_in_line():
+    arch = scale(zoo.network("v1"), 0.25, 32, 10)
+    order = [op.name for op in arch.layers]
+    assert names(arch) == list(itertools.pairwise(order))  # over the pooling, too
+
+
+def test_no_pair_of_v2_spans_a_shortcut():
+    arch = scale(zoo.network("v2"), 0.35, 32, 10)
+    found = names(arch)
+    assert ("blocks.3.expand", "blocks.3.depthwise") in found
+    assert ("blocks.3.depthwise", "blocks.3.project") in found
+    assert ("blocks.1.project", "blocks.2.expand") in found  # one reads the other, and nothing else does
+    assert not [p for p in found if p[0] in ("blocks.2.project", "blocks.3.project")]
+
+
+def test_no_pair_of_v3_spans_a_hard_swish_or_a_gate():
+    arch = scale(zoo.network("v3-small"), 1.0, 32, 10)
+    kinds = {op.name: op for op in arch.ops}
+    found = names(arch)
+    assert found
+    assert all(second in kinds and kinds[second].inputs[0] in (first, "pool") for first, second in found)
+    assert not [p for p in found if "se_reduce" in p[1]]
+
+
+# ---- equalization --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("activation", ["relu", "relu6"])
+@pytest.mark.parametrize("name", ["v1", "v2"])
+def test_an_equalized_network_computes_the_same(make_bundle, pixels, name, activation):
+    bundle = with_activation(make_bundle(name), activation)
+    card, folded = bundle.card, folded_of(bundle)
+    changed = equalize(card.arch, card.preprocess, folded, pixels)
+    before, after = (logits(FoldedNetwork(card.arch, f).eval(), bundle, pixels) for f in (folded, changed))
+    assert before.std() > 0.5
+    np.testing.assert_allclose(after, before, atol=2e-4)
+    moved = [n for n in folded if not np.allclose(folded[n][0], changed[n][0], rtol=0.01)]
+    assert len(moved) > len(folded) // 2
+
+
+def test_channels_of_a_relu_network_span_the_same_on_either_side(make_bundle, pixels):
+    bundle = uneven(with_activation(make_bundle("v1"), "relu"))
+    card, folded = bundle.card, folded_of(bundle)
+    changed = equalize(card.arch, card.preprocess, folded, pixels)
+
+    def apart(weights):
+        worst = 0.0
+        for first, second in pairs(card.arch):
+            made = np.abs(weights[first.name][0]).max((1, 2, 3))
+            read = weights[second.name][0]
+            read = np.abs(read).max((1, 2, 3) if second.groups > 1 else (0, 2, 3))
+            worst = max(worst, np.abs(np.log(made / read)).max())
+        return worst
+
+    assert apart(changed) < 0.05 < 3 < apart(folded)
+
+
+def test_a_channel_that_reaches_6_is_left_alone(make_bundle, pixels):
+    bundle = make_bundle("v1")
+    card, folded = bundle.card, folded_of(bundle)
+    arch, first = card.arch, "blocks.1.depthwise"
+    tall = {**folded, first: (folded[first][0], folded[first][1].copy())}
+    tall[first][1][:3] += 20
+    changed = equalize(arch, card.preprocess, tall, pixels)
+    np.testing.assert_allclose(changed[first][1][:3], tall[first][1][:3], rtol=1e-6)  # its input may be scaled
+    assert not np.allclose(changed[first][1][3:], tall[first][1][3:], rtol=0.01)
+
+
+def test_per_layer_survives_uneven_channels_if_equalized(make_bundle, pixels):
+    bundle = uneven(with_activation(make_bundle("v2"), "relu"))
+    exact = logits(module(bundle), bundle, pixels)
+
+    def error(**scheme):
+        made = quantize_bundle(bundle, pixels, Scheme("minmax", bias_correction=False, **scheme))
+        return ((logits(module(made), made, pixels) - exact) ** 2).mean()
+
+    assert error(per_layer=True, equalize=True) < error(per_layer=True) / 3
+
+
+# ---- bias correction -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["v1", "v2"])
+def test_corrected_biases_give_each_channel_its_float_mean(make_bundle, pixels, name):
+    bundle = make_bundle(name, padding="same")
+    card, folded = bundle.card, folded_of(bundle)
+    stored = rounded(folded, "int4")
+    changed = correct(card.arch, card.preprocess, folded, stored, pixels)
+    reads, network = {}, FoldedNetwork(card.arch, folded).eval()
+    network.read = lambda x, name, by: reads.setdefault((name, by.name), x)
+    x = torch.from_numpy(card.preprocess.normalize(pixels))
+    network(x)
+    for op, layer in zip(card.arch.ops, network.layers, strict=True):
+        if not op.is_layer:
+            continue
+        weight, bias = folded[op.name]
+        np.testing.assert_array_equal(changed[op.name][0], weight)
+        means = [
+            layer.sums(reads[op.inputs[0], op.name], torch.from_numpy(w), torch.from_numpy(b))
+            .double()
+            .mean((0, 2, 3))
+            .numpy()
+            for w, b in ((weight, bias), (stored[op.name][0], changed[op.name][1]), (stored[op.name][0], bias))
+        ]
+        assert np.abs(means[2] - means[0]).max() > 1e-4  # without the correction
+        np.testing.assert_allclose(means[1], means[0], atol=1e-4)
+
+
+def test_bias_correction_brings_int8_nearer(make_bundle, pixels):
+    bundle = uneven(make_bundle("v1"), 4.0)
+    exact = logits(module(bundle), bundle, pixels)
+    errors = []
+    for corrected in (False, True):
+        made = quantize_bundle(bundle, pixels, Scheme(per_layer=True, bias_correction=corrected))
+        errors.append(((logits(module(made), made, pixels) - exact) ** 2).mean())
+    assert errors[1] < 0.7 * errors[0]
+
+
+@pytest.mark.parametrize(("name", "precision"), [("v1", "int4"), ("v2", "dynamic"), ("v3-small", "int4")])
+def test_corrected_biases_in_a_float_bundle(make_bundle, pixels, name, precision):
+    bundle = make_bundle(name, mean=(123.0, 116.0, 103.0))
+    changed = correct_bundle(bundle, precision, pixels)
+    assert changed.card == bundle.card
+    before, after = folded_of(bundle), folded_of(changed)
+    wanted = correct(bundle.card.arch, bundle.card.preprocess, before, rounded(before, precision), pixels)
+    for layer in before:
+        np.testing.assert_array_equal(after[layer][0], before[layer][0])
+        np.testing.assert_allclose(after[layer][1], wanted[layer][1], atol=1e-5)
+    assert max(np.abs(after[layer][1] - before[layer][1]).max() for layer in before) > 1e-3

@@ -1,0 +1,208 @@
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from mobilenets import engines, export, simulate
+from mobilenets.bundle import Bundle, tensor_shapes
+from mobilenets.engines.torch import TorchEngine
+from mobilenets.errors import UserError
+from mobilenets.quantize import Scheme, quantize_bundle
+
+executorch = pytest.importorskip("mobilenets.engines.executorch")
+# Of libraries that ExecuTorch imports, and of its own moved interfaces.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def short(b, pixels):
+    """V1's first two rows and a classifier that tells images apart by them: lowered in seconds."""
+    arch = b.card.arch.replace(rows=b.card.arch.rows[:2])
+    tensors = {k: b.tensors[k] for k in tensor_shapes(arch, "float32")}
+    weight = tensors["classifier.weight"] = 40 * tensors["classifier.weight"][:, : arch.width]
+    made = Bundle(b.card.replace(arch=arch), tensors)
+    with torch.inference_mode():
+        means = simulate.float_model(made).pooled(torch.from_numpy(b.card.preprocess.normalize(pixels))).mean(0)
+    return Bundle(made.card, {**tensors, "classifier.bias": -weight @ means.numpy()})
+
+
+@pytest.fixture(scope="module")
+def exported(make_bundle, pixels, tmp_path_factory):
+    """`exported("short", "int8", 2)`: the file, its proof and what it was made from; each lowered once."""
+    made = {}
+
+    def make(name, precision, batch=None, float_ops=(), **variant):
+        key = (name, precision, batch, float_ops, *variant.items())
+        if key not in made:
+            b = short(make_bundle("v1"), pixels) if name == "short" else make_bundle(name, **variant)
+            if precision == "int8":
+                b = quantize_bundle(b, pixels, Scheme(float_ops=float_ops))
+            path = tmp_path_factory.mktemp("pte") / "m.pte"
+            made[key] = path, export.export_bundle(b, pixels, path, "noise", "executorch", precision, batch), b
+        return made[key]
+
+    return make
+
+
+def check(path, proof, b, pixels):
+    a, e = TorchEngine(b, 1)(pixels), engines.load(path)(pixels)
+    assert a.std(0).max() > 0.03
+    assert (proof.agreement, proof.precision) == (100.0, b.card.precision)
+    assert np.median(np.abs(a - e).max(1)) < 1e-5
+    assert executorch.operators(path) == executorch.OUTSIDE
+    assert executorch.stored(path) == b.card.precision
+
+
+def test_int8(exported, pixels):
+    path, proof, b = exported("short", "int8", 2)
+    check(path, proof, b, pixels)
+
+
+def test_a_file_and_its_engine(exported, pixels):
+    path, _, b = exported("short", "int8", 2)
+    engine = engines.load(path)
+    assert isinstance(engine, engines.Engine)
+    assert (engine.name, engine.batch) == ("executorch", 2)
+    assert engine.card == b.card.replace(parent=b.digest)
+    whole = engine(pixels[:5])
+    assert (whole.shape, whole.dtype) == ((5, 10), np.float32)
+    np.testing.assert_allclose(whole.sum(1), 1, atol=1e-5)
+    np.testing.assert_array_equal(whole[4:], engine(pixels[4:5]))
+    frozen = pixels[:2].copy()
+    frozen.setflags(write=False)
+    np.testing.assert_array_equal(engine(frozen), whole[:2])
+    np.testing.assert_array_equal(engine(pixels[:4:2]), whole[:4:2])
+
+
+def test_threads(exported, pixels):
+    path, _, _ = exported("short", "int8", 2)
+    one, two = engines.load(path, 1), engines.load(path, 2)
+    for engine, threads in ((one, 1), (two, 2), (one, 1)):
+        engine(pixels[:1])
+        assert executorch.portable_lib._threadpool_get_thread_count() == threads
+    np.testing.assert_allclose(one(pixels[:2]), two(pixels[:2]), atol=1e-6)
+
+
+@pytest.mark.parametrize("part", ["input1_id", "filter_id"])
+def test_a_float_convolution_is_no_int8(exported, monkeypatch, part):
+    """One convolution of images, or with weights, that aren't quantized makes a file a float one."""
+    path, _, _ = exported("short", "int8", 2)
+    (graph,) = executorch._graphs(path)
+    convolutions = [n["xnode_union"] for n in graph["xnodes"] if n["xnode_union_type"] in executorch.CONVOLUTIONS]
+    assert len(convolutions) == 4
+    for value in graph["xvalues"]:
+        tensor = value["xvalue_union"].get("tensor_value", value["xvalue_union"])
+        if tensor.get("id_out", 0) == convolutions[2][part]:
+            tensor["datatype"] = "xnn_datatype_fp32"
+    monkeypatch.setattr(executorch, "_graphs", lambda _: [graph])
+    assert executorch.stored(path) == "float32"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+@pytest.mark.parametrize(
+    ("name", "variant"),
+    [
+        ("v1", {}),
+        ("v2", {"padding": "same", "mean": (124.0, 116.5, 103.5)}),
+        ("v3-small", {}),
+        ("v4-conv-s", {}),
+        ("v4-hybrid-m", {}),
+    ],
+)
+def test_every_kind_of_network_with_an_open_batch(exported, pixels, name, precision, variant):
+    path, proof, b = exported(name, precision, **variant)
+    check(path, proof, b, pixels)
+    engine = engines.load(path)
+    assert engine.batch == 0
+    many = np.concatenate([pixels, pixels])
+    np.testing.assert_allclose(engine(many)[:1], engine(pixels[:1]), atol=1e-5)
+    np.testing.assert_allclose(engine(many)[24:], engine(pixels), atol=1e-5)
+
+
+@pytest.mark.slow
+def test_operations_kept_in_float(exported, pixels):
+    check(*exported("v2", "int8", 1, ("blocks.2.depthwise", "blocks.3.project", "blocks.3.sum")), pixels)
+
+
+# ---- faults --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fraction", [0, 0.01, 0.5, 0.99])
+def test_a_damaged_file(exported, tmp_path, fraction):
+    path, _, _ = exported("short", "int8", 2)
+    data = path.read_bytes()
+    (tmp_path / "cut.pte").write_bytes(data[: int(len(data) * fraction)])
+    with pytest.raises(UserError, match=r"cut\.pte: not readable by ExecuTorch") as e:
+        engines.load(tmp_path / "cut.pte")
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize(("before", "after", "message"), [
+    (b'{"format": 1,', b'{"format": 9,', "newer mobilenets"),
+    (b'{"format": 1,', b'["format": 1,', "the card inside isn't JSON"),
+    (b"card\x00", b"dark\x00", "has no card inside"),
+])  # fmt: skip
+def test_another_card(exported, tmp_path, before, after, message):
+    path, _, _ = exported("short", "int8", 2)
+    data = path.read_bytes()
+    assert before in data
+    (tmp_path / "other.pte").write_bytes(data.replace(before, after))
+    with pytest.raises(UserError, match=message):
+        engines.load(tmp_path / "other.pte")
+
+
+def test_an_operation_that_xnnpack_has_not(make_bundle, tmp_path, monkeypatch):
+    monkeypatch.setattr(executorch, "OUTSIDE", executorch.OUTSIDE - {"aten::permute_copy"})
+    path = tmp_path / "m.pte"
+
+    class Lowered:
+        def to_executorch(self):
+            return self
+
+        buffer = b""
+
+    monkeypatch.setattr("executorch.exir.to_edge_transform_and_lower", lambda *_, **__: Lowered())
+    monkeypatch.setattr("mobilenets.graphs.program.exported", lambda *_: None)
+    monkeypatch.setattr(executorch, "operators", lambda _: {"aten::permute_copy"})
+    with pytest.raises(UserError, match=r"v1 0\.25-32 needs aten::permute_copy, which XNNPACK hasn't"):
+        executorch.write(make_bundle("v1"), path, None)
+
+
+def test_no_16_bit_floats(make_bundle, pixels, tmp_path):
+    with pytest.raises(UserError, match="unknown precision for executorch 'float16'"):
+        export.export_bundle(make_bundle("v1"), pixels, tmp_path / "m.pte", "noise", "executorch", "float16")
+
+
+@pytest.mark.slow
+def test_nothing_is_said_when_it_is_loaded_and_run(exported, tmp_path):
+    path, _, _ = exported("short", "int8", 2)
+    shutil.copy(path, tmp_path / "m.pte")
+    (tmp_path / "cut.pte").write_bytes(path.read_bytes()[:5000])
+    code = """
+from pathlib import Path
+import numpy
+from mobilenets import engines
+from mobilenets.errors import UserError
+assert engines.load(Path("m.pte"))(numpy.zeros((3, 32, 32, 3), numpy.uint8)).shape == (3, 10)
+try:
+    engines.load(Path("cut.pte"))
+except UserError:
+    pass
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_the_card_can_be_read_by_any_program(exported):
+    """It is a method of its own that gives JSON text."""
+    path, _, b = exported("short", "int8", 2)
+    from executorch.runtime import Runtime
+
+    (text,) = Runtime.get().load_program(path).load_method("card").execute([])
+    assert json.loads(text)["labels"] == list(b.card.labels)
+    assert isinstance(b, Bundle)

@@ -1,0 +1,280 @@
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from mobilenets import choose, cost, engines, latency, zoo
+from mobilenets.bundle import Bundle
+from mobilenets.errors import UserError
+from mobilenets.latency import Measured, Setting, Table, measure, settings
+
+INT8 = Setting("onnxruntime", "int8", 1)
+FLOAT = Setting("onnxruntime", "float32", 1)
+
+
+@pytest.fixture(autouse=True)
+def _hurry(monkeypatch, tmp_path):
+    monkeypatch.setenv("MOBILENETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(latency, "ROUND_SECONDS", 0.005)
+    monkeypatch.setattr(latency, "WARM_UP_SECONDS", 0.001)
+
+
+@pytest.fixture
+def small():
+    """Three networks small enough to measure in earnest."""
+    return [zoo.arch("v1", 0.25, 32, 10), zoo.arch("v1", 0.25, 64, 10), zoo.arch("v2", 0.35, 32, 10)]
+
+
+@pytest.fixture
+def built(monkeypatch):
+    """A record of the networks that were built."""
+    build, record = engines.build, []
+
+    def recorded(name, bundle, precision, threads):
+        record.append(bundle.card.arch.title)
+        return build(name, bundle, precision, threads)
+
+    monkeypatch.setattr(engines, "build", recorded)
+    return record
+
+
+# ---- settings ------------------------------------------------------------------------------------------------------
+
+
+def test_all_combinations():
+    assert settings(["onnxruntime"], ["int8"], [1, 2]) == [INT8, INT8._replace(threads=2)]
+    both = settings(["onnxruntime", "torch"], ["int8", "float32"], [1])
+    assert {s[:2] for s in both} == {(e, p) for e in ("onnxruntime", "torch") for p in ("int8", "float32")}
+    assert (str(INT8), str(INT8._replace(threads=2))) == ("onnxruntime int8, 1 thread", "onnxruntime int8, 2 threads")
+
+
+@pytest.mark.parametrize(
+    ("engine", "precision", "threads", "message"),
+    [
+        ("onnxrutime", "int8", 1, "unknown engine 'onnxrutime': did you mean 'onnxruntime'"),
+        ("onnxruntime", "int9", 1, "unknown precision 'int9'"),
+        ("torch", "int4", 1, "no int4 networks to measure: torch has float32, "),
+        ("onnxruntime", "int8", 0, "threads must be 1 or more, not 0"),
+    ],
+)
+def test_combinations_that_do_not_exist(engine, precision, threads, message):
+    with pytest.raises(UserError, match=message):
+        settings([engine], [precision], [threads])
+
+
+def test_combinations_that_do_not_exist_are_skipped():
+    assert settings(["torch"], ["int4", "int8"], [1]) == [Setting("torch", "int8", 1)]
+
+
+# ---- measuring -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("setting", [INT8, FLOAT])
+def test_measured_on_this_machine(small, setting):
+    rows = measure(small, setting)
+    a, b, c = (rows[arch.digest] for arch in small)
+    assert all(0 < m.latency_ms < 1000 for m in (a, b, c))
+    assert b.latency_ms > a.latency_ms  # four times the macs
+    for arch, m in zip(small, (a, b, c), strict=True):
+        assert m.network == arch.title
+        assert m.size_bytes > (1 if setting is INT8 else 4) * cost.count(arch).weights
+
+
+def test_measured_on_torch(small, monkeypatch):
+    monkeypatch.setattr(latency, "ROUNDS", 1)
+    (m,) = measure(small[:1], Setting("torch", "float32", 1)).values()
+    assert 0 < m.latency_ms < 1000
+
+
+def test_the_process_is_on_all_its_processors_again(small):
+    before = os.sched_getaffinity(0)
+    measure(small[:1], INT8)
+    assert os.sched_getaffinity(0) == before
+
+
+@pytest.mark.parametrize("name", ["v1", "v2", "v3-small", "v4-conv-s"])
+def test_a_random_bundle_is_a_bundle(name, tmp_path):
+    for precision in ("float32", "int8"):
+        b = latency.random_bundle(zoo.arch(name, classes=10), precision)
+        b.save(tmp_path / precision)
+        assert Bundle.load(tmp_path / precision).card.precision == precision
+
+
+# ---- the cache -----------------------------------------------------------------------------------------------------
+
+
+def test_the_second_time_nothing_is_measured(small, built):
+    first = measure(small, INT8)
+    assert len(built) == latency.ROUNDS * 3
+    assert measure(small, INT8) == first
+    assert len(built) == latency.ROUNDS * 3
+
+
+def test_only_what_is_missing_is_measured(small, built):
+    measure(small[:2], INT8)
+    built.clear()
+    measure(small, INT8)
+    assert set(built) == {small[2].title}
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "value"),
+    [
+        (latency, "machine", lambda: "another machine x64"),
+        (latency, "_instructions", lambda: "other flags"),
+        (latency, "PROTOCOL", 99),
+        (engines, "version", lambda _name: "99.0"),
+    ],
+)
+def test_the_cache_is_of_one_machine_engine_and_protocol(small, built, monkeypatch, module, name, value):
+    measure(small, INT8)
+    built.clear()
+    monkeypatch.setattr(module, name, value)
+    measure(small, INT8)
+    assert len(set(built)) == 3
+
+
+@pytest.mark.parametrize("setting", [FLOAT, INT8._replace(threads=2)])
+def test_the_cache_is_of_one_precision_and_number_of_threads(small, built, setting):
+    measure(small, INT8)
+    built.clear()
+    measure(small, setting)
+    assert len(set(built)) == 3
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        '{"a": 1}',
+        '{"DIGEST": null}',
+        '{"DIGEST": []}',
+        '{"DIGEST": [1, NaN, 1, 1]}',
+        '{"DIGEST": ["x", "y"]}',
+        "\0",
+    ],
+)
+def test_a_damaged_cache_is_measured_anew(small, built, text):
+    measure(small[:1], INT8)
+    path = latency.cache_of(INT8).path
+    path.write_text(text.replace("DIGEST", small[0].digest))
+    built.clear()
+    measure(small[:1], INT8)
+    assert built == [small[0].title] * latency.ROUNDS
+    assert len(json.loads(path.read_text())[small[0].digest]) == 1 + latency.ROUNDS
+
+
+def test_a_stopped_measurement_goes_on_where_it_was(small, built, monkeypatch):
+    build = engines.build
+
+    def interrupt(*arguments):
+        if len(built) == 4:  # in the second round
+            raise KeyboardInterrupt
+        return build(*arguments)
+
+    monkeypatch.setattr(engines, "build", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        measure(small, INT8)
+    kept = json.loads(latency.cache_of(INT8).path.read_text())
+    assert [len(kept[a.digest]) - 1 for a in small] == [2, 1, 1]
+    monkeypatch.setattr(engines, "build", build)
+    rows = measure(small, INT8)
+    assert len(built) == latency.ROUNDS * 3
+    for a in small:
+        assert rows[a.digest].latency_ms <= min(kept[a.digest][1:])
+
+
+# ---- tables --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def table(small):
+    """What a table's file says."""
+    entries = {s: {small[0].digest: Measured(small[0].title, 1.5, 1000)} for s in (INT8, FLOAT)}
+    return Table("a machine x2", {"onnxruntime": "1.0"}, entries).to_json()
+
+
+def test_a_table_is_read_as_it_was_written(table, tmp_path):
+    (tmp_path / "t.json").write_text(json.dumps(table))
+    read = Table.read(tmp_path / "t.json")
+    assert {k: v for k, v in read.to_json().items() if k != "made"} == {k: v for k, v in table.items() if k != "made"}
+    assert (read.machine, set(read.entries)) == ("a machine x2", {INT8, FLOAT})
+
+
+def test_a_table_says_what_it_is(table, small):
+    assert {"kind", "format", "protocol", "measured", "machine", "made", "mobilenets", "tables"} == set(table)
+    assert table["tables"][0] == {
+        "engine": "onnxruntime", "engine_version": "1.0", "precision": "int8", "threads": 1,
+        "networks": {small[0].digest: {"network": "v1 0.25-32", "latency_ms": 1.5, "size_bytes": 1000}},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kind": "other"}, "not a latency table; make one with: mobilenets latency-table --out t.json"),
+        ({"format": None}, "not a latency table"),
+        ({"format": 99}, r"written by a newer mobilenets \(table format 99"),
+        ({"protocol": 1}, "measured by protocol 1, this mobilenets by"),
+        ({"tables": None}, "damaged: a field is missing or malformed"),
+        ({"tables": [{}]}, "damaged"),
+        ({"machine": ...}, "damaged"),
+        ({"latency_ms": "fast"}, "damaged"),
+        ({"latency_ms": -1}, "damaged.*out of range"),
+        ({"latency_ms": float("nan")}, "damaged.*out of range"),
+        ({"latency_ms": float("inf")}, "damaged.*out of range"),
+        ({"size_bytes": float("inf")}, "damaged"),
+        ({"size_bytes": 0}, "damaged.*out of range"),
+        ({"network": ...}, "damaged"),
+    ],
+)
+def test_a_wrong_table_is_one_line(table, tmp_path, change, message):
+    ((name, value),) = change.items()
+    where = table if name in table else next(iter(table["tables"][0]["networks"].values()))
+    if value is ...:
+        del where[name]
+    else:
+        where[name] = value
+    (tmp_path / "t.json").write_text(json.dumps(table))
+    with pytest.raises(UserError, match=rf"t\.json: {message}"):
+        Table.read(tmp_path / "t.json")
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"\xff\xfe", b"[]", b"3"])
+def test_a_file_that_is_no_table_is_one_line(tmp_path, data):
+    (tmp_path / "t.json").write_bytes(data)
+    with pytest.raises(UserError, match=r"t\.json: not "):
+        Table.read(tmp_path / "t.json")
+
+
+def test_the_verb(command, small, monkeypatch, tmp_path):
+    monkeypatch.setattr(choose, "grid", lambda _classes, _side=None: small)
+    ran = command("latency-table", "--precision", "int8,float32", "--out", tmp_path / "t.json")
+    assert ran.code == 0, ran.err
+    assert "onnxruntime float32, 1 thread" in ran.out
+    read = Table.read(tmp_path / "t.json")
+    assert set(read.entries) == {INT8, FLOAT}
+    assert read.entries[INT8] == measure(small, INT8)
+
+
+ALONE = """
+import sys
+for name in ("torch", "torchvision", "onnx", "matplotlib", "jinja2", "sklearn"):
+    sys.modules[name] = None
+from mobilenets import choose, cli, zoo
+choose.grid = lambda classes, side=None: [zoo.arch("v1", 0.25, 32, classes)]
+sys.exit(cli.run(sys.argv[1:]))
+"""
+
+
+def test_a_table_needs_neither_torch_nor_onnx(tmp_path):
+    out = tmp_path / "t.json"
+    line = [sys.executable, "-c", ALONE, "latency-table", "--precision", "int8,float32", "--out", str(out)]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(Table.read(out).entries) == 2

@@ -1,0 +1,141 @@
+import numpy as np
+import pytest
+from conftest import smooth_images
+from PIL import Image
+
+from mobilenets import engines, evaluate, mixed
+from mobilenets.bundle import Bundle
+from mobilenets.data import Data, Split
+from mobilenets.errors import UserError
+from mobilenets.quantize import Scheme, measure, quantize_bundle
+
+# The first's output is read by the second alone; 8 bits can't hold it, and each of the two rounds it.
+KEEP = {"blocks.1.project", "blocks.2.expand"}
+
+
+@pytest.fixture(scope="module")
+def fragile(make_bundle):
+    """V2 with one activation that 8 bits can't hold: a channel of it spans a thousand times what the others do."""
+    bundle = make_bundle("v2")
+    tensors = {k: v.copy() for k, v in bundle.tensors.items()}
+    for k in ("weight", "bias"):
+        tensors[f"blocks.1.project.norm.{k}"][0] *= 1000
+    tensors["blocks.2.expand.conv.weight"][:, 0] /= 1000
+    return Bundle(bundle.card.replace(labels=tuple(f"class {i}" for i in range(10))), tensors)
+
+
+@pytest.fixture(scope="module")
+def data(fragile):
+    """Images whose right answers are the float network's own: it scores 100%."""
+    images = [Image.fromarray(p) for p in smooth_images(96, 40, seed=7)]
+    split = Split("val", [f"{i}" for i in range(96)], np.zeros(96, np.int64), images.__getitem__)
+    pixels = np.stack([split.pixels(i, fragile.card.preprocess) for i in range(96)])
+    engine, _ = engines.build("onnxruntime", fragile, "float32", 1)
+    split.targets = engine(pixels).argmax(1)
+    return Data("noise", fragile.card.labels, {"train": split, "val": split})
+
+
+def top1(bundle, data):
+    engine, _ = engines.build("onnxruntime", bundle, bundle.card.precision, 1)
+    return evaluate.score(engine, data, "val").top1
+
+
+def test_what_8_bits_cannot_hold_is_the_most_sensitive(fragile, pixels):
+    found = mixed.sensitivity(measure(fragile, pixels), pixels[:8])
+    assert set(found) == {op.name for op in fragile.card.arch.ops}
+    assert list(found.values()) == sorted(found.values())
+    assert set(list(found)[:2]) == KEEP
+    second, third = list(found.values())[1:3]
+    assert second < third - 10  # dB
+
+
+def test_a_network_within_the_limit_is_plain_int8(make_bundle, data, pixels):
+    source = Bundle(make_bundle("v2").card.replace(labels=data.labels), make_bundle("v2").tensors)
+    made = mixed.within(30, source, data, pixels, Scheme(), mixed=False)
+    assert made.card.float_ops == ()
+    (metric,) = made.card.metrics
+    assert (metric.name, metric.data, metric.split, metric.count) == ("top1", "noise", "val", 96)
+    assert metric.value == pytest.approx(top1(made, data))
+
+
+def test_beyond_the_limit_the_operations_to_keep_are_named(fragile, data, pixels):
+    plain = quantize_bundle(fragile, pixels)
+    lost = 100 - top1(plain, data)
+    assert lost > 50
+    with pytest.raises(UserError, match=f"int8 loses {lost:.2f} points of top-1 .100.00% in float, noise val.") as e:
+        mixed.within(20, fragile, data, pixels, Scheme(), mixed=False)
+    named = str(e.value).rsplit(" ", 1)[1].split(",")
+    assert set(named) >= KEEP
+    assert "add --mixed" in str(e.value)
+    assert "\n" not in str(e.value)
+    kept = quantize_bundle(fragile, pixels, Scheme(float_ops=tuple(named)))
+    assert 100 - top1(kept, data) <= 20
+
+
+def test_mixed_keeps_the_fewest_that_meet_the_limit(fragile, data, pixels):
+    made = mixed.within(20, fragile, data, pixels, Scheme(), mixed=True)
+    assert set(made.card.float_ops) == KEEP
+    assert 100 - top1(made, data) <= 20
+    assert made.card.metrics[0].value == pytest.approx(top1(made, data))
+
+
+def test_what_is_kept_anyway_stays(fragile, data, pixels):
+    scheme = Scheme(float_ops=("blocks.0.conv",))
+    made = mixed.within(20, fragile, data, pixels, scheme, mixed=True)
+    assert set(made.card.float_ops) == {*KEEP, "blocks.0.conv"}
+
+
+def test_no_loss_at_all_takes_more_in_float(fragile, data, pixels):
+    made = mixed.within(0, fragile, data, pixels, Scheme(), mixed=True)
+    assert top1(made, data) == 100
+    assert len(made.card.float_ops) > len(KEEP)
+
+
+def test_a_limit_below_zero(fragile, data, pixels):
+    for limit in (-1.0, float("nan")):
+        with pytest.raises(UserError, match="max-drop must be 0 or more"):
+            mixed.within(limit, fragile, data, pixels, Scheme(), mixed=False)
+
+
+# ---- the verb ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def on_disk(fragile, tmp_path, write_images):
+    fragile.save(tmp_path / "float")
+    write_images(tmp_path / "data", {f"class {i}": 4 for i in range(10)}, side=40)
+    return tmp_path / "float", tmp_path / "data"
+
+
+def test_the_verb_keeps_in_float_what_it_is_told(command, on_disk, tmp_path):
+    names = "blocks.2.expand,blocks.1.project"
+    done = command("quantize", *on_disk, "--out", tmp_path / "q", "--keep-float", names, "--images", 8)
+    assert (done.code, done.err) == (0, "")
+    assert set(Bundle.load(tmp_path / "q").card.float_ops) == KEEP
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (("--keep-float", "blocks.1.projct"), "unknown operation 'blocks.1.projct': did you mean 'blocks.1.project'"),
+        (("--mixed",), "--max-drop"),
+        (("--images", "0"), "images must be at least 1, not 0"),
+        (("--max-drop", "-2"), "max-drop must be 0 or more, not -2"),
+    ],
+)
+def test_the_verbs_mistakes(command, on_disk, tmp_path, arguments, line):
+    assert line in command("quantize", *on_disk, "--out", tmp_path / "q", *arguments).line
+    assert not (tmp_path / "q").exists()
+
+
+def test_the_verb_holds_to_the_limit(command, on_disk, tmp_path, monkeypatch):
+    scores = iter([90.0, 70.0, *[90.0] * 9])  # float, int8, then whatever is tried in float
+    monkeypatch.setattr(mixed, "_top1", lambda _, d: mixed.Metric("top1", next(scores), d.source, "val", 8))
+    done = command("quantize", *on_disk, "--out", tmp_path / "q", "--max-drop", "1")
+    assert done.code == 2
+    assert "int8 loses 20.00 points of top-1 (90.00% in float" in done.err
+    assert not (tmp_path / "q").exists()
+    scores = iter([90.0, 70.0, *[90.0] * 9])
+    done = command("quantize", *on_disk, "--out", tmp_path / "q", "--max-drop", "1", "--mixed")
+    assert done.code == 0
+    assert len(Bundle.load(tmp_path / "q").card.float_ops) == 1

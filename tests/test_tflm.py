@@ -1,0 +1,249 @@
+import json
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+from conftest import smooth_images
+
+pytest.importorskip("tflite_micro")
+pytest.importorskip("ai_edge_litert")
+
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+from mobilenets import engines, export, zoo
+from mobilenets.bundle import Bundle
+from mobilenets.engines import tflm
+from mobilenets.engines.torch import TorchEngine
+from mobilenets.errors import UserError
+from mobilenets.graphs import c_array, tflite, tflite_graph
+from mobilenets.latency import random_bundle
+from mobilenets.quantize import quantize_bundle
+from mobilenets.spec import scale
+
+NETWORKS = ["v1", "v2", "v3-small", "v4-conv-s"]
+
+
+@pytest.fixture(scope="module")
+def int8(make_bundle):
+    made = {}
+
+    def make(name="v1", **options):
+        key = (name, *sorted(options.items()))
+        if key not in made:
+            made[key] = quantize_bundle(make_bundle(name, **options), smooth_images(24, seed=100))
+        return made[key]
+
+    return make
+
+
+def written(b, path):
+    tflm.write(b, path, None)
+    return path
+
+
+def sure(b, count, of):
+    """Images that the network is sure of: rounding decides between two classes that are alike."""
+    images = smooth_images(of, b.card.arch.resolution, seed=5)
+    best = np.sort(TorchEngine(b, 1)(images), 1)
+    return images[np.argsort(best[:, -2] - best[:, -1])[:count]]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("padding", ["symmetric", "same"])
+def test_it_is_what_the_reference_kernels_compute(int8, tmp_path, pixels, name, padding):
+    """Bit for bit, and though the image is turned: the same integers, in another order."""
+    b = int8(name, padding=padding)
+    writer = tflite._Writer(b.card, b.tensors, None, True)
+    writer.turned = False
+    model = writer.write({})
+    other = Interpreter(model_content=model, experimental_op_resolver_type=OpResolverType.BUILTIN_REF)
+    image, output = other.get_input_details()[0]["index"], other.get_output_details()[0]["index"]
+    other.resize_tensor_input(image, pixels[:6].shape)
+    other.allocate_tensors()
+    other.set_tensor(image, pixels[:6])
+    other.invoke()
+    engine = engines.load(written(b, tmp_path / "m.c-array"))
+    assert (engine.name, engine.concurrent) == ("tflm", False)
+    np.testing.assert_allclose(engine(pixels[:6]), other.get_tensor(output), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["v1", "v3-small"])
+def test_a_folder_and_its_proof(int8, tmp_path, name):
+    b = int8(name)
+    made = export.export_bundle(b, sure(b, 8, 64), tmp_path / "m.c-array", "noise", "tflm")
+    assert (made.precision, made.engine) == ("int8", "tflm")
+    assert sorted(p.name for p in made.path.iterdir()) == ["model.c", "model.h", "model.json"]
+    assert engines.load(made.path).card == b.card.replace(parent=b.digest)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_near_the_reference(int8, tmp_path, name):
+    """Its kernels round twice, so that one value in 500 is a step off after each layer."""
+    b = int8(name)
+    images = sure(b, 16, 64)
+    x, y = TorchEngine(b, 1)(images), engines.load(written(b, tmp_path / "m.c-array"))(images)
+    assert np.abs(x - y).mean() < 0.02
+    assert (x.argmax(1) == y.argmax(1)).mean() >= 0.9
+
+
+# ---- memory
+
+
+@pytest.mark.parametrize(("name", "side"), [("v1", 32), ("v1", 96), ("v2", 64), ("v3-small", 96)])
+def test_the_arena_is_what_it_needs(name, side):
+    b = random_bundle(zoo.arch(name, 0.25 if name == "v1" else 0.35, side, 10), "int8")
+    arena, flash = tflm.needs(b)
+    model = tflm.model(b)
+    assert flash == len(model)
+    tflm.interpreter(model, arena, "model").invoke()
+    with pytest.raises(UserError, match=f"an arena of {arena - 2 * tflm.STEP:,} bytes is too small"):
+        tflm.interpreter(model, arena - 2 * tflm.STEP, "model")
+
+
+def test_more_pixels_need_more_memory_and_no_more_flash():
+    small, large = (tflm.needs(random_bundle(zoo.arch("v1", 0.25, side, 10), "int8")) for side in (96, 128))
+    assert large[0] > 1.3 * small[0]
+    assert large[1] == small[1]
+
+
+def test_a_turned_image_saves_the_padded_maps():
+    b = random_bundle(zoo.arch("v2", 0.35, 96, 10), "int8")
+    padded = tflm.arena_bytes(tflite.tflite_graph(b.card, b.tensors, 1))
+    assert tflm.needs(b)[0] < 0.8 * padded
+
+
+def test_flash_holds_the_network_alone(int8):
+    b = int8("v1")
+    model = tflm.model(b)
+    assert tflite_graph.entry(tflite_graph.opened(model), tflite_graph.CARD_KEY) is None
+    assert len(model) < len(tflite.tflite_model(b.card, b.tensors))
+
+
+def test_nothing_is_said_on_stderr(int8, capfd):
+    tflm.needs(int8("v2"))
+    assert capfd.readouterr() == ("", "")
+
+
+# ---- C
+
+
+def test_a_program_has_the_same_bytes(int8, tmp_path):
+    gcc = shutil.which("gcc")
+    if gcc is None:
+        pytest.skip("there is no gcc")
+    b = int8("v2")
+    labels = ('quote " and \\', "trigraph ??/", "café", "*/ end", *b.card.labels[4:])
+    b = Bundle(b.card.replace(labels=labels), b.tensors)
+    folder = written(b, tmp_path / "m.c-array")
+    (tmp_path / "main.c").write_text("""\
+#include <stdint.h>
+#include <stdio.h>
+#include "model.h"
+
+int main(void) {
+  if ((uintptr_t)model_data % 16) return 1;
+  for (int i = 0; i < MODEL_CLASSES; i++) puts(model_labels[i]);
+  fwrite(model_data, 1, MODEL_BYTES, stdout);
+  return 0;
+}
+""")
+    flags = ["-Wall", "-Wextra", "-Werror", "-std=c11", "-pedantic", f"-I{folder}"]
+    program = tmp_path / "program"
+    files = [str(tmp_path / "main.c"), str(folder / "model.c")]
+    done = subprocess.run([gcc, *flags, *files, "-o", str(program)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    out = subprocess.run([str(program)], capture_output=True, check=True).stdout
+    assert out == "".join(f"{label}\n" for label in labels).encode() + tflm.model(b)
+    text = (folder / "model.h").read_text()
+    defined = dict(re.findall(r"^#define MODEL_(\w+) (.*)$", text, re.MULTILINE))
+    assert (defined["SIDE"], defined["CLASSES"], defined["INPUT_ZERO_POINT"]) == ("32", "10", "128")
+    assert int(defined["ARENA_BYTES"]) == tflm.needs(b)[0]
+    assert text.count("resolver.Add") == int(defined["OPERATORS"])
+
+
+def test_a_header_is_cpp_too(int8, tmp_path):
+    gpp = shutil.which("g++")
+    if gpp is None:
+        pytest.skip("there is no g++")
+    folder = written(int8("v1"), tmp_path / "m.c-array")
+    line = [gpp, "-Wall", "-Wextra", "-Werror", "-fsyntax-only", "-x", "c++", str(folder / "model.h")]
+    assert subprocess.run(line, check=False).returncode == 0
+
+
+def test_a_comment_can_not_be_ended(int8):
+    b = int8("v1")
+    arch = b.card.arch.replace(name="x */ int y;")
+    text = c_array.header(b.card.replace(arch=arch), b"", 0, ["ADD"])
+    assert text.index("*/") == text.index(" */\n#ifndef") + 1
+
+
+def test_the_resolver_is_told_of_every_operator():
+    for name in (*NETWORKS, "v4-hybrid-m"):
+        b = random_bundle(zoo.arch(name, 0.25, 32, 10), "int8")
+        kinds = tflite_graph.operators(tflite_graph.opened(tflm.model(b)))
+        assert set(kinds) <= set(c_array.METHODS)
+        assert {"CONV_2D", "DEPTHWISE_CONV_2D", "SOFTMAX"} <= set(kinds)
+
+
+# ---- faults
+
+
+def test_an_operator_it_has_not(tmp_path):
+    b = random_bundle(scale(zoo.network("v1"), 0.25, 32, 10, activation="gelu"), "int8")
+    with pytest.raises(UserError, match="TensorFlow Lite Micro can't run this: it has no GELU operator; choose"):
+        export.export_bundle(b, smooth_images(2), tmp_path / "m.c-array", "noise", "tflm")
+    with pytest.raises(UserError, match=r"v1 0\.25-32: TensorFlow Lite Micro can't run this: it has no GELU operator"):
+        tflm.needs(b)
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_image_at_a_time(int8, tmp_path):
+    with pytest.raises(UserError, match="one image at a time, not 4; leave --batch out"):
+        export.export_bundle(int8("v1"), smooth_images(2), tmp_path / "m.c-array", "noise", "tflm", batch=4)
+    assert not list(tmp_path.iterdir())
+
+
+def test_only_int8(make_bundle):
+    with pytest.raises(UserError, match="a microcontroller runs int8 networks, and this one is float32; quantize it"):
+        tflm.needs(make_bundle("v1"))
+    with pytest.raises(UserError, match="unknown precision for tflm 'float32'"):
+        engines.check_precision("tflm", "float32")
+
+
+def change(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda p: (p / "model.c").unlink(), "not a readable c-array folder: .*model.c"),
+        (lambda p: (p / "model.h").write_text(""), "no MODEL_ARENA_BYTES in it"),
+        (lambda p: (p / "model.c").write_text("int x;"), "no model_data in it"),
+        (lambda p: change(p / "model.c", "0x", "0y"), "not a readable c-array folder"),
+        (lambda p: change(p / "model.c", "0x54,", "0x55,"), "TensorFlow Lite Micro can't run this: no TFL3"),
+        (lambda p: (p / "model.json").write_text("{"), "not a readable c-array folder"),
+        (lambda p: (p / "model.json").write_text(json.dumps({"format": 99})), "newer mobilenets"),
+        (lambda p: change(p / "model.h", "ARENA_BYTES ", "ARENA_BYTES 1 // "), "no MODEL_ARENA_BYTES"),
+    ],
+)
+def test_a_damaged_folder(int8, tmp_path, spoil, message):
+    folder = written(int8("v1"), tmp_path / "m.c-array")
+    spoil(folder)
+    with pytest.raises(UserError, match=message) as e:
+        engines.load(folder)
+    assert "\n" not in str(e.value)
+    assert "m.c-array" in str(e.value)
+
+
+def test_the_folder_is_proved_as_it_is_written(int8, tmp_path, monkeypatch):
+    """Bytes changed on the way into model.c are noticed, not only a wrong network."""
+    right = c_array.source
+    monkeypatch.setattr(c_array, "source", lambda model, labels: right(model, labels).replace("0x7f,", "0x01,"))
+    with pytest.raises(UserError):
+        export.export_bundle(int8("v1"), smooth_images(8), tmp_path / "m.c-array", "noise", "tflm")
+    assert not list(tmp_path.iterdir())

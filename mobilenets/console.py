@@ -54,7 +54,7 @@ def table(title: str, columns: Sequence[str], left: Sequence[str] = ()) -> Table
             justify="right" if number else "left",
             overflow="fold",
             no_wrap=number,
-            min_width=len(c) if number else LEFT_WIDTH,
+            min_width=0 if number else LEFT_WIDTH,
         )
     return t
 

@@ -164,15 +164,18 @@ def shrink(img: Image.Image) -> Pixels:
     return np.asarray(img)
 
 
-def open_data(source: str, root: Path | None = None, seed: int = 0) -> Data:
+def open_data(source: str, root: Path | None = None, seed: int = 0, val: float | None = None) -> Data:
     """Open a folder, a zip, shards (their folder or address) or a named set.
 
-    Raises `UserError` for one that isn't there or has fewer than two classes.
+    Where there is no val split, a seeded stratified share of train becomes it: `val`, or a fifth (a tenth where there
+    is a test split). A smaller share is a part of a larger one.
 
-    Where there is no val split, a seeded stratified fifth of train becomes it (a tenth where there is a test split).
+    Raises `UserError` for one that isn't there or has fewer than two classes, and for `val` where there is a val split.
     """
     from mobilenets import sharded
 
+    if val is not None and not 0 < val < 1:
+        raise UserError(f"val is a share of the training images, above 0 and below 1, not {val:g}")
     path = Path(source)
     if sharded.find(source):
         data = sharded.open_shards(source)
@@ -191,7 +194,9 @@ def open_data(source: str, root: Path | None = None, seed: int = 0) -> Data:
         have = f"only one class, {data.labels[0]!r}" if data.labels else "no class folders with images"
         raise UserError(f"{source}: {have}; classification needs a folder of images for each of at least two classes")
     if "train" in data.splits and "val" not in data.splits:
-        _hold_out(data, 0.1 if "test" in data.splits else 0.2)
+        _hold_out(data, val or (0.1 if "test" in data.splits else 0.2))
+    elif val is not None:
+        raise UserError(f"{source} has a val split of its own: leave out --val")
     return data
 
 
@@ -226,7 +231,8 @@ def of_card(card: Card, source: str | None, root: Path | None = None) -> Data:
     if not name:
         raise UserError("the bundle doesn't say what data it was trained on; name some")
     try:
-        data = open_data(str(name), root, card.data.get("split_seed", 0))
+        val = card.data.get("val_fraction") if name == card.data.get("source") else None
+        data = open_data(str(name), root, card.data.get("split_seed", 0), val)
     except UserError as e:
         raise e if source else UserError(f"the data the bundle was trained on can't be opened; name some ({e})") from e
     return in_order(data, card.labels)

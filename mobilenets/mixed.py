@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import functools
 import os
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -15,26 +16,33 @@ from mobilenets.calibrate import batches
 from mobilenets.data import Data
 from mobilenets.errors import UserError
 from mobilenets.images import Pixels
-from mobilenets.quantize import Array, Measured, Scheme, measure
+from mobilenets.quantize import Array, Measured
 from mobilenets.simulate import FoldedNetwork, SimulatedInt8
 
 RANKING_IMAGES = 16
 
 
-def within(max_drop: float, source: Bundle, d: Data, images: Pixels, scheme: Scheme, *, mixed: bool) -> Bundle:
-    """An int8 bundle that loses at most `max_drop` points of top-1 on held-out images, its score on its card.
+def within(
+    max_drop: float,
+    source: Bundle,
+    d: Data,
+    measured: Measured,
+    images: Pixels,
+    float_ops: Sequence[str],
+    *,
+    mixed: bool,
+) -> Bundle:
+    """`measured` as an int8 bundle that loses at most `max_drop` points of top-1 on held-out images against `source`.
 
-    `images`: to calibrate on, uint8 [N, H, W, 3]. Where it loses more: with `mixed`, the fewest operations that make up
-    for it are kept in float, the most sensitive first; without, a `UserError` names them.
+    Its score is on its card; `float_ops` are in float anyhow. Where it loses more: with `mixed`, the fewest operations
+    that make up for it are kept in float too, those first that `images`, uint8 [N, H, W, 3], show to be the most
+    sensitive; without, a `UserError` names them.
     """
-    if not max_drop >= 0:
-        raise UserError(f"max-drop must be 0 or more, not {max_drop:g}")
-    measured = measure(source, images, scheme)
     floating = _top1(source, d).value
 
     @functools.cache
     def attempt(more: tuple[str, ...]) -> tuple[Bundle, float]:
-        made = measured.bundle((*scheme.float_ops, *more))
+        made = measured.bundle((*float_ops, *more))
         metric = _top1(made, d)
         lost, kept = floating - metric.value, len(made.card.float_ops)
         console.note(f"operations in float: {kept}; top-1 {metric.value:.2f}%, {lost:.2f} points below {floating:.2f}%")
@@ -43,7 +51,7 @@ def within(max_drop: float, source: Bundle, d: Data, images: Pixels, scheme: Sch
     plain, lost = attempt(())
     if lost <= max_drop:
         return plain
-    ranked = [n for n in sensitivity(measured, images[:RANKING_IMAGES]) if n not in scheme.float_ops]
+    ranked = [n for n in sensitivity(measured, images[:RANKING_IMAGES]) if n not in float_ops]
     first = [tuple(ranked[:n]) for n in range(len(ranked) + 1)]
     names = first[bisect.bisect_left(first, True, hi=len(ranked), key=lambda names: attempt(names)[1] <= max_drop)]
     made, left = attempt(names)
@@ -53,7 +61,7 @@ def within(max_drop: float, source: Bundle, d: Data, images: Pixels, scheme: Sch
         raise UserError(
             f"int8 loses {lost:.2f} points of top-1 ({floating:.2f}% in float, {d.source} {d.held_out}), more than the "
             f"{max_drop:g} allowed; add --mixed, which keeps the most sensitive operations in float, or name them: "
-            f"--keep-float {','.join((*scheme.float_ops, *names))}"
+            f"--keep-float {','.join((*float_ops, *names))}"
         )
     return made
 

@@ -367,30 +367,28 @@ def quantize(
     from mobilenets import data as datas
     from mobilenets import mixed as mixing
 
-    if qat and max_drop is not None:
-        raise UserError(
-            "--qat trains what --max-drop only measures: leave out one (`mobilenets eval` scores the bundle)"
-        )
     if layer_report is not None and layer_report.is_dir():
         raise UserError(f"{layer_report} is a folder; --layer-report needs the name of a file")
     bundles.check_out(out)
     source = Bundle.load(bundles.find_bundle(bundle))
     if images < 1:
         raise UserError(f"images must be at least 1, not {images}")
+    if max_drop is not None and not max_drop >= 0:
+        raise UserError(f"max-drop must be 0 or more, not {max_drop:g}")
     if mixed and max_drop is None:
         raise UserError("--mixed keeps in float what --max-drop needs; say how many points may be lost: --max-drop 1")
     scheme = Scheme(calibration, per_layer, equalize, not no_bias_correction, keep_float)
     d = datas.of_card(source.card, data, root)
     pixels = d.sample("train", images, source.card.preprocess).pixels
     measured = measure(source, pixels, scheme)
-    if max_drop is not None:
-        made = mixing.within(max_drop, source, d, pixels, scheme, mixed=mixed)
-    elif qat:
+    if qat:
         from mobilenets.qat import trained
 
-        made = trained(source, measured, d, qat, scheme.float_ops, out).bundle(scheme.float_ops)
+        measured = trained(source, measured, d, qat, keep_float, out)
+    if max_drop is None:
+        made = measured.bundle(keep_float)
     else:
-        made = measured.bundle(scheme.float_ops)
+        made = mixing.within(max_drop, source, d, measured, pixels, keep_float, mixed=mixed)
     made = made.save(out)
     if layer_report is None:
         return made

@@ -41,6 +41,7 @@ def train(
     overrides: Annotated[Overrides | None, Parameter(name="*")] = None,
     init: Path | None = None,
     seed: int = 0,
+    val: float | None = None,
     resume: bool = False,
     skip_bad: bool = False,
     checkpoint_minutes: float = 10.0,
@@ -67,6 +68,9 @@ def train(
         Bundle to start from: its network, and its weights as far as the classes allow.
     seed
         Seed of everything random: split, initial weights, order, augmentation.
+    val
+        Share of the training images that choose the epoch, where the data has no val split; a fifth if left out, or a
+        tenth where there is a test split.
     resume
         Go on with a run that was stopped; it ends with the same weights, bit for bit.
     skip_bad
@@ -80,10 +84,10 @@ def train(
         raise UserError(f"checkpoint_minutes must be 0 or more, not {checkpoint_minutes}")
     chosen = recipes.recipe(recipe or ("finetune" if init else "modern"), overrides)
     start = Bundle.load(bundles.find_bundle(init)) if init else None
-    d = data.open_data(source, root, seed)
+    d = data.open_data(source, root, seed, val)
     net = network(arch, alpha, resolution, start, len(d.labels))
     config = {"verb": "train", "source": source, "arch": net.to_json(), "recipe": chosen.to_json(), "seed": seed}
-    config["init"] = start.digest if start else None
+    config |= {"init": start.digest if start else None, "val": d.val_fraction}
     _, rank = world()
     if rank == 0:
         run.prepare(out, config, resume)

@@ -58,7 +58,7 @@ def test_the_table_and_a_run(files, command):
     ran = command("bench", files, "--rounds", 1)
     assert ran.code == 0, ran.err
     assert "model-int8.onnx" in "".join(ran.out.split())  # of a run, what it ships
-    assert "median ms" in ran.out
+    assert "median" in ran.out
     assert "v1 0.25-32" in ran.out
 
 

@@ -208,7 +208,7 @@ def test_interrupted_between_moving_the_old_away_and_the_new_in(saved, monkeypat
     before, rename = tree(saved.parent), Path.rename
 
     def interrupted(self, target):
-        if self.suffix == ".tmp":
+        if ".tmp." in self.name:
             raise KeyboardInterrupt
         return rename(self, target)
 

@@ -98,6 +98,21 @@ def test_a_test_split_is_held_out_and_val_is_a_tenth_of_train(tmp_path, write_im
     assert data.val_fraction == 0.1
 
 
+def test_another_share_is_held_out_where_it_is_asked_for(tmp_path, write_images):
+    write_images(tmp_path / "d", {"train/cat": 20, "train/dog": 20, "test/cat": 3, "test/dog": 3})
+    source = str(tmp_path / "d")
+    more, less = (open_data(source, val=v) for v in (0.2, 0.1))
+    assert sizes(more) == {"train": 32, "test": 6, "val": 8}
+    assert more.val_fraction == 0.2
+    assert set(less.split("val").names) < set(more.split("val").names)  # seen by neither training
+    for wrong in (0, 1, -0.1, float("nan")):
+        with pytest.raises(UserError, match="val is a share of the training images, above 0 and below 1"):
+            open_data(source, val=wrong)
+    write_images(tmp_path / "own", {"train/cat": 4, "train/dog": 3, "val/cat": 2, "val/dog": 1})
+    with pytest.raises(UserError, match="has a val split of its own: leave out --val"):
+        open_data(str(tmp_path / "own"), val=0.1)
+
+
 def test_train_alone_is_split(tmp_path, write_images):
     write_images(tmp_path, {"train/cat": 10, "train/dog": 10})
     data = open_data(str(tmp_path))

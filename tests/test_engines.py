@@ -162,3 +162,17 @@ def test_onnxruntime_leaves_nothing_in_the_home_folder(files, tmp_path):
     environment = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"} | {"HOME": str(home)}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
     assert not list(home.rglob("*"))
+
+
+@pytest.mark.parametrize("change", ["labels", "resolution"])
+def test_a_card_of_another_network(files, change):
+    model = onnx.load(files / "model.onnx")
+    card = json.loads(model.metadata_props[0].value)
+    if change == "labels":
+        card["labels"], card["arch"]["classes"] = card["labels"][:3], 3
+    else:
+        card["arch"]["resolution"] = card["preprocess"]["resolution"] = 64
+    model.metadata_props[0].value = json.dumps(card)
+    onnx.save(model, files / "other.onnx")
+    with pytest.raises(UserError, match=r"other\.onnx: the card inside is another network's, v1 .*; export it again"):
+        engines.load(files / "other.onnx")

@@ -234,7 +234,8 @@ def test_a_budget_nothing_meets_stops_it_before_training(colours, command, tmp_p
     ("more", "said"),
     [(("--engine", "onnx"), "unknown engine 'onnx'"), (("--threads", 0), "threads must be 1 or more"),
      (("--recipe", "modren"), "did you mean 'modern'"), (("--max-size-mb", 0), "--max-size-mb must be above 0"),
-     (("--init", "nowhere"), "no bundle here"), (("--precision", "int9"), "int9"), (("--precision", "dynamic"), "no dynamic networks")],
+     (("--init", "nowhere"), "no bundle here"), (("--precision", "int9"), "int9"),
+     (("--precision", "dynamic"), "no dynamic networks")],
 )  # fmt: skip
 def test_bad_arguments(colours, command, tmp_path, more, said):
     assert said in command("fit", colours, "--out", tmp_path / "run", *more).line

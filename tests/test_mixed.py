@@ -51,7 +51,7 @@ def test_what_8_bits_cannot_hold_is_the_most_sensitive(fragile, pixels):
 
 def test_a_network_within_the_limit_is_plain_int8(make_bundle, data, pixels):
     source = Bundle(make_bundle("v2").card.replace(labels=data.labels), make_bundle("v2").tensors)
-    made = mixed.within(30, source, data, pixels, Scheme(), mixed=False)
+    made = mixed.within(30, source, data, measure(source, pixels), pixels, (), mixed=False)
     assert made.card.float_ops == ()
     (metric,) = made.card.metrics
     assert (metric.name, metric.data, metric.split, metric.count) == ("top1", "noise", "val", 96)
@@ -63,7 +63,7 @@ def test_beyond_the_limit_the_operations_to_keep_are_named(fragile, data, pixels
     lost = 100 - top1(plain, data)
     assert lost > 50
     with pytest.raises(UserError, match=f"int8 loses {lost:.2f} points of top-1 .100.00% in float, noise val.") as e:
-        mixed.within(20, fragile, data, pixels, Scheme(), mixed=False)
+        mixed.within(20, fragile, data, measure(fragile, pixels), pixels, (), mixed=False)
     named = str(e.value).rsplit(" ", 1)[1].split(",")
     assert set(named) >= KEEP
     assert "add --mixed" in str(e.value)
@@ -73,7 +73,7 @@ def test_beyond_the_limit_the_operations_to_keep_are_named(fragile, data, pixels
 
 
 def test_mixed_keeps_the_fewest_that_meet_the_limit(fragile, data, pixels):
-    made = mixed.within(20, fragile, data, pixels, Scheme(), mixed=True)
+    made = mixed.within(20, fragile, data, measure(fragile, pixels), pixels, (), mixed=True)
     assert set(made.card.float_ops) == KEEP
     assert 100 - top1(made, data) <= 20
     assert made.card.metrics[0].value == pytest.approx(top1(made, data))
@@ -81,20 +81,14 @@ def test_mixed_keeps_the_fewest_that_meet_the_limit(fragile, data, pixels):
 
 def test_what_is_kept_anyway_stays(fragile, data, pixels):
     scheme = Scheme(float_ops=("blocks.0.conv",))
-    made = mixed.within(20, fragile, data, pixels, scheme, mixed=True)
+    made = mixed.within(20, fragile, data, measure(fragile, pixels), pixels, scheme.float_ops, mixed=True)
     assert set(made.card.float_ops) == {*KEEP, "blocks.0.conv"}
 
 
 def test_no_loss_at_all_takes_more_in_float(fragile, data, pixels):
-    made = mixed.within(0, fragile, data, pixels, Scheme(), mixed=True)
+    made = mixed.within(0, fragile, data, measure(fragile, pixels), pixels, (), mixed=True)
     assert top1(made, data) == 100
     assert len(made.card.float_ops) > len(KEEP)
-
-
-def test_a_limit_below_zero(fragile, data, pixels):
-    for limit in (-1.0, float("nan")):
-        with pytest.raises(UserError, match="max-drop must be 0 or more"):
-            mixed.within(limit, fragile, data, pixels, Scheme(), mixed=False)
 
 
 # ---- the verb ------------------------------------------------------------------------------------------------------
@@ -121,6 +115,7 @@ def test_the_verb_keeps_in_float_what_it_is_told(command, on_disk, tmp_path):
         (("--mixed",), "--max-drop"),
         (("--images", "0"), "images must be at least 1, not 0"),
         (("--max-drop", "-2"), "max-drop must be 0 or more, not -2"),
+        (("--max-drop", "nan"), "max-drop must be 0 or more, not nan"),
     ],
 )
 def test_the_verbs_mistakes(command, on_disk, tmp_path, arguments, line):

@@ -261,7 +261,8 @@ def test_the_verb_trains(command: Callable[..., Ran], task: dict[str, Any], colo
 
 
 @pytest.mark.parametrize(
-    ("options", "said"), [(["--qat", "-1"], "epochs must be 1"), (["--qat", 1, "--max-drop", 1], "leave out one")]
+    ("options", "said"),
+    [(["--qat", "-1"], "epochs must be 1"), (["--qat", 1, "--max-drop", -1], "max-drop must be 0 or more")],
 )
 def test_what_the_verb_refuses(
     command: Callable[..., Ran], task: dict[str, Any], colours: Path, tmp_path: Path, options: list[Any], said: str

@@ -34,11 +34,11 @@ def test_a_run_on_an_engine_with_its_accuracy(run, command):
     before = {p.name: p.stat().st_mtime_ns for p in kept.iterdir()}
     ran = command(*line)
     assert ran.code == 0, ran.err
-    assert "top-1 %" in ran.out
+    assert "as PyTorch" in ran.out
     assert {p.name: p.stat().st_mtime_ns for p in kept.iterdir()} == before  # made once
 
 
-def test_a_changed_network_is_exported_again(run, make_bundle, tmp_path):
+def test_a_changed_network_is_exported_again(run):
     record = run / exports.FOLDER / exports.RECORD
     pairs = exports.combinations(["onnxruntime"], ["float32"], "float32")
     (first,) = exports.make(run, pairs, run / exports.FOLDER, None, None)
@@ -66,7 +66,7 @@ def test_a_file_that_fails_is_a_line_and_the_others_are_measured(run, command, m
     ran = command("bench", run, "--engine", "onnxruntime", "--precision", "float32,int8", "--rounds", 1, "--batch", 1)
     assert ran.code == 0
     assert "onnxruntime int8: no such operator" in ran.out
-    assert "onnxruntime   float32" in ran.out
+    assert ["onnxruntime", "float32"] in [row.split()[:2] for row in ran.out.splitlines()]
 
 
 def test_all_engines_and_precisions_are_those_that_are_there():

@@ -94,6 +94,17 @@ def test_what_the_card_records(learned, colours):
     assert card.preprocess == Preprocess(32, 0.875)
 
 
+def test_the_share_held_out_is_the_cards(tiny_train, write_images, tmp_path):
+    source = write_images(tmp_path / "d", {"cat": 20, "dog": 20}, side=32)
+    run = tiny_train(tmp_path / "r", "--epochs", 1, "--val", 0.1, data=source)
+    assert run.ran.code == 0, run.ran.err
+    card = Bundle.load(run.out / "float").card
+    assert card.data["counts"] == {"train": 36, "val": 4}
+    again = data.of_card(card, None)
+    assert {k: len(s) for k, s in again.splits.items()} == {"train": 36, "val": 4}
+    assert len(data.of_card(card, str(write_images(tmp_path / "e", {"cat": 5, "dog": 5}))).split("val")) == 2
+
+
 def test_logs_and_checkpoints(learned):
     assert (learned.out / "checkpoints" / "best.ckpt").is_file()
     assert (learned.out / "checkpoints" / "last.ckpt").is_file()

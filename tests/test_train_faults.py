@@ -149,7 +149,7 @@ def test_a_full_disk_in_the_middle_of_an_epoch_keeps_the_checkpoint_before(whole
     write_bytes = type(out).write_bytes
 
     def until_full(path, content):
-        if path.name.startswith(".last.ckpt") and checkpoint_number() == 5:
+        if path.name.endswith(".last.ckpt") and checkpoint_number() == 5:
             write_bytes(path, content[: len(content) // 2])
             raise OSError(errno.ENOSPC, "No space left on device")
         return write_bytes(path, content)

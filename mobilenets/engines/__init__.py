@@ -19,7 +19,7 @@ import importlib
 import importlib.metadata
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -194,6 +194,16 @@ def load(path: Path, threads: int = 1) -> Engine:
     path = resolve(path)
     engine: Engine = module(for_path(path)).load(path, threads)
     return engine
+
+
+def check_card(card: Card, image: Iterable[int], scores: Iterable[int], where: str) -> None:
+    """A UserError where the file at `where` takes or gives other shapes, those of one image, than its card says."""
+    side = card.arch.resolution
+    if [*image] != [side, side, 3] or [*scores] != [card.arch.classes or card.arch.width]:
+        raise UserError(
+            f"{where}: the card inside is another network's, {card.arch.title} with {len(card.labels)} labels; "
+            "export it again"
+        )
 
 
 def in_pieces(run: Callable[[Pixels], Scores], images: Pixels, batch: int) -> Scores:

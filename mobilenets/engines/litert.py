@@ -10,7 +10,7 @@ import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 
 from mobilenets.bundle import Bundle, Card, Precision
-from mobilenets.engines import Scores, in_pieces
+from mobilenets.engines import Scores, check_card, in_pieces
 from mobilenets.errors import UserError
 from mobilenets.formats import one_line
 from mobilenets.graphs import tflite_graph
@@ -54,7 +54,8 @@ class LiteRTEngine:
             self.idle = [self._interpreter()]
         except (ValueError, RuntimeError) as e:
             raise UserError(f"{path}: not a readable TFLite file: {one_line(e)}") from e
-        image = self.idle[0].get_input_details()[0]
+        image, scores = self.idle[0].get_input_details()[0], self.idle[0].get_output_details()[0]
+        check_card(self.card, image["shape"][1:], scores["shape"][1:], str(path))
         self.batch = int(image["shape"][0]) if image["shape_signature"][0] > 0 else None
 
     def _interpreter(self) -> Interpreter:

@@ -12,7 +12,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime as ort
 
 from mobilenets.bundle import Bundle, Card, Precision
-from mobilenets.engines import Scores, in_pieces
+from mobilenets.engines import Scores, check_card, in_pieces
 from mobilenets.errors import UserError
 from mobilenets.images import Pixels
 
@@ -55,7 +55,8 @@ class OnnxEngine:
             raise UserError(f"{where}: the card inside isn't JSON: {e}") from e
         if self.card.precision == "int4":  # else they would be widened in every call, which takes longer than the rest
             self.session = session(source, threads, widen=True)
-        image = self.session.get_inputs()[0]
+        image, scores = self.session.get_inputs()[0], self.session.get_outputs()[0]
+        check_card(self.card, image.shape[1:], scores.shape[1:], where)
         self.input, batch = image.name, image.shape[0]
         self.batch = batch if isinstance(batch, int) else None
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from mobilenets.bundle import Bundle, Card, Precision
-from mobilenets.engines import Scores, in_pieces
+from mobilenets.engines import Scores, check_card, in_pieces
 from mobilenets.errors import UserError
 from mobilenets.files import sha256
 from mobilenets.images import Pixels
@@ -71,10 +71,10 @@ def read(path: Path) -> tuple[ov.Model, Card]:
         card = Card.from_json(json.loads(model.get_rt_info(CARD).astype(str)), str(path / XML))
     except ValueError as e:
         raise UserError(f"{path / XML}: the card inside isn't JSON: {e}") from e
-    side = card.arch.resolution
-    image, scores = (list(port.get_partial_shape())[1:] for port in (model.input(0), model.output(0)))
-    if image != [side, side, 3] or scores != [len(card.labels)]:
-        raise UserError(f"{path / XML}: the card inside is another network's, {card.arch.title}; export it again")
+    image, scores = (
+        [d.get_length() for d in list(port.get_partial_shape())[1:]] for port in (model.input(0), model.output(0))
+    )
+    check_card(card, image, scores, str(path / XML))
     return model, card
 
 

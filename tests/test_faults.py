@@ -68,6 +68,20 @@ def test_exporting(make_bundle, images, small_disk, command, tmp_path):
     assert tree(disk) == before
 
 
+@pytest.mark.filterwarnings("ignore")  # of the converters
+@pytest.mark.parametrize(
+    "engine", ["litert", "openvino", "ncnn", "torch", pytest.param("coreml", marks=pytest.mark.slow),
+               pytest.param("executorch", marks=pytest.mark.slow), "tflm"]
+)  # fmt: skip
+def test_exporting_to_any_runtime(make_bundle, pixels, small_disk, engine):
+    disk = small_disk("60k")
+    b = quantize_bundle(make_bundle("v1"), pixels)
+    path = disk / f"m{engines.runtime(engine).suffix}"
+    with pytest.raises(UserError, match=r"can't write .*: the disk is full; nothing was left half-written"):
+        export.export_bundle(b, pixels, path, "noise", engine)
+    assert not list(disk.iterdir())
+
+
 def test_quantizing(make_bundle, images, small_disk, command, tmp_path):
     make_bundle("v1").save(tmp_path / "b")
     disk = small_disk("100k")

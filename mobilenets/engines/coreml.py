@@ -8,10 +8,13 @@ needs iOS 17 or macOS 14. `graphs.coreml` says what its precisions are.
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib.metadata
 import io
 import json
 import logging
+import re
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -96,7 +99,11 @@ def write(bundle: Bundle, path: Path, batch: int | None) -> None:
         )
         model.user_defined_metadata[CARD_KEY] = json.dumps(card.to_json())
         model.license, model.short_description = card.licence, f"{card.arch.title}, {card.precision}"
-        model.save(str(path))
+        try:
+            model.save(str(path))
+        except shutil.Error as e:  # of all files that it copied, without a number of its own
+            number = re.search(r"\[Errno (\d+)\]", str(e))
+            raise OSError(int(number[1]) if number else errno.EIO, "can't be copied") from e
 
 
 def _spec(path: Path) -> Any:

@@ -9,11 +9,13 @@ rounded then; all else is rounded as an int8 bundle says.
 
 from __future__ import annotations
 
+import errno
 import functools
 import importlib.metadata
 import json
 import os
 import re
+import shutil
 import sys
 import threading
 from pathlib import Path
@@ -156,9 +158,14 @@ def write(bundle: Bundle, path: Path, batch: int | None) -> None:
     apply_moc_transformations(model, cf=True)  # as its converter does: half the layers, loaded in half the time
     model.set_rt_info(json.dumps(card.to_json()), CARD)
     path.mkdir()
-    ov.save_model(model, path / XML, compress_to_fp16=half)
-    model.set_rt_info(sha256(path / BIN), DIGEST)
-    ov.save_model(model, path / XML, compress_to_fp16=half)
+    try:
+        ov.save_model(model, path / XML, compress_to_fp16=half)
+        model.set_rt_info(sha256(path / BIN), DIGEST)
+        ov.save_model(model, path / XML, compress_to_fp16=half)
+    except RuntimeError as e:  # its stream's, which doesn't say why
+        if shutil.disk_usage(path).free < sum(t.nbytes for t in bundle.tensors.values()):
+            raise OSError(errno.ENOSPC, "the disk is full") from e
+        raise UserError(f"OpenVINO can't write {path}: {_reason(e)}") from e
 
 
 def _integer_image(model: ov.Model, card: Card) -> None:

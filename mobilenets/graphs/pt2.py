@@ -39,7 +39,9 @@ def write(program: ExportedProgram, card: Card, path: Path) -> None:
     for node in program.graph.nodes:  # half of a small file, and where its writer's source code lies
         node.meta.pop("stack_trace", None)
         node.meta.pop("nn_module_stack", None)
-    torch.export.save(program, path, extra_files={CARD: json.dumps(card.to_json())})
+    whole = io.BytesIO()  # on a full disk, PyTorch's own writer ends the process
+    torch.export.save(program, whole, extra_files={CARD: json.dumps(card.to_json())})
+    path.write_bytes(whole.getvalue())
 
 
 def read(path: Path) -> tuple[ExportedProgram, Card]:

@@ -1,8 +1,9 @@
 """Make a finished run one of the networks that come with the package: scored on its test split, weights in 16 bits.
 
-    python benchmarks/package_model.py runs/cifar10-v2 cifar10-v2
+    python benchmarks/package_model.py runs/cifar10-v2 cifar10-v2 [EARLIER RUN...]
 
-The score is of the 16-bit weights, as they ship.
+The score is of the 16-bit weights, as they ship. Of a network that was trained in several runs, the earlier ones are
+named too, in their order: the card's command is all of theirs.
 """
 
 import os
@@ -10,11 +11,12 @@ import sys
 from pathlib import Path
 
 from mobilenets import bundle, data, evaluate
+from mobilenets import run as runs
 from mobilenets.bundle import Bundle, Metric
 from mobilenets.engines.torch import TorchEngine
 
 
-def main(run: str, name: str) -> None:
+def main(run: str, name: str, *before: str) -> None:
     """Score the run's float bundle on what was held out, and store it under the package's models."""
     trained = Bundle.load(bundle.find_bundle(Path(run)))
     out = bundle.MODELS / name
@@ -22,7 +24,13 @@ def main(run: str, name: str) -> None:
     halved = Bundle.load(out)
     scores = evaluate.score(TorchEngine(halved, os.cpu_count() or 1), data.of_card(trained.card, None), "test")
     metric = Metric("top1", round(scores.top1, 4), scores.data, scores.split, scores.count)
-    card = trained.card.replace(metrics=(*trained.card.metrics, metric), parent=trained.digest, licence="Apache-2.0")
+    command = " && ".join(runs.recorded_command(Path(r)) for r in (*before, run))
+    card = trained.card.replace(
+        metrics=(*trained.card.metrics, metric),
+        parent=trained.digest,
+        licence="Apache-2.0",
+        recipe={**trained.card.recipe, "command": command},
+    )
     Bundle(card, halved.tensors).save(out, half=True)
     size = sum(p.stat().st_size for p in out.iterdir())
     print(f"{out}: {scores.top1:.2f}% of {scores.count} {scores.data} {scores.split} images, {size / 1e6:.2f} MB")

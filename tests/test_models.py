@@ -27,7 +27,7 @@ def test_a_packaged_network(name, monkeypatch, tmp_path):
     assert test.value > 80
     assert "mobilenets train " in card.recipe["command"]
     assert card.licence == "Apache-2.0"
-    sky = np.full((32, 32, 3), (130, 180, 230), np.uint8)  # nothing with wheels, hooves or paws has this around it alone
+    sky = np.full((32, 32, 3), (130, 180, 230), np.uint8)  # what is all around these, alone
     (prediction,) = predict.load(name).predict([sky])
     assert {label for label, _ in prediction.top[:2]} & {"airplane", "ship", "bird"}
 

@@ -101,10 +101,11 @@ PEERS = (
 
 
 def available(arch: Arch) -> list[str]:
-    """The peers that have this network; timm's only where timm is installed."""
+    """The peers that have this network and are installed."""
     has = {
         "torchvision eager": arch.name in TORCHVISION,
         "timm eager": arch.alpha in TIMM.get(arch.name, {}) and importlib.util.find_spec("timm") is not None,
+        "torch.onnx.export, onnxruntime": importlib.util.find_spec("onnxscript") is not None,
     }
     return [p for p in PEERS if has.get(p, True)]
 

@@ -32,8 +32,8 @@ Run = Callable[[Pixels], np.ndarray]
 COLUMNS = ("quantizer", "images", "top1_percent", "as_float_percent", "size_mb", "latency_ms", "seconds")
 
 
-def ours(bundle: Bundle, images: Pixels, path: Path, **options: object) -> None:
-    b = quantize.quantize_bundle(bundle, images, **options)
+def ours(bundle: Bundle, images: Pixels, path: Path, scheme: quantize.Scheme = quantize.DEFAULT) -> None:
+    b = quantize.quantize_bundle(bundle, images, scheme)
     path.write_bytes(onnx_model(b.card, b.tensors))
 
 
@@ -121,7 +121,7 @@ def main() -> None:
         source.write_bytes(onnx_model(bundle.card, bundle.tensors))
         makers: dict[str, Callable[[Path], None]] = {
             "ours, per channel": lambda p: ours(bundle, calibration, p),
-            "ours, per layer": lambda p: ours(bundle, calibration, p, per_layer=True),
+            "ours, per layer": lambda p: ours(bundle, calibration, p, quantize.Scheme(per_layer=True)),
             "onnxruntime, per channel, min-max": lambda p: ort_static(source, calibration, p, True, "MinMax"),
             "onnxruntime, per channel, percentile": lambda p: ort_static(source, calibration, p, True, "Percentile"),
             "onnxruntime, per layer, min-max": lambda p: ort_static(source, calibration, p, False, "MinMax"),

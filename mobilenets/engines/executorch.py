@@ -13,7 +13,6 @@ import importlib.metadata
 import importlib.resources
 import json
 import logging
-import os
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -27,6 +26,7 @@ from mobilenets.bundle import Bundle, Card, Precision
 from mobilenets.engines import Scores, in_pieces
 from mobilenets.errors import UserError
 from mobilenets.images import Pixels
+from mobilenets.stderr import captured
 
 
 @contextlib.contextmanager
@@ -55,19 +55,6 @@ CONVOLUTIONS = ("XNNConv2d", "XNNDepthwiseConv2d", "XNNFullyConnected")
 
 def version() -> str:
     return importlib.metadata.version("executorch")
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without what ExecuTorch's C++ side writes to stderr: the processor's description, and each error once more."""
-    with open(os.devnull, "w") as nowhere:  # noqa: PTH123
-        kept = os.dup(2)
-        os.dup2(nowhere.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
 
 
 _pools = 0
@@ -107,7 +94,7 @@ class ExecutorchEngine:
             raise UserError(f"{path}: the card inside isn't JSON: {e}") from e
 
     def _open(self) -> None:
-        with quiet():
+        with captured():  # its C++ side describes the processor, and says each error once more
             self.pool = _pool(self.threads)
             self.program = Runtime.get().load_program(self.data)
             self.forward = self.program.load_method("forward")

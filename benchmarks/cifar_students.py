@@ -1,6 +1,7 @@
 """CIFAR-10 at small widths, plain and distilled: the table alpha x {plain, distilled}.
 
     python benchmarks/cifar_students.py cifar10.zip runs/cifar10-v2 OUT [--epochs 30] [--networks v1-cifar,v2-cifar]
+        [--alphas 0.25,0.5] [--temperature 2] [--views 8]
 
 Trains V1 and V2 with their strides for 32 pixels at alpha .5 and .25, each by `mobilenets train` and by `mobilenets
 distill` from the run given, with the same recipe, seed and split. Runs that are there already are gone on with or left
@@ -30,20 +31,23 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--networks", default="v2-cifar,v1-cifar")
     parser.add_argument("--alphas", default="0.25,0.5")
+    parser.add_argument("--temperature", type=float, default=2.0)
+    parser.add_argument("--views", type=int, default=8)
     a = parser.parse_args()
     path = a.out / "students.csv"
-    rows = list(csv.DictReader(path.open(newline=""))) if path.exists() else []
     program = str(Path(sys.executable).with_name("mobilenets"))
     for alpha in a.alphas.split(","):
         for network in a.networks.split(","):
             for way in ("plain", "distilled"):
-                if any((r["network"], r["alpha"], r["way"]) == (network, alpha, way) for r in rows):
+                if any((r["network"], r["alpha"], r["way"]) == (network, alpha, way) for r in read(path)):
                     continue
                 out = a.out / f"{network}-{alpha}-{way}"
                 verb = ["train"] if way == "plain" else ["distill", a.teacher]
                 line = [program, *verb, a.source, "--arch", network, "--alpha", alpha, "--recipe", "cifar"]
                 line += ["--epochs", str(a.epochs), "--out", str(out)]
-                line += ["--cache", str(a.out / "answers")] if way == "distilled" else []
+                if way == "distilled":
+                    line += ["--temperature", str(a.temperature), "--views", str(a.views)]
+                    line += ["--cache", str(a.out / "answers")]
                 if not is_bundle(out / "float"):
                     subprocess.run([*line, *(["--resume"] if out.exists() else [])], check=True)
                 scored = [program, "eval", str(out / "float"), a.source, "--split", "test", "--json"]
@@ -56,17 +60,22 @@ def main() -> None:
                     str(card.recipe["best_epoch"]),
                     f"{seconds:.0f}",
                 )
-                rows.append(dict(zip(COLUMNS, (network, alpha, way, *numbers), strict=True)))
+                # Read again: a second process may train other networks into the same table.
+                rows = [*read(path), dict(zip(COLUMNS, (network, alpha, way, *numbers), strict=True))]
                 with files.atomic_file(path) as tmp, tmp.open("w", newline="") as f:
                     writer = csv.DictWriter(f, COLUMNS)
                     writer.writeheader()
                     writer.writerows(rows)
     table = console.table("CIFAR-10 test top-1, %", ["network", "plain", "distilled", "gain"], left=("network",))
-    scores = {(r["network"], r["alpha"], r["way"]): float(r["test_top1_percent"]) for r in rows}
-    for network, alpha in dict.fromkeys((r["network"], r["alpha"]) for r in rows):
+    scores = {(r["network"], r["alpha"], r["way"]): float(r["test_top1_percent"]) for r in read(path)}
+    for network, alpha in (key[:2] for key in scores if key[2] == "distilled"):
         plain, distilled = (scores[network, alpha, way] for way in ("plain", "distilled"))
         table.add_row(f"{network} {alpha}", f"{plain:.2f}", f"{distilled:.2f}", f"{distilled - plain:+.2f}")
     console.note(table)
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.open(newline=""))) if path.exists() else []
 
 
 if __name__ == "__main__":

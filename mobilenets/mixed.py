@@ -20,6 +20,7 @@ from mobilenets.quantize import Array, Measured
 from mobilenets.simulate import FoldedNetwork, SimulatedInt8
 
 RANKING_IMAGES = 16
+DECIDES = "val"
 
 
 def within(
@@ -32,11 +33,12 @@ def within(
     *,
     mixed: bool,
 ) -> Bundle:
-    """`measured` as an int8 bundle that loses at most `max_drop` points of top-1 on held-out images against `source`.
+    """`measured` as an int8 bundle that loses at most `max_drop` points of top-1 on the val split against `source`.
 
-    Its score is on its card; `float_ops` are in float anyhow. Where it loses more: with `mixed`, the fewest operations
-    that make up for it are kept in float too, those first that `images`, uint8 [N, H, W, 3], show to be the most
-    sensitive; without, a `UserError` names them.
+    Its score there is on its card; `float_ops` are in float anyhow. The test split isn't looked at: what its images
+    have chosen they can't test. Where int8 loses more: with `mixed`, the fewest operations that make up for it are kept
+    in float too, those first that `images`, uint8 [N, H, W, 3], show to be the most sensitive; without, a `UserError`
+    names them.
     """
     floating = _top1(source, d).value
 
@@ -59,7 +61,7 @@ def within(
         raise UserError(f"max-drop {max_drop:g} can't be met: {left:.2f} points are lost even with everything in float")
     if not mixed:
         raise UserError(
-            f"int8 loses {lost:.2f} points of top-1 ({floating:.2f}% in float, {d.source} {d.held_out}), more than the "
+            f"int8 loses {lost:.2f} points of top-1 ({floating:.2f}% in float, {d.source} {DECIDES}), more than the "
             f"{max_drop:g} allowed; add --mixed, which keeps the most sensitive operations in float, or name them: "
             f"--keep-float {','.join((*float_ops, *names))}"
         )
@@ -90,7 +92,7 @@ def sensitivity(measured: Measured, images: Pixels) -> dict[str, float]:
 
 
 def _top1(bundle: Bundle, d: Data) -> Metric:
-    """The score on held-out images, run as the file that `export` makes by default."""
+    """The score on the val split, run as the file that `export` makes by default."""
     engine, _ = engines.build("onnxruntime", bundle, bundle.card.precision, os.cpu_count() or 1)
-    scores = evaluate.score(engine, d, d.held_out)
-    return Metric("top1", round(scores.top1, 4), d.source, d.held_out, scores.count)
+    scores = evaluate.score(engine, d, DECIDES)
+    return Metric("top1", round(scores.top1, 4), d.source, DECIDES, scores.count)

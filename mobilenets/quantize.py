@@ -352,7 +352,7 @@ def quantize(
     keep_float
         Operations to keep in float, by name, with commas between.
     max_drop
-        Points of top-1 that int8 may lose against float on held-out images. If it loses more, nothing is written, and
+        Points of top-1 that int8 may lose against float on the val split. If it loses more, nothing is written, and
         the operations are named that would have to stay in float.
     mixed
         Keep those in float then.

@@ -8,7 +8,6 @@ import multiprocessing
 import os
 import statistics
 import time
-import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from mobilenets import bench, console, data, train
+from mobilenets import bench, console, data, loop, train
 from mobilenets.bundle import Bundle
 from mobilenets.data import Data, Split
 from mobilenets.errors import Interrupted, UserError
@@ -90,8 +89,7 @@ def run_steps(trial: Trial, d: Data, images: Split, steps: int, callback: Any) -
 
     init = Bundle.load(trial.init) if trial.init else None
     ready = train.make_ready(d, images, trial.arch, trial.recipe, trial.seed, init)
-    with warnings.catch_warnings():
-        train.quiet()
+    with loop.quiet():
         trainer = pl.Trainer(
             max_epochs=-1,
             max_steps=steps,

@@ -14,31 +14,26 @@ import dataclasses
 import hashlib
 import json
 import shutil
-import warnings
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mobilenets import checks, console, files, quantize, train
+from mobilenets import checks, console, files, loop, quantize
 from mobilenets.bundle import Bundle
 from mobilenets.calibrate import BATCH
 from mobilenets.data import Data
-from mobilenets.errors import Interrupted, UserError, disk_errors
-from mobilenets.images import Pixels, Preprocess
+from mobilenets.errors import UserError
+from mobilenets.images import Pixels
 from mobilenets.model import MobileNet
 from mobilenets.quantize import Measured
 from mobilenets.recipes import Recipe
 from mobilenets.rows import Op
 from mobilenets.simulate import FoldedNetwork, Layer, float_model
-
-if TYPE_CHECKING:
-    from mobilenets.learner import Learner
-    from mobilenets.loader import TrainImages
 
 # Whatever is trained is measured in a unit of its own (see `Trained`), so one learning rate suits every network.
 RECIPE = Recipe(
@@ -54,7 +49,6 @@ RECIPE = Recipe(
     training_precision="float32",  # 16-bit floats have no more digits than int8: they would round everything again
 )
 TEMPERATURE = 4.0  # of the teacher's probabilities
-MINUTES = 10.0  # between checkpoints
 CHECKED = 512  # held-out images on which int8 is compared with float, before and after
 STARTED = "started.json"
 
@@ -235,8 +229,6 @@ def learn(
     `start` comes back. Raises `UserError` (a full disk, a worker process that
     died), `Interrupted` on Ctrl-C.
     """
-    import pytorch_lightning  # noqa: F401  (before quiet: importing it sets up its logging)
-
     card = start.card
     if card.arch.classes < 2:
         raise UserError("quantization-aware training learns a classifier's answers, and this network gives none")
@@ -250,10 +242,9 @@ def learn(
         console.note(f"{len(found.damaged)} damaged images left out: {'; '.join(found.damaged[:5])}")
     torch.manual_seed(seed)
     net = FakeQuantized(start, float_ops)
-    learner, images = _learner(source, net, d, recipe, seed)
-    with warnings.catch_warnings():
-        train.quiet()
-        _fit(learner, images, d, card.preprocess, folder)
+    ready, resume = _ready(source, net, d, recipe, seed), (folder / loop.LAST).exists()
+    with loop.quiet():
+        loop.train(ready, d.split("val"), folder, resume=resume, where=folder, go_on="the same command goes on")
     held_out = d.sample("val", CHECKED, card.preprocess).pixels
     before, after = (apart(n, source, held_out) for n in (FakeQuantized(start, float_ops), net))
     console.note(f"int8 is {after:.4f} nats from float on held-out images, {before:.4f} before training")
@@ -300,7 +291,7 @@ def _prepare(folder: Path, started: dict[str, Any]) -> None:
     files.write_json(path, started)
 
 
-def _learner(source: Bundle, net: FakeQuantized, d: Data, recipe: Recipe, seed: int) -> tuple[Learner, TrainImages]:
+def _ready(source: Bundle, net: FakeQuantized, d: Data, recipe: Recipe, seed: int) -> loop.Ready:
     from mobilenets import loader
     from mobilenets.distill import Distillation
     from mobilenets.learner import Learner
@@ -313,7 +304,7 @@ def _learner(source: Bundle, net: FakeQuantized, d: Data, recipe: Recipe, seed: 
     kind = d.kind if before == "auto" else before
     images = loader.TrainImages(d.split("train"), loader.augmentation(kind, preprocess, recipe), seed)
     learner = Learner(cast(MobileNet, net), preprocess, recipe, seed, torch.cuda.is_available(), objective)
-    return learner, images
+    return loop.Ready(learner, images, preprocess, "32-true")
 
 
 def _teacher(source: Bundle) -> Callable[[Tensor], Tensor]:
@@ -328,44 +319,3 @@ def _teacher(source: Bundle) -> Callable[[Tensor], Tensor]:
             return cast(Tensor, net((images.float() - mean) / std))
 
     return ask
-
-
-def _fit(learner: Learner, images: TrainImages, d: Data, preprocess: Preprocess, folder: Path) -> None:
-    import pytorch_lightning as pl
-    from pytorch_lightning.callbacks import ModelCheckpoint
-
-    from mobilenets import loader
-    from mobilenets.callbacks import Checkpoints, ProgressBar
-    from mobilenets.checkpoints import MidEpoch
-
-    recipe = learner.recipe
-    batches = loader.train_loader(images, recipe, 1, 0)
-    held_out = loader.held_out_loader(d.split("val"), preprocess, max(recipe.batch, 128), 1, 0)
-    assert isinstance(batches.sampler, loader.EpochSampler)
-    last = folder / "last.ckpt"
-    callbacks = [
-        ModelCheckpoint(folder, "last", enable_version_counter=False, save_on_train_epoch_end=True),
-        ProgressBar(len(d.split("val"))),
-        MidEpoch(last, MINUTES, batches.sampler, batches.batch_size or 1),
-    ]
-    trainer = pl.Trainer(
-        max_epochs=recipe.epochs,
-        accelerator="auto" if torch.cuda.is_available() else "cpu",
-        devices=1,
-        precision="32-true",
-        logger=False,
-        callbacks=callbacks,
-        plugins=[Checkpoints()],
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-    )
-    said = f"interrupted; the same command goes on with what was finished, which is in {folder}"
-    with disk_errors(f"a checkpoint in {folder}"), loader.worker_errors(images):
-        try:
-            trainer.fit(learner, batches, held_out, ckpt_path=last if last.exists() else None)
-        except SystemExit as e:  # how Lightning ends on Ctrl-C
-            raise Interrupted(said) from e
-    if trainer.interrupted:
-        raise Interrupted(said)

@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
-import warnings
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from cyclopts import Parameter
 
 from mobilenets import bundle as bundles
-from mobilenets import checks, console, data, recipes, run, zoo
+from mobilenets import checks, data, loop, recipes, run, zoo
 from mobilenets.bundle import Bundle, Card, Metric
 from mobilenets.data import Data, Split
-from mobilenets.errors import Interrupted, UserError, disk_errors
+from mobilenets.errors import UserError
 from mobilenets.images import Preprocess
-from mobilenets.processes import environment, machines, world
+from mobilenets.loop import Ready
+from mobilenets.processes import world
 from mobilenets.recipes import Overrides, Recipe
 from mobilenets.spec import Arch
 
 if TYPE_CHECKING:
     from mobilenets.distill import Teaching
-    from mobilenets.learner import Learner
-    from mobilenets.loader import TrainImages
 
 CHECKPOINTS, LOGS, METRICS, FLOAT = "checkpoints", "logs", "metrics.csv", "float"
 
@@ -44,7 +40,7 @@ def train(
     val: float | None = None,
     resume: bool = False,
     skip_bad: bool = False,
-    checkpoint_minutes: float = 10.0,
+    checkpoint_minutes: float = loop.MINUTES,
     root: Path | None = None,
 ) -> Bundle | None:
     """Train one network; under torchrun or srun, on all their processes (all but the first return None).
@@ -116,6 +112,7 @@ def initial_arch(start: Bundle, classes: int, resolution: int) -> Arch:
     return start.card.arch.replace(classes=classes, resolution=resolution)
 
 
+@loop.quiet()
 def train_bundle(
     d: Data,
     arch: Arch,
@@ -126,88 +123,35 @@ def train_bundle(
     resume: bool = False,
     init: Bundle | None = None,
     teaching: Teaching | None = None,
-    checkpoint_minutes: float = 10.0,
+    checkpoint_minutes: float = loop.MINUTES,
 ) -> Bundle:
     """Train `arch` on data that was checked already, perhaps with a teacher; writes and returns the bundle OUT/float.
 
     Raises `UserError` (bad numbers, a full disk, a worker process that died), `Interrupted` on Ctrl-C: the last
     checkpoint is then in `out`.
     """
-    import pytorch_lightning  # noqa: F401  (before quiet: importing it sets up its logging)
-
-    with warnings.catch_warnings():
-        quiet()
-        return _train(d, arch, recipe, out, seed, resume, init, teaching, checkpoint_minutes)
-
-
-def _train(
-    d: Data,
-    arch: Arch,
-    recipe: Recipe,
-    out: Path,
-    seed: int,
-    resume: bool,
-    init: Bundle | None,
-    teaching: Teaching | None,
-    checkpoint_minutes: float,
-) -> Bundle:
     import pytorch_lightning as pl
     import torch
     from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
     from pytorch_lightning.loggers import TensorBoardLogger
 
-    from mobilenets import loader
-    from mobilenets.averaging import Averaging
-    from mobilenets.callbacks import Checkpoints, EpochLog, ProgressBar
-    from mobilenets.checkpoints import MidEpoch
+    from mobilenets.callbacks import EpochLog
 
     size, rank = world()
-    ready = make_ready(d, d.split("train"), arch, recipe, seed, init, teaching)
-    learner, images, preprocess = ready.learner, ready.images, ready.preprocess
-    batches = loader.train_loader(images, recipe, size, rank)
-    held_out = loader.held_out_loader(d.split("val"), preprocess, max(recipe.batch, 128) // size, size, rank)
-
+    ready, val = make_ready(d, d.split("train"), arch, recipe, seed, init, teaching), d.split("val")
     folder = out / CHECKPOINTS
-    saving: dict[str, Any] = {"enable_version_counter": False, "save_on_train_epoch_end": True}
     monitor = "val_balanced" if recipe.class_weights == "balanced" else "val_top1"
-    best = ModelCheckpoint(folder, "best", monitor=monitor, mode="max", **saving)
-    last = ModelCheckpoint(folder, "last", **saving)
+    best = ModelCheckpoint(
+        folder, "best", monitor=monitor, mode="max", enable_version_counter=False, save_on_train_epoch_end=True
+    )
     log = EpochLog(out / LOGS / METRICS)
-    assert isinstance(batches.sampler, loader.EpochSampler)
-    within = MidEpoch(folder / "last.ckpt", checkpoint_minutes, batches.sampler, batches.batch_size or 1)
-    callbacks: list[pl.Callback] = [best, last, ProgressBar(len(d.split("val"))), log, within]
-    if recipe.ema:
-        callbacks.append(Averaging(recipe.ema * recipe.epochs * len(batches) / recipe.accumulate))
+    callbacks: list[pl.Callback] = [best, log]
     if recipe.patience:
         callbacks.append(EarlyStopping(monitor, mode="max", patience=recipe.patience))
-    trainer = pl.Trainer(
-        max_epochs=recipe.epochs,
-        accelerator="auto" if torch.cuda.is_available() else "cpu",
-        devices=size // machines(),
-        num_nodes=machines(),
-        strategy=("ddp_find_unused_parameters_true" if recipe.frozen_epochs else "ddp") if size > 1 else "auto",
-        precision=ready.precision,
-        gradient_clip_val=recipe.clip or None,
-        accumulate_grad_batches=recipe.accumulate,
-        logger=TensorBoardLogger(out, name=LOGS, version=""),
-        callbacks=callbacks,
-        plugins=[Checkpoints(), *filter(None, [environment()])],
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        log_every_n_steps=1_000_000,  # by epoch
-    )
-    resume_from = folder / "last.ckpt"
-    if resume and rank == 0 and not resume_from.exists():
-        console.note(f"no checkpoint in {folder} yet: training starts from the beginning")
-    with disk_errors(f"a checkpoint in {folder}"), loader.worker_errors(images):
-        try:
-            trainer.fit(learner, batches, held_out, ckpt_path=resume_from if resume and resume_from.exists() else None)
-        except SystemExit as e:  # how Lightning ends on Ctrl-C
-            raise Interrupted(_interrupted(out, resume_from)) from e
-    if trainer.interrupted:
-        raise Interrupted(_interrupted(out, resume_from))
+    loop.train(
+        ready, val, folder, resume=resume, where=out, go_on="go on with --resume", minutes=checkpoint_minutes,
+        callbacks=callbacks, logger=TensorBoardLogger(out, name=LOGS, version=""),
+    )  # fmt: skip
 
     state = torch.load(folder / "best.ckpt", weights_only=True)
     tensors = {
@@ -217,10 +161,10 @@ def _train(
     }
     epoch = int(state["epoch"]) + 1
     card = Card(
-        arch=learner.model.arch,
-        preprocess=preprocess,
+        arch=ready.learner.model.arch,
+        preprocess=ready.preprocess,
         labels=d.labels,
-        metrics=(Metric("top1", round(log.top1(epoch), 4), d.source, "val", len(held_out.dataset)),),  # type: ignore[arg-type]
+        metrics=(Metric("top1", round(log.top1(epoch), 4), d.source, "val", len(val)),),
         recipe={
             **recipe.to_json(),
             "command": run.recorded_command(out),
@@ -235,16 +179,6 @@ def _train(
     )
     done = Bundle(card, tensors)
     return done.save(out / FLOAT) if rank == 0 else done
-
-
-@dataclass(frozen=True)
-class Ready:
-    """What is to be trained, and on what; a trainer is all it lacks. `precision` is Lightning's word for it."""
-
-    learner: Learner
-    images: TrainImages
-    preprocess: Preprocess
-    precision: Literal["bf16-mixed", "32-true"]
 
 
 def make_ready(
@@ -285,11 +219,6 @@ def make_ready(
     return Ready(learner, images, preprocess, "bf16-mixed" if bf16 else "32-true")
 
 
-def _interrupted(out: Path, checkpoint: Path) -> str:
-    kept = "go on with --resume" if checkpoint.exists() else "no epoch was finished"
-    return f"interrupted; what was finished is in {out} ({kept})"
-
-
 def _start_from(net: Any, init: Bundle, labels: tuple[str, ...]) -> None:
     """Load what fits: everything, or all but the classifier where the classes differ."""
     import torch
@@ -297,12 +226,3 @@ def _start_from(net: Any, init: Bundle, labels: tuple[str, ...]) -> None:
     same = init.card.labels == labels
     state = {k: torch.from_numpy(np.array(v)) for k, v in init.tensors.items() if same or "classifier" not in k}
     net.load_state_dict(state, strict=same)
-
-
-def quiet() -> None:
-    """Lightning's advice is for authors of training code; our users get our own words."""
-    for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-        warnings.filterwarnings("ignore", module=rf"{name}.*")
-    warnings.filterwarnings("ignore", category=DeprecationWarning)
-    warnings.filterwarnings("ignore", category=FutureWarning)

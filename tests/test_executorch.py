@@ -18,9 +18,9 @@ executorch = pytest.importorskip("mobilenets.engines.executorch")
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-def short(b, pixels):
+def short(b, pixels, **variant):
     """V1's first two rows and a classifier that tells images apart by them: lowered in seconds."""
-    arch = b.card.arch.replace(rows=b.card.arch.rows[:2])
+    arch = b.card.arch.replace(rows=b.card.arch.rows[:2], **variant)
     tensors = {k: b.tensors[k] for k in tensor_shapes(arch, "float32")}
     weight = tensors["classifier.weight"] = 40 * tensors["classifier.weight"][:, : arch.width]
     made = Bundle(b.card.replace(arch=arch), tensors)
@@ -37,7 +37,7 @@ def exported(make_bundle, pixels, tmp_path_factory):
     def make(name, precision, batch=None, float_ops=(), **variant):
         key = (name, precision, batch, float_ops, *variant.items())
         if key not in made:
-            b = short(make_bundle("v1"), pixels) if name == "short" else make_bundle(name, **variant)
+            b = short(make_bundle("v1"), pixels, **variant) if name == "short" else make_bundle(name, **variant)
             if precision == "int8":
                 b = quantize_bundle(b, pixels, Scheme(float_ops=float_ops))
             path = tmp_path_factory.mktemp("pte") / "m.pte"
@@ -59,6 +59,12 @@ def check(path, proof, b, pixels):
 def test_int8(exported, pixels):
     path, proof, b = exported("short", "int8", 2)
     check(path, proof, b, pixels)
+
+
+def test_an_activation_without_an_upper_end(exported, pixels):
+    path, proof, b = exported("short", "float32", 2, activation="relu")
+    check(path, proof, b, pixels)
+    assert '"output_max": Infinity' in json.dumps(next(executorch._graphs(path)))
 
 
 def test_a_file_and_its_engine(exported, pixels):

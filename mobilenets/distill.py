@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 VIEWS = 16
 CACHE_BYTES = 2 << 30
-ASK = 256  # images at once
+ASK = 32  # images at once: a batch whose activations fit the processor's cache is answered up to twice as fast
 TEACHER = "teacher"
 
 

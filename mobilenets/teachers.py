@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
@@ -65,10 +64,10 @@ def _best(path: Path) -> Path:
 
 
 def of_bundle(loaded: Bundle, name: str) -> Teacher:
-    """A float bundle, with its embedding."""
-    net, card = simulate.float_model(loaded), loaded.card
-    width = card.arch.width
-    return _of_module(net, cast(nn.Module, net.classifier), name, loaded.digest, card.labels, card.preprocess, width)
+    """A float bundle, with its embedding; one without classes gives its embedding alone."""
+    net, card = simulate.folded_network(loaded), loaded.card
+    classifier = net.layers[-1] if card.arch.classes else None
+    return _of_module(net, classifier, name, loaded.digest, card.labels, card.preprocess, card.arch.width)
 
 
 def _of_engine(engine: engines.Engine, name: str, path: Path) -> Teacher:
@@ -106,7 +105,7 @@ def _of_module(
             logits = net(x).float()
         return torch.cat([logits, *seen], dim=1)
 
-    return Teacher(name, digest, labels, preprocess, width if classifier is not None else 0, answer)
+    return Teacher(name, digest, labels, preprocess, width, answer)
 
 
 def torchvision(name: str) -> Teacher:

@@ -51,20 +51,21 @@ def make(
     images = d.sample(d.held_out, PARITY_IMAGES, source.card.preprocess).pixels
     record = folder / RECORD
     made = json.loads(record.read_text()) if record.exists() else {}
-    sources: dict[Precision, Bundle] = {}
+    quantized = _int8(path, source)
+    sources: dict[Precision, Bundle] = {"int8": quantized} if quantized else {}
     with console.progress("files") as bar:
         task = bar.add_task("exporting", total=len(pairs), status="")
         for engine, precision in pairs:
             bar.update(task, advance=1, status=f"{engine} {precision}")
             name = f"{engine}-{precision}{engines.runtime(engine).suffix}"
-            key = [source.digest, engines.version(engine), d.source]
+            of = quantized if quantized and precision == "int8" else source
+            key = [of.digest, engines.version(engine), d.source]
             if name in made and made[name]["of"] == key and (folder / name).exists():
                 yield Export(**{**made[name]["export"], "path": folder / name})
                 continue
             try:
                 if precision not in sources:
-                    kept = _int8(path, source) if precision == "int8" else None
-                    sources[precision] = kept or in_precision(source, precision, d)
+                    sources[precision] = in_precision(source, precision, d)
                 one = export_bundle(sources[precision], images, folder / name, d.source, engine, precision)
                 if one.agreement is not None:
                     scores = evaluate.score(engines.load(one.path), d, d.held_out)

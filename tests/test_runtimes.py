@@ -51,6 +51,16 @@ def test_a_changed_network_is_exported_again(run):
     assert engines.load(again.path).card.precision == "float32"
 
 
+def test_another_int8_bundle_is_exported_again(run, pixels):
+    pairs = exports.combinations(["onnxruntime"], ["int8"], "float32")
+    (first,) = exports.make(run, pairs, run / exports.FOLDER, None, None)
+    before = first.path.stat().st_mtime_ns
+    quantize_bundle(Bundle.load(run / "float"), pixels[:4]).save(run / "int8")
+    (again,) = exports.make(run, pairs, run / exports.FOLDER, None, None)
+    assert again.path.stat().st_mtime_ns > before
+    assert engines.load(again.path).card.parent == Bundle.load(run / "int8").digest
+
+
 def test_a_file_that_fails_is_a_line_and_the_others_are_measured(run, command, monkeypatch):
     from mobilenets import export
 

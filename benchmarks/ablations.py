@@ -3,7 +3,7 @@
     python benchmarks/ablations.py cifar10.zip OUT [--alpha 0.25] [--epochs 8] [--seeds 3]
 
 Trains each variant of V2-CIFAR from several seeds with the recipe "cifar", and scores each on the test split. Runs that
-are there already are gone on with or skipped. Writes OUT/ablations.csv and OUT/ablations.png: means over the seeds,
+are there already are gone on with or skipped. Writes OUT/ablations.csv and OUT/ablations.svg: means over the seeds,
 with standard deviations as error bars.
 """
 
@@ -68,7 +68,7 @@ def main() -> None:
                 writer = csv.DictWriter(f, COLUMNS)
                 writer.writeheader()
                 writer.writerows(rows)
-    draw(rows, a.out / "ablations.png", f"V2-CIFAR {a.alpha:g}, {a.epochs} epochs")
+    draw(rows, a.out / "ablations.svg", f"V2-CIFAR {a.alpha:g}, {a.epochs} epochs")
 
 
 @style.styled

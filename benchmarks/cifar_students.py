@@ -5,7 +5,8 @@
 
 Trains V1 and V2 with their strides for 32 pixels at alpha .5 and .25, each by `mobilenets train` and by `mobilenets
 distill` from the run given, with the same recipe, seed and split. Runs that are there already are gone on with or left
-alone. Each network's epoch is chosen on the validation split, and its test score read once. Writes OUT/students.csv.
+alone. Each network's epoch is chosen on the validation split, and its test score read once. Writes OUT/students.csv and
+OUT/students.svg: both ways' curves.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from mobilenets import console, files, plots
+from mobilenets import console, files, plots, style
 from mobilenets.bundle import Bundle, is_bundle
 
 COLUMNS = ("network", "alpha", "way", "val_top1_percent", "test_top1_percent", "best_epoch", "seconds")
@@ -72,6 +73,26 @@ def main() -> None:
         plain, distilled = (scores[network, alpha, way] for way in ("plain", "distilled"))
         table.add_row(f"{network} {alpha}", f"{plain:.2f}", f"{distilled:.2f}", f"{distilled - plain:+.2f}")
     console.note(table)
+    draw(a.out, list(scores), a.out / "students.svg")
+
+
+@style.styled
+def draw(runs: Path, trained: list[tuple[str, str, str]], path: Path) -> None:
+    """Accuracy on the validation split after each epoch, a panel for each network."""
+    networks = list(dict.fromkeys(key[:2] for key in trained))
+    fig = style.figure(2.6)
+    panels = fig.subplots(1, len(networks), sharey=True, squeeze=False)[0]
+    for ax, (network, alpha) in zip(panels, networks, strict=True):
+        for way, colour in (("plain", style.MUTED), ("distilled", style.BLUE)):
+            if (network, alpha, way) in trained:
+                top1 = plots.read_metrics(runs / f"{network}-{alpha}-{way}" / "logs" / "metrics.csv")["val_top1"]
+                ax.plot(list(top1), list(top1.values()), color=colour, label=way)
+        ax.set_title(f"{network} {alpha}")
+        ax.set_xlabel("epoch")
+        ax.grid(axis="y")
+    panels[0].set_ylabel("val top-1, %")
+    panels[0].legend(loc="lower right")
+    style.save(fig, path)
 
 
 def read(path: Path) -> list[dict[str, str]]:

@@ -54,7 +54,7 @@ def table(title: str, columns: Sequence[str], left: Sequence[str] = ()) -> Table
             justify="right" if number else "left",
             overflow="fold",
             no_wrap=number,
-            min_width=0 if number else LEFT_WIDTH,
+            min_width=max(map(len, c.splitlines() or [""])) if number else LEFT_WIDTH,
         )
     return t
 

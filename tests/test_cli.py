@@ -8,7 +8,7 @@ import zipfile
 import pytest
 from PIL import Image
 
-from mobilenets import cli, cost, zoo
+from mobilenets import cli, console, cost, zoo
 from mobilenets.cli import VERBS
 
 
@@ -238,6 +238,18 @@ def test_no_table_is_cut_to_the_terminal(command, monkeypatch, width):
     ran = command("cost", "v2", "--layers")
     for r in cost.rows(zoo.arch("v2")):
         assert re.search(rf"{re.escape(r.layer)} .* {r.macs:,} .* {r.params:,} ", ran.out), r.layer
+
+
+def test_a_header_of_several_words_cuts_no_other_column(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "20")
+    t = console.table("sizes", ["as PyTorch\n%", "size\nMB"])
+    t.add_row("100.00", "12345.67")
+    console.err.cache_clear()
+    console.note(t)
+    console.err.cache_clear()
+    said = capsys.readouterr().err
+    assert "as PyTorch" in said
+    assert "12345.67" in said
 
 
 def test_show(command, bundle):

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from mobilenets.learner import Learner
 
 PROBE = 4  # a probe's batch is the training's divided by this: only ratios are wanted
+ROUNDS = 3  # of probes in turn: a single one on a busy machine may take twice as long as it should
 FORWARD = 1 / 3  # of a training step: forward, and backward at twice its cost
 
 
@@ -42,7 +43,8 @@ def measure(learner: Learner, steps: int, batch: int, held_out: int) -> Pace:
     sides = {side for side, _ in plan} | {full}
     least, cheapest = min(sides), 1.0
     if least < full:
-        least_seconds, full_seconds = (_probe(learner, side, max(2, batch // PROBE)) for side in (least, full))
+        rounds = [[_probe(learner, side, max(2, batch // PROBE)) for side in (least, full)] for _ in range(ROUNDS)]
+        least_seconds, full_seconds = map(min, zip(*rounds, strict=True))  # nothing makes a step quicker than it is
         cheapest = least_seconds / full_seconds
 
     def cost(side: int) -> float:  # seconds rise with the area

@@ -7,6 +7,7 @@ softmax. Its weights are the bundle's where the module is ours and random otherw
 from __future__ import annotations
 
 import importlib.util
+import logging
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -128,6 +129,7 @@ def load(name: str, path: Path, threads: int) -> Engine:
         case "PyTorch channels_last":
             return _Peer(name, card, float_model(bundle).to(memory_format=last), last)
         case "torch.compile":
+            logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it says that there's no CUDA
             return _Peer(name, card, torch.compile(float_model(bundle)), plain)
         case _:
             return _OnnxPeer(name, card, float_model(bundle), threads)

@@ -91,7 +91,7 @@ def test_after_a_minute_the_time_left_is_right(tmp_path, command, monkeypatch):
 
     monkeypatch.setattr(ProgressBar, "left", left)
     line = ("train", "digits", "--out", tmp_path / "r", "--arch", "v2-cifar", "--alpha", 0.5, "--recipe", "cifar")
-    ran = command(*line, "--augment", "glyph", "--epochs", 24)
+    ran = command(*line, "--augment", "glyph", "--epochs", 36)
     assert ran.code == 0, ran.err
     begun, end = said[0][0], said[-1][0]
     assert end - begun > 120

@@ -1,7 +1,7 @@
 """CIFAR-10 at small widths, plain and distilled: the table alpha x {plain, distilled}.
 
     python benchmarks/cifar_students.py cifar10.zip runs/cifar10-v2 OUT [--epochs 30] [--networks v1-cifar,v2-cifar]
-        [--alphas 0.25,0.5] [--temperature 2] [--views 8]
+        [--alphas 0.25,0.5] [--ways plain,distilled] [--temperature 2] [--views 8]
 
 Trains V1 and V2 with their strides for 32 pixels at alpha .5 and .25, each by `mobilenets train` and by `mobilenets
 distill` from the run given, with the same recipe, seed and split. Runs that are there already are gone on with or left
@@ -32,6 +32,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--networks", default="v2-cifar,v1-cifar")
     parser.add_argument("--alphas", default="0.25,0.5")
+    parser.add_argument("--ways", default="plain,distilled")
     parser.add_argument("--temperature", type=float, default=2.0)
     parser.add_argument("--views", type=int, default=8)
     a = parser.parse_args()
@@ -39,7 +40,7 @@ def main() -> None:
     program = str(Path(sys.executable).with_name("mobilenets"))
     for alpha in a.alphas.split(","):
         for network in a.networks.split(","):
-            for way in ("plain", "distilled"):
+            for way in a.ways.split(","):
                 if any((r["network"], r["alpha"], r["way"]) == (network, alpha, way) for r in read(path)):
                     continue
                 out = a.out / f"{network}-{alpha}-{way}"
@@ -69,8 +70,8 @@ def main() -> None:
                     writer.writerows(rows)
     table = console.table("CIFAR-10 test top-1, %", ["network", "plain", "distilled", "gain"], left=("network",))
     scores = {(r["network"], r["alpha"], r["way"]): float(r["test_top1_percent"]) for r in read(path)}
-    for network, alpha in (key[:2] for key in scores if key[2] == "distilled"):
-        plain, distilled = (scores[network, alpha, way] for way in ("plain", "distilled"))
+    for network, alpha in dict.fromkeys(key[:2] for key in scores):
+        plain, distilled = (scores.get((network, alpha, way), float("nan")) for way in ("plain", "distilled"))
         table.add_row(f"{network} {alpha}", f"{plain:.2f}", f"{distilled:.2f}", f"{distilled - plain:+.2f}")
     console.note(table)
     draw(a.out, list(scores), a.out / "students.svg")

@@ -167,7 +167,8 @@ TRIED: dict[str, Tried] = {
     "cifar": Tried(
         "images of 32 pixels from scratch, with V1's or V2's strides for them",
         "mobilenets train cifar10.zip --arch v2-cifar --recipe cifar --out runs/cifar10-v2",
-        "CIFAR-10, 45,000 images", CORES, "3 h 11 min beside other jobs", "93.2% top-1 of test", "results/cifar10-v2",
+        "CIFAR-10, 45,000 images", CORES, "3 h 11 min beside other jobs",
+        "93.2% top-1 of test; 93.5% after 32 more epochs with CutMix", "results/cifar10-v2",
     ),
     "v1-paper": Tried(
         "V1 as its paper trained it",

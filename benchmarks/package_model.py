@@ -3,17 +3,21 @@
     python benchmarks/package_model.py runs/cifar10-v2 cifar10-v2 [EARLIER RUN...]
 
 The score is of the 16-bit weights, as they ship. Of a network that was trained in several runs, the earlier ones are
-named too, in their order: the card's command is all of theirs.
+named too, in their order: the card's command is all of theirs. Of files and folders, the card keeps the names alone.
 """
 
+import json
 import os
+import re
 import sys
 from pathlib import Path
 
 from mobilenets import bundle, data, evaluate
 from mobilenets import run as runs
-from mobilenets.bundle import Bundle, Metric
+from mobilenets.bundle import Bundle, Card, Metric
 from mobilenets.engines.torch import TorchEngine
+
+FOLDERS = re.compile(r'(?<=[" ])/[^" ]*/')  # of an absolute path, in JSON
 
 
 def main(run: str, name: str, *before: str) -> None:
@@ -31,7 +35,8 @@ def main(run: str, name: str, *before: str) -> None:
         licence="Apache-2.0",
         recipe={**trained.card.recipe, "command": command},
     )
-    Bundle(card, halved.tensors).save(out, half=True)
+    elsewhere = json.loads(FOLDERS.sub("", json.dumps(card.to_json())))
+    Bundle(Card.from_json(elsewhere, name), halved.tensors).save(out, half=True)
     size = sum(p.stat().st_size for p in out.iterdir())
     print(f"{out}: {scores.top1:.2f}% of {scores.count} {scores.data} {scores.split} images, {size / 1e6:.2f} MB")
 

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 VIEWS = 16
 CACHE_BYTES = 2 << 30
-ASK = {"cpu": 32, "cuda": 256}  # images at once: on a processor, as many as its cache has room for
 TEACHER = "teacher"
 
 
@@ -130,13 +129,12 @@ class Teaching:
 
         cores = os.cpu_count() or 1
         workers = 0 if len(images.split.cache) == len(images.split) else cores
-        at_once = ASK["cuda" if torch.cuda.is_available() else "cpu"]
         with console.progress() as bar:
             task = bar.add_task("asking the teacher", total=len(missing) * len(images), status="")
             for view, path in missing:
                 keys: Any = [(view, i) for i in range(len(images))]
                 said = []
-                for batch in DataLoader(images, at_once, sampler=keys, num_workers=workers):
+                for batch in DataLoader(images, _at_once(), sampler=keys, num_workers=workers):
                     said.append(self.ask(batch[0]).to("cpu", torch.float16))
                     bar.advance(task, len(batch[0]))
                 with files.atomic_file(path) as tmp, tmp.open("wb") as f:
@@ -262,11 +260,18 @@ def _columns(teacher: tuple[str, ...], student: tuple[str, ...]) -> tuple[int, .
     return tuple(at[c] for c in student) if set(student) <= set(at) else ()
 
 
+def _at_once() -> int:
+    """Images that a teacher is asked about at once: on a processor, as many as its cache has room for."""
+    import torch
+
+    return 256 if torch.cuda.is_available() else 32
+
+
 def _says(teacher: Teacher, split: Split) -> npt.NDArray[np.int64]:
     """The class that the teacher gives each image, seen as in a prediction: [N]."""
     import torch
 
-    best, at_once = [], ASK["cuda" if torch.cuda.is_available() else "cpu"]
+    best, at_once = [], _at_once()
     with console.progress() as bar:
         task = bar.add_task(f"asking the teacher of {split.name}", total=len(split), status="")
         for at in range(0, len(split), at_once):

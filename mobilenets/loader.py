@@ -9,10 +9,11 @@ import contextlib
 import itertools
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
@@ -130,13 +131,16 @@ class EpochSampler(DistributedSampler[Any]):
         """Start with `epoch`, without its first `seen` images of this process."""
         self.epoch, self.resumed = epoch, (epoch, seen)
 
-    def order(self) -> Iterator[int]:
+    def order(self) -> npt.NDArray[np.int64]:
         """This process's images in this epoch."""
-        return super().__iter__()
+        return np.fromiter(super().__iter__(), np.int64)
 
     def __iter__(self) -> Iterator[Any]:
         epoch, (resumed, seen) = self.epoch, self.resumed
-        return ((epoch, i) for i in itertools.islice(self.order(), seen if epoch == resumed else 0, None))
+        return zip(itertools.repeat(epoch), self.drawn(self.order()[seen if epoch == resumed else 0 :]))
+
+    def drawn(self, images: npt.NDArray[np.int64]) -> Iterable[int]:
+        return map(int, images)
 
 
 class ShardSampler(EpochSampler):
@@ -144,13 +148,16 @@ class ShardSampler(EpochSampler):
 
     def __init__(self, images: TrainImages, world: int, rank: int, batch: int) -> None:
         super().__init__(images, world, rank, seed=images.seed, drop_last=False)
-        self.counts, self.batch = images.split.shards, batch * world
+        self.split, self.counts, self.batch = images.split, images.split.shards, batch * world
 
-    def order(self) -> Iterator[int]:
+    def order(self) -> npt.NDArray[np.int64]:
         streams = sharded.streams(self.batch, self.num_replicas)
         all_streams = sharded.order(self.counts, self.batch, streams, self.seed, self.epoch)
-        own = all_streams.reshape(len(all_streams), self.num_replicas, -1)[:, self.rank]
-        return iter(own.ravel().tolist())
+        return all_streams.reshape(len(all_streams), self.num_replicas, -1)[:, self.rank].ravel()
+
+    def drawn(self, images: npt.NDArray[np.int64]) -> Iterable[int]:
+        read = self.split.read
+        return read.ahead(images) if isinstance(read, sharded.Reader) else super().drawn(images)
 
     def __len__(self) -> int:
         return sum(self.counts) // self.batch * (self.batch // self.num_replicas)

@@ -10,6 +10,7 @@ import os
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -50,8 +51,7 @@ class Cache:
         with disk_errors(str(path)):
             self.folder.mkdir(parents=True, exist_ok=True)
             while not path.exists():
-                with part.open("ab") as f:
-                    fcntl.flock(f, fcntl.LOCK_EX)
+                with part.open("ab") as f, _locked(f):
                     if not _is_still(part, f):  # who had the lock before has finished it
                         continue
                     if path.exists():  # finished after we looked, before we opened a part of our own
@@ -132,6 +132,16 @@ def _append(url: str, f: BinaryIO, limit: int) -> None:
         if failed == ATTEMPTS:
             raise UserError(f"{url}: can't be fetched ({reason}); check the network and the address")
         time.sleep(PAUSE * 2**failed / 2)
+
+
+@contextlib.contextmanager
+def _locked(f: BinaryIO) -> Iterator[None]:
+    """Unlocked in so many words: a process forked meanwhile has the file open too, and would keep it locked."""
+    fcntl.flock(f, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        fcntl.flock(f, fcntl.LOCK_UN)
 
 
 def _is_still(path: Path, f: BinaryIO) -> bool:

@@ -10,8 +10,11 @@ import functools
 import itertools
 import json
 import os
+import queue
 import re
-from collections.abc import Callable, Sequence
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
@@ -29,6 +32,8 @@ PLAN = "plan.json"  # in a folder whose shards are still being written
 INDEX_BYTES = 256 << 20  # at most
 OPEN = 64  # files held open by a process
 STREAMS, WINDOW = 8, 2
+AHEAD = 2  # windows whose shards are fetched before their turn
+CONNECTIONS = 4  # of a process, at a time
 FILE = re.compile(r"(train|val|test)(-\d{6,}\.tar|\.npz)")
 
 
@@ -46,6 +51,23 @@ class Part:
             raise ValueError(f"{self.file!r}: no name or no SHA-256 of a shard")
         if not (type(self.count) is int and type(self.bytes) is int and min(self.count, self.bytes) >= 0):
             raise ValueError(f"{self.file}: {self.count} images, {self.bytes} bytes")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the files of a set are: a folder, or an address, from which each is fetched when it is wanted."""
+
+    where: str
+    cache: remote.Cache
+
+    @property
+    def far(self) -> bool:
+        return "://" in self.where
+
+    def path(self, part: Part) -> Path:
+        if self.far:
+            return self.cache.get(f"{self.where}/{part.file}", part.sha256, part.bytes)
+        return Path(self.where) / part.file
 
 
 class Names(Sequence[str]):
@@ -91,19 +113,13 @@ def open_shards(source: str) -> Data:
     where = find(source)
     assert where is not None
     index = _index(where)
-    cache = remote.default_cache()
-
-    def path(part: Part) -> Path:
-        if "://" in where:
-            return cache.get(f"{where}/{part.file}", part.sha256, part.bytes)
-        return Path(where) / part.file
-
+    place = Place(where, remote.default_cache())
     try:
         labels = tuple(map(str, index["labels"]))
         splits = {}
         for name, entry in index["splits"].items():
             table, shards = Part(**entry["table"]), tuple(Part(**s) for s in entry["shards"])
-            splits[name] = _split(name, path, table, shards, len(labels))
+            splits[name] = _split(name, place, table, shards, len(labels))
         found = index["scan"]
         scan = {**found, "empty": tuple(found["empty"]), "leaks": [(a, b) for a, b in found["leaks"]]}
         return Data(source, labels, splits, index["kind"], val_fraction=index["val_fraction"], scan=scan)
@@ -127,8 +143,8 @@ def _index(where: str) -> dict[str, Any]:
     return dict(index)
 
 
-def _split(name: str, path: Callable[[Part], Path], table: Part, shards: tuple[Part, ...], classes: int) -> Split:
-    with np.load(path(table), allow_pickle=False) as t:
+def _split(name: str, place: Place, table: Part, shards: tuple[Part, ...], classes: int) -> Split:
+    with np.load(place.path(table), allow_pickle=False) as t:
         offsets, sizes, targets = (t[k].astype(np.int64) for k in ("offset", "size", "target"))
         names = Names(t["names"])
     counts = tuple(s.count for s in shards)
@@ -141,7 +157,7 @@ def _split(name: str, path: Callable[[Part], Path], table: Part, shards: tuple[P
         and targets.min() >= 0 and targets.max() < classes
     ):  # fmt: skip
         raise ValueError(f"{table.file} points outside of its shards or classes")
-    return Split(name, names, targets, Reader(path, shards, names, offsets, sizes), shards=counts)
+    return Split(name, names, targets, Reader(place, shards, names, offsets, sizes), shards=counts)
 
 
 class _Open:
@@ -160,13 +176,13 @@ class Reader:
 
     def __init__(
         self,
-        path: Callable[[Part], Path],
+        place: Place,
         shards: tuple[Part, ...],
         names: Sequence[str],
         offsets: npt.NDArray[np.int64],
         sizes: npt.NDArray[np.int64],
     ) -> None:
-        self.path, self.shards, self.names, self.offsets, self.sizes = path, shards, names, offsets, sizes
+        self.place, self.shards, self.names, self.offsets, self.sizes = place, shards, names, offsets, sizes
         self.ends = np.cumsum([s.count for s in shards])
         self.open = functools.lru_cache(OPEN)(self._open)
 
@@ -181,10 +197,36 @@ class Reader:
             raise BadImage(f"{self.names[i]}: {self.shards[shard].file} ends before it; write the shards anew")
         return content
 
+    def ahead(self, images: npt.NDArray[np.int64]) -> Iterator[int]:
+        """`images` one by one; shards that lie elsewhere are fetched, by threads, before their turn comes."""
+        if not self.place.far:
+            yield from images.tolist()
+            return
+        horizon = AHEAD * WINDOW * (self.ends[-1] // len(self.shards))
+        used, first = np.unique(np.searchsorted(self.ends, images, side="right"), return_index=True)
+        due = deque(sorted(zip((first - horizon).tolist(), used.tolist(), strict=True)))
+        asked: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+
+        def fetch() -> None:
+            while (shard := asked.get()) is not None:
+                with contextlib.suppress(UserError):  # whoever reads it says so
+                    self.place.path(self.shards[shard])
+
+        for _ in range(CONNECTIONS):
+            threading.Thread(target=fetch, daemon=True).start()
+        try:
+            for n, i in enumerate(images.tolist()):
+                while due and due[0][0] <= n:
+                    asked.put(due.popleft()[1])
+                yield i
+        finally:
+            for _ in range(CONNECTIONS):
+                asked.put(None)
+
     def _open(self, shard: int) -> _Open:
         for attempt in itertools.count():
             try:
-                return _Open(self.path(self.shards[shard]))
+                return _Open(self.place.path(self.shards[shard]))
             except FileNotFoundError:  # another process made room in the cache just now
                 if attempt == 3:
                     raise

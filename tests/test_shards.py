@@ -1,5 +1,6 @@
 import collections
 import errno
+import fcntl
 import gc
 import hashlib
 import http.server
@@ -519,6 +520,54 @@ def test_the_cache_keeps_to_its_size(written, serve, tmp_path, monkeypatch):
     monkeypatch.setenv("MOBILENETS_SHARDS_GB", "much")
     with pytest.raises(UserError, match="MOBILENETS_SHARDS_GB is 'much'"):
         open_data(server.url)
+
+
+def test_shards_are_fetched_before_their_turn(written, serve):
+    """Nobody reads an image here: what the server is asked for is what comes next, and no more."""
+    server = serve(written.out)
+    split = open_data(server.url).split("train")
+    shard_of = np.repeat(np.arange(len(split.shards)), split.shards)
+    batches = loader.train_loader(loader.TrainImages(split, None, 0), Recipe(batch=8, workers=0), 1, 0)
+    line = batches.sampler.order().tolist()
+    horizon = sharded.AHEAD * sharded.WINDOW * (len(split) // len(split.shards))
+
+    def asked():
+        return {int(n[6:12]) for n, _ in server.asked if re.fullmatch(r"train-\d+\.tar", n)}
+
+    def due(n):
+        return {int(shard_of[i]) for i in line[: n + horizon + 1]}
+
+    images = iter(batches.sampler)
+    for n in range(len(line)):
+        assert next(images)[1] == line[n]
+        end = time.monotonic() + 30
+        while asked() != due(n) and time.monotonic() < end:
+            time.sleep(0.001)
+        assert asked() == due(n)
+    assert due(0) < due(len(line) - 1)
+    assert len([n for n, _ in server.asked if n.endswith(".tar")]) == len(asked())
+
+
+def test_what_cannot_be_fetched_ahead_is_said_by_its_reader(written, serve):
+    server = serve(written.out)
+    server.wrong.add("train-000003.tar")
+    split = open_data(server.url).split("train")
+    read = []
+    with pytest.raises(UserError, match=r"train-000003.tar: not the file that the index names"):
+        read.extend(split.read(i) for i in split.read.ahead(np.arange(len(split))))
+    assert len(read) == sum(split.shards[:3])
+
+
+def test_a_process_forked_while_fetching_doesnt_hold_the_lock(tmp_path):
+    path = tmp_path / "f"
+    with path.open("ab") as f, remote._locked(f):
+        child = subprocess.Popen(["sleep", "60"], pass_fds=[f.fileno()])
+    try:
+        with path.open("ab") as f:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises BlockingIOError where it does
+    finally:
+        child.kill()
+        child.wait()
 
 
 def test_many_readers_fetch_each_shard_once(written, serve):

@@ -1,10 +1,13 @@
-"""V2's choices at small scale: activation, linear bottleneck, shortcuts (V2 paper, section 6.4, figure 6).
+"""One thing changed at a time, several seeds each: V2's choices on CIFAR-10, the ingredients of a recipe on photos.
 
-    python benchmarks/ablations.py cifar10.zip OUT [--alpha 0.25] [--epochs 8] [--seeds 3]
+    python benchmarks/ablations.py v2 cifar10.zip OUT [--epochs 8] [--seeds 0,1,2]
+    python benchmarks/ablations.py modern flowers.zip OUT --resolution 128 --epochs 30
 
-Trains each variant of V2-CIFAR from several seeds with the recipe "cifar", and scores each on the test split. Runs that
-are there already are gone on with or skipped. Writes OUT/ablations.csv and OUT/ablations.svg: means over the seeds,
-with standard deviations as error bars.
+"v2": activation, linear bottleneck, shortcuts (V2 paper, section 6.4, figure 6) of V2-CIFAR. "modern": what each
+ingredient is worth that the recipe has, or could have, for V1. All train at alpha .25. Each epoch is chosen on the val
+split and scored on the test split; where there is no test split, val serves as one and a tenth of train as val. Runs
+that are there already are gone on with or skipped; several processes can share OUT, with other seeds. Writes
+OUT/ablations.csv and OUT/ablations.svg: means over the seeds, with standard deviations as error bars.
 """
 
 from __future__ import annotations
@@ -15,78 +18,129 @@ import dataclasses
 import os
 import statistics
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from mobilenets import checks, console, data, evaluate, files, recipes, spec, style, train, zoo
 from mobilenets.bundle import Bundle, is_bundle
+from mobilenets.data import Data
 from mobilenets.engines.torch import TorchEngine
-from mobilenets.spec import Arch
 
-VARIANTS = ("as published", "ReLU", "non-linear bottleneck", "shortcut between expansions", "no shortcut")
 COLUMNS = ("variant", "seed", "test_top1_percent", "val_top1_percent", "seconds")
 
 
-def arch(variant: str, alpha: float, classes: int) -> Arch:
-    """V2-CIFAR with one thing changed."""
-    v2 = zoo.network("v2-cifar")
-    return {
-        "as published": lambda: spec.scale(v2, alpha, 32, classes),
-        "ReLU": lambda: spec.scale(v2, alpha, 32, classes, activation="relu"),
-        "non-linear bottleneck": lambda: spec.scale(v2, alpha, 32, classes, linear_bottleneck=False),
-        "shortcut between expansions": lambda: spec.scale(v2, alpha, 32, classes, shortcut="expansion"),
-        "no shortcut": lambda: spec.scale(v2, alpha, 32, classes, shortcut="none"),
-    }[variant]()
+@dataclass(frozen=True)
+class Study:
+    """What is varied: arguments of `spec.scale`, or fields of the recipe."""
+
+    network: str
+    recipe: str
+    variants: dict[str, dict[str, Any]]
+
+
+STUDIES = {
+    "v2": Study("v2-cifar", "cifar", {
+        "as published": {},
+        "ReLU": {"activation": "relu"},
+        "non-linear bottleneck": {"linear_bottleneck": False},
+        "shortcut between expansions": {"shortcut": "expansion"},
+        "no shortcut": {"shortcut": "none"},
+    }),
+    "modern": Study("v1", "modern", {
+        "modern": {},
+        "no mixup": {"mixup": 0.0},
+        "CutMix, no mixup": {"mixup": 0.0, "cutmix": 1.0},
+        "RandAugment 9 for colour": {"randaugment": 9},
+        "erasing .25": {"erasing": 0.25},
+        "no label smoothing": {"label_smoothing": 0.0},
+        "no averaging": {"ema": 0.0},
+        "from half the resolution": {"progressive": 0.5},
+        "weight decay .1": {"weight_decay": 0.1},
+        "twice the rate": {"lr": 4e-3},
+        "SGD, rate .15, decay 5e-4": {"optimizer": "sgd", "lr": 0.15, "weight_decay": 5e-4},
+        "half the batch": {"batch": 32},
+    }),
+}  # fmt: skip
+
+
+def opened(source: str) -> Data:
+    """The data with a test split."""
+    d = data.open_data(source)
+    if "test" not in d.splits:
+        every = d.splits["train"]
+        held = data.stratified(every.targets, 0.1, 0)
+        rest = np.setdiff1d(np.arange(len(every)), held)
+        test = dataclasses.replace(d.splits["val"], name="test")
+        d.splits = {"train": every.subset(rest), "val": every.subset(held, "val"), "test": test}
+    checks.check(d)
+    return d
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", choices=STUDIES)
     parser.add_argument("source")
     parser.add_argument("out", type=Path)
     parser.add_argument("--alpha", type=float, default=0.25)
+    parser.add_argument("--resolution", type=int, default=32)
     parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--variants", default="", help="some of them, with ; between; all if left out")
     a = parser.parse_args()
-    d = data.open_data(a.source)
-    checks.check(d)
-    recipe = dataclasses.replace(recipes.recipe("cifar"), epochs=a.epochs)
+    study, d = STUDIES[a.study], opened(a.source)
+    recipe = dataclasses.replace(recipes.recipe(study.recipe), epochs=a.epochs)
+    fields = {f.name for f in dataclasses.fields(recipe)}
     path = a.out / "ablations.csv"
-    rows = list(csv.DictReader(path.open(newline=""))) if path.exists() else []
-    for seed in range(a.seeds):  # every variant once before any a second time
-        for variant in VARIANTS:
-            if any((r["variant"], r["seed"]) == (variant, str(seed)) for r in rows):
+    for seed in map(int, a.seeds.split(",")):  # every variant once before any a second time
+        for variant in a.variants.split(";") if a.variants else study.variants:
+            if any((r["variant"], r["seed"]) == (variant, str(seed)) for r in read(path)):
                 continue
             out, since = a.out / variant.replace(" ", "-") / str(seed), time.monotonic()
             console.note(f"[bold]{variant}, seed {seed}[/]")
-            net = arch(variant, a.alpha, len(d.labels))
+            changes = study.variants[variant]
+            of_recipe = {k: v for k, v in changes.items() if k in fields}
+            of_arch = {k: v for k, v in changes.items() if k not in fields}
+            arch = spec.scale(zoo.network(study.network), a.alpha, a.resolution, len(d.labels), **of_arch)
             if not is_bundle(out / train.FLOAT):
-                train.train_bundle(d, net, recipe, out, seed=seed, resume=out.exists())
+                changed = dataclasses.replace(recipe, **of_recipe)
+                train.train_bundle(d, arch, changed, out, seed=seed, resume=out.exists())
             b = Bundle.load(out / train.FLOAT)
             test = evaluate.score(TorchEngine(b, os.cpu_count() or 1), d, "test").top1
             numbers = f"{test:.2f}", f"{b.card.metrics[0].value:.2f}", f"{time.monotonic() - since:.0f}"
-            rows.append(dict(zip(COLUMNS, (variant, str(seed), *numbers), strict=True)))
+            # Read again: a second process may train other seeds into the same table.
+            rows = [*read(path), dict(zip(COLUMNS, (variant, str(seed), *numbers), strict=True))]
             with files.atomic_file(path) as tmp, tmp.open("w", newline="") as f:
                 writer = csv.DictWriter(f, COLUMNS)
                 writer.writeheader()
                 writer.writerows(rows)
-    draw(rows, a.out / "ablations.svg", f"V2-CIFAR {a.alpha:g}, {a.epochs} epochs")
+    title = f"{study.network} {a.alpha:g}-{a.resolution}, {a.epochs} epochs"
+    draw(read(path), list(study.variants), a.out / "ablations.svg", title)
 
 
 @style.styled
-def draw(rows: list[dict[str, str]], path: Path, title: str) -> None:
+def draw(rows: list[dict[str, str]], variants: list[str], path: Path, title: str) -> None:
     table = console.table(title, ["variant", "top-1 %, mean", "sd", "seeds"], left=("variant",))
-    fig = style.figure(2.6)
+    there = [v for v in variants if any(r["variant"] == v for r in rows)]
+    fig = style.figure(0.35 * len(there) + 0.9)
     ax = fig.add_subplot()
-    for y, variant in enumerate(reversed(VARIANTS)):
+    for y, variant in enumerate(reversed(there)):
         scores = [float(r["test_top1_percent"]) for r in rows if r["variant"] == variant]
         mean, sd = statistics.mean(scores), statistics.stdev(scores) if len(scores) > 1 else 0.0
         table.add_row(variant, f"{mean:.2f}", f"{sd:.2f}", str(len(scores)))
         ax.errorbar(mean, y, xerr=sd, fmt="o", color=style.BLUE, capsize=3)
         ax.plot(scores, [y - 0.22] * len(scores), "|", color=style.BLUE, alpha=0.5)
-    ax.set_yticks(range(len(VARIANTS)), reversed(VARIANTS))
-    ax.set_ylim(-0.6, len(VARIANTS) - 0.4)
-    ax.set_xlabel("CIFAR-10 test top-1, %: mean and standard deviation over seeds")
+    ax.set_yticks(range(len(there)), reversed(there))
+    ax.set_ylim(-0.6, len(there) - 0.4)
+    ax.set_xlabel(f"{title}: test top-1, %, mean and standard deviation over seeds")
     style.save(fig, path)
     console.note(table)
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.open(newline=""))) if path.exists() else []
 
 
 if __name__ == "__main__":

@@ -149,7 +149,7 @@ def distill(
     teacher: str,
     source: str,
     *,
-    out: Path,
+    out: Path | None = None,
     arch: str | None = None,
     alpha: float | None = None,
     resolution: int | None = None,
@@ -176,7 +176,8 @@ def distill(
     source
         Folder or zip of class folders, or a set's name. With --unlabelled, any folder or zip of images.
     out
-        Folder of the run: checkpoints, logs, and the bundle in OUT/float.
+        Folder of the run: checkpoints, logs, and the bundle in OUT/float. By default in runs/, by the names of the data
+        and the network.
     arch
         Network: v1, v2, v3-large, ... (`mobilenets list`); v2 if left out.
     alpha
@@ -233,6 +234,7 @@ def distill(
         "recipe": chosen.to_json(), "how": dataclasses.asdict(how), "init": start.digest if start else None,
         "seed": seed,
     }  # fmt: skip
+    out = out or run.folder(source, net.title, "distilled")
     _, rank = processes.world()
     if rank == 0:
         run.prepare(out, config, resume)
@@ -249,7 +251,10 @@ def distill(
         console.note(f"teacher  {knows.name}: {100 * right.mean():.2f}% top-1 on val")
     teaching = Teaching(knows, how, columns, cache or out / TEACHER)
     trained = train.train_bundle(d, net, chosen, out, seed=seed, resume=resume, init=start, teaching=teaching)
-    return trained if rank == 0 else None
+    if rank != 0:
+        return None
+    run.say_where(out)
+    return trained
 
 
 def _columns(teacher: tuple[str, ...], student: tuple[str, ...]) -> tuple[int, ...]:

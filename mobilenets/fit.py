@@ -137,7 +137,7 @@ class Fitted:
 def fit(
     source: str,
     *,
-    out: Path,
+    out: Path | None = None,
     budget: Annotated[Budget | None, Parameter(name="*")] = None,
     engine: Annotated[tuple[str, ...], commas(str)] = ("onnxruntime",),
     precision: Annotated[tuple[str, ...], commas(str)] = ("int8",),
@@ -161,7 +161,7 @@ def fit(
     source
         Folder or zip of class folders, or a set's name (digits, cifar10, flowers102, ...).
     out
-        Folder of the run.
+        Folder of the run; by default in runs/, by the name of the data.
     engine
         Runtime to ship for: onnxruntime, openvino, litert, ncnn, executorch; of several, with commas between, the best.
     precision
@@ -184,6 +184,7 @@ def fit(
     root
         Where copies of named sets are, or go.
     """
+    out = out or run.folder(source)
     started = time.monotonic() - (_trained_before(out) if resume else 0)
     budget = budget or Budget()
     for setting in latency.settings(engine, precision, [threads]):

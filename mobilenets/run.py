@@ -32,6 +32,12 @@ def command_line() -> str:
     return shlex.join([*start, "mobilenets", *sys.argv[1:]])
 
 
+def folder(source: str, *names: str) -> Path:
+    """Where a run on `source` goes that isn't told where: flowers.zip, "v1 0.25-224" -> runs/flowers-v1-0.25-224."""
+    data = Path(source).resolve()
+    return Path("runs", "-".join([data.stem if data.is_file() else data.name, *names]).replace(" ", "-"))
+
+
 def prepare(out: Path, config: dict[str, Any], resume: bool) -> None:
     """Make the run folder `out` and record `config`, or check that `config` is what it was made with.
 
@@ -58,6 +64,12 @@ def prepare(out: Path, config: dict[str, Any], resume: bool) -> None:
     if changed:
         k = changed[0]
         raise UserError(f"{out} was made with {k} {before.get(k)}, not {now.get(k)}; resume with the same arguments")
+
+
+def say_where(out: Path) -> None:
+    from rich.text import Text
+
+    console.note(Text(f"run      {out}\ntry next mobilenets predict {out} IMAGE..."))
 
 
 def recorded_command(out: Path) -> str:

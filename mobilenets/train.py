@@ -29,7 +29,7 @@ CHECKPOINTS, LOGS, METRICS, FLOAT = "checkpoints", "logs", "metrics.csv", "float
 def train(
     source: str,
     *,
-    out: Path,
+    out: Path | None = None,
     arch: str | None = None,
     alpha: float | None = None,
     resolution: int | None = None,
@@ -50,7 +50,8 @@ def train(
     source
         Folder or zip of class folders, shards (their folder or address), or a set's name (digits, cifar10, ...).
     out
-        Folder of the run: checkpoints, logs, and the bundle in OUT/float.
+        Folder of the run: checkpoints, logs, and the bundle in OUT/float. By default in runs/, by the names of the data
+        and the network.
     arch
         Network: v1, v2, v3-large, ... (`mobilenets list`); v2 if left out.
     alpha
@@ -84,6 +85,7 @@ def train(
     net = network(arch, alpha, resolution, start, len(d.labels))
     config = {"verb": "train", "source": source, "arch": net.to_json(), "recipe": chosen.to_json(), "seed": seed}
     config |= {"init": start.digest if start else None, "val": d.val_fraction}
+    out = out or run.folder(source, net.title)
     _, rank = world()
     if rank == 0:
         run.prepare(out, config, resume)
@@ -93,7 +95,10 @@ def train(
     trained = train_bundle(
         d, net, chosen, out, seed=seed, resume=resume, init=start, checkpoint_minutes=checkpoint_minutes
     )
-    return trained if rank == 0 else None
+    if rank != 0:
+        return None
+    run.say_where(out)
+    return trained
 
 
 def network(arch: str | None, alpha: float | None, resolution: int | None, start: Bundle | None, classes: int) -> Arch:

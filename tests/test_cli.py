@@ -46,7 +46,7 @@ def bundle(make_bundle, tmp_path):
         ("cost", "arch"),
         ("cost v1 --alhpa 1", "--alhpa"),
         ("cost v1 v2 0.5 3 4 5", "Unused"),
-        ("train digits", "--out"),
+        ("quantize x", "--out"),
         ("train digits --out x --arch v3000", "unknown arch 'v3000'"),
         ("train digits --out x --alpha 0", "alpha must be above 0"),
         ("train digits --out x --alpha=-0.5", "alpha must be above 0"),

@@ -4,12 +4,13 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from mobilenets import data, loader
+from mobilenets import data, loader, run
 from mobilenets.bundle import Bundle
 from mobilenets.data import open_data
 from mobilenets.errors import UserError
@@ -258,6 +259,33 @@ def test_resume_without_a_run_starts_one(tiny_train, tmp_path):
     ran = tiny_train(tmp_path / "r", "--epochs", 1, "--resume").ran
     assert ran.code == 0
     assert "nothing to resume" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("source", "names", "folder"),
+    [
+        ("flowers.zip", ("v1 0.25-224",), "flowers-v1-0.25-224"),
+        ("some/photos.v2/", (), "photos.v2"),
+        ("data/..", ("sweep",), "{here}-sweep"),
+        ("https://host/shards", ("v2 1-224", "distilled"), "shards-v2-1-224-distilled"),
+    ],
+)
+def test_where_a_run_goes_that_isnt_told(tmp_path, monkeypatch, source, names, folder):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "flowers.zip").touch()
+    (tmp_path / "some" / "photos.v2").mkdir(parents=True)
+    assert run.folder(source, *names) == Path("runs", folder.format(here=tmp_path.name))
+
+
+def test_a_run_that_isnt_told_where_says_where(colours, command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    line = ("--arch", "v1", "--alpha", ".25", "--resolution", "32", "--epochs", 1)
+    for verb, folder in ((("train",), "v1-0.25-32"), (("distill", "runs/V"), "v1-0.25-32-distilled")):
+        out = f"runs/{colours.name}-{folder}"
+        ran = command(*(w.replace("V", f"{colours.name}-v1-0.25-32") for w in verb), colours, *line)
+        assert ran.code == 0, ran.err
+        assert f"run      {out}\ntry next mobilenets predict {out}" in ran.err
+        assert Bundle.load(Path(out) / "float").card.arch.title == "v1 0.25-32"
 
 
 def test_a_run_that_is_there_is_not_overwritten(learned, command):

@@ -160,7 +160,7 @@ class Sweep:
 def sweep(
     source: str,
     *,
-    out: Path,
+    out: Path | None = None,
     arch: Annotated[tuple[str, ...], commas(str)] = ("v1",),
     alphas: Annotated[tuple[float, ...], commas(float)] = (1.0, 0.75, 0.5, 0.25),
     resolutions: Annotated[tuple[int, ...], commas(int)] = (224, 192, 160, 128),
@@ -186,7 +186,7 @@ def sweep(
     source
         Folder or zip of class folders, or a set's name (digits, cifar10, flowers102, ...).
     out
-        Folder of the sweep.
+        Folder of the sweep; by default in runs/, by the name of the data.
     arch
         Networks, with commas between: v1,v2.
     alphas
@@ -225,6 +225,7 @@ def sweep(
     grid = {a.title: a for n in arch for alpha in alphas for r in resolutions for a in [zoo.arch(n, alpha, r)]}
     d = data.open_data(source, root)
     archs = sorted((a.replace(classes=len(d.labels)) for a in grid.values()), key=lambda a: cost.count(a).macs)
+    out = out or run.folder(source, "sweep")
     config = {"verb": "sweep", "source": source, "recipe": chosen.to_json(), "precision": precision}
     with cluster(address, ray_cpus) if address else contextlib.nullcontext() as on_ray:
         run.prepare(out, config, resume)

@@ -27,6 +27,8 @@ from mobilenets.spec import Padding, scale
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+pytest.register_assert_rewrite("foreign_files")
+
 SMALL_ALPHA = {"v1": 0.25}
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.numpy
-from test_formats import keras3_layers, network, write_checkpoint, write_h5, write_keras3, write_lite, zipped
+from foreign_files import keras3_layers, network, write_checkpoint, write_h5, write_keras3, write_lite, zipped
 
 from mobilenets import formats
 from mobilenets.errors import UserError

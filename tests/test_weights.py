@@ -8,7 +8,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from test_formats import write_checkpoint, write_h5, write_keras3, write_lite
+from foreign_files import write_checkpoint, write_h5, write_keras3, write_lite
 from torch import nn
 from torchvision import models
 from torchvision.models import mobilenetv3

@@ -18,9 +18,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mobilenets import cli, zoo
+from mobilenets import cli, shards, zoo
 from mobilenets.bundle import Bundle, Card
 from mobilenets.images import Pixels, Preprocess
+from mobilenets.shards import Sharded
 from mobilenets.spec import Padding, scale
 
 # One thread for each of pytest's workers; idle OpenMP threads that spin are hundreds of times slower on small networks.
@@ -30,6 +31,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 pytest.register_assert_rewrite("foreign_files")
 
 SMALL_ALPHA = {"v1": 0.25}
+SMALL_SHARD = 0.015  # MB: three of the colours' images
 
 
 def smooth_images(count: int, side: int = 32, seed: int = 0) -> Pixels:
@@ -186,6 +188,12 @@ class Run:
     out: Path
     arguments: tuple[str, ...]
     ran: Ran
+
+
+@pytest.fixture(scope="session")
+def written(colours: Path, tmp_path_factory: pytest.TempPathFactory) -> Sharded:
+    """The colours as shards: 72 training images in some two dozen, 24 validation images."""
+    return shards.shards(str(colours), tmp_path_factory.mktemp("shards") / "out", shard_mb=SMALL_SHARD)
 
 
 @pytest.fixture(scope="session")

@@ -207,15 +207,21 @@ class RecipeBook:
             t = table(name, ["", "value"], left=("", "value"))
             for key, value in dataclasses.asdict(TRIED[name]).items():
                 t.add_row(key, value)
-            usual = {} if len(self.recipes) == 1 else Recipe().to_json()
-            fields = {k: v for k, v in r.to_json().items() if usual.get(k) != v}
-            if len(self.recipes) == 1:
-                for f in dataclasses.fields(Recipe):
-                    t.add_row(f"--{f.name.replace('_', '-')}", f"{fields[f.name]}  {f.metadata['help']}")
-            elif fields:
-                t.add_row("unlike modern", ", ".join(f"{k} {v}" for k, v in fields.items()))
             parts.append(t)
+            unlike = [f"{k} {_short(v)}" for k, v in r.to_json().items() if v != getattr(RECIPES["modern"], k)]
+            if len(self.recipes) > 1 and unlike:
+                t.add_row("unlike modern", ", ".join(unlike))
+            if len(self.recipes) == 1:
+                options = table("", ["option", "value", "what it is"], left=("option", "what it is"))
+                for f in dataclasses.fields(Recipe):
+                    value = _short(getattr(r, f.name))
+                    options.add_row(f"--{f.name.replace('_', '-')}", value, f.metadata["help"])
+                parts.append(options)
         return Group(*parts)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
 def show_recipes(name: str | None = None) -> RecipeBook:

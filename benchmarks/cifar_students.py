@@ -21,7 +21,7 @@ from pathlib import Path
 from mobilenets import console, files, plots, style
 from mobilenets.bundle import Bundle, is_bundle
 
-COLUMNS = ("network", "alpha", "way", "val_top1_percent", "test_top1_percent", "best_epoch", "seconds")
+COLUMNS = ("network", "alpha", "epochs", "way", "val_top1_percent", "test_top1_percent", "best_epoch", "seconds")
 
 
 def main() -> None:
@@ -63,7 +63,7 @@ def main() -> None:
                     f"{seconds:.0f}",
                 )
                 # Read again: a second process may train other networks into the same table.
-                rows = [*read(path), dict(zip(COLUMNS, (network, alpha, way, *numbers), strict=True))]
+                rows = [*read(path), dict(zip(COLUMNS, (network, alpha, str(a.epochs), way, *numbers), strict=True))]
                 with files.atomic_file(path) as tmp, tmp.open("w", newline="") as f:
                     writer = csv.DictWriter(f, COLUMNS)
                     writer.writeheader()

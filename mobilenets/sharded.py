@@ -13,7 +13,6 @@ import os
 import queue
 import re
 import threading
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -199,16 +198,18 @@ class Reader:
 
     def ahead(self, images: npt.NDArray[np.int64]) -> Iterator[int]:
         """`images` one by one; shards that lie elsewhere are fetched, by threads, before their turn comes."""
-        if not self.place.far:
+        room = self.place.cache.limit // (2 * max(s.bytes for s in self.shards))  # beyond, they go before they are read
+        if not self.place.far or not room:
             yield from images.tolist()
             return
+        shards, first = np.unique(np.searchsorted(self.ends, images, side="right"), return_index=True)
+        line = sorted(zip(first.tolist(), shards.tolist(), strict=True))
         horizon = AHEAD * WINDOW * (self.ends[-1] // len(self.shards))
-        used, first = np.unique(np.searchsorted(self.ends, images, side="right"), return_index=True)
-        due = deque(sorted(zip((first - horizon).tolist(), used.tolist(), strict=True)))
-        asked: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        asked = used = 0
+        wanted: queue.SimpleQueue[int | None] = queue.SimpleQueue()
 
         def fetch() -> None:
-            while (shard := asked.get()) is not None:
+            while (shard := wanted.get()) is not None:
                 with contextlib.suppress(UserError):  # whoever reads it says so
                     self.place.path(self.shards[shard])
 
@@ -216,12 +217,15 @@ class Reader:
             threading.Thread(target=fetch, daemon=True).start()
         try:
             for n, i in enumerate(images.tolist()):
-                while due and due[0][0] <= n:
-                    asked.put(due.popleft()[1])
+                while used < len(line) and line[used][0] < n:
+                    used += 1
+                while asked < len(line) and line[asked][0] <= n + horizon and asked - used < room:
+                    wanted.put(line[asked][1])
+                    asked += 1
                 yield i
         finally:
             for _ in range(CONNECTIONS):
-                asked.put(None)
+                wanted.put(None)
 
     def _open(self, shard: int) -> _Open:
         for attempt in itertools.count():

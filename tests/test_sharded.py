@@ -322,6 +322,18 @@ def test_shards_are_fetched_before_their_turn(written, serve):
     assert len([n for n, _ in server.asked if n.endswith(".tar")]) == len(asked())
 
 
+def test_a_small_cache_isnt_filled_with_what_comes_later(written, serve, monkeypatch):
+    monkeypatch.setenv("MOBILENETS_SHARDS_GB", str(60_000 / 1e9))  # four shards
+    server = serve(written.out)
+    split = open_data(server.url).split("train")
+    line = np.random.default_rng(0).permutation(len(split))
+    for i in split.read.ahead(line):
+        split.read(i)
+        time.sleep(0.005)
+    asked = collections.Counter(name for name, _ in server.asked if name.endswith(".tar"))
+    assert set(asked.values()) == {1}
+
+
 def test_what_cannot_be_fetched_ahead_is_said_by_its_reader(written, serve):
     server = serve(written.out)
     server.wrong.add("train-000003.tar")

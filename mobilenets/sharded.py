@@ -210,7 +210,7 @@ class Reader:
 
         def fetch() -> None:
             while (shard := wanted.get()) is not None:
-                with contextlib.suppress(UserError):  # whoever reads it says so
+                with contextlib.suppress(UserError, OSError):  # whoever reads it says so
                     self.place.path(self.shards[shard])
 
         for _ in range(CONNECTIONS):

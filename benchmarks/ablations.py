@@ -60,6 +60,8 @@ STUDIES = {
         "from half the resolution": {"progressive": 0.5},
         "weight decay .1": {"weight_decay": 0.1},
         "twice the rate": {"lr": 4e-3},
+        "four times the rate": {"lr": 8e-3},
+        "SGD, RandAugment 9": {"optimizer": "sgd", "lr": 0.15, "weight_decay": 5e-4, "randaugment": 9},
         "SGD, rate .15, decay 5e-4": {"optimizer": "sgd", "lr": 0.15, "weight_decay": 5e-4},
         "half the batch": {"batch": 32},
     }),

@@ -17,7 +17,7 @@ from mobilenets import run as runs
 from mobilenets.bundle import Bundle, Card, Metric
 from mobilenets.engines.torch import TorchEngine
 
-FOLDERS = re.compile(r'(?<=[" ])/[^" ]*/')  # of an absolute path, in JSON
+FOLDERS = re.compile(r'(?<=[" ])(?!https?:)[\w./-]+/')  # of a path, in JSON
 
 
 def main(run: str, name: str, *before: str) -> None:

@@ -61,6 +61,7 @@ STUDIES = {
         "weight decay .1": {"weight_decay": 0.1},
         "twice the rate": {"lr": 4e-3},
         "four times the rate": {"lr": 8e-3},
+        "sixteen times, as tune says": {"lr": 0.032},
         "SGD, RandAugment 9": {"optimizer": "sgd", "lr": 0.15, "weight_decay": 5e-4, "randaugment": 9},
         "SGD, rate .15, decay 5e-4": {"optimizer": "sgd", "lr": 0.15, "weight_decay": 5e-4},
         "half the batch": {"batch": 32},
@@ -131,7 +132,7 @@ def draw(rows: list[dict[str, str]], variants: list[str], path: Path, title: str
     for y, variant in enumerate(reversed(there)):
         scores = [float(r["test_top1_percent"]) for r in rows if r["variant"] == variant]
         mean, sd = statistics.mean(scores), statistics.stdev(scores) if len(scores) > 1 else 0.0
-        table.add_row(variant, f"{mean:.2f}", f"{sd:.2f}", str(len(scores)))
+        table.add_row(variant, f"{mean:.2f}", f"{sd:.2f}" if len(scores) > 1 else "", str(len(scores)))
         ax.errorbar(mean, y, xerr=sd, fmt="o", color=style.BLUE, capsize=3)
         ax.plot(scores, [y - 0.22] * len(scores), "|", color=style.BLUE, alpha=0.5)
     ax.set_yticks(range(len(there)), reversed(there))

@@ -140,6 +140,7 @@ class EpochSampler(DistributedSampler[Any]):
         return zip(itertools.repeat(epoch), self.drawn(self.order()[seen if epoch == resumed else 0 :]))
 
     def drawn(self, images: npt.NDArray[np.int64]) -> Iterable[int]:
+        """`images`, one by one as batches are made of them."""
         return map(int, images)
 
 

@@ -24,10 +24,19 @@ from typing import Any
 
 import numpy as np
 
-from mobilenets import checks, console, data, evaluate, files, recipes, spec, style, train, zoo
-from mobilenets.bundle import Bundle, is_bundle
-from mobilenets.data import Data
-from mobilenets.engines.torch import TorchEngine
+from mobilenets import console, files
+from mobilenets.arch import spec, zoo
+from mobilenets.data import checks
+from mobilenets.data import dataset as data
+from mobilenets.data.dataset import Data
+from mobilenets.data.open import open_data
+from mobilenets.deploy import evaluate
+from mobilenets.deploy.engines.torch import TorchEngine
+from mobilenets.model.bundle import Bundle, is_bundle
+from mobilenets.reports import style
+from mobilenets.training import recipes
+from mobilenets.training import trainer as train
+from mobilenets.training.run import FLOAT
 
 COLUMNS = ("variant", "seed", "test_top1_percent", "val_top1_percent", "seconds")
 
@@ -71,7 +80,7 @@ STUDIES = {
 
 def opened(source: str) -> Data:
     """The data with a test split."""
-    d = data.open_data(source)
+    d = open_data(source)
     if "test" not in d.splits:
         every = d.splits["train"]
         held = data.stratified(every.targets, 0.1, 0)
@@ -107,10 +116,10 @@ def main() -> None:
             of_recipe = {k: v for k, v in changes.items() if k in fields}
             of_arch = {k: v for k, v in changes.items() if k not in fields}
             arch = spec.scale(zoo.network(study.network), a.alpha, a.resolution, len(d.labels), **of_arch)
-            if not is_bundle(out / train.FLOAT):
+            if not is_bundle(out / FLOAT):
                 changed = dataclasses.replace(recipe, **of_recipe)
                 train.train_bundle(d, arch, changed, out, seed=seed, resume=out.exists())
-            b = Bundle.load(out / train.FLOAT)
+            b = Bundle.load(out / FLOAT)
             test = evaluate.score(TorchEngine(b, os.cpu_count() or 1), d, "test").top1
             numbers = f"{test:.2f}", f"{b.card.metrics[0].value:.2f}", f"{time.monotonic() - since:.0f}"
             # Read again: a second process may train other seeds into the same table.

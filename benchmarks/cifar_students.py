@@ -18,8 +18,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from mobilenets import console, files, plots, style
-from mobilenets.bundle import Bundle, is_bundle
+from mobilenets import console, files
+from mobilenets.model.bundle import Bundle, is_bundle
+from mobilenets.reports import plots, style
 
 COLUMNS = ("network", "alpha", "epochs", "way", "val_top1_percent", "test_top1_percent", "best_epoch", "seconds")
 

@@ -23,11 +23,16 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from mobilenets import console, data, engines, simulate, weights
-from mobilenets.bundle import Bundle
-from mobilenets.export import export_bundle
-from mobilenets.formats.tflite import Graph
-from mobilenets.quantize import quantize_bundle
+from mobilenets import console
+from mobilenets.compression.quantize import quantize_bundle
+from mobilenets.data import dataset as data
+from mobilenets.data.open import open_data
+from mobilenets.deploy import engines
+from mobilenets.deploy.export import export_bundle
+from mobilenets.model import reference as simulate
+from mobilenets.model.bundle import Bundle
+from mobilenets.model.convert import weights
+from mobilenets.model.convert.formats.tflite import Graph
 
 CALIBRATION = 100
 
@@ -111,7 +116,7 @@ def main() -> None:
     for path in a.files:
         foreign = weights.open_foreign(str(path))
         bundle = weights.foreign_bundle(foreign)
-        d = data.in_order(data.open_data(a.images), bundle.card.labels)
+        d = data.in_order(open_data(a.images), bundle.card.labels)
         batch = data.gather(d.split("all"), bundle.card.preprocess)
         # Calibrated on photos that the comparison sees too; no labels are used.
         int8 = quantize_bundle(bundle, batch.pixels[:: len(batch.pixels) // CALIBRATION])

@@ -32,8 +32,10 @@ os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 import torch
 from torchvision import models, transforms
 
-from mobilenets import engines, latency, predict, zoo
-from mobilenets.engines import openvino as openvino_engine
+from mobilenets.arch import zoo
+from mobilenets.deploy import engines, predict
+from mobilenets.deploy.engines import openvino as openvino_engine
+from mobilenets.model.bundle import random_bundle
 
 PAUSE_S = 0.05  # idle threads of the way before, which spin for a while, aren't the next one's burden
 Way = Callable[[list[Path]], object]
@@ -95,7 +97,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--engines", default="onnxruntime,openvino")
     a = parser.parse_args()
-    bundle = latency.random_bundle(zoo.arch("v2", 1.0, 224, 1000), "int8")
+    bundle = random_bundle(zoo.arch("v2", 1.0, 224, 1000), "int8")
     labels = bundle.card.labels
     with tempfile.TemporaryDirectory() as scratch:
         xml = Path(scratch) / "peer.openvino"

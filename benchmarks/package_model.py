@@ -12,10 +12,13 @@ import re
 import sys
 from pathlib import Path
 
-from mobilenets import bundle, data, evaluate
-from mobilenets import run as runs
-from mobilenets.bundle import Bundle, Card, Metric
-from mobilenets.engines.torch import TorchEngine
+from mobilenets.data.open import of_card
+from mobilenets.deploy import evaluate
+from mobilenets.deploy.engines.torch import TorchEngine
+from mobilenets.model import bundle
+from mobilenets.model.bundle import Bundle
+from mobilenets.model.card import Card, Metric
+from mobilenets.training import run as runs
 
 FOLDERS = re.compile(r'(?<=[" ])(?!https?:)[\w./-]+/')  # of a path, in JSON
 
@@ -26,7 +29,7 @@ def main(run: str, name: str, *before: str) -> None:
     out = bundle.MODELS / name
     trained.save(out, half=True)
     halved = Bundle.load(out)
-    scores = evaluate.score(TorchEngine(halved, os.cpu_count() or 1), data.of_card(trained.card, None), "test")
+    scores = evaluate.score(TorchEngine(halved, os.cpu_count() or 1), of_card(trained.card, None), "test")
     metric = Metric("top1", round(scores.top1, 4), scores.data, scores.split, scores.count)
     command = " && ".join(runs.recorded_command(Path(r)) for r in (*before, run))
     card = trained.card.replace(

@@ -16,8 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from mobilenets import bench, choose, cost, engines, latency
-from mobilenets.bundle import Bundle
+from mobilenets.arch import cost
+from mobilenets.deploy import bench, choose, engines, latency
+from mobilenets.model.bundle import Bundle, random_bundle
 
 NETWORKS, CLASSES, LIMIT = 8, 10, 0.10
 
@@ -36,7 +37,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         paths = []
         for i, arch in enumerate(archs):
-            b = other_weights(latency.random_bundle(arch, setting.precision))
+            b = other_weights(random_bundle(arch, setting.precision))
             paths.append(Path(folder) / f"{i}{engines.runtime(a.engine).suffix}")
             engines.module(a.engine).write(b, paths[-1], None)
         predicted, measured = [], []

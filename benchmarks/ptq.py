@@ -20,11 +20,17 @@ from pathlib import Path
 
 import numpy as np
 
-from mobilenets import bundle as bundles
-from mobilenets import console, data, engines, weights
-from mobilenets.bundle import Bundle, Precision
-from mobilenets.data import Batch
-from mobilenets.quantize import Scheme, correct_bundle, quantize_bundle
+from mobilenets import console
+from mobilenets.compression.quantize import correct_bundle, quantize_bundle
+from mobilenets.compression.scheme import Scheme
+from mobilenets.data import dataset as data
+from mobilenets.data.dataset import Batch
+from mobilenets.data.open import of_card, open_data
+from mobilenets.deploy import engines
+from mobilenets.model import bundle as bundles
+from mobilenets.model.bundle import Bundle
+from mobilenets.model.card import Precision
+from mobilenets.model.convert import weights
 
 BATCH = 8
 
@@ -33,11 +39,11 @@ def opened(network: str, images: str, count: int) -> tuple[Bundle, Batch, Batch]
     """A network, `count` images to calibrate on and those to score."""
     if Path(network).is_dir():
         bundle = Bundle.load(bundles.find_bundle(Path(network)))
-        d = data.of_card(bundle.card, images)
+        d = of_card(bundle.card, images)
         calibration, scored = "train", d.held_out
     else:
         bundle = weights.foreign_bundle(weights.open_foreign(network))
-        d = data.in_order(data.open_data(images), bundle.card.labels)
+        d = data.in_order(open_data(images), bundle.card.labels)
         calibration, scored = "val", "train"
     p = bundle.card.preprocess
     return bundle, d.sample(calibration, count, p), data.gather(d.split(scored), p)

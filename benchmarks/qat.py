@@ -17,10 +17,14 @@ import os
 import time
 from pathlib import Path
 
-from mobilenets import bundle as bundles
-from mobilenets import console, data, engines, evaluate, files, qat
-from mobilenets.bundle import Bundle
-from mobilenets.quantize import CALIBRATION_IMAGES, Scheme, measure
+from mobilenets import console, files
+from mobilenets.compression import qat
+from mobilenets.compression.quantize import measure
+from mobilenets.compression.scheme import CALIBRATION_IMAGES, Scheme
+from mobilenets.data.open import of_card
+from mobilenets.deploy import engines, evaluate
+from mobilenets.model import bundle as bundles
+from mobilenets.model.bundle import Bundle
 
 
 def main() -> None:
@@ -40,7 +44,7 @@ def main() -> None:
         out = a.out / f"{'qat' if trained else 'ptq'}-per-{'layer' if per_layer else 'channel'}"
         if bundles.is_bundle(out):
             return Bundle.load(out)
-        d = data.of_card(source.card, a.data, a.root)
+        d = of_card(source.card, a.data, a.root)
         images = d.sample("train", CALIBRATION_IMAGES, source.card.preprocess).pixels
         measured = measure(source, images, Scheme(per_layer=per_layer))
         if trained:
@@ -59,7 +63,7 @@ def main() -> None:
         since = time.perf_counter()
         bundle = make()
         seconds = time.perf_counter() - since
-        d = data.of_card(source.card, a.data, a.root)
+        d = of_card(source.card, a.data, a.root)
         engine, _ = engines.build("onnxruntime", bundle, bundle.card.precision, os.cpu_count() or 1)
         scores = evaluate.score(engine, d, a.split or d.held_out)
         lost = float(rows[0]["top1_percent"]) - scores.top1 if rows else 0.0

@@ -22,17 +22,23 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mobilenets import bench, console, data, quantize, simulate
-from mobilenets.bundle import Bundle, find_bundle
-from mobilenets.engines.onnxruntime import session
-from mobilenets.graphs.onnx import onnx_model
-from mobilenets.images import Pixels
+from mobilenets import console
+from mobilenets.compression import quantize
+from mobilenets.compression.scheme import DEFAULT, Scheme
+from mobilenets.data import dataset as data
+from mobilenets.data.open import open_data
+from mobilenets.deploy import bench
+from mobilenets.deploy.engines.onnxruntime import session
+from mobilenets.deploy.writers.onnx import onnx_model
+from mobilenets.model import reference as simulate
+from mobilenets.model.bundle import Bundle, find_bundle
+from mobilenets.model.images import Pixels
 
 Run = Callable[[Pixels], np.ndarray]
 COLUMNS = ("quantizer", "images", "top1_percent", "as_float_percent", "size_mb", "latency_ms", "seconds")
 
 
-def ours(bundle: Bundle, images: Pixels, path: Path, scheme: quantize.Scheme = quantize.DEFAULT) -> None:
+def ours(bundle: Bundle, images: Pixels, path: Path, scheme: Scheme = DEFAULT) -> None:
     b = quantize.quantize_bundle(bundle, images, scheme)
     path.write_bytes(onnx_model(b.card, b.tensors))
 
@@ -109,7 +115,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     a = parser.parse_args()
     bundle = Bundle.load(find_bundle(a.bundle))
-    d = data.in_order(data.open_data(a.images), bundle.card.labels)
+    d = data.in_order(open_data(a.images), bundle.card.labels)
     split = d.split("all")
     order = np.random.default_rng(0).permutation(len(split))
     calibration = data.gather(split.subset(order[: a.calibration]), bundle.card.preprocess).pixels
@@ -121,7 +127,7 @@ def main() -> None:
         source.write_bytes(onnx_model(bundle.card, bundle.tensors))
         makers: dict[str, Callable[[Path], None]] = {
             "ours, per channel": lambda p: ours(bundle, calibration, p),
-            "ours, per layer": lambda p: ours(bundle, calibration, p, quantize.Scheme(per_layer=True)),
+            "ours, per layer": lambda p: ours(bundle, calibration, p, Scheme(per_layer=True)),
             "onnxruntime, per channel, min-max": lambda p: ort_static(source, calibration, p, True, "MinMax"),
             "onnxruntime, per channel, percentile": lambda p: ort_static(source, calibration, p, True, "Percentile"),
             "onnxruntime, per layer, min-max": lambda p: ort_static(source, calibration, p, False, "MinMax"),

@@ -29,10 +29,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mobilenets import data, engines
-from mobilenets.bundle import Bundle, find_bundle
-from mobilenets.engines import Engine
-from mobilenets.images import MARGIN, open_rgb
+from mobilenets.data import dataset as data
+from mobilenets.data.open import open_data
+from mobilenets.deploy import engines
+from mobilenets.deploy.engines import Engine
+from mobilenets.model.bundle import Bundle, find_bundle
+from mobilenets.model.images import MARGIN, open_rgb
 
 FRACTIONS = (1, 2, 4, 8)
 
@@ -105,7 +107,7 @@ def main() -> None:
     bundles = [Bundle.load(find_bundle(path)) for path in a.bundles]
     runs = [engines.build("onnxruntime", at_resolution(b, a.resolution or b.card.arch.resolution), "float32", 1)[0]
             for b in bundles]  # fmt: skip
-    d = data.in_order(data.open_data(a.photos), bundles[0].card.labels)
+    d = data.in_order(open_data(a.photos), bundles[0].card.labels)
     photos = d.split("val" if d.val_fraction is None else "all")
     command = f"{Path(a.photos).name} {' '.join(path.name for path in a.bundles)} --sides {a.sides}"
     if a.resolution:

@@ -17,8 +17,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mobilenets import console, model
-from mobilenets.depthwise import DepthwiseConv2d
+from mobilenets import console
+from mobilenets.model import module as model
+from mobilenets.model.module import DepthwiseConv2d
 
 CASES = (("v1-cifar", 32, 128), ("v2-cifar", 32, 128), ("v1", 128, 32), ("v2", 128, 32))  # network, pixels, batch
 FAST = DepthwiseConv2d.forward

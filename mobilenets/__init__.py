@@ -9,37 +9,29 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mobilenets.bundle import Bundle as Bundle
+    from mobilenets.arch.spec import Arch as Arch
+    from mobilenets.deploy.predict import load as load
     from mobilenets.errors import UserError as UserError
-    from mobilenets.images import Preprocess as Preprocess
-    from mobilenets.model import create as create
-    from mobilenets.predict import load as load
-    from mobilenets.spec import Arch as Arch
+    from mobilenets.model.bundle import Bundle as Bundle
+    from mobilenets.model.images import Preprocess as Preprocess
+    from mobilenets.model.module import create as create
 
 __version__ = "0.1.0"
 
-# Each verb is a function in the module of its name (`mobilenets.fit.fit`); these few are at the top as well.
-_NAMES = {
-    "Arch": "spec",
-    "Bundle": "bundle",
-    "Preprocess": "images",
+_HOMES = {
+    "Arch": "arch.spec",
+    "Bundle": "model.bundle",
+    "Preprocess": "model.images",
     "UserError": "errors",
-    "create": "model",
-    "load": "predict",
+    "create": "model.module",
+    "load": "deploy.predict",
 }
-_MODULES = (
-    "bench", "bundle", "choose", "cost", "data", "distill", "engines", "evaluate", "export", "finders", "fit",
-    "latency", "model", "predict", "published", "quantize", "recipes", "report", "shards", "spec", "sweep", "tasks",
-    "teachers", "train", "tune", "zoo",
-)  # fmt: skip
-__all__ = ["__version__", *_NAMES, *_MODULES]
+__all__ = ["__version__", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _NAMES:
-        return getattr(importlib.import_module(f"mobilenets.{_NAMES[name]}"), name)
-    if name in _MODULES:
-        return importlib.import_module(f"mobilenets.{name}")
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"mobilenets.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'mobilenets' has no attribute {name!r}")
 
 

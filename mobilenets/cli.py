@@ -16,27 +16,54 @@ from mobilenets import __version__
 from mobilenets.errors import UserError, unknown
 
 VERBS = {
-    "fit": ("mobilenets.fit:fit", "Data and budget -> the best network, trained, quantized, exported, measured."),
-    "choose": ("mobilenets.choose:choose", "Measure all networks here; pick the best within a budget."),
-    "list": ("mobilenets.catalogue:show_list", "Every network, its published accuracy and exact cost."),
-    "cost": ("mobilenets.cost:cost", "Macs, params, memory of a network, layer by layer."),
-    "import": ("mobilenets.weights:import_weights", "Weights from torchvision, timm, Keras, TensorFlow -> a bundle."),
-    "explain": ("mobilenets.explain:explain", "A network made understandable: blocks, shapes, where the cost sits."),
-    "reproduce": ("mobilenets.papers.reproduce:reproduce", "The papers' tables: printed beside counted, errata named."),
-    "shards": ("mobilenets.shards:shards", "A large data set as tar files that stream, with an index."),
-    "recipes": ("mobilenets.recipes:show_recipes", "Training recipes, each with its command, duration and score."),
-    "train": ("mobilenets.train:train", "Train one network."),
-    "sweep": ("mobilenets.sweep:sweep", "Train the grid of widths and resolutions; accuracy against cost, drawn."),
-    "tune": ("mobilenets.tune:tune", "Find the batch size and the learning rate to train with."),
-    "distill": ("mobilenets.distill:distill", "Train a small network on what a larger one says of the images."),
-    "eval": ("mobilenets.evaluate:evaluate", "Score a network on labelled images."),
-    "predict": ("mobilenets.predict:predict", "Label images, any number of them."),
-    "bench": ("mobilenets.runtimes:bench", "Latency, throughput, memory: of files, or of a network on every runtime."),
-    "latency-table": ("mobilenets.choose:latency_table", "Measure all networks here, for `choose --table` elsewhere."),
-    "quantize": ("mobilenets.quantize:quantize", "Float bundle -> int8 bundle."),
-    "export": ("mobilenets.export:export", "Bundle -> a file that runs, proved against PyTorch."),
-    "show": ("mobilenets.show:show", "What a bundle, run or file says of itself."),
-    "report": ("mobilenets.report:report", "A run's report, one HTML page."),
+    "fit": (
+        "fit:fit",
+        "Data and budget -> the best network, trained, quantized, exported, measured.",
+    ),
+    "choose": ("choose:choose", "Measure all networks here; pick the best within a budget."),
+    "list": ("list:show_list", "Every network, its published accuracy and exact cost."),
+    "cost": ("cost:cost", "Macs, params, memory of a network, layer by layer."),
+    "import": (
+        "import_weights:import_weights",
+        "Weights from torchvision, timm, Keras, TensorFlow -> a bundle.",
+    ),
+    "explain": (
+        "explain:explain",
+        "A network made understandable: blocks, shapes, where the cost sits.",
+    ),
+    "reproduce": (
+        "reproduce:reproduce",
+        "The papers' tables: printed beside counted, errata named.",
+    ),
+    "shards": ("shards:shards", "A large data set as tar files that stream, with an index."),
+    "recipes": (
+        "recipes:show_recipes",
+        "Training recipes, each with its command, duration and score.",
+    ),
+    "train": ("train:train", "Train one network."),
+    "sweep": (
+        "sweep:sweep",
+        "Train the grid of widths and resolutions; accuracy against cost, drawn.",
+    ),
+    "tune": ("tune:tune", "Find the batch size and the learning rate to train with."),
+    "distill": (
+        "distill:distill",
+        "Train a small network on what a larger one says of the images.",
+    ),
+    "eval": ("evaluate:evaluate", "Score a network on labelled images."),
+    "predict": ("predict:predict", "Label images, any number of them."),
+    "bench": (
+        "bench:bench",
+        "Latency, throughput, memory: of files, or of a network on every runtime.",
+    ),
+    "latency-table": (
+        "choose:latency_table",
+        "Measure all networks here, for `choose --table` elsewhere.",
+    ),
+    "quantize": ("quantize:quantize", "Float bundle -> int8 bundle."),
+    "export": ("export:export", "Bundle -> a file that runs, proved against PyTorch."),
+    "show": ("show:show", "What a bundle, run or file says of itself."),
+    "report": ("report:report", "A run's report, one HTML page."),
 }
 TRAINING = ("fit", "train", "sweep", "tune", "distill", "quantize", "export")  # need PyTorch, whatever is asked of them
 # What only some verbs need, by the module that is missed: its name, and the extra that installs it.
@@ -108,7 +135,7 @@ def _call(arguments: list[str]) -> Any:
         suppress_keyboard_interrupt=False,  # else it ends without a word
     )
     for name, (target, summary) in VERBS.items():
-        app.command(target, name=name, help=summary)
+        app.command(f"mobilenets.commands.{target}", name=name, help=summary)
     try:
         return app(arguments or ["--help"], exit_on_error=False, print_error=False)
     except cyclopts.CycloptsError as e:
@@ -149,8 +176,9 @@ def _print_whole(result: Any, as_json: bool) -> None:
     from rich.console import Console
 
     from mobilenets import console
+    from mobilenets.reports.screen import screen
 
-    console.print_whole(Console(highlight=False), result)
+    console.print_whole(Console(highlight=False), screen(result))
 
 
 class _ReaderLeft(Exception):

@@ -96,3 +96,25 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def ms(v: float | None) -> str:
+    """Milliseconds to three figures or three decimals, whichever is shorter."""
+    if v is None:
+        return ""
+    return f"{v:.3f}" if v < 10 else f"{v:.2f}" if v < 100 else f"{v:,.0f}"
+
+
+def mb(n: float) -> str:
+    """Bytes as megabytes (10^6)."""
+    return f"{n / 1e6:.2f}" if n >= 1e5 else f"{n / 1e6:.3f}"
+
+
+def count(n: float) -> str:
+    """A whole number, its thousands apart."""
+    return f"{n:,.0f}"
+
+
+def share(percent: float) -> str:
+    """Percent to two decimals; one that they can't show is not 0."""
+    return f"{percent:.2f}" if percent >= 0.005 or not percent else "<0.01"

@@ -1,4 +1,4 @@
-"""Writing without leaving anything half-written: beside, then renamed into place."""
+"""Writing without leaving anything half-written: beside, then renamed into place. Reading what was written."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from mobilenets.errors import disk_errors
+from mobilenets.errors import UserError, disk_errors
 
 
 def _beside(path: Path) -> Path:
@@ -57,6 +57,18 @@ def atomic_dir(path: Path) -> Iterator[Path]:
 def write_json(path: Path, value: Any) -> None:
     with atomic_file(path) as tmp:
         tmp.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def read_json(path: Path, keys: Sequence[str], whose: str) -> dict[str, Any]:
+    """A JSON file that must have `keys`. Raises `UserError`; `whose` says what kind of run it should be of."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (ValueError, OSError) as e:
+        raise UserError(f"{path}: not readable as JSON: {e}") from e
+    absent = [k for k in keys if not isinstance(value, dict) or k not in value]
+    if absent:
+        raise UserError(f"{path}: not a file of {whose}: it has no {absent[0]!r}")
+    return dict(value)
 
 
 def size_on_disk(path: Path) -> int:

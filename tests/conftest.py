@@ -18,11 +18,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mobilenets import cli, shards, zoo
-from mobilenets.bundle import Bundle, Card
-from mobilenets.images import Pixels, Preprocess
-from mobilenets.shards import Sharded
-from mobilenets.spec import Padding, scale
+from mobilenets import cli
+from mobilenets.arch import zoo
+from mobilenets.arch.spec import Padding, scale
+from mobilenets.commands.shards import Sharded, shards
+from mobilenets.model.bundle import Bundle
+from mobilenets.model.card import Card
+from mobilenets.model.images import Pixels, Preprocess
 
 # One thread for each of pytest's workers; idle OpenMP threads that spin are hundreds of times slower on small networks.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -67,7 +69,7 @@ def _bundle(
 ) -> Bundle:
     import torch
 
-    from mobilenets.model import build
+    from mobilenets.model.module import build
 
     arch = scale(zoo.network(name), SMALL_ALPHA.get(name, 0.35), 32, 10, padding=padding)
     preprocess = Preprocess(32, 0.9, mean, std)
@@ -193,7 +195,7 @@ class Run:
 @pytest.fixture(scope="session")
 def written(colours: Path, tmp_path_factory: pytest.TempPathFactory) -> Sharded:
     """The colours as shards: 72 training images in some two dozen, 24 validation images."""
-    return shards.shards(str(colours), tmp_path_factory.mktemp("shards") / "out", shard_mb=SMALL_SHARD)
+    return shards(str(colours), tmp_path_factory.mktemp("shards") / "out", shard_mb=SMALL_SHARD)
 
 
 @pytest.fixture(scope="session")

@@ -3,9 +3,9 @@ import os
 import numpy as np
 import pytest
 
-from mobilenets import bench, engines
-from mobilenets.graphs import onnx as onnx_graph
-from mobilenets.quantize import quantize_bundle
+from mobilenets.compression.quantize import quantize_bundle
+from mobilenets.deploy import bench, engines
+from mobilenets.deploy.writers import onnx as onnx_graph
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from mobilenets import bundle as bundles
-from mobilenets import files, zoo
-from mobilenets.bundle import CARD, WEIGHTS, Bundle, Card, Metric, find_bundle, is_bundle
+from mobilenets import files
+from mobilenets.arch import zoo
 from mobilenets.errors import UserError
-from mobilenets.images import Preprocess
+from mobilenets.model.bundle import CARD, WEIGHTS, Bundle, find_bundle, is_bundle
+from mobilenets.model.card import FORMAT, Card, Metric
+from mobilenets.model.encodings import tensor_shapes
+from mobilenets.model.images import Preprocess
 
 
 def small(value=0.5, **changes):
@@ -22,7 +24,7 @@ def small(value=0.5, **changes):
         metrics=(Metric("top1", 98.5, "pets", "val", 200),), recipe={"epochs": 3}, data={"source": "pets"},
         licence="CC0", parent="abc",
     )  # fmt: skip
-    shapes = bundles.tensor_shapes(card.arch, "float32")
+    shapes = tensor_shapes(card.arch, "float32")
     tensors = {k: np.full(v, value, np.int64 if k.endswith("tracked") else np.float32) for k, v in shapes.items()}
     return Bundle(card.replace(**changes), tensors)
 
@@ -119,8 +121,8 @@ def test_missing_card(saved):
 
 
 def test_newer_format(saved):
-    rewrite_card(saved, resign=True, format=bundles.FORMAT + 1)
-    with pytest.raises(UserError, match=f"newer mobilenets .card format {bundles.FORMAT + 1}.*pip install --upgrade"):
+    rewrite_card(saved, resign=True, format=FORMAT + 1)
+    with pytest.raises(UserError, match=f"newer mobilenets .card format {FORMAT + 1}.*pip install --upgrade"):
         Bundle.load(saved)
 
 
@@ -198,7 +200,7 @@ def test_a_disk_that_fills_while_the_weights_are_written(saved):
 
 def test_an_unexpected_failure_leaves_the_old_bundle_too(saved, monkeypatch):
     before = tree(saved.parent)
-    monkeypatch.setattr(bundles, "stamp", lambda _card: 1 / 0)
+    monkeypatch.setattr("mobilenets.model.card.stamp", lambda _card: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         small().save(saved)
     assert tree(saved.parent) == before
@@ -309,7 +311,7 @@ def test_weights_beyond_16_bits_keep_32(tmp_path):
 @pytest.fixture
 def packaged_as(make_bundle, tmp_path, monkeypatch):
     """A bundle that comes with the package under this name; the working folder is empty."""
-    from mobilenets import bundle
+    from mobilenets.model import bundle
 
     def package(name):
         monkeypatch.setattr(bundle, "MODELS", tmp_path / "models")

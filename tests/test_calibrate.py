@@ -3,12 +3,15 @@ import pytest
 import torch
 from torch import nn
 
-from mobilenets import calibrate, quantize, simulate
-from mobilenets.bundle import Bundle
-from mobilenets.calibrate import BINS, CUT, SAMPLE, Histogram, LeastError, MinMax, Percentile
+from mobilenets.compression import calibrate
+from mobilenets.compression.calibrate import BINS, CUT, SAMPLE, Histogram, LeastError, MinMax, Percentile
+from mobilenets.compression.quantize import measure, quantize_bundle
+from mobilenets.compression.scheme import DEFAULT, Scheme
 from mobilenets.errors import UserError
-from mobilenets.quantize import Scheme, affine, fold, measure, quantize_bundle
-from mobilenets.simulate import FoldedNetwork
+from mobilenets.model import reference as simulate
+from mobilenets.model.bundle import Bundle
+from mobilenets.model.encodings import affine, fold
+from mobilenets.model.reference import FoldedNetwork
 
 
 def fill(observer, values, batches=5):
@@ -157,4 +160,4 @@ def test_no_hook_is_left_behind(make_bundle, pixels):
     network = FoldedNetwork(bundle.card.arch, fold(bundle.card.arch, bundle.tensors)).eval()
     calibrate.calibrate(network, bundle.card.preprocess, pixels[:2])
     assert not any(layer._forward_hooks for layer in network.layers)
-    assert quantize.DEFAULT.calibration in calibrate.OBSERVERS
+    assert DEFAULT.calibration in calibrate.OBSERVERS

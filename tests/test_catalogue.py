@@ -3,8 +3,8 @@ import sys
 
 import pytest
 
-from mobilenets import cost, published, zoo
-from mobilenets.catalogue import catalogue, show_list
+from mobilenets.arch import cost, published, zoo
+from mobilenets.commands.list import catalogue, show_list
 
 
 def test_every_published_accuracy_is_listed_with_the_networks_own_cost():

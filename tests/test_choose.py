@@ -6,8 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from mobilenets import cost, engines, latency, published, zoo
-from mobilenets.choose import Budget, grid, pick
+from mobilenets.arch import cost, published, zoo
+from mobilenets.deploy import engines, latency
+from mobilenets.deploy.choose import Budget, grid, pick
 from mobilenets.errors import UserError
 
 LIMITS = ("latency_ms", "size_mb", "macs_m", "params_m", "memory_mb")
@@ -35,7 +36,9 @@ def clock(monkeypatch, tmp_path):
 
     monkeypatch.setattr(engines, "build", build)
     monkeypatch.setattr(latency, "time_calls", time_calls)
-    monkeypatch.setattr(latency, "random_bundle", lambda arch, _p: SimpleNamespace(card=SimpleNamespace(arch=arch)))
+    monkeypatch.setattr(
+        "mobilenets.model.bundle.random_bundle", lambda arch, _p: SimpleNamespace(card=SimpleNamespace(arch=arch))
+    )
     return measured
 
 
@@ -227,7 +230,7 @@ def microcontroller(monkeypatch):
         return 2 * c.peak_activation_elements, c.weights + 10_000
 
     stub = SimpleNamespace(needs=needs, version=lambda: "1.0")
-    monkeypatch.setitem(sys.modules, "mobilenets.engines.tflm", stub)
+    monkeypatch.setitem(sys.modules, "mobilenets.deploy.engines.tflm", stub)
     monkeypatch.setattr(engines, "tflm", stub, raising=False)
     return tried
 

@@ -8,7 +8,8 @@ import zipfile
 import pytest
 from PIL import Image
 
-from mobilenets import cli, console, cost, zoo
+from mobilenets import cli, console
+from mobilenets.arch import cost, zoo
 from mobilenets.cli import VERBS
 
 
@@ -261,9 +262,9 @@ def test_show(command, bundle):
 
 
 def test_a_fault_of_ours_is_not_hidden(monkeypatch):
-    import mobilenets.cost
+    from mobilenets.commands import cost
 
-    monkeypatch.setattr(mobilenets.cost, "count", lambda _arch: 1 / 0)
+    monkeypatch.setattr(cost, "count", lambda _arch: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         cli.run(["cost", "v1"])
 

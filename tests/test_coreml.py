@@ -10,14 +10,16 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mobilenets import engines, export
-from mobilenets.bundle import Bundle, Card
-from mobilenets.engines.torch import TorchEngine
+from mobilenets.compression.quantize import quantize_bundle
+from mobilenets.compression.scheme import Scheme
+from mobilenets.deploy import engines, export
+from mobilenets.deploy.engines.torch import TorchEngine
 from mobilenets.errors import UserError
-from mobilenets.quantize import Scheme, quantize_bundle
+from mobilenets.model.bundle import Bundle
+from mobilenets.model.card import Card
 
-coreml = pytest.importorskip("mobilenets.engines.coreml")
-coreml_graph = pytest.importorskip("mobilenets.graphs.coreml")
+coreml = pytest.importorskip("mobilenets.deploy.engines.coreml")
+coreml_graph = pytest.importorskip("mobilenets.deploy.writers.coreml")
 ct = coreml.ct
 # coremltools leaves its temporary folders to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
@@ -283,8 +285,8 @@ def test_nothing_is_said(bundle, tmp_path):
     bundle("v1", "float32").save(tmp_path / "float")
     code = """
 from pathlib import Path
-from mobilenets import engines
-from mobilenets.bundle import Bundle
+from mobilenets.deploy import engines
+from mobilenets.model.bundle import Bundle
 engines.module("coreml").write(Bundle.load(Path("float")), Path("m.mlpackage"), None)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)

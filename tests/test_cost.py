@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from mobilenets import cost, published, zoo
+from mobilenets.arch import cost, published, zoo
+from mobilenets.commands.cost import cost as show_cost
 
 GOLDEN = Path(__file__).with_name("golden_v1_layers.txt")
 V1_ROWS = [(a, r, m) for a, per in published.V1_MACS_M.items() for r, m in per.items()]
@@ -82,7 +83,7 @@ def test_peak_activations():
 
 
 def test_a_waiting_shortcut_counts_in_the_peak():
-    from mobilenets.rows import InvertedResidual
+    from mobilenets.arch.rows import InvertedResidual
 
     arch = zoo.arch("v2", resolution=32).replace(rows=(InvertedResidual(3, expand=2),))
     c = cost.count(arch)
@@ -107,7 +108,7 @@ def test_one_layer():
 
 
 def test_json():
-    j = cost.cost("v1", alpha=0.5, resolution=160).to_json()
+    j = show_cost("v1", alpha=0.5, resolution=160).to_json()
     assert {"arch", "alpha", "resolution", "classes", "macs", "adds", "weights", "trainable_params"} <= set(j)
     assert (j["arch"], j["alpha"], j["resolution"], j["classes"]) == ("v1", 0.5, 160, 1000)
     assert len(j["layers"]) == 28
@@ -126,11 +127,11 @@ def _printed(c):
 
 
 def test_table():
-    text = _printed(cost.cost("v1"))
+    text = _printed(show_cost("v1"))
     assert "568,740,352" in text
     assert "4,231,976" in text
     assert "blocks.0.conv" not in text
-    layers = _printed(cost.cost("v1", layers=True))
+    layers = _printed(show_cost("v1", layers=True))
     assert "blocks.13.pointwise" in layers
     assert "1024x7x7" in layers
 

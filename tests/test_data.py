@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mobilenets import checks, named, zoo
-from mobilenets.bundle import Card
-from mobilenets.checks import check, scan
-from mobilenets.data import gather, in_order, of_card, open_data, stratified
+from mobilenets.arch import zoo
+from mobilenets.data import checks, named
+from mobilenets.data.checks import check, scan
+from mobilenets.data.dataset import gather, in_order, stratified
+from mobilenets.data.open import of_card, open_data
 from mobilenets.errors import UserError
-from mobilenets.images import BadImage, Preprocess
+from mobilenets.model.card import Card
+from mobilenets.model.images import BadImage, Preprocess
 
 
 def zipped(folder, path, prefix="", folders=False):

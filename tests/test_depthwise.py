@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mobilenets import model
-from mobilenets.depthwise import DepthwiseConv2d, _Depthwise
+from mobilenets.model import module as model
+from mobilenets.model.depthwise import DepthwiseConv2d, _Depthwise
 
 
 @pytest.mark.parametrize(
@@ -39,23 +39,26 @@ def test_only_what_is_needed_is_computed():
 
 @pytest.mark.parametrize("name", ["v1", "v2"])
 def test_a_network_in_bf16_has_the_gradients_of_plain_layers(name, monkeypatch):
-    """The same sums in another order: as far apart as bf16 is from itself."""
+    """The same sums in another order: as near to float32's as plain layers in bf16 are."""
     x = torch.rand(8, 3, 32, 32).contiguous(memory_format=torch.channels_last)
 
-    def gradients():
+    def gradients(bf16=True):
         torch.manual_seed(0)
         net = model.create(name, 0.25, 32, 5).to(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             loss = net(x).float().square().mean()
         loss.backward()
         return {k: p.grad for k, p in net.named_parameters()}
 
-    fast = gradients()
+    exact, fast = gradients(bf16=False), gradients()
     with monkeypatch.context() as patch:
         patch.setattr(DepthwiseConv2d, "forward", torch.nn.Conv2d.forward)
         plain = gradients()
-    for k, g in plain.items():
-        assert (fast[k] - g).norm() <= 0.1 * g.norm() + 1e-6, k
+
+    def far(gradient):
+        return torch.cat([(gradient[k] - g).flatten() for k, g in exact.items()]).norm()
+
+    assert far(fast) <= 1.2 * far(plain)
 
 
 def test_outside_of_bf16_training_it_is_a_plain_convolution(monkeypatch):

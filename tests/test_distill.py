@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from mobilenets import distill, teachers
-from mobilenets.bundle import Bundle
-from mobilenets.data import open_data, open_unlabelled
+from mobilenets.commands.distill import _columns
+from mobilenets.data.open import open_data, open_unlabelled
 from mobilenets.errors import UserError
+from mobilenets.model.bundle import Bundle
+from mobilenets.training import distill, teachers
+from mobilenets.training.recipes import Distillation
 
 SMALL = ("--arch", "v1", "--alpha", 0.25, "--resolution", 32, "--workers", 0)
 STUDENT = (*SMALL, "--batch", 24)
@@ -63,7 +65,7 @@ def test_without_labels_it_learns_the_teachers_classes(teacher, flat, command, t
 
 def test_the_answers_are_those_to_the_views_that_are_trained_on(teacher, colours, command, tmp_path, monkeypatch):
     """Every cached row is what the teacher says of exactly the image that the row comes with."""
-    from mobilenets import learner
+    from mobilenets.training import learner
 
     monkeypatch.setattr(teachers, "fast_bf16", lambda: False)
     asked = teachers.open_teacher(str(teacher))
@@ -144,7 +146,7 @@ def test_the_embedding_of_a_teacher_with_other_classes(teacher, write_colours, c
 
 
 def test_killed_it_goes_on_to_the_same_weights(teacher, colours, command, tmp_path, monkeypatch):
-    from mobilenets import learner
+    from mobilenets.training import learner
 
     line = ("distill", teacher, colours, *STUDENT, "--epochs", 3, "--views", 2, "--embedding", 1)
     assert command(*line, "--out", tmp_path / "whole").code == 0
@@ -190,13 +192,13 @@ def test_a_file_shows_no_embedding(teacher, colours, command, tmp_path):
 
 
 def test_some_of_the_teachers_classes():
-    assert distill._columns(("a", "b", "c"), ("c", "a")) == (2, 0)
-    assert distill._columns(("a", "b"), ("a", "z")) == ()
-    from mobilenets import imagenet
+    assert _columns(("a", "b", "c"), ("c", "a")) == (2, 0)
+    assert _columns(("a", "b"), ("a", "z")) == ()
+    from mobilenets.model import imagenet
 
     known = tuple(imagenet.classes().values())
     ids = list(imagenet.classes())
-    assert distill._columns(known, (ids[7], ids[0])) == (7, 0)
+    assert _columns(known, (ids[7], ids[0])) == (7, 0)
 
 
 def test_unlabelled_images(colours, flat, write_images, tmp_path):
@@ -214,7 +216,7 @@ def test_unlabelled_images(colours, flat, write_images, tmp_path):
 
 
 def test_an_embedding_is_what_the_classifier_reads(teacher, colours):
-    how = distill.Distillation(1.0, 0.0, 1.0, None)
+    how = Distillation(1.0, 0.0, 1.0, None)
     known = teachers.open_teacher(str(teacher))
     teaching = distill.Teaching(known, how, (2, 0), colours)
     images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)

@@ -7,11 +7,11 @@ import numpy as np
 import onnx
 import pytest
 
-from mobilenets import engines
-from mobilenets.engines.onnxruntime import CARD_KEY
+from mobilenets.compression.quantize import quantize_bundle
+from mobilenets.deploy import engines
+from mobilenets.deploy.writers import onnx as onnx_graph
 from mobilenets.errors import UserError
-from mobilenets.graphs import onnx as onnx_graph
-from mobilenets.quantize import quantize_bundle
+from mobilenets.model.card import CARD_KEY
 
 
 def write_onnx(bundle, path):
@@ -93,7 +93,7 @@ def test_a_bundle_and_a_file_resolve_to_themselves(files):
 def test_a_onnx_file_runs_without_torch(files):
     code = f"""
 import pathlib, sys, numpy
-from mobilenets import engines
+from mobilenets.deploy import engines
 engine = engines.load(pathlib.Path({str(files / "model-int8.onnx")!r}))
 assert engine(numpy.zeros((1, 32, 32, 3), numpy.uint8)).shape == (1, 10)
 sys.exit("torch was imported" if "torch" in sys.modules else 0)

@@ -4,13 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from mobilenets import zoo
-from mobilenets.bundle import Bundle
-from mobilenets.calibrate import batches
-from mobilenets.equalize import correct, equalize, pairs
-from mobilenets.quantize import Scheme, correct_bundle, fold, quantize_bundle, rounded
-from mobilenets.simulate import FoldedNetwork, module
-from mobilenets.spec import scale
+from mobilenets.arch import zoo
+from mobilenets.arch.spec import scale
+from mobilenets.compression.calibrate import batches
+from mobilenets.compression.equalize import correct, equalize, pairs
+from mobilenets.compression.quantize import correct_bundle, quantize_bundle
+from mobilenets.compression.scheme import Scheme
+from mobilenets.model.bundle import Bundle
+from mobilenets.model.encodings import fold, rounded
+from mobilenets.model.reference import FoldedNetwork, module
 
 
 def folded_of(bundle):

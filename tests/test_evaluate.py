@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mobilenets import data, engines, evaluate
-from mobilenets.graphs import onnx as onnx_graph
+from mobilenets.commands.evaluate import evaluate
+from mobilenets.data.open import open_data
+from mobilenets.deploy import engines
+from mobilenets.deploy.writers import onnx as onnx_graph
 from mobilenets.tasks.classify import Tally, decode
 
 LABELS = [f"class {i}" for i in range(10)]
@@ -56,7 +58,7 @@ def directly(model, folder):
 
 @pytest.mark.parametrize("split", ["train", "val", "test"])
 def test_scores_are_what_numpy_says(model, labelled, split):
-    got = evaluate.evaluate(model, str(labelled), split=split)
+    got = evaluate(model, str(labelled), split=split)
     top1, top5, loss, per_class, confusion = directly(model, labelled / split)
     assert 20 < top1 < 90
     assert top1 < top5
@@ -74,9 +76,9 @@ def test_scores_are_what_numpy_says(model, labelled, split):
 
 
 def test_test_is_the_default_where_there_is_one(model, labelled, tmp_path):
-    assert evaluate.evaluate(model, str(labelled)).split == "test"
+    assert evaluate(model, str(labelled)).split == "test"
     (labelled / "test").rename(tmp_path / "aside")
-    assert evaluate.evaluate(model, str(labelled)).split == "val"
+    assert evaluate(model, str(labelled)).split == "val"
 
 
 def test_json(model, labelled, command):
@@ -102,13 +104,13 @@ def test_the_table(model, labelled, command):
 
 def test_bundle_and_file_score_alike(model, make_bundle, labelled, tmp_path):
     make_bundle("v1").save(tmp_path / "b")
-    a, b = evaluate.evaluate(model, str(labelled)), evaluate.evaluate(tmp_path / "b", str(labelled))
+    a, b = evaluate(model, str(labelled)), evaluate(tmp_path / "b", str(labelled))
     assert np.array_equal(a.confusion, b.confusion)
     assert a.loss == pytest.approx(b.loss, abs=1e-4)
 
 
 def test_more_images_than_are_held_at_once(model, labelled, monkeypatch):
-    whole = evaluate.evaluate(model, str(labelled), split="val")
+    whole = evaluate(model, str(labelled), split="val")
     added = []
     add = Tally.add
     monkeypatch.setattr(Tally, "add", lambda self, s, t: (added.append(len(t)), add(self, s, t)))
@@ -116,7 +118,7 @@ def test_more_images_than_are_held_at_once(model, labelled, monkeypatch):
     for p in list(folder.rglob("*.png")):
         for k in range(9):
             (p.parent / f"{p.stem}-{k}.png").write_bytes(p.read_bytes())
-    got = evaluate.evaluate(model, str(labelled), split="val")
+    got = evaluate(model, str(labelled), split="val")
     assert got.count == 300
     assert added == [256, 44]
     assert got.top1 == pytest.approx(whole.top1)
@@ -130,9 +132,9 @@ def test_fewer_classes_than_the_network_has(model, labelled, tmp_path):
             to = tmp_path / "aside" / split
             to.mkdir(parents=True, exist_ok=True)
             (labelled / split / c).rename(to / c)
-    d = data.open_data(str(labelled))
+    d = open_data(str(labelled))
     assert d.labels != tuple(LABELS)
-    got = evaluate.evaluate(model, str(labelled), split="test")
+    got = evaluate(model, str(labelled), split="test")
     top1, top5, loss, per_class, _ = directly(model, labelled / "test")
     assert got.top1 == pytest.approx(top1)
     assert got.top5 == pytest.approx(top5)
@@ -147,8 +149,8 @@ def test_classes_in_another_order(make_bundle, labelled, tmp_path):
     tensors = {k: v[order] if k.startswith("classifier") else v for k, v in b.tensors.items()}
     type(b)(b.card.replace(labels=tuple(LABELS[i] for i in order)), tensors).save(tmp_path / "shuffled")
     b.save(tmp_path / "plain")
-    plain = evaluate.evaluate(tmp_path / "plain", str(labelled))
-    got = evaluate.evaluate(tmp_path / "shuffled", str(labelled))
+    plain = evaluate(tmp_path / "plain", str(labelled))
+    got = evaluate(tmp_path / "shuffled", str(labelled))
     assert got.top1 == plain.top1
     assert got.per_class == plain.per_class
     assert list(got.per_class) != list(plain.per_class)

@@ -7,13 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from mobilenets import engines, export, simulate
-from mobilenets.bundle import Bundle, tensor_shapes
-from mobilenets.engines.torch import TorchEngine
+from mobilenets.compression.quantize import quantize_bundle
+from mobilenets.compression.scheme import Scheme
+from mobilenets.deploy import engines, export
+from mobilenets.deploy.engines.torch import TorchEngine
 from mobilenets.errors import UserError
-from mobilenets.quantize import Scheme, quantize_bundle
+from mobilenets.model import reference as simulate
+from mobilenets.model.bundle import Bundle
+from mobilenets.model.encodings import tensor_shapes
 
-executorch = pytest.importorskip("mobilenets.engines.executorch")
+executorch = pytest.importorskip("mobilenets.deploy.engines.executorch")
 # Of libraries that ExecuTorch imports, and of its own moved interfaces.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -173,7 +176,7 @@ def test_an_operation_that_xnnpack_has_not(make_bundle, tmp_path, monkeypatch):
         buffer = b""
 
     monkeypatch.setattr("executorch.exir.to_edge_transform_and_lower", lambda *_, **__: Lowered())
-    monkeypatch.setattr("mobilenets.graphs.program.exported", lambda *_: None)
+    monkeypatch.setattr("mobilenets.deploy.writers.program.exported", lambda *_: None)
     monkeypatch.setattr(executorch, "operators", lambda _: {"aten::permute_copy"})
     with pytest.raises(UserError, match=r"v1 0\.25-32 needs aten::permute_copy, which XNNPACK hasn't"):
         executorch.write(make_bundle("v1"), path, None)
@@ -192,7 +195,7 @@ def test_nothing_is_said_when_it_is_loaded_and_run(exported, tmp_path):
     code = """
 from pathlib import Path
 import numpy
-from mobilenets import engines
+from mobilenets.deploy import engines
 from mobilenets.errors import UserError
 assert engines.load(Path("m.pte"))(numpy.zeros((3, 32, 32, 3), numpy.uint8)).shape == (3, 10)
 try:

@@ -5,10 +5,11 @@ import sys
 
 import pytest
 
-from mobilenets import cost, zoo
+from mobilenets.arch import cost, zoo
+from mobilenets.commands.explain import explain
 from mobilenets.errors import UserError
-from mobilenets.explain import drawings, explain
-from mobilenets.explain.steps import steps
+from mobilenets.reports.explain import drawings
+from mobilenets.reports.explain.steps import steps
 
 EVERY = [(n.name, a) for n in zoo.NETWORKS.values() for a in sorted({*n.alphas, 0.35, 1.3})]
 
@@ -20,9 +21,11 @@ def _block(e, index):
 def _printed(e, width=100):
     from rich.console import Console
 
+    from mobilenets.reports.screen import screen
+
     console = Console(width=width)
     with console.capture() as capture:
-        console.print(e)
+        console.print(screen(e))
     return capture.get()
 
 
@@ -217,8 +220,9 @@ def test_mistakes():
 
 def test_needs_no_torch_and_no_matplotlib():
     code = (
-        "import sys; from rich.console import Console; from mobilenets.explain import explain; "
-        "Console().print(explain('v4-hybrid-m')); explain('v2').to_json(); "
+        "import sys; from rich.console import Console; from mobilenets.commands.explain import explain; "
+        "from mobilenets.reports.screen import screen; "
+        "Console().print(screen(explain('v4-hybrid-m'))); explain('v2').to_json(); "
         "print(sorted({'torch', 'matplotlib', 'numpy', 'jinja2'} & set(sys.modules)))"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -5,13 +5,15 @@ import numpy as np
 import onnx
 import pytest
 
-from mobilenets import engines, evaluate, export, latency, zoo
-from mobilenets.bundle import Bundle, Card
-from mobilenets.engines.onnxruntime import CARD_KEY
+from mobilenets.arch import zoo
+from mobilenets.arch.spec import same_padding
+from mobilenets.commands.evaluate import evaluate
+from mobilenets.compression.quantize import quantize_bundle
+from mobilenets.deploy import engines, export
+from mobilenets.deploy.writers import onnx as onnx_graph
 from mobilenets.errors import UserError
-from mobilenets.graphs import onnx as onnx_graph
-from mobilenets.quantize import quantize_bundle
-from mobilenets.spec import same_padding
+from mobilenets.model.bundle import Bundle, random_bundle
+from mobilenets.model.card import CARD_KEY, Card
 
 PRECISIONS = ["float32", "int8"]
 
@@ -125,7 +127,7 @@ def test_no_images_no_export(bundle, pixels, tmp_path):
 def test_int8_is_under_two_fifths_of_float(tmp_path, name):
     sizes = {}
     for precision in PRECISIONS:
-        b = latency.random_bundle(zoo.arch(name, 0.25 if name == "v1" else 0.35, 32, 1000), precision)
+        b = random_bundle(zoo.arch(name, 0.25 if name == "v1" else 0.35, 32, 1000), precision)
         path = tmp_path / f"{precision}.onnx"
         path.write_bytes(onnx_graph.onnx_model(b.card, b.tensors))
         sizes[precision] = path.stat().st_size
@@ -144,7 +146,7 @@ def test_the_verb(bundle, images, command, tmp_path, precision):
     }  # fmt: skip
     assert got["engine"] == "onnxruntime"
     assert got["split"] == "val"
-    assert got["top1"] == pytest.approx(evaluate.evaluate(tmp_path / "new" / "m.onnx", str(images)).top1)
+    assert got["top1"] == pytest.approx(evaluate(tmp_path / "new" / "m.onnx", str(images)).top1)
     assert got["path"] == str(tmp_path / "new" / "m.onnx")
     assert got["precision"] == precision
     assert got["images"] == 30  # all of val
@@ -213,7 +215,7 @@ def test_a_file_of_one_batch_takes_any_number_of_images(bundle, pixels, tmp_path
 
 def test_a_file_of_another_precision_is_not_kept(bundle, pixels, tmp_path, monkeypatch):
     b = bundle("int8")
-    monkeypatch.setattr("mobilenets.engines.onnxruntime.stored", lambda _path: "float32")
+    monkeypatch.setattr("mobilenets.deploy.engines.onnxruntime.stored", lambda _path: "float32")
     with pytest.raises(UserError, match=r"m\.onnx was not kept: onnxruntime made it float32, not the int8"):
         export.export_bundle(b, pixels, tmp_path / "m.onnx", "noise")
     assert not (tmp_path / "m.onnx").exists()

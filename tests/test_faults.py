@@ -5,11 +5,12 @@ import subprocess
 import pytest
 import torch
 
-from mobilenets import engines, export, files
-from mobilenets.bundle import Bundle
-from mobilenets.engines import onnxruntime
+from mobilenets import files
+from mobilenets.compression.quantize import quantize_bundle
+from mobilenets.deploy import engines, export
+from mobilenets.deploy.engines import onnxruntime
 from mobilenets.errors import UserError
-from mobilenets.quantize import quantize_bundle
+from mobilenets.model.bundle import Bundle
 
 
 def tree(root):
@@ -162,7 +163,7 @@ def test_ctrl_c_while_a_bundle_is_saved(make_bundle, images, command, tmp_path, 
 
 @pytest.mark.parametrize("hook", ["training_step", "validation_step", "on_train_epoch_start"])
 def test_ctrl_c_during_training(tiny_train, tmp_path, monkeypatch, hook):
-    from mobilenets.learner import Learner
+    from mobilenets.training.learner import Learner
 
     step = getattr(Learner, hook)
 
@@ -180,7 +181,7 @@ def test_ctrl_c_during_training(tiny_train, tmp_path, monkeypatch, hook):
 
 
 def test_ctrl_c_before_the_first_epochs_end(tiny_train, tmp_path, monkeypatch):
-    from mobilenets.learner import Learner
+    from mobilenets.training.learner import Learner
 
     monkeypatch.setattr(Learner, "validation_step", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     run = tiny_train(tmp_path / "r", "--epochs", 3)
@@ -191,7 +192,7 @@ def test_ctrl_c_works_again_after_an_interrupted_training(tiny_train, tmp_path, 
     """A program that trains again and again must stay interruptible."""
     import signal
 
-    from mobilenets.learner import Learner
+    from mobilenets.training.learner import Learner
 
     before = signal.getsignal(signal.SIGINT)
     monkeypatch.setattr(Learner, "training_step", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))

@@ -7,10 +7,15 @@ import shlex
 import numpy as np
 import pytest
 
-from mobilenets import data, finders, plots, recipes, tune, zoo
+from mobilenets.arch import zoo
+from mobilenets.commands import tune
+from mobilenets.data.open import open_data
 from mobilenets.errors import UserError
-from mobilenets.finders import Speed, Trial, best_batch, next_batch, smooth, steepest
-from mobilenets.recipes import RECIPES, Recipe
+from mobilenets.reports import plots
+from mobilenets.training import recipes
+from mobilenets.training import tuning as finders
+from mobilenets.training.recipes import RECIPES, Recipe
+from mobilenets.training.tuning import Speed, Trial, best_batch, next_batch, smooth, steepest
 
 MB = 10**6
 TINY = ("--arch", "v1", "--alpha", ".25", "--resolution", "32", "--workers", "0")
@@ -62,7 +67,7 @@ def test_when_to_try_a_larger_batch(seen, largest, memory, expected):
 
 def test_a_batch_is_measured(colours, monkeypatch):
     monkeypatch.setattr(finders, "SECONDS", 0.05)
-    d = data.open_data(str(colours))
+    d = open_data(str(colours))
     got = finders.measure(trial(colours), d, finders.sample(d), 16)
     assert got.batch == 16
     assert 1 < got.images_per_s < 1e6
@@ -95,7 +100,7 @@ def test_another_fault_is_not_taken_for_it(colours, monkeypatch):
 def test_the_sample_has_decoded_readable_images(write_colours, tmp_path):
     write_colours(tmp_path, {"train/red": 6, "train/blue": 6, "val/red": 1, "val/blue": 1})
     (tmp_path / "train" / "red" / "000.png").write_bytes(b"no image")
-    got = finders.sample(data.open_data(str(tmp_path)))
+    got = finders.sample(open_data(str(tmp_path)))
     assert len(got) == len(got.cache) == 11
     assert sorted(np.bincount(got.targets)) == [5, 6]
     for i, name in enumerate(got.names):
@@ -267,7 +272,7 @@ def test_figures():
 @pytest.mark.parametrize("recipe", ["modern", "cifar", "v1-paper", "finetune"])
 def test_for_real(command, write_colours, tmp_path, monkeypatch, recipe):
     """Both finders on every kind of recipe: nothing is left in the folder it runs in."""
-    from mobilenets import latency
+    from mobilenets.model.bundle import random_bundle
 
     folder = tmp_path / "work"
     folder.mkdir()
@@ -275,7 +280,7 @@ def test_for_real(command, write_colours, tmp_path, monkeypatch, recipe):
     source = write_colours(tmp_path / "data", {f"{s}/{c}": 150 for s in ("train", "val") for c in ("red", "blue")})
     line = ["tune", source, "--workers", 0, "--steps", 150, "--recipe", recipe, "--json"]
     if recipe == "finetune":
-        latency.random_bundle(zoo.arch("v1", 0.25, 32, 5), "float32").save(tmp_path / "bundle")
+        random_bundle(zoo.arch("v1", 0.25, 32, 5), "float32").save(tmp_path / "bundle")
         line += ["--init", tmp_path / "bundle"]
     else:
         line += TINY[:-2]

@@ -6,9 +6,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from mobilenets import bench, choose, engines, fit, latency, train
-from mobilenets.bundle import Bundle
-from mobilenets.data import open_data
+from mobilenets.commands import fit
+from mobilenets.data.open import open_data
+from mobilenets.deploy import bench, choose, engines, latency
+from mobilenets.model.bundle import Bundle
+from mobilenets.training import trainer as train
 
 BUDGET = {"latency_ms": 50.0, "size_mb": 1.0}
 STEP = {
@@ -244,9 +246,9 @@ def test_bad_arguments(colours, command, tmp_path, more, said):
 
 def test_the_same_command_gives_the_same_weights(fitted, colours):
     """In Python, from the choice that the command made."""
-    from mobilenets import recipes
-    from mobilenets.recipes import Overrides
-    from mobilenets.spec import Arch
+    from mobilenets.arch.spec import Arch
+    from mobilenets.training import recipes
+    from mobilenets.training.recipes import Overrides
 
     d = open_data(str(colours))
     arch = Arch.from_json(json.loads((fitted.out / "choice.json").read_text())["arch"])
@@ -259,8 +261,8 @@ def test_the_same_command_gives_the_same_weights(fitted, colours):
 
 
 def test_fit_is_a_function(colours, tmp_path):
-    from mobilenets.choose import Budget
-    from mobilenets.recipes import Overrides
+    from mobilenets.deploy.choose import Budget
+    from mobilenets.training.recipes import Overrides
 
     got = fit.fit(
         str(colours), out=tmp_path / "run", budget=Budget(max_macs_m=1), overrides=Overrides(epochs=1, workers=0)

@@ -1,8 +1,8 @@
 import pytest
 
-from mobilenets import cost, zoo
+from mobilenets.arch import cost, zoo
 from mobilenets.errors import UserError
-from mobilenets.foreign import count_foreign
+from mobilenets.model.convert.foreign_cost import count_foreign
 
 
 @pytest.mark.parametrize(

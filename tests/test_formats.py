@@ -17,10 +17,10 @@ from foreign_files import (
     write_lite,
 )
 
-from mobilenets import formats
 from mobilenets.errors import UserError
-from mobilenets.formats import hdf5, pytorch
-from mobilenets.formats import tflite as lite
+from mobilenets.model.convert import formats
+from mobilenets.model.convert.formats import hdf5, pytorch
+from mobilenets.model.convert.formats import tflite as lite
 
 
 @pytest.fixture

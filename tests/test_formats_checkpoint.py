@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from foreign_files import line, masked_crc, same, slim_arrays, varint, write_checkpoint
 
-from mobilenets import formats
 from mobilenets.errors import UserError
-from mobilenets.formats import tf_checkpoint
+from mobilenets.model.convert import formats
+from mobilenets.model.convert.formats import tf_checkpoint
 
 
 @pytest.fixture

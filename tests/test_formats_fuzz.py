@@ -10,9 +10,9 @@ import pytest
 import safetensors.numpy
 from foreign_files import keras3_layers, network, write_checkpoint, write_h5, write_keras3, write_lite, zipped
 
-from mobilenets import formats
 from mobilenets.errors import UserError
-from mobilenets.formats import hdf5, pytorch, tf_checkpoint, tflite
+from mobilenets.model.convert import formats
+from mobilenets.model.convert.formats import hdf5, pytorch, tf_checkpoint, tflite
 
 pytestmark = pytest.mark.slow
 

@@ -9,8 +9,8 @@ import pytest
 from foreign_files import keras3_layers, keras_arrays, line, network, same, write_h5, write_keras3, write_lite
 
 from mobilenets.errors import UserError
-from mobilenets.formats import hdf5
-from mobilenets.formats import tflite as lite
+from mobilenets.model.convert.formats import hdf5
+from mobilenets.model.convert.formats import tflite as lite
 
 h5py = pytest.importorskip("h5py")
 

@@ -12,7 +12,7 @@ import pytest
 import safetensors.numpy
 from foreign_files import line, same, torch_tensors, zipped
 
-from mobilenets.formats import pytorch
+from mobilenets.model.convert.formats import pytorch
 
 
 @pytest.fixture

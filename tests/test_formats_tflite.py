@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from foreign_files import line, network, weights, write_lite, zipped
 
-from mobilenets.formats import tflite as lite
+from mobilenets.model.convert.formats import tflite as lite
 
 OPS = ("CONV_2D", "PAD", "DEPTHWISE_CONV_2D", "MEAN", "FULLY_CONNECTED", "SOFTMAX")
 

@@ -8,7 +8,7 @@ import torch
 from test_weights import TIMM, randomised, worst
 from torchvision import models
 
-from mobilenets import simulate
+from mobilenets.model import reference as simulate
 
 timm = pytest.importorskip("timm")
 
@@ -113,7 +113,7 @@ def test_torchvision_by_name(monkeypatch, imported, name, weight_name, top1, cro
 def test_timm_by_name(monkeypatch, imported, name, mean, crop, interpolation, padding, top1):
     net = randomised(timm.create_model(name))
     monkeypatch.setattr(timm, "create_model", lambda _name, pretrained: net if pretrained else None)
-    monkeypatch.setattr("mobilenets.hubs._reach", lambda _: None)
+    monkeypatch.setattr("mobilenets.model.convert.hubs._reach", lambda _: None)
     bundle = imported(f"timm:{name}")
     card, p = bundle.card, bundle.card.preprocess
     assert (p.resolution, p.crop, p.interpolation, p.mean[0]) == (224, crop, interpolation, mean)
@@ -129,7 +129,7 @@ def test_timm_by_name(monkeypatch, imported, name, mean, crop, interpolation, pa
 
 
 def test_timm_has_every_network_that_is_ours():
-    from mobilenets import hubs
+    from mobilenets.model.convert import hubs
 
     for case in TIMM:
         assert hubs.TIMM.fullmatch(case.values[0])

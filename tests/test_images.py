@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mobilenets import images
 from mobilenets.errors import UserError
-from mobilenets.images import BadImage, Preprocess, open_rgb
+from mobilenets.model import images
+from mobilenets.model.images import BadImage, Preprocess, open_rgb
 
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
 

@@ -5,10 +5,11 @@ import sys
 
 import pytest
 
-from mobilenets import choose, cost, engines, latency, zoo
-from mobilenets.bundle import Bundle
+from mobilenets.arch import cost, zoo
+from mobilenets.deploy import choose, engines, latency
+from mobilenets.deploy.latency import Measured, Setting, Table, measure, settings
 from mobilenets.errors import UserError
-from mobilenets.latency import Measured, Setting, Table, measure, settings
+from mobilenets.model.bundle import Bundle, random_bundle
 
 INT8 = Setting("onnxruntime", "int8", 1)
 FLOAT = Setting("onnxruntime", "float32", 1)
@@ -97,7 +98,7 @@ def test_the_process_is_on_all_its_processors_again(small):
 @pytest.mark.parametrize("name", ["v1", "v2", "v3-small", "v4-conv-s"])
 def test_a_random_bundle_is_a_bundle(name, tmp_path):
     for precision in ("float32", "int8"):
-        b = latency.random_bundle(zoo.arch(name, classes=10), precision)
+        b = random_bundle(zoo.arch(name, classes=10), precision)
         b.save(tmp_path / precision)
         assert Bundle.load(tmp_path / precision).card.precision == precision
 
@@ -266,7 +267,9 @@ ALONE = """
 import sys
 for name in ("torch", "torchvision", "onnx", "matplotlib", "jinja2", "sklearn"):
     sys.modules[name] = None
-from mobilenets import choose, cli, zoo
+from mobilenets import cli
+from mobilenets.arch import zoo
+from mobilenets.commands import choose
 choose.grid = lambda classes, side=None: [zoo.arch("v1", 0.25, 32, classes)]
 sys.exit(cli.run(sys.argv[1:]))
 """

@@ -13,11 +13,14 @@ import pytest
 import torch
 from conftest import Ran
 
-from mobilenets import layer_report, quantize, simulate
-from mobilenets.bundle import Bundle
-from mobilenets.images import Pixels
-from mobilenets.layer_report import LayerReport, Line
-from mobilenets.quantize import Measured, Scheme
+from mobilenets.compression import quantize
+from mobilenets.compression.quantize import Measured
+from mobilenets.compression.scheme import Scheme
+from mobilenets.compression.sensitivity import SHOWN, LayerReport, Line, layer_errors
+from mobilenets.model import reference as simulate
+from mobilenets.model.bundle import Bundle
+from mobilenets.model.images import Pixels
+from mobilenets.reports import layers
 
 KEPT = ("blocks.3.depthwise", "blocks.3.sum")
 
@@ -47,7 +50,7 @@ def measured(make_bundle: Callable[..., Bundle], pixels: Pixels) -> Measured:
 
 @pytest.fixture(scope="module")
 def report(measured: Measured, pixels: Pixels) -> LayerReport:
-    return layer_report.measure(measured.bundle(KEPT), measured.folded, pixels, "some images")
+    return layer_errors(measured.bundle(KEPT), measured.folded, pixels, "some images")
 
 
 def test_errors_are_those_between_the_two_networks(measured: Measured, report: LayerReport, pixels: Pixels) -> None:
@@ -102,7 +105,7 @@ def test_the_culprit_comes_first(make_bundle: Callable[..., Bundle], pixels: Pix
     tensors[f"{after}.conv.weight"][:, 0] = 0  # nothing reads it
     for per_layer in (True, False):
         m = quantize.measure(Bundle(b.card, tensors), pixels, Scheme(per_layer=per_layer))
-        made = layer_report.measure(m.bundle(), m.folded, pixels)
+        made = layer_errors(m.bundle(), m.folded, pixels)
         got = line(made, name)
         assert got.peaks is not None
         assert got.peaks.ratio > 20
@@ -115,19 +118,19 @@ def test_what_is_clipped_is_counted(make_bundle: Callable[..., Bundle], pixels: 
     name = b.card.arch.layers[0].name
     low, high = m.ranges[name]
     narrow = Measured(m.card, m.folded, m.corrected, {**m.ranges, name: (low, high / 3)}, m.per_layer)
-    made = layer_report.measure(narrow.bundle(), m.folded, pixels)
+    made = layer_errors(narrow.bundle(), m.folded, pixels)
     true = outputs(simulate.FoldedNetwork(b.card.arch, m.folded).eval(), pixels, m)[name]
     expected = 100 * float((true > high / 3).float().mean())
     assert expected > 1
     assert line(made, name).clipped == pytest.approx(expected, rel=0.05)
     assert made.worst[0].name == name
-    assert line(layer_report.measure(m.bundle(), m.folded, pixels), name).clipped == 0
+    assert line(layer_errors(m.bundle(), m.folded, pixels), name).clipped == 0
 
 
 def test_it_does_not_depend_on_how_often_an_image_is_shown(
     measured: Measured, report: LayerReport, pixels: Pixels
 ) -> None:
-    twice = layer_report.measure(measured.bundle(KEPT), measured.folded, np.concatenate([pixels, pixels]))
+    twice = layer_errors(measured.bundle(KEPT), measured.folded, np.concatenate([pixels, pixels]))
     assert twice.images == 2 * len(pixels)
     for a, b in zip(report.lines, twice.lines, strict=True):
         assert a.arriving_db == pytest.approx(b.arriving_db, abs=1e-3)
@@ -137,7 +140,7 @@ def test_it_does_not_depend_on_how_often_an_image_is_shown(
 
 
 def test_page_has_everything_in_it(report: LayerReport) -> None:
-    page = layer_report.page(report)
+    page = layers.page(report)
     assert not re.search(r"<(script|link|iframe|object|base|img)\b|https?://|@import", page)
     assert page.count("<section") == page.count("</section>") == 2
     assert page.count("<svg") == 1
@@ -155,7 +158,7 @@ def test_table_and_json_have_the_worst_first(report: LayerReport, capsys: pytest
 
     console.print_whole(Console(width=60), report)
     shown = [w for w in capsys.readouterr().out.split() if w.startswith("blocks.")]
-    assert shown == [o.name for o in report.worst[: layer_report.SHOWN] if o.name.startswith("blocks.")]
+    assert shown == [o.name for o in report.worst[:SHOWN] if o.name.startswith("blocks.")]
     read = json.loads(json.dumps(report.to_json(), allow_nan=False))
     assert [o["name"] for o in read["operations"]] == [o.name for o in report.worst]
     assert read["operations"][0]["alone_db"] == report.worst[0].alone_db

@@ -5,18 +5,18 @@ import csv
 import numpy as np
 import torch
 
-from mobilenets import loader
-from mobilenets.bundle import Bundle
-from mobilenets.data import open_data
-from mobilenets.images import Preprocess
-from mobilenets.recipes import Recipe
+from mobilenets.data.open import open_data
+from mobilenets.model.bundle import Bundle
+from mobilenets.model.images import Preprocess
+from mobilenets.training import loader
+from mobilenets.training.recipes import Recipe
 
 # ---- the cifar recipe's parts --------------------------------------------------------------------------------------
 
 
 def test_the_resolution_grows_over_the_first_epochs(monkeypatch):
-    from mobilenets import model
-    from mobilenets.learner import Learner
+    from mobilenets.model import module as model
+    from mobilenets.training.learner import Learner
 
     recipe = Recipe(epochs=10, progressive=0.5)
     learner = Learner(model.create("v2-cifar", 0.25, 32, 10), Preprocess(32), recipe, 0, channels_last=False)
@@ -55,8 +55,8 @@ def test_sgd_with_everything_of_the_cifar_recipe_learns(tiny_train, tmp_path):
 
 def learner_in_motion():
     """A network whose weights have moved far, and images with structure."""
-    from mobilenets import model
-    from mobilenets.learner import Learner
+    from mobilenets.model import module as model
+    from mobilenets.training.learner import Learner
 
     torch.manual_seed(0)
     net = model.create("v2", 0.35, 32, 5)
@@ -66,7 +66,7 @@ def learner_in_motion():
 
 
 def test_the_statistics_measured_are_those_of_the_batches():
-    from mobilenets.averaging import measure_statistics
+    from mobilenets.training.callbacks import measure_statistics
 
     learner = learner_in_motion()
     norm = learner.model.blocks[0].conv.norm
@@ -99,7 +99,7 @@ def trained(tiny_train, out, *arguments):
 
 def test_a_batch_in_pieces_is_the_same_step(tiny_train, tmp_path, monkeypatch):
     """But for BatchNorm's statistics, which are each piece's: without them, the weights are the same."""
-    from mobilenets import learner
+    from mobilenets.training import learner
 
     def step(out, *arguments):
         with monkeypatch.context() as patch:
@@ -140,7 +140,7 @@ def test_it_stops_when_nothing_gets_better(tiny_train, tmp_path):
 
 
 def test_small_classes_count_the_same_when_told(write_colours, tiny_train, tmp_path, monkeypatch):
-    from mobilenets import objectives
+    from mobilenets.training import objectives
 
     data = write_colours(tmp_path / "d", {
         "train/red": 30, "train/blue": 6, "val/red": 8, "val/blue": 2,

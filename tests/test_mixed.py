@@ -3,11 +3,13 @@ import pytest
 from conftest import smooth_images
 from PIL import Image
 
-from mobilenets import engines, evaluate, mixed
-from mobilenets.bundle import Bundle
-from mobilenets.data import Data, Split
+from mobilenets.compression import mixed
+from mobilenets.compression.quantize import measure, quantize_bundle
+from mobilenets.compression.scheme import Scheme
+from mobilenets.data.dataset import Data, Split
+from mobilenets.deploy import engines, evaluate
 from mobilenets.errors import UserError
-from mobilenets.quantize import Scheme, measure, quantize_bundle
+from mobilenets.model.bundle import Bundle
 
 # The first's output is read by the second alone; 8 bits can't hold it, and each of the two rounds it.
 KEEP = {"blocks.1.project", "blocks.2.expand"}

@@ -3,8 +3,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mobilenets import cost, model, spec, zoo
+from mobilenets.arch import cost, spec, zoo
 from mobilenets.errors import UserError
+from mobilenets.model import module as model
 
 ALPHAS = (0.25, 0.35, 0.5, 0.75, 1.0, 1.3, 1.4)
 RESOLUTIONS = (96, 128, 160, 192, 224, 256)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from mobilenets import bundle, predict
-from mobilenets.bundle import WEIGHTS, Bundle
+from mobilenets.deploy import predict
+from mobilenets.model import bundle
+from mobilenets.model.bundle import WEIGHTS, Bundle
 
 NAMES = list(bundle.packaged())
 

@@ -9,16 +9,18 @@ import pytest
 import torch
 from conftest import smooth_images
 
-from mobilenets import engines, export, files
-from mobilenets.bundle import Bundle
+from mobilenets import files
+from mobilenets.compression.quantize import quantize_bundle
+from mobilenets.deploy import engines, export
 from mobilenets.errors import UserError
-from mobilenets.quantize import quantize_bundle, unpack
+from mobilenets.model.bundle import Bundle
+from mobilenets.model.encodings import unpack
 
 pytest.importorskip("ncnn")
 
-from mobilenets.engines.torch import TorchEngine
-from mobilenets.graphs.ncnn import ncnn_model, stored_precision
-from mobilenets.model import ACTIVATIONS, pad_same
+from mobilenets.deploy.engines.torch import TorchEngine
+from mobilenets.deploy.writers.ncnn import ncnn_model, stored_precision
+from mobilenets.model.module import ACTIVATIONS, pad_same
 
 NETWORKS = ["v1", "v2", "v3-small", "v4-conv-s"]
 
@@ -200,7 +202,7 @@ def test_stored_says_what_the_file_holds(exported, tmp_path):
 def test_a_wrong_export_leaves_nothing(make_bundle, pixels, tmp_path, monkeypatch):
     b = make_bundle("v1")
     turned = dict(b.tensors) | {"classifier.weight": np.roll(b.tensors["classifier.weight"], 1, 0)}
-    monkeypatch.setattr("mobilenets.graphs.ncnn.ncnn_model", lambda card, _tensors: ncnn_model(card, turned))
+    monkeypatch.setattr("mobilenets.deploy.writers.ncnn.ncnn_model", lambda card, _tensors: ncnn_model(card, turned))
     with pytest.raises(UserError, match=r"m\.ncnn was not kept: it differs from PyTorch"):
         export.export_bundle(b, pixels, tmp_path / "m.ncnn", "noise", "ncnn")
     assert not list(tmp_path.iterdir())
@@ -291,7 +293,7 @@ def test_a_file_of_a_newer_ncnn(exported):
 
 
 def test_not_installed(monkeypatch):
-    monkeypatch.delitem(sys.modules, "mobilenets.engines.ncnn", raising=False)
+    monkeypatch.delitem(sys.modules, "mobilenets.deploy.engines.ncnn", raising=False)
     monkeypatch.setitem(sys.modules, "ncnn", None)
     with pytest.raises(UserError, match=r"ncnn can't be loaded .*pip install 'mobilenets\[ncnn\]'"):
         engines.module("ncnn")

@@ -8,12 +8,15 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from mobilenets import cost, model, simulate, spec, zoo
-from mobilenets.bundle import Bundle, tensor_shapes
+from mobilenets.arch import cost, spec, zoo
+from mobilenets.arch.spec import Arch
+from mobilenets.compression.quantize import quantize_bundle
+from mobilenets.deploy.writers import onnx as onnx_graph
 from mobilenets.errors import UserError
-from mobilenets.graphs import onnx as onnx_graph
-from mobilenets.quantize import quantize_bundle
-from mobilenets.spec import Arch
+from mobilenets.model import module as model
+from mobilenets.model import reference as simulate
+from mobilenets.model.bundle import Bundle
+from mobilenets.model.encodings import tensor_shapes
 
 NAMES = list(zoo.NETWORKS)
 # V2 and its ablations (V2 paper, figure 6).
@@ -115,6 +118,7 @@ def test_stages_are_the_models_maps(name):
 def files_probabilities(bundle, pixels):
     """What onnxruntime makes of the exported file."""
     o = ort.SessionOptions()
+    o.add_session_config_entry("session.x64quantprecision", "1")  # exact where a processor has AVX2 alone
     o.intra_op_num_threads, o.log_severity_level = 1, 3
     file = onnx_graph.onnx_model(bundle.card, bundle.tensors)
     return ort.InferenceSession(file, o, providers=["CPUExecutionProvider"]).run(None, {"image": pixels})[0]
@@ -152,6 +156,7 @@ def test_int8_convolutions_stay_integer_beside_hard_swish(make_bundle, pixels, t
 
     int8 = quantize_bundle(make_bundle("v3-small"), pixels)
     o = ort.SessionOptions()
+    o.add_session_config_entry("session.x64quantprecision", "1")  # exact where a processor has AVX2 alone
     o.log_severity_level, o.optimized_model_filepath = 3, str(tmp_path / "optimized.onnx")
     ort.InferenceSession(onnx_graph.onnx_model(int8.card, int8.tensors), o)
     kinds = [n.op_type for n in onnx.load(tmp_path / "optimized.onnx").graph.node]

@@ -4,9 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mobilenets.distill import Distillation
-from mobilenets.objectives import Distilled, Labels, class_weights
-from mobilenets.recipes import Recipe
+from mobilenets.training.objectives import Distilled, Labels, class_weights
+from mobilenets.training.recipes import Distillation, Recipe
 
 N, C, WIDTH, K = 6, 4, 5, 3
 

@@ -10,16 +10,17 @@ import numpy as np
 import pytest
 from conftest import smooth_images
 
-from mobilenets import engines, export
-from mobilenets.bundle import Bundle
+from mobilenets.compression.quantize import quantize_bundle
+from mobilenets.deploy import engines, export
 from mobilenets.errors import UserError
-from mobilenets.quantize import quantize_bundle, unpack
+from mobilenets.model.bundle import Bundle
+from mobilenets.model.encodings import unpack
 
 if not importlib.util.find_spec("openvino"):
     pytest.skip("openvino isn't installed", allow_module_level=True)
 
-from mobilenets.engines import openvino
-from mobilenets.engines.torch import TorchEngine
+from mobilenets.deploy.engines import openvino
+from mobilenets.deploy.engines.torch import TorchEngine
 
 NETWORKS = ["v1", "v2", "v3-small", "v4-conv-s"]
 
@@ -120,7 +121,7 @@ def test_stored_says_what_the_file_holds(make_bundle, pixels, tmp_path, monkeypa
     """Whatever the card says."""
     b = of_precision(make_bundle("v1"), pixels, "int8")
     floats = make_bundle("v1")
-    from mobilenets.graphs import onnx
+    from mobilenets.deploy.writers import onnx
 
     right = onnx.onnx_model
     monkeypatch.setattr(onnx, "onnx_model", lambda _card, _tensors, n: right(floats.card, floats.tensors, n))
@@ -183,7 +184,7 @@ def test_it_tells_nobody(make_bundle, tmp_path):
     code = f"""
 import sys
 from pathlib import Path
-from mobilenets.bundle import Bundle
+from mobilenets.model.bundle import Bundle
 from mobilenets.engines import openvino
 openvino.write(Bundle.load(Path({str(tmp_path / "float")!r})), Path({str(tmp_path / "m.openvino")!r}), None)
 openvino.load(Path({str(tmp_path / "m.openvino")!r}), 1)
@@ -267,7 +268,7 @@ def test_the_weights_of_another_network(exported, tmp_path):
 
 
 def test_not_installed(monkeypatch):
-    monkeypatch.delitem(sys.modules, "mobilenets.engines.openvino")
+    monkeypatch.delitem(sys.modules, "mobilenets.deploy.engines.openvino")
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(UserError, match=r"openvino can't be loaded .*pip install 'mobilenets\[openvino\]'"):
         engines.module("openvino")

@@ -3,9 +3,8 @@ import math
 import pytest
 import torch
 
-from mobilenets.learner import schedule
-from mobilenets.optimizers import TensorFlowRMSprop
-from mobilenets.recipes import RECIPES, Overrides, Recipe, recipe
+from mobilenets.training.optim import TensorFlowRMSprop, schedule
+from mobilenets.training.recipes import RECIPES, Overrides, Recipe, recipe
 
 GRADIENTS = [0.5, -2.0, 0.1, 0.0, 3.0]
 

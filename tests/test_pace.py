@@ -5,11 +5,13 @@ import time
 import pytest
 import torch
 
-from mobilenets import console, model, pace
-from mobilenets.images import Preprocess
-from mobilenets.learner import Learner
-from mobilenets.pace import Pace
-from mobilenets.recipes import Recipe
+from mobilenets import console
+from mobilenets.model import module as model
+from mobilenets.model.images import Preprocess
+from mobilenets.training import pace
+from mobilenets.training.learner import Learner
+from mobilenets.training.pace import Pace
+from mobilenets.training.recipes import Recipe
 
 
 def test_equal_epochs_take_equally_long():
@@ -80,7 +82,7 @@ def test_durations(seconds, said):
 @pytest.mark.slow
 def test_after_a_minute_the_time_left_is_right(tmp_path, command, monkeypatch):
     """With images that grow: within 20% of what it then takes."""
-    from mobilenets.callbacks import ProgressBar
+    from mobilenets.training.callbacks import ProgressBar
 
     said, real = [], ProgressBar.left
 

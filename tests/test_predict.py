@@ -12,10 +12,12 @@ import pytest
 from PIL import Image
 
 import mobilenets
-from mobilenets import engines, latency, predict, zoo
+from mobilenets.arch import zoo
+from mobilenets.deploy import engines, predict
+from mobilenets.deploy.writers import onnx as onnx_graph
 from mobilenets.errors import UserError
-from mobilenets.graphs import onnx as onnx_graph
-from mobilenets.images import BadImage
+from mobilenets.model.bundle import random_bundle
+from mobilenets.model.images import BadImage
 
 
 @pytest.fixture(scope="module")
@@ -466,7 +468,7 @@ def test_no_slower_than_the_engine_and_the_decoding_shared_by_the_cores(tmp_path
         coarse = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
         paths.append(tmp_path / f"{i:03d}.jpg")
         coarse.resize((320, 240), Image.Resampling.BICUBIC).save(paths[-1])
-    bundle = latency.random_bundle(zoo.arch("v1", 0.5, 128, 10), "int8")
+    bundle = random_bundle(zoo.arch("v1", 0.5, 128, 10), "int8")
     file = tmp_path / "model.onnx"
     file.write_bytes(onnx_graph.onnx_model(bundle.card, bundle.tensors))
     m = mobilenets.load(file)

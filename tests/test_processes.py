@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from mobilenets import processes, shards
+from mobilenets.commands.shards import shards
 from mobilenets.errors import UserError
+from mobilenets.training import distributed as processes
 
 # `mobilenets` with BatchNorm over the images of all processes (PyTorch's own is for GPUs only), so that two processes
 # compute what one does; in float64, since a few steps of small batches make a difference of 1e-7 one of 1e-2; and with
@@ -20,7 +21,9 @@ import os, sys
 import torch
 import torch.distributed as dist
 from torch.distributed.nn.functional import all_reduce
-from mobilenets import cli, learner, loader, model, processes
+from mobilenets import cli
+from mobilenets.model import module as model
+from mobilenets.training import distributed as processes, learner, loader
 
 def mean(t):
     return all_reduce(t) / dist.get_world_size() if dist.is_initialized() else t
@@ -170,7 +173,7 @@ def test_two_processes_learn_what_one_does_with_twice_the_batch(colours, tmp_pat
     """From a folder with torchrun, from shards as srun starts it. Each image is seen once an epoch."""
     data, last = colours, 0
     if kind == "srun":
-        data = shards.shards(str(colours), tmp_path / "shards", shard_mb=0.015).out
+        data = shards(str(colours), tmp_path / "shards", shard_mb=0.015).out
         last = 72 % 32  # images that are left out of an epoch, shards or not
     script = tmp_path / "same.py"
     script.write_text(SAME)

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from mobilenets import engines, export
-from mobilenets.bundle import Bundle
-from mobilenets.engines.torch import ProgramEngine, TorchEngine
+from mobilenets.compression.quantize import quantize_bundle
+from mobilenets.compression.scheme import Scheme
+from mobilenets.deploy import engines, export
+from mobilenets.deploy.engines.torch import ProgramEngine, TorchEngine
+from mobilenets.deploy.writers import program, pt2
 from mobilenets.errors import UserError
-from mobilenets.graphs import program, pt2
-from mobilenets.quantize import Scheme, quantize_bundle
+from mobilenets.model.bundle import Bundle
 
 PRECISIONS = ["float32", "float16", "int8", "dynamic"]
 

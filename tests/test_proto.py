@@ -3,10 +3,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from mobilenets import latency, zoo
+from mobilenets.arch import zoo
+from mobilenets.deploy.writers import onnx as onnx_graph
+from mobilenets.deploy.writers import proto
 from mobilenets.errors import UserError
-from mobilenets.graphs import onnx as onnx_graph
-from mobilenets.graphs import proto
+from mobilenets.model.bundle import random_bundle
 
 
 @pytest.mark.parametrize("n", [0, 1, 127, 128, 300, 2**31, 2**63 - 1, -1, -(2**63)])
@@ -69,7 +70,7 @@ def test_type_numbers_are_onnxs():
 @pytest.fixture
 def file(tmp_path):
     def write(precision):
-        b = latency.random_bundle(zoo.arch("v1", 0.25, 32, 10), precision)
+        b = random_bundle(zoo.arch("v1", 0.25, 32, 10), precision)
         (tmp_path / "m.onnx").write_bytes(onnx_graph.onnx_model(b.card, b.tensors))
         return tmp_path / "m.onnx"
 

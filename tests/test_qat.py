@@ -13,13 +13,17 @@ import torch
 from conftest import Ran
 from torch.nn import functional as F
 
-from mobilenets import data, latency, qat, simulate, zoo
-from mobilenets.bundle import Bundle
+from mobilenets.arch import zoo
+from mobilenets.compression import qat
+from mobilenets.compression.qat import FakeQuantized, Range, Trained
+from mobilenets.compression.quantize import Measured, measure
+from mobilenets.compression.scheme import Scheme
+from mobilenets.data.open import open_data
 from mobilenets.errors import Interrupted, UserError
-from mobilenets.images import Pixels
-from mobilenets.learner import Learner
-from mobilenets.qat import FakeQuantized, Range, Trained
-from mobilenets.quantize import Measured, Scheme, measure
+from mobilenets.model import reference as simulate
+from mobilenets.model.bundle import Bundle, random_bundle
+from mobilenets.model.images import Pixels
+from mobilenets.training.learner import Learner
 
 QUICK = dataclasses.replace(qat.RECIPE, epochs=3, batch=12, workers=0)
 
@@ -53,7 +57,7 @@ SCHEMES = {"per channel": Scheme(), "per layer": Scheme(per_layer=True)}
 
 def network(name: str, make_bundle: Callable[..., Bundle]) -> Bundle:
     if name == "v3-small":
-        return latency.random_bundle(zoo.arch("v3-small", 0.35, 32, 10), "float32")
+        return random_bundle(zoo.arch("v3-small", 0.35, 32, 10), "float32")
     return make_bundle(name, mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375))
 
 
@@ -165,14 +169,14 @@ def task(make_bundle: Callable[..., Bundle], colours: Path) -> dict[str, Any]:
             tensors[f"{op.name}.norm.weight"] *= k
             tensors[f"{op.name}.norm.bias"] *= k
             tensors[f"{after.name}.conv.weight"] /= k[None, :, None, None]
-    d = data.open_data(str(colours))
+    d = open_data(str(colours))
     source = Bundle(made.card.replace(arch=arch, labels=d.labels), tensors, "digest")
     images = d.sample("train", 48, source.card.preprocess).pixels
     return {"source": source, "start": measure(source, images, Scheme(per_layer=True)), "recipe": QUICK}
 
 
 def learned(task: dict[str, Any], colours: Path, folder: Path, **changes: Any) -> Measured:
-    return qat.learn(d=data.open_data(str(colours)), folder=folder, **{**task, **changes})
+    return qat.learn(d=open_data(str(colours)), folder=folder, **{**task, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +186,7 @@ def trained(task: dict[str, Any], colours: Path, tmp_path_factory: pytest.TempPa
 
 def test_training_brings_int8_nearer_to_float(task: dict[str, Any], trained: Measured, colours: Path) -> None:
     source, made = task["source"], trained.bundle()
-    held_out = data.open_data(str(colours)).sample("val", 24, source.card.preprocess).pixels
+    held_out = open_data(str(colours)).sample("val", 24, source.card.preprocess).pixels
     before, after = (divergence(b, source, held_out) for b in (task["start"].bundle(), made))
     assert before > 0.1  # there is something to gain
     assert after < 0.6 * before

@@ -9,15 +9,30 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mobilenets import engines, quantize, simulate
-from mobilenets.bundle import Bundle, Card
-from mobilenets.engines.onnxruntime import CARD_KEY
+from mobilenets.commands.quantize import quantize
+from mobilenets.compression.quantize import measure, quantize_bundle
+from mobilenets.compression.scheme import Scheme
+from mobilenets.deploy import engines
+from mobilenets.deploy.export import export_bundle
+from mobilenets.deploy.writers import onnx as onnx_graph
 from mobilenets.errors import UserError
-from mobilenets.export import export_bundle
-from mobilenets.graphs import onnx as onnx_graph
-from mobilenets.images import Preprocess
-from mobilenets.model import ConvNormAct
-from mobilenets.quantize import Scheme, affine, fold, measure, pack, quantize_bundle, unpack
+from mobilenets.model import reference as simulate
+from mobilenets.model.bundle import Bundle
+from mobilenets.model.card import CARD_KEY, Card
+from mobilenets.model.encodings import (
+    affine,
+    fits_int4,
+    fold,
+    for_pixels,
+    half,
+    input_range,
+    int4_weights,
+    int8_weights,
+    pack,
+    unpack,
+)
+from mobilenets.model.images import Preprocess
+from mobilenets.model.module import ConvNormAct
 
 PREPROCESS = {
     "128": {},
@@ -43,6 +58,7 @@ def run_torch(bundle, pixels):
 
 def onnx_session(bundle, **options):
     o = ort.SessionOptions()
+    o.add_session_config_entry("session.x64quantprecision", "1")  # exact where a processor has AVX2 alone
     o.intra_op_num_threads, o.log_severity_level = 1, 3
     for k, v in options.items():
         setattr(o, k, v)
@@ -109,13 +125,13 @@ def test_affine_covers_the_range_and_holds_zero(low_high):
 
 
 def test_images_normalized_by_127_5_do_not_fall_half_way():
-    scale, zero = affine(*quantize.input_range(Preprocess(32, mean=(127.5,) * 3, std=(127.5,) * 3)))
+    scale, zero = affine(*input_range(Preprocess(32, mean=(127.5,) * 3, std=(127.5,) * 3)))
     levels = (np.arange(256) - 127.5) / 127.5 / float(scale) + float(zero)
     assert np.abs(levels - np.rint(levels)).mean() < 0.3  # 0.5 were every one half-way
 
 
 def test_the_default_images_are_their_own_quantized_input():
-    assert affine(*quantize.input_range(Preprocess(32))) == (np.float32(1 / 128), 128)
+    assert affine(*input_range(Preprocess(32))) == (np.float32(1 / 128), 128)
 
 
 @pytest.mark.parametrize("name", ["v1", "v2"])
@@ -177,7 +193,7 @@ def test_int8_weights_round_each_channel_to_its_own_scale():
         np.random.default_rng(0).normal(size=(5, 3, 3, 3)).astype(np.float32)
         * np.array([1, 10, 0.1, 0, 3])[:, None, None, None]
     )
-    codes, scale = quantize.int8_weights(weight)
+    codes, scale = int8_weights(weight)
     assert (codes.dtype, codes.shape, scale.dtype, scale.shape) == (np.int8, weight.shape, np.float32, (5,))
     assert np.abs(codes.astype(int)).max((1, 2, 3)).tolist() == [127, 127, 127, 0, 127]
     assert (np.abs(codes * scale[:, None, None, None] - weight) <= 0.5001 * scale[:, None, None, None]).all()
@@ -188,7 +204,7 @@ def test_int4_weights_round_blocks_of_32_inputs_with_the_least_error(cin):
     rng = np.random.default_rng(1)
     weight = (rng.standard_t(4, (6, cin, 1, 1)) * np.logspace(-2, 1, cin)[None, :, None, None]).astype(np.float32)
     weight[2] = 0
-    codes, scale = quantize.int4_weights(weight)
+    codes, scale = int4_weights(weight)
     blocks = -(-cin // 32)
     assert (codes.dtype, codes.shape, scale.dtype, scale.shape) == (np.int8, weight.shape, np.float32, (6, blocks))
     assert codes.min() >= -8
@@ -206,7 +222,7 @@ def test_int4_weights_round_blocks_of_32_inputs_with_the_least_error(cin):
 
 def test_weights_that_go_into_4_bits():
     shapes = {(8, 32, 1, 1): True, (8, 31, 1, 1): False, (8, 64, 3, 3): False, (64, 1, 1, 1): False}
-    assert {shape: quantize.fits_int4(np.zeros(shape)) for shape in shapes} == shapes
+    assert {shape: fits_int4(np.zeros(shape)) for shape in shapes} == shapes
 
 
 @pytest.mark.parametrize(("precision", "bits"), [("float16", 11), ("dynamic", 7), ("int4", 3)])
@@ -226,7 +242,7 @@ def test_a_reference_rounds_the_weights_alone(make_bundle, pixels, precision, bi
 
 
 def test_half_keeps_what_16_bits_cannot_hold_finite():
-    assert quantize.half(np.array([1e6, -1e6, 0.1], np.float32)).tolist() == [65504, -65504, np.float16(0.1)]
+    assert half(np.array([1e6, -1e6, 0.1], np.float32)).tolist() == [65504, -65504, np.float16(0.1)]
 
 
 # ---- operations kept in float --------------------------------------------------------------------------------------
@@ -332,7 +348,7 @@ def test_the_verb(make_bundle, write_images, tmp_path):
     bundle = Bundle(bundle.card.replace(labels=tuple(f"class {i}" for i in range(10))), bundle.tensors)
     bundle.save(tmp_path / "float")
     write_images(tmp_path / "data", {f"class {i}": 3 for i in range(10)}, side=40)
-    quantize.quantize(tmp_path / "float", str(tmp_path / "data"), out=tmp_path / "int8")
+    quantize(tmp_path / "float", str(tmp_path / "data"), out=tmp_path / "int8")
     assert Bundle.load(tmp_path / "int8").card.precision == "int8"
 
 
@@ -506,7 +522,7 @@ def test_int8_takes_the_pixels_themselves_whatever_the_preprocessing(make_bundle
 def test_folding_the_preprocessing_changes_nothing_away_from_the_border(make_bundle, pixels):
     bundle = make_bundle("v1", mean=IMAGENET[0], std=IMAGENET[1])
     card, folded = bundle.card, fold(bundle.card.arch, bundle.tensors)
-    new, changed = quantize.for_pixels(card.arch, card.preprocess, folded)
+    new, changed = for_pixels(card.arch, card.preprocess, folded)
     first = card.arch.layers[0]
     before, after = (
         torch.nn.functional.conv2d(

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from mobilenets.errors import UserError
-from mobilenets.recipes import RECIPES, TRIED, Overrides, Recipe, recipe
+from mobilenets.training.recipes import RECIPES, TRIED, Overrides, Recipe, recipe
 
 FIELDS = [f.name for f in dataclasses.fields(Recipe)]
 WORDS = {
@@ -80,11 +80,10 @@ def test_a_misspelt_override_is_a_type_error():
 @pytest.fixture
 def parsed(monkeypatch, command):
     """`parsed("train", "DATA", ...)`: what the verb's function was called with."""
-    import mobilenets.fit
-    import mobilenets.train
+    from mobilenets.commands import fit, train
 
     calls = []
-    for module, name in ((mobilenets.train, "train"), (mobilenets.fit, "fit")):
+    for module, name in ((train, "train"), (fit, "fit")):
         verb = getattr(module, name)
 
         @functools.wraps(verb)
@@ -133,13 +132,13 @@ def test_a_bad_option(command, tmp_path, verb, option, value, message):
 
 @pytest.fixture(scope="module")
 def net():
-    from mobilenets.model import create
+    from mobilenets.model.module import create
 
     return create("v2", 0.35, 32, 5)
 
 
 def test_what_is_decayed(net):
-    from mobilenets.learner import parameter_groups
+    from mobilenets.training.optim import parameter_groups
 
     r = recipe("finetune")
     names = {id(p): n for n, p in net.named_parameters()}
@@ -160,7 +159,7 @@ def test_what_is_decayed(net):
 
 @pytest.mark.parametrize(("total", "warmup"), [(100, 0.05), (1000, 0.2), (7, 0.5), (50, 0.0), (1, 0.05)])
 def test_the_schedule_rises_then_falls_to_nothing(total, warmup):
-    from mobilenets.learner import schedule
+    from mobilenets.training.optim import schedule
 
     values = [schedule(s, total, Recipe(warmup=warmup)) for s in range(total)]
     rise = max(1, round(warmup * total))

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from torchvision import models
 
-from mobilenets import namings, recognise, zoo
+from mobilenets.arch import zoo
 from mobilenets.errors import UserError
+from mobilenets.model.convert import namings, recognise
 
 timm = pytest.importorskip("timm")
 

@@ -17,16 +17,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mobilenets import cost, engines, evaluate, files, latency, plots, recipes, report, samples, style, zoo
-from mobilenets.bundle import Bundle
-from mobilenets.checks import scan
-from mobilenets.choose import Budget, Candidate, Choice
-from mobilenets.data import open_data
+from mobilenets import files
+from mobilenets.arch import cost, zoo
+from mobilenets.arch.published import Top1
+from mobilenets.arch.spec import Arch
+from mobilenets.commands.report import report
+from mobilenets.data.checks import scan
+from mobilenets.data.open import open_data
+from mobilenets.deploy import engines, evaluate
+from mobilenets.deploy.choose import Budget, Candidate, Choice
+from mobilenets.deploy.latency import Setting
+from mobilenets.deploy.writers.onnx import onnx_model
 from mobilenets.errors import UserError
-from mobilenets.graphs.onnx import onnx_model
-from mobilenets.latency import Setting
-from mobilenets.published import Top1
-from mobilenets.spec import Arch
+from mobilenets.model.bundle import Bundle, random_bundle
+from mobilenets.reports import plots, samples, style
+from mobilenets.training import recipes
 
 HOSTILE = "<script>alert(1)--><&lt; $x_"  # a folder's name can't hold a slash
 
@@ -57,7 +62,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = root / "run & more"
     d = open_data(str(root / "data"))
     arch = zoo.arch("v1", 0.25, 32, 3)
-    bundle = latency.random_bundle(arch, "int8")
+    bundle = random_bundle(arch, "int8")
     card = bundle.card.replace(
         labels=d.labels, data=d.describe(), recipe={**recipes.recipe("modern").to_json(), "best_epoch": 2}
     )
@@ -90,7 +95,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "seconds": 12.0, "steps": steps,
     })  # fmt: skip
     write_metrics(run / "logs" / "metrics.csv", 3)
-    report.report(run)
+    report(run)
     return run
 
 
@@ -232,7 +237,7 @@ def test_page_without_the_data_says_so(run: Path) -> None:
     bundle = Bundle.load(run / "float")
     gone = bundle.card.replace(data={**bundle.card.data, "source": str(run / "nowhere.zip")})
     model.write_bytes(onnx_model(gone, bundle.tensors))
-    made = report.report(run)
+    made = report(run)
     assert "nowhere.zip" in visible((run / "report.html").read_text())
     assert len(made.notes) == 1
     assert "sample predictions" in made.notes[0]
@@ -242,7 +247,7 @@ def test_page_without_the_data_says_so(run: Path) -> None:
 def test_page_without_curves_or_file_says_so(run: Path) -> None:
     (run / "logs" / "metrics.csv").unlink()
     (run / "model-int8.onnx").unlink()
-    made = report.report(run)
+    made = report(run)
     assert len(made.notes) == 2
     text = visible((run / "report.html").read_text())
     assert "The curves are not on this page" in text
@@ -254,19 +259,19 @@ def test_unfinished_run_is_refused(run: Path, name: str) -> None:
     before = (run / "report.html").read_bytes()
     (run / name).unlink()
     with pytest.raises(UserError, match=rf"not a finished run: {name} is missing"):
-        report.report(run)
+        report(run)
     (run / name).write_text("{")
     with pytest.raises(UserError, match="not readable as JSON"):
-        report.report(run)
+        report(run)
     (run / name).write_text("[]")
     with pytest.raises(UserError, match="not a file of a finished run"):
-        report.report(run)
+        report(run)
     assert (run / "report.html").read_bytes() == before
 
 
 def test_no_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such folder"):
-        report.report(tmp_path / "none")
+        report(tmp_path / "none")
 
 
 def test_other_classes_than_the_cards_are_refused(run: Path) -> None:
@@ -274,7 +279,7 @@ def test_other_classes_than_the_cards_are_refused(run: Path) -> None:
     result["steps"][-1]["confusion"] = [[1, 0], [0, 1]]
     (run / "steps.json").write_text(json.dumps(result))
     with pytest.raises(UserError, match="confusion matrix is not of the card's 3 classes"):
-        report.report(run)
+        report(run)
 
 
 def test_no_mistakes_no_budget_one_network(run: Path) -> None:
@@ -285,14 +290,14 @@ def test_no_mistakes_no_budget_one_network(run: Path) -> None:
     choice = json.loads((run / "choice.json").read_text())
     choice |= {"candidates": [choice["pick"]], "front": [choice["pick"]], "budget": {}}
     (run / "choice.json").write_text(json.dumps(choice))
-    report.report(run)
+    report(run)
     text = visible((run / "report.html").read_text())
     for value in ("18 of 18 held-out images are right, 0 wrong", "was the only network to choose from", "none set"):
         assert value in text
 
 
 def test_report_imports_no_torch() -> None:
-    code = "import sys, mobilenets.report; sys.exit('torch' in sys.modules or 'matplotlib.pyplot' in sys.modules)"
+    code = "import sys, mobilenets.reports.fit; sys.exit('torch' in sys.modules or 'matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

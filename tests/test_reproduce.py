@@ -19,14 +19,16 @@ import numpy as np
 import pytest
 from matplotlib.collections import PathCollection
 
-import mobilenets
-from mobilenets import cost, published, style, zoo
+from mobilenets.arch import cost, published, zoo
+from mobilenets.commands.reproduce import reproduce
 from mobilenets.errors import UserError
-from mobilenets.papers import figures, reproduce
-from mobilenets.papers.checking import Checked, Result, agreement, check
-from mobilenets.papers.counting import value
-from mobilenets.papers.errata import ERRATA
-from mobilenets.papers.tables import TABLES, UNITS, Cell, Net, Row, Rule, Table, What
+from mobilenets.reports import style
+from mobilenets.reports.papers import figures
+from mobilenets.reports.papers.checking import Checked, Result, agreement, check
+from mobilenets.reports.papers.counting import value
+from mobilenets.reports.papers.errata import ERRATA
+from mobilenets.reports.papers.reproduce import NAMES
+from mobilenets.reports.papers.tables import TABLES, UNITS, Cell, Net, Row, Rule, Table, What
 
 
 def cell(table: str, row: str, column: str) -> Checked:
@@ -41,11 +43,11 @@ def compared(r: Result) -> list[tuple[str, Checked]]:
 # ---- names and forms -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", reproduce.NAMES)
+@pytest.mark.parametrize("name", NAMES)
 def test_every_name_gives_its_table_in_every_form(name: str) -> None:
     from rich.console import Console
 
-    made = reproduce.reproduce(name)
+    made = reproduce(name)
     assert [r.table.name for r in made.results] == ([] if name == "errata" else [name])
     assert bool(made.wrong) == (name == "errata")
     out = io.StringIO()
@@ -60,7 +62,7 @@ def test_every_name_gives_its_table_in_every_form(name: str) -> None:
 
 
 def test_no_name_is_all_and_json_has_every_cell() -> None:
-    d = reproduce.reproduce().to_json()
+    d = reproduce().to_json()
     assert [t["name"] for t in d["tables"]] == list(TABLES)
     assert len(d["errata"]) == len(ERRATA) + 1
     cells = {(t["name"], r["label"], c["column"]): c for t in d["tables"] for r in t["rows"] for c in r["cells"]}
@@ -89,15 +91,15 @@ def test_no_name_is_all_and_json_has_every_cell() -> None:
 
 def test_an_unknown_name_gets_one_line_with_near_misses() -> None:
     with pytest.raises(UserError, match=r"unknown table 'v1-table99': did you mean .*'v1-table9'") as e:
-        reproduce.reproduce("v1-table99")
+        reproduce("v1-table99")
     assert "\n" not in str(e.value)
     with pytest.raises(UserError, match=r"known: v1-table1, .*errata"):
-        reproduce.reproduce("nothing like it")
+        reproduce("nothing like it")
 
 
 def test_a_folder_cannot_be_the_page(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is a folder"):
-        reproduce.reproduce("v1-table1", html=tmp_path)
+        reproduce("v1-table1", html=tmp_path)
 
 
 def test_nothing_heavy_is_imported() -> None:
@@ -284,20 +286,20 @@ def test_others_are_counted_only_when_asked(monkeypatch: pytest.MonkeyPatch) -> 
         asked.append(name)
         return SimpleNamespace(name=name, macs=15_346_000_000, params=138_357_544, resolution=224)
 
-    fake = types.ModuleType("mobilenets.foreign")
+    fake = types.ModuleType("mobilenets.model.convert.foreign_cost")
     fake.count_foreign = count_foreign
-    monkeypatch.setitem(sys.modules, "mobilenets.foreign", fake)
-    monkeypatch.setattr(mobilenets, "foreign", fake, raising=False)
-    assert {c.status for c in dict(reproduce.reproduce("v1-table8").results[0].rows)["VGG16"]} == {"as published"}
+    monkeypatch.setitem(sys.modules, "mobilenets.model.convert.foreign_cost", fake)
+    monkeypatch.setattr("mobilenets.model.convert.foreign_cost", fake, raising=False)
+    assert {c.status for c in dict(reproduce("v1-table8").results[0].rows)["VGG16"]} == {"as published"}
     assert not asked
-    rows = dict(reproduce.reproduce("v1-table8", foreign=True).results[0].rows)
+    rows = dict(reproduce("v1-table8", foreign=True).results[0].rows)
     assert asked == ["torchvision:googlenet", "torchvision:vgg16"]
     assert [c.status for c in rows["VGG16"]] == ["as published", "foreign", "foreign"]
     assert [c.how for c in rows["VGG16"]] == ["", "0.3% less", "0.3% less"]
     assert rows["GoogLeNet"][1].exact == 15_346_000_000
     assert rows["GoogLeNet"][1].cause == "beside torchvision:googlenet at 224 pixels"
     assert rows["GoogLeNet"][1].to_json("")["agrees"] is None
-    made = reproduce.reproduce("v1-table8", foreign=True)
+    made = reproduce("v1-table8", foreign=True)
     assert "≈ VGG16, mult-adds 15300 M (0.3% less); VGG16, params 138 M (0.3% less): beside" in str(
         made.results[0].explained
     )
@@ -404,7 +406,7 @@ class Page(HTMLParser):
 
 def test_the_page_has_everything_and_needs_nothing(tmp_path: Path) -> None:
     path = tmp_path / "new" / "page.html"
-    made = reproduce.reproduce(html=path)
+    made = reproduce(html=path)
     text = path.read_text()
     assert (made.page, made.size_bytes) == (path, len(text.encode()))
     assert made.to_json()["page"] == str(path)
@@ -426,7 +428,7 @@ def test_the_page_has_everything_and_needs_nothing(tmp_path: Path) -> None:
 
 
 def test_a_page_of_one_table(tmp_path: Path) -> None:
-    reproduce.reproduce("v1-table2", html=tmp_path / "p.html")
+    reproduce("v1-table2", html=tmp_path / "p.html")
     page = Page((tmp_path / "p.html").read_text())
     assert page.tags.count("table") == 1
     assert [i for i in page.sections if not i.startswith("figure-")] == ["v1-table2"]

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from mobilenets import latency, zoo
-from mobilenets.graphs.onnx import onnx_model
+from mobilenets.arch import zoo
+from mobilenets.deploy.writers.onnx import onnx_model
+from mobilenets.model.bundle import random_bundle
 
 ROOT = Path(__file__).parents[1]
 ABSENT = (
@@ -32,7 +33,9 @@ ALONE = f"""
 import sys
 for name in {ABSENT}:
     sys.modules[name] = None
-from mobilenets import choose, cli, zoo
+from mobilenets import cli
+from mobilenets.arch import zoo
+from mobilenets.commands import choose
 choose.grid = lambda classes, side=None: [zoo.arch("v1", 0.25, 32, classes)]
 sys.exit(cli.run(sys.argv[1:]))
 """
@@ -42,7 +45,7 @@ sys.exit(cli.run(sys.argv[1:]))
 def files(tmp_path_factory: pytest.TempPathFactory, write_colours) -> Path:
     """A folder with an exported network, `model-int8.onnx`, a bundle, and images of its classes."""
     root = tmp_path_factory.mktemp("files")
-    bundle = latency.random_bundle(zoo.arch("v1", 0.25, 32, 3), "int8")
+    bundle = random_bundle(zoo.arch("v1", 0.25, 32, 3), "int8")
     bundle = type(bundle)(bundle.card.replace(labels=("blue", "green", "red")), bundle.tensors)
     (root / "model-int8.onnx").write_bytes(onnx_model(bundle.card, bundle.tensors))
     bundle.save(root / "bundle")

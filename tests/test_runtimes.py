@@ -3,10 +3,12 @@ import json
 import numpy as np
 import pytest
 
-from mobilenets import engines, exports, peers, runtimes
-from mobilenets.bundle import Bundle
+from mobilenets.commands import bench as runtimes
+from mobilenets.commands import pipeline as exports
+from mobilenets.compression.quantize import quantize_bundle
+from mobilenets.deploy import engines, peers
 from mobilenets.errors import UserError
-from mobilenets.quantize import quantize_bundle
+from mobilenets.model.bundle import Bundle
 
 
 @pytest.fixture
@@ -62,7 +64,7 @@ def test_another_int8_bundle_is_exported_again(run, pixels):
 
 
 def test_a_file_that_fails_is_a_line_and_the_others_are_measured(run, command, monkeypatch):
-    from mobilenets import export
+    from mobilenets.deploy import export
 
     right = export.export_bundle
 

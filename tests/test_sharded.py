@@ -15,12 +15,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mobilenets import data, loader, remote, sharded
-from mobilenets.bundle import Bundle
-from mobilenets.data import open_data
+from mobilenets.data import dataset as data
+from mobilenets.data import remote
+from mobilenets.data import shard_reader as sharded
+from mobilenets.data.open import open_data
 from mobilenets.errors import UserError
-from mobilenets.images import BadImage, Preprocess
-from mobilenets.recipes import Recipe
+from mobilenets.model.bundle import Bundle
+from mobilenets.model.images import BadImage, Preprocess
+from mobilenets.training import loader
+from mobilenets.training.recipes import Recipe
 
 # ---- an index that isn't right -------------------------------------------------------------------------------------
 
@@ -386,7 +389,7 @@ def test_training_from_a_folder_and_from_a_server_with_workers(written, serve, t
 
 
 def test_a_stopped_epoch_of_shards_goes_on(written, tiny_train, command, tmp_path, monkeypatch):
-    from mobilenets.learner import Learner
+    from mobilenets.training.learner import Learner
 
     options = ("--epochs", 2, "--batch", 3, "--checkpoint-minutes", 0)
     whole = tiny_train(tmp_path / "whole", *options, data=written.out)

@@ -12,8 +12,10 @@ import pytest
 from conftest import SMALL_SHARD
 from PIL import Image
 
-from mobilenets import checks, data, shards
-from mobilenets.data import open_data
+from mobilenets.commands.shards import shards
+from mobilenets.data import checks, shard_writer
+from mobilenets.data import dataset as data
+from mobilenets.data.open import open_data
 from mobilenets.errors import UserError
 
 
@@ -56,13 +58,11 @@ def test_webdataset_reads_them(written):
 
 def test_the_same_whatever_the_workers(written, colours, tmp_path):
     for workers in (1, 4):
-        out = shards.shards(str(colours), tmp_path / str(workers), shard_mb=SMALL_SHARD, workers=workers).out
+        out = shards(str(colours), tmp_path / str(workers), shard_mb=SMALL_SHARD, workers=workers).out
         assert digests(out) == digests(written.out)
         other = json.loads((out / "index.json").read_text())
         assert other == json.loads((written.out / "index.json").read_text())
-    assert digests(shards.shards(str(colours), tmp_path / "s", shard_mb=SMALL_SHARD, seed=1).out) != digests(
-        written.out
-    )
+    assert digests(shards(str(colours), tmp_path / "s", shard_mb=SMALL_SHARD, seed=1).out) != digests(written.out)
 
 
 def test_the_index_names_what_is_there(written):
@@ -80,7 +80,7 @@ def test_the_index_names_what_is_there(written):
 def test_large_images_shrink(tmp_path, write_images):
     root = write_images(tmp_path / "d", {"train/a": 2, "train/b": 2, "val/a": 1, "val/b": 1}, side=96)
     Image.new("RGB", (60, 40)).save(root / "train" / "a" / "small.png")
-    out = shards.shards(str(root), tmp_path / "s", short_side=64).out
+    out = shards(str(root), tmp_path / "s", short_side=64).out
     split = open_data(str(out)).split("train")
     sizes = {n: split.rgb(i).size for i, n in enumerate(split.names)}
     assert sizes.pop("train/a/small.png") == (60, 40)
@@ -93,7 +93,7 @@ def test_large_images_shrink(tmp_path, write_images):
 
 def test_images_without_files(tmp_path):
     """`digits` are arrays: as PNG, nothing of them is lost."""
-    out = shards.shards("digits", tmp_path / "s", shard_mb=1).out
+    out = shards("digits", tmp_path / "s", shard_mb=1).out
     before, after = open_data("digits"), open_data(str(out))
     assert (after.kind, after.val_fraction) == ("glyph", 0.2)
     where = {n: i for i, n in enumerate(before.split("val").names)}
@@ -165,7 +165,7 @@ def test_training_doesnt_look_at_all_images_again(written, colours, monkeypatch)
 @pytest.mark.parametrize("how", [KeyboardInterrupt, MemoryError, OSError(errno.ENOSPC, "No space left on device")])
 def test_a_stopped_call_goes_on(written, colours, tmp_path, monkeypatch, how):
     out = tmp_path / "s"
-    add, count = shards._add, iter(range(10**6))
+    add, count = shard_writer._add, iter(range(10**6))
 
     def until(*args):
         if next(count) == 100:  # of 192
@@ -173,17 +173,17 @@ def test_a_stopped_call_goes_on(written, colours, tmp_path, monkeypatch, how):
         return add(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(shards, "_add", until)
+        patch.setattr(shard_writer, "_add", until)
         with pytest.raises(UserError if isinstance(how, OSError) else how):
-            shards.shards(str(colours), out, shard_mb=SMALL_SHARD)
+            shards(str(colours), out, shard_mb=SMALL_SHARD)
     assert not [p for p in out.iterdir() if ".tmp." in p.name]
     done = {p.with_suffix(".tar"): p.with_suffix(".tar").stat().st_mtime_ns for p in out.glob("*-*.npz")}
     assert 3 < len(done) < len(digests(written.out))
     with pytest.raises(UserError, match="aren't finished"):
         open_data(str(out))
     with pytest.raises(UserError, match="shards of other shard_mb"):
-        shards.shards(str(colours), out, shard_mb=1)
-    shards.shards(str(colours), out, shard_mb=SMALL_SHARD)
+        shards(str(colours), out, shard_mb=1)
+    shards(str(colours), out, shard_mb=SMALL_SHARD)
     assert digests(out) == digests(written.out)
     assert (out / "index.json").read_text() == (written.out / "index.json").read_text()
     assert {p: p.stat().st_mtime_ns for p in done} == done
@@ -202,8 +202,8 @@ def test_a_killed_call_goes_on(write_images, tmp_path):
     process.wait()
     (out / ".123.tmp.train-000000.tar").write_bytes(b"half")  # as a kill in the middle of a write leaves
     assert not (out / "index.json").exists()
-    shards.shards(str(root), out, shard_mb=0.2)
-    shards.shards(str(root), whole, shard_mb=0.2)
+    shards(str(root), out, shard_mb=0.2)
+    shards(str(root), whole, shard_mb=0.2)
     assert digests(out) == digests(whole)
     assert {p.name for p in out.iterdir()} == {p.name for p in whole.iterdir()}
 
@@ -211,17 +211,17 @@ def test_a_killed_call_goes_on(write_images, tmp_path):
 def test_other_images_are_not_mixed_in(colours, written, write_images, tmp_path):
     before = digests(written.out)
     with pytest.raises(UserError, match="shards of other seed 0"):
-        shards.shards(str(colours), written.out, shard_mb=SMALL_SHARD, seed=3)
+        shards(str(colours), written.out, shard_mb=SMALL_SHARD, seed=3)
     root = write_images(tmp_path / "d", {"train/a": 4, "train/b": 4})
-    out = shards.shards(str(root), tmp_path / "s").out
+    out = shards(str(root), tmp_path / "s").out
     (root / "train/a/000.png").rename(root / "train/a/new.png")
     with pytest.raises(UserError, match="shards of other images"):
-        shards.shards(str(root), out)
+        shards(str(root), out)
     assert digests(written.out) == before
     with pytest.raises(UserError, match="holds no shards"):
-        shards.shards(str(root), root)
+        shards(str(root), root)
     with pytest.raises(UserError, match="is shards already"):
-        shards.shards(str(out), tmp_path / "t")
+        shards(str(out), tmp_path / "t")
 
 
 @pytest.mark.parametrize(
@@ -229,5 +229,5 @@ def test_other_images_are_not_mixed_in(colours, written, write_images, tmp_path)
 )
 def test_arguments_out_of_range(colours, tmp_path, option, value):
     with pytest.raises(UserError, match=f"{option} must be"):
-        shards.shards(str(colours), tmp_path / "s", **{option: value})
+        shards(str(colours), tmp_path / "s", **{option: value})
     assert not (tmp_path / "s").exists()

@@ -2,10 +2,10 @@ import json
 
 import pytest
 
-from mobilenets import spec, zoo
+from mobilenets.arch import spec, zoo
+from mobilenets.arch.rows import Conv, InvertedResidual, Separable, round_channels
+from mobilenets.arch.spec import Arch, same_padding
 from mobilenets.errors import UserError
-from mobilenets.rows import Conv, InvertedResidual, Separable, round_channels
-from mobilenets.spec import Arch, same_padding
 
 
 @pytest.mark.parametrize("name", ["v1", "v2"])
@@ -148,7 +148,7 @@ def test_layers_of_each_row():
     arch = spec.scale(zoo.V2, activation="relu")
 
     def kinds(row):
-        return [(op.name, op.kind, op.cin, op.cout, op.stride, op.activation) for op in row.ops(16, arch)]
+        return [(op.name, op.kind, op.cin, op.cout, op.stride, op.activation) for op in row.ops(16, arch.scaling)]
 
     assert kinds(Conv(24, stride=2)) == [("conv", "conv", 16, 24, 2, "relu")]
     assert kinds(Conv(24, kernel=1)) == [("conv", "pointwise", 16, 24, 1, "relu")]

@@ -3,7 +3,7 @@ import threading
 
 import pytest
 
-from mobilenets.stderr import captured
+from mobilenets.deploy.engines.stderr import captured
 
 
 def test_what_a_library_writes_is_gathered(capfd):

@@ -12,11 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from mobilenets import cost, sweep, train, zoo
-from mobilenets.bundle import Bundle
+from mobilenets.arch import cost, zoo
+from mobilenets.commands import sweep
+from mobilenets.commands import sweep_jobs as jobs
 from mobilenets.errors import Interrupted, UserError
-from mobilenets.sweep import jobs, networks, page
-from mobilenets.sweep.jobs import Trained
+from mobilenets.model.bundle import Bundle
+from mobilenets.reports import sweep as page
+from mobilenets.training import trainer as train
+from mobilenets.training.sweep import Sweep, Trained, networks
 
 GRID = ("--alphas", ".35,.25", "--resolutions", "32")
 
@@ -35,12 +38,12 @@ def quick(monkeypatch):
     trained = []
 
     def train_bundle(d, arch, _recipe, out, *, seed, resume):
-        from mobilenets import latency
+        from mobilenets.model.bundle import random_bundle
 
         trained.append((out.name, resume))
         if (arch.alpha, seed) in quick_failures:
             raise UserError("the loss became nan in epoch 1")
-        b = latency.random_bundle(arch, "float32")
+        b = random_bundle(arch, "float32")
         b = Bundle(b.card.replace(labels=d.labels, data=d.describe()), b.tensors)
         (out / "logs").mkdir(parents=True, exist_ok=True)
         (out / "logs" / "metrics.csv").write_text("epoch,val_top1,seconds\n1,50,1.5\n2,60,1.25\n")
@@ -266,10 +269,10 @@ def test_figures(runs):
 
 
 def test_a_hostile_source_is_text_on_the_page(tmp_path):
-    from mobilenets import recipes
+    from mobilenets.training import recipes
 
     name = "<script>alert(1)</script> $x_"
-    s = sweep.Sweep(tmp_path, name, recipes.recipe("modern"), "float32", 1, 2, (made(),))
+    s = Sweep(tmp_path, name, recipes.recipe("modern"), "float32", 1, 2, (made(),))
     text = page.page(s)
     assert name not in text
     assert html.escape(name, quote=False) in text

@@ -5,9 +5,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mobilenets import engines, export, imagenet, simulate, teachers
+from mobilenets.deploy import engines, export
 from mobilenets.errors import UserError
-from mobilenets.teachers import open_teacher
+from mobilenets.model import imagenet
+from mobilenets.model import reference as simulate
+from mobilenets.training import teachers
+from mobilenets.training.teachers import open_teacher
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +51,7 @@ def test_an_exported_file_gives_the_same_probabilities(saved, pixels, tmp_path):
 
 
 def test_an_int8_bundle_teaches_through_its_engine(saved, pixels, tmp_path):
-    from mobilenets.quantize import quantize_bundle
+    from mobilenets.compression.quantize import quantize_bundle
 
     int8 = quantize_bundle(saved[0], pixels).save(tmp_path / "int8")
     teacher = open_teacher(str(tmp_path / "int8"))
@@ -100,7 +103,7 @@ def test_torchvision(local_torchvision):
 
 def test_timm(monkeypatch):
     timm = pytest.importorskip("timm")
-    from mobilenets import hubs
+    from mobilenets.model.convert import hubs
 
     monkeypatch.setattr(hubs, "timm_network", lambda name: timm.create_model(name))
     teacher = open_teacher("timm:mobilenetv3_small_050")

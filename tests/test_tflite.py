@@ -13,15 +13,18 @@ pytest.importorskip("ai_edge_litert")
 
 from ai_edge_litert import schema_py_generated as schema
 
-from mobilenets import engines, export, quantize, zoo
-from mobilenets.bundle import PRECISIONS, Bundle, Card
-from mobilenets.engines.torch import TorchEngine
+from mobilenets.arch import zoo
+from mobilenets.arch.spec import scale
+from mobilenets.compression import quantize
+from mobilenets.deploy import engines, export
+from mobilenets.deploy.engines.torch import TorchEngine
+from mobilenets.deploy.writers import tflite, tflite_graph, tflite_metadata
 from mobilenets.errors import UserError
-from mobilenets.formats import tflite as reader
-from mobilenets.graphs import tflite, tflite_graph, tflite_metadata
-from mobilenets.images import Preprocess
-from mobilenets.latency import random_bundle
-from mobilenets.spec import scale
+from mobilenets.model.bundle import Bundle, random_bundle
+from mobilenets.model.card import PRECISIONS, Card
+from mobilenets.model.convert.formats import tflite as reader
+from mobilenets.model.encodings import fold
+from mobilenets.model.images import Preprocess
 
 NETWORKS = ["v1", "v2", "v3-small", "v4-conv-s"]
 OURS = ("float32", "float16", "dynamic", "int8")
@@ -134,7 +137,7 @@ def test_operations_kept_in_float(make_bundle, tmp_path, name):
     joins = [op.name for op in arch.ops if op.kind in ("add", "mul", "activation", "pool")]
     kept = (layers[1], layers[4], layers[5], layers[-1], *joins[:3])
     whole = quantize.quantize_bundle(source, smooth_images(24, seed=100))
-    folded = quantize.fold(arch, source.tensors)
+    folded = fold(arch, source.tensors)
     tensors = dict(whole.tensors)
     for op in layers:
         if op in kept:
@@ -397,8 +400,8 @@ def test_it_is_written_and_run_without_torch(bundle, tmp_path):
     bundle("int8").save(tmp_path / "int8")
     code = f"""
 import pathlib, sys, numpy
-from mobilenets import engines
-from mobilenets.bundle import Bundle
+from mobilenets.deploy import engines
+from mobilenets.model.bundle import Bundle
 here = pathlib.Path({str(tmp_path)!r})
 engines.module("litert").write(Bundle.load(here / "int8"), here / "m.tflite", None)
 engine = engines.load(here / "m.tflite")

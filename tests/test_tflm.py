@@ -12,15 +12,15 @@ pytest.importorskip("ai_edge_litert")
 
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
-from mobilenets import engines, export, zoo
-from mobilenets.bundle import Bundle
-from mobilenets.engines import tflm
-from mobilenets.engines.torch import TorchEngine
+from mobilenets.arch import zoo
+from mobilenets.arch.spec import scale
+from mobilenets.compression.quantize import quantize_bundle
+from mobilenets.deploy import engines, export
+from mobilenets.deploy.engines import tflm
+from mobilenets.deploy.engines.torch import TorchEngine
+from mobilenets.deploy.writers import c_array, tflite, tflite_graph
 from mobilenets.errors import UserError
-from mobilenets.graphs import c_array, tflite, tflite_graph
-from mobilenets.latency import random_bundle
-from mobilenets.quantize import quantize_bundle
-from mobilenets.spec import scale
+from mobilenets.model.bundle import Bundle, random_bundle
 
 NETWORKS = ["v1", "v2", "v3-small", "v4-conv-s"]
 

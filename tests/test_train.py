@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from mobilenets import data, loader, run
-from mobilenets.bundle import Bundle
-from mobilenets.data import open_data
+from mobilenets.data import dataset as data
+from mobilenets.data.open import of_card, open_data
 from mobilenets.errors import UserError
-from mobilenets.images import Preprocess
-from mobilenets.recipes import Recipe
+from mobilenets.model.bundle import Bundle
+from mobilenets.model.images import Preprocess
+from mobilenets.training import loader, run
+from mobilenets.training.recipes import Recipe
 
 LEARN = ("--epochs", 12, "--lr", "0.01", "--batch", 12)
 
@@ -101,9 +102,9 @@ def test_the_share_held_out_is_the_cards(tiny_train, write_images, tmp_path):
     assert run.ran.code == 0, run.ran.err
     card = Bundle.load(run.out / "float").card
     assert card.data["counts"] == {"train": 36, "val": 4}
-    again = data.of_card(card, None)
+    again = of_card(card, None)
     assert {k: len(s) for k, s in again.splits.items()} == {"train": 36, "val": 4}
-    assert len(data.of_card(card, str(write_images(tmp_path / "e", {"cat": 5, "dog": 5}))).split("val")) == 2
+    assert len(of_card(card, str(write_images(tmp_path / "e", {"cat": 5, "dog": 5}))).split("val")) == 2
 
 
 def test_logs_and_checkpoints(learned):
@@ -206,7 +207,7 @@ def test_stopped_at_any_epoch_it_goes_on_to_the_same_weights(tiny_train, command
     whole = tiny_train(tmp_path / "whole", *more)
     out = tmp_path / "stopped"
     line = [str(out) if a == str(whole.out) else a for a in whole.arguments]
-    from mobilenets.learner import Learner
+    from mobilenets.training.learner import Learner
 
     with monkeypatch.context() as patch:
         begin = Learner.on_train_epoch_start
@@ -386,7 +387,7 @@ def test_with_other_classes_the_classifier_is_new(learned, tiny_train, write_col
 def test_the_features_of_a_frozen_epoch_are_computed_once_and_used_many_times(
     learned, tiny_train, write_colours, tmp_path, monkeypatch
 ):
-    from mobilenets.model import MobileNet
+    from mobilenets.model.module import MobileNet
 
     two = write_colours(tmp_path / "two", {f"{s}/{c}": 12 for s in ("train", "val") for c in ("red", "green")})
     seen, pooled = [], MobileNet.pooled
@@ -413,7 +414,7 @@ def test_init_takes_the_finetune_recipe_unless_told(learned, tiny_train, tmp_pat
 
 @pytest.mark.parametrize("kind", ["int8", "nothing", "folder"])
 def test_init_that_cannot_be(make_bundle, pixels, tiny_train, tmp_path, kind):
-    from mobilenets.quantize import quantize_bundle
+    from mobilenets.compression.quantize import quantize_bundle
 
     b = make_bundle("v1").save(tmp_path / "float")
     quantize_bundle(b, pixels).save(tmp_path / "int8")

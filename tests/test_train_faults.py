@@ -14,9 +14,9 @@ import time
 import pytest
 import torch
 
-from mobilenets import data
-from mobilenets.images import BadImage
-from mobilenets.learner import Learner
+from mobilenets.data import dataset as data
+from mobilenets.model.images import BadImage
+from mobilenets.training.learner import Learner
 
 MANY = ("--batch", 3, "--epochs", 2)
 STEPS = 24  # in an epoch, the last 16 without a checkpoint

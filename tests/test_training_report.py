@@ -14,9 +14,15 @@ from typing import Any
 
 import pytest
 
-from mobilenets import cost, files, latency, plots, recipes, report, training_report, zoo
-from mobilenets.bundle import Bundle, Metric
+from mobilenets import files
+from mobilenets.arch import cost, zoo
+from mobilenets.commands.report import report
 from mobilenets.errors import UserError
+from mobilenets.model.bundle import Bundle, random_bundle
+from mobilenets.model.card import Metric
+from mobilenets.reports import plots
+from mobilenets.reports import training as training_report
+from mobilenets.training import recipes
 
 ARCH = zoo.arch("v1", 0.25, 32, 2)
 RECIPE = recipes.recipe("cifar", recipes.Overrides(epochs=20, progressive=1.0))
@@ -41,7 +47,7 @@ def write_run(run: Path, epochs: int = 20, *, finished: bool = True, balanced: f
     files.write_json(run / "run.json", config)
     write_metrics(run / "logs" / "metrics.csv", epochs, balanced)
     if finished:
-        bundle = latency.random_bundle(ARCH, "float32")
+        bundle = random_bundle(ARCH, "float32")
         recipe = {**config["recipe"], "seed": 7, "processes": 2, "best_epoch": 3}
         if "how" in changes:
             recipe["teacher"] = {"name": "the old one", "digest": changes["teacher"], **changes["how"]}
@@ -55,7 +61,7 @@ def write_run(run: Path, epochs: int = 20, *, finished: bool = True, balanced: f
 
 def text_of(run: Path) -> tuple[str, tuple[str, ...]]:
     """What the page of `run` shows, tags and figures' marks aside; and the report's notes."""
-    made = report.report(run)
+    made = report(run)
     assert made.path == run / "report.html"
     return visible(made.path.read_text()), made.notes
 
@@ -87,7 +93,7 @@ def test_page_of_a_finished_run_has_its_numbers(trained: Path) -> None:
 
 
 def test_page_needs_nothing_from_outside(trained: Path) -> None:
-    report.report(trained)
+    report(trained)
     page = (trained / "report.html").read_text()
     assert not re.search(r"<(script|link|iframe|object|base|img)\b", page)
     assert not re.search(r"https?://|@import", page)
@@ -118,7 +124,7 @@ def test_recipe_marks_what_is_not_the_default() -> None:
 
 def test_page_escapes_what_users_wrote(tmp_path: Path) -> None:
     run = write_run(tmp_path / "a & b", source=HOSTILE, command=f"mobilenets train '{HOSTILE}'")
-    report.report(run)
+    report(run)
     page = (run / "report.html").read_text()
     assert "<script" not in page
     assert html.escape(HOSTILE) in page
@@ -262,7 +268,7 @@ def test_unlabelled_run_is_scored_by_its_teacher(tmp_path: Path) -> None:
 def refused(run: Path) -> str:
     """The one line of a refusal, which leaves no page."""
     with pytest.raises(UserError) as e:
-        report.report(run)
+        report(run)
     assert not (run / "report.html").exists()
     assert "\n" not in str(e.value)
     return str(e.value)
@@ -344,7 +350,7 @@ def test_missing_fields(tmp_path: Path) -> None:
 
 def test_imports_no_torch(trained: Path) -> None:
     code = (
-        "import sys; from mobilenets import training_report as r; from pathlib import Path; r.page(Path(sys.argv[1]))"
+        "import sys; from mobilenets.reports import training as r; from pathlib import Path; r.page(Path(sys.argv[1]))"
     )
     code += "; sys.exit('torch' in sys.modules or 'matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code, str(trained)], check=False).returncode == 0

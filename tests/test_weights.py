@@ -13,11 +13,16 @@ from torch import nn
 from torchvision import models
 from torchvision.models import mobilenetv3
 
-from mobilenets import export, imagenet, namings, recognise, simulate, weights, zoo
-from mobilenets.bundle import Bundle
+from mobilenets.arch import zoo
+from mobilenets.arch.spec import scale
+from mobilenets.deploy import export
 from mobilenets.errors import UserError
-from mobilenets.spec import scale
-from mobilenets.weights import Foreign, foreign_bundle
+from mobilenets.model import imagenet
+from mobilenets.model import reference as simulate
+from mobilenets.model.bundle import Bundle
+from mobilenets.model.convert import namings, recognise, weights
+from mobilenets.model.convert.hubs import IMAGENET_PREPROCESS, Foreign
+from mobilenets.model.convert.weights import foreign_bundle
 
 h5py = pytest.importorskip("h5py")
 timm = pytest.importorskip("timm")
@@ -359,7 +364,7 @@ def test_pytorch_files(imported, command, tmp_path, suffix):
     x = torch.randn(2, 3, 64, 64)
     with torch.inference_mode():
         assert worst(net(x), simulate.float_model(bundle)(x)) < 1e-5
-    assert bundle.card.preprocess == dataclasses.replace(weights.IMAGENET_PREPROCESS, resolution=224)
+    assert bundle.card.preprocess == dataclasses.replace(IMAGENET_PREPROCESS, resolution=224)
     assert bundle.card.arch.padding == "symmetric"
     told = command("import", path, "--out", tmp_path / "b", "--padding", "same", "--bn-eps", 0.01, "--resolution", 96)
     arch = Bundle.load(tmp_path / "b").card.arch

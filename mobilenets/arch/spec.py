@@ -1,0 +1,369 @@
+"""What a network is, as data: the `Network` that rows form in a paper, and the `Arch` that scaling gives.
+
+    Network (a paper's table) --scale(alpha, resolution, classes)--> Arch (final integer channels)
+
+Everything else (the model, its cost, its exported files, its pictures) walks `Arch.ops`, so they can't disagree.
+No torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from mobilenets.arch.graph import ACTIVATIONS, Activation, Op
+from mobilenets.arch.rows import RESIDUAL, InvertedResidual, Row, Scaling, round_channels, row_from_json
+from mobilenets.errors import UserError, unknown
+
+Padding = Literal["symmetric", "same"]
+Shortcut = Literal["bottleneck", "expansion", "none"]
+Convention = Literal["slim", "torchvision"]
+PADDINGS: tuple[Padding, ...] = ("symmetric", "same")
+SHORTCUTS: tuple[Shortcut, ...] = ("bottleneck", "expansion", "none")
+CONVENTIONS: tuple[Convention, ...] = ("slim", "torchvision")
+
+
+@dataclass(frozen=True)
+class Block:
+    """A row with its operations laid out, under their full names; the last one's output is the block's."""
+
+    name: str
+    source: str
+    ops: tuple[Op, ...]
+    total_stride: int
+
+    @property
+    def cin(self) -> int:
+        return self.ops[0].cin
+
+    @property
+    def cout(self) -> int:
+        return self.ops[-1].cout
+
+    @property
+    def output(self) -> str:
+        return self.ops[-1].name
+
+    @property
+    def shortcut(self) -> bool:
+        return self.ops[-1].kind == "add"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The last block at one stride: where detection heads tap the network."""
+
+    name: str
+    block: int
+    stride: int
+    channels: int
+
+
+@dataclass(frozen=True)
+class Network:
+    """A paper's table before scaling: the rows at alpha 1 and the conventions for scaling them.
+
+    `rows` up to the global pooling, `head` from there to the classifier. `keep_head`: the last of all rows isn't
+    narrowed below alpha 1 (V2 paper, section 4). `alphas` and `resolutions` are those with published accuracies, the
+    last resolution the one that the paper leads with.
+    """
+
+    name: str
+    rows: tuple[Row, ...]
+    activation: Activation
+    keep_head: bool
+    source: str
+    alphas: tuple[float, ...]
+    resolutions: tuple[int, ...]
+    head: tuple[Row, ...] = ()
+
+
+@dataclass(frozen=True)
+class Arch:
+    """A network resolved to final channels: the one description the model, its cost and its files share.
+
+    `classes` is 0 for a headless network. `divisor`, `min_depth`, `keep_head`, `keep_stem` and `convention` record how
+    the channels were rounded (see `scale`). `padding` is "symmetric" (PyTorch's) or "same" (TensorFlow's: a stride-2
+    convolution pads bottom and right first). `linear_bottleneck` and `shortcut` are V2's ablations (V2 paper, figure
+    6): without the first, an activation follows the projection too; the shortcuts join the bottlenecks, or the
+    expansions (over depthwise, project and the next expansion, as in a classical residual block), or there are none.
+    """
+
+    name: str
+    alpha: float
+    resolution: int
+    classes: int
+    rows: tuple[Row, ...]
+    head: tuple[Row, ...] = ()
+    activation: Activation = "relu6"
+    padding: Padding = "symmetric"
+    linear_bottleneck: bool = True
+    shortcut: Shortcut = "bottleneck"
+    bn_eps: float = 1e-5
+    bn_momentum: float = 0.1
+    dropout: float = 0.0
+    divisor: int = 8
+    min_depth: int = 8
+    keep_head: bool = False
+    keep_stem: bool = False
+    convention: Convention = "slim"
+
+    def __post_init__(self) -> None:
+        check_alpha(self.alpha)
+        check_resolution(self.resolution)
+        if self.classes < 0:
+            raise UserError(f"classes must be 0 or more, not {self.classes}")
+        for field, known in (
+            ("padding", PADDINGS),
+            ("activation", ACTIVATIONS),
+            ("shortcut", SHORTCUTS),
+            ("convention", CONVENTIONS),
+        ):
+            if getattr(self, field) not in known:
+                raise unknown(field, str(getattr(self, field)), known)
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"dropout must be in [0, 1), not {self.dropout}")
+        if not self.rows:
+            raise UserError("an Arch needs at least one row")
+
+    @functools.cached_property
+    def blocks(self) -> tuple[Block, ...]:
+        """The rows up to the global pooling."""
+        return self._lay_out("blocks", self.rows, "input", 3, 1)
+
+    @functools.cached_property
+    def head_blocks(self) -> tuple[Block, ...]:
+        """The rows between the global pooling and the classifier."""
+        return self._lay_out("head", self.head, "pool", self.blocks[-1].cout, 1)
+
+    @functools.cached_property
+    def tail(self) -> tuple[Op, ...]:
+        """From the last map to the classes: the global pooling, the head's layers, the classifier."""
+        last = self.blocks[-1]
+        pool = Op("pool", "pool", last.cout, last.cout, inputs=(last.output,))
+        ops = (pool, *(op for b in self.head_blocks for op in b.ops))
+        if not self.classes:
+            return ops
+        inputs = (ops[-1].name,)
+        return *ops, Op("classifier", "linear", self.width, self.classes, bias=True, inputs=inputs)
+
+    @property
+    def scaling(self) -> Scaling:
+        return Scaling(self.activation, self.linear_bottleneck, self.divisor, self.min_depth)
+
+    def _lay_out(self, prefix: str, rows: tuple[Row, ...], source: str, cin: int, stride: int) -> tuple[Block, ...]:
+        bodies: list[tuple[tuple[Op, ...], bool]] = []  # a block's operations, and whether a shortcut spans them
+        for row in rows:
+            joined = isinstance(row, RESIDUAL) and row.stride == 1 and cin == row.channels
+            bodies.append((row.ops(cin, self.scaling), joined))
+            cin = row.channels
+        if bodies and self.shortcut == "expansion":
+            bodies = _around_expansions(bodies)
+        blocks = []
+        for i, (ops, joined) in enumerate(bodies):
+            name = f"{prefix}.{i}"
+            if joined and self.shortcut != "none":
+                last = ops[-1]
+                ops = (*ops, Op("sum", "add", last.cout, last.cout, inputs=("", last.name)))
+            full = {"": source} | {op.name: f"{name}.{op.name}" for op in ops}
+            ops = tuple(
+                dataclasses.replace(op, name=full[op.name], inputs=tuple(full[x] for x in op.inputs)) for op in ops
+            )
+            strides = {source: stride}
+            for op in ops:
+                strides[op.name] = strides[op.inputs[0]] * op.stride
+            blocks.append(Block(name, source, ops, stride := strides[ops[-1].name]))
+            source = ops[-1].name
+        return tuple(blocks)
+
+    @functools.cached_property
+    def ops(self) -> tuple[Op, ...]:
+        """Every operation in order, from the image ("input") to the classes: what every walker walks."""
+        return *(op for b in self.blocks for op in b.ops), *self.tail
+
+    @functools.cached_property
+    def sides(self) -> dict[str, int]:
+        """Height and width in pixels of "input" and of every operation's output, at `resolution`."""
+        sides = {"input": self.resolution}
+        for op in self.ops:
+            sides[op.name] = 1 if op.kind == "pool" else -(-sides[op.inputs[0]] // op.stride)
+        return sides
+
+    @functools.cached_property
+    def frees(self) -> tuple[tuple[str, ...], ...]:
+        """For each operation, the names of those whose outputs nothing after it reads."""
+        reader = {name: i for i, op in enumerate(self.ops) for name in op.inputs}
+        return tuple(tuple(n for n in dict.fromkeys(op.inputs) if reader[n] == i) for i, op in enumerate(self.ops))
+
+    @property
+    def layers(self) -> tuple[Op, ...]:
+        """The operations with weights, in order, the classifier last."""
+        return tuple(op for op in self.ops if op.is_layer)
+
+    @property
+    def activations(self) -> tuple[str, ...]:
+        """Names of the tensors between the operations: what int8 gives a scale each."""
+        return ("input", *(op.name for op in self.ops))
+
+    @property
+    def width(self) -> int:
+        """Features that the classifier reads."""
+        return (self.head or self.rows)[-1].channels
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The last block at each stride, from stride 2 to the network's total stride: feature taps for detection."""
+        last = {b.total_stride: i for i, b in enumerate(self.blocks)}
+        taps = ((s, i) for s, i in last.items() if s > 1)
+        return tuple(Stage(f"stage{n}", i, s, self.blocks[i].cout) for n, (s, i) in enumerate(taps, 1))
+
+    @property
+    def title(self) -> str:
+        return f"{self.name} {self.alpha:g}-{self.resolution}"
+
+    def replace(self, **changes: Any) -> Arch:
+        return dataclasses.replace(self, **changes)
+
+    def to_json(self) -> dict[str, Any]:
+        d = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        for part in ("rows", "head"):
+            d[part] = [{"type": type(r).__name__, **dataclasses.asdict(r)} for r in d[part]]
+        return d
+
+    @classmethod
+    def from_json(cls, d: Mapping[str, Any]) -> Arch:
+        """The inverse of `to_json`; a UserError names a field that is missing, unknown or of the wrong type."""
+        known = {f.name for f in dataclasses.fields(cls)}
+        for k in d:
+            if k not in known:
+                raise unknown("Arch field", k, known)
+        try:
+            rows, head = (tuple(row_from_json(r) for r in part) for part in (d["rows"], d.get("head", ())))
+            return cls(**{**d, "rows": rows, "head": head})
+        except (KeyError, TypeError, ValueError, AttributeError) as e:
+            raise UserError(f"not an Arch: {e}") from e
+
+    @property
+    def digest(self) -> str:
+        text = json.dumps(self.to_json(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _around_expansions(bodies: list[tuple[tuple[Op, ...], bool]]) -> list[tuple[tuple[Op, ...], bool]]:
+    """Blocks cut after each expansion instead of each projection: joined bottlenecks become joined expansions."""
+    out: list[tuple[tuple[Op, ...], bool]] = []
+    pending: tuple[Op, ...] = ()
+    waiting = False
+    for ops, joined in bodies:
+        names = [op.name for op in ops]
+        cut = names.index("depthwise") if {"expand", "depthwise"} <= set(names) else 0
+        if cut:
+            spliced = _splice(pending + ops[:cut])
+            out.append((spliced, waiting and spliced[0].cin == spliced[-1].cout))
+            pending, waiting = ops[cut:], joined
+        else:
+            pending, waiting = pending + ops, False
+    return [*out, (_splice(pending), False)]
+
+
+def _splice(ops: tuple[Op, ...]) -> tuple[Op, ...]:
+    """Operations of neighbouring blocks as one block's: what isn't among them is the input of the first."""
+    out: list[Op] = []
+    for op in ops:
+        here = {o.name for o in out}
+        after = out[-1].name if out else ""
+        out.append(dataclasses.replace(op, inputs=tuple(x if x in here else after for x in op.inputs)))
+    return tuple(out)
+
+
+def check_alpha(alpha: float) -> None:
+    if not (isinstance(alpha, int | float) and 0 < alpha <= 2):
+        raise UserError(f"alpha must be above 0 and at most 2, not {alpha}")
+
+
+def check_resolution(resolution: int) -> None:
+    if not isinstance(resolution, int) or not 32 <= resolution <= 4096:
+        raise UserError(f"resolution must be a whole number from 32 to 4096 pixels, not {resolution}")
+
+
+def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
+    """Pixels TensorFlow's "SAME" adds before and after a side of `size`: the odd one goes after."""
+    total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+    return total // 2, total - total // 2
+
+
+def scale(
+    network: Network,
+    alpha: float = 1.0,
+    resolution: int | None = None,
+    classes: int = 1000,
+    *,
+    activation: Activation | None = None,
+    padding: Padding = "symmetric",
+    linear_bottleneck: bool = True,
+    shortcut: Shortcut = "bottleneck",
+    bn_eps: float = 1e-5,
+    bn_momentum: float = 0.1,
+    dropout: float = 0.0,
+    divisor: int = 8,
+    min_depth: int = 8,
+    keep_head: bool | None = None,
+    keep_stem: bool = False,
+    convention: Convention = "slim",
+) -> Arch:
+    """Resolve a paper's table at width `alpha` and input `resolution` in pixels (V1 paper, sections 3.3 and 3.4).
+
+    `resolution` None is the one the paper leads with. Every row's channels are multiplied by alpha and rounded
+    (`round_channels`); `keep_head` spares the last row below alpha 1, `keep_stem` the first. At other widths than 1 two
+    conventions exist for the expanded channels: "slim" (TF-slim's and timm's, the papers' authors' own) applies the
+    expansion ratio to the rounded input; "torchvision" multiplies the table's expanded channels by alpha and narrows
+    the head too. They differ for V3 alone, since V2's ratios are whole numbers.
+    """
+    check_alpha(alpha)
+    if convention not in CONVENTIONS:
+        raise unknown("convention", str(convention), CONVENTIONS)
+    keep = network.keep_head and not (network.head and convention == "torchvision") if keep_head is None else keep_head
+    table = (*network.rows, *network.head)
+    widths = [alpha] * len(table)
+    if keep:
+        widths[-1] = max(alpha, 1.0)
+    if keep_stem:
+        widths[0] = 1.0
+    rows: list[Row] = []
+    table_cin = cin = 3
+    for row, width in zip(table, widths, strict=True):
+        channels = round_channels(row.channels * width, divisor, min_depth)
+        if network.head and convention == "torchvision":
+            if isinstance(row, InvertedResidual):
+                mid = round_channels(table_cin * row.expand * alpha, divisor, min_depth)
+                row = dataclasses.replace(row, mid=mid)
+            elif len(rows) == len(network.rows) - 1:
+                channels = row.channels // table_cin * cin
+        rows.append(dataclasses.replace(row, channels=channels))
+        table_cin, cin = row.channels, channels
+    n = len(network.rows)
+    return Arch(
+        name=network.name,
+        alpha=float(alpha),
+        resolution=network.resolutions[-1] if resolution is None else resolution,
+        classes=classes,
+        rows=tuple(rows[:n]),
+        head=tuple(rows[n:]),
+        activation=activation or network.activation,
+        padding=padding,
+        linear_bottleneck=linear_bottleneck,
+        shortcut=shortcut,
+        bn_eps=bn_eps,
+        bn_momentum=bn_momentum,
+        dropout=dropout,
+        divisor=divisor,
+        min_depth=min_depth,
+        keep_head=keep,
+        keep_stem=keep_stem,
+        convention=convention,
+    )

@@ -1,0 +1,1 @@
+"""One file for each verb: its signature is the command line, its docstring the help."""

@@ -1,0 +1,184 @@
+"""The verb `bench`: files, or a network on every runtime, accuracy beside latency."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from mobilenets import console
+from mobilenets.commands.options import commas
+from mobilenets.deploy import bench as timing
+from mobilenets.deploy import engines
+from mobilenets.deploy.bench import ROUNDS, Subject, Timing
+from mobilenets.errors import UserError
+from mobilenets.model import bundle as bundles
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from mobilenets.deploy.export import Export
+
+RUN = "run.json"
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What was measured, in turn: timings, each with its file's proof where it was exported for this."""
+
+    timings: tuple[Timing, ...]
+    exports: tuple[Export | None, ...]
+    failed: tuple[str, ...] = ()
+
+    def to_json(self) -> list[dict[str, Any]]:
+        out = []
+        for t, e in zip(self.timings, self.exports, strict=True):
+            proof = {k: getattr(e, k) for k in ("top1", "agreement", "difference")} if e else {}
+            out.append({**t.to_json(), **proof})
+        return out
+
+    def __rich__(self) -> RenderableType:
+        from rich.console import Group
+        from rich.text import Text
+
+        first = self.timings[0]
+        batches = list(first.images_per_s)
+        scored = any(self.exports)
+        several = len({r.threads for r in self.timings}) > 1
+        threads = "" if several else f" on {first.threads} thread{'s' * (first.threads > 1)}"
+        t = console.table(
+            f"latency at batch {first.batch}{threads}, measured in turn",
+            [
+                *([] if scored else ["file"]),
+                *("engine", "precision"),
+                *(["threads"] if several else []),
+                *(["top-1\n%", "as PyTorch\n%"] if scored else []),
+                *("median\nms", "p95\nms"),
+                *(f"images/s\nat {b}" for b in batches),
+                *("load\nms", "RSS\nMB", "size\nMB"),
+            ],
+            left=("file", "engine", "precision"),
+        )
+        best = min(self.timings, key=lambda r: r.median_ms)
+        for r, e in zip(self.timings, self.exports, strict=True):
+            proof = [e and _percent(e.top1), e and _percent(e.agreement)] if scored else []
+            t.add_row(
+                *([] if scored else [r.path]),
+                r.engine,
+                r.precision,
+                *([str(r.threads)] if several else []),
+                *(p or "" for p in proof),
+                f"{r.median_ms:.3f}",
+                f"{r.p95_ms:.3f}",
+                *(f"{r.images_per_s[b]:.0f}" for b in batches),
+                f"{r.load_ms:.0f}",
+                f"{r.peak_rss_bytes / 1e6:.0f}",
+                console.megabytes(r.size_bytes),
+                style="bold green" if r is best and len(self.timings) > 1 else "",
+            )
+        t.caption = "; ".join(dict.fromkeys(r.title for r in self.timings))
+        return Group(t, *(Text(line, style="red") for line in self.failed))
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+@contextmanager
+def _kept(path: Path) -> Iterator[Path]:
+    """Where the exports of `path` go: into a run's own folder; of anything else, away with them afterwards."""
+    from mobilenets.commands.pipeline import FOLDER
+
+    if (path / RUN).exists():
+        yield path / FOLDER
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+
+
+def _on_engines(
+    path: Path, engine: Sequence[str], precision: Sequence[str], data: str | None, root: Path | None, folder: Path
+) -> tuple[list[Export], list[str]]:
+    from mobilenets.commands import pipeline as exports
+
+    of = bundles.Bundle.load(bundles.find_bundle(path)).card.precision
+    pairs = exports.combinations(engine or ("all",), precision or ("all",), of)
+    made = list(exports.make(path, pairs, folder, data, root))
+    good = [m for m in made if not isinstance(m, str)]
+    failed = [m for m in made if isinstance(m, str)]
+    if not good:
+        raise UserError(f"no file could be made of {path}: {failed[0]}")
+    return good, failed
+
+
+def bench(
+    *paths: Path,
+    engine: Annotated[tuple[str, ...], commas(str)] = (),
+    precision: Annotated[tuple[str, ...], commas(str)] = (),
+    threads: Annotated[tuple[int, ...], commas(int)] = (1,),
+    batch: Annotated[tuple[int, ...], commas(int)] = (1, 8, 32),
+    peers: bool = False,
+    rounds: int = ROUNDS,
+    data: str | None = None,
+    root: Path | None = None,
+) -> Bench:
+    """Measure latency, throughput and memory of files, in turn; or of a network on every runtime, with its accuracy.
+
+    Parameters
+    ----------
+    paths
+        Exported files, bundles, runs or packaged networks. With --engine or --precision: one bundle or run, which is
+        exported to each (kept in a run's folder), proved against PyTorch and scored on held-out images.
+    engine
+        Runtimes, with commas between, or all that are installed.
+    precision
+        float32, float16, int8, dynamic, int4, with commas between, or all that the runtimes have.
+    threads
+        Threads (and processors) each may use; several with commas between.
+    batch
+        Images in a call; latency is of the first, throughput of each.
+    peers
+        Also measure what you might run otherwise: torchvision, timm, PyTorch eager, channels_last and compiled, and a
+        plain torch.onnx.export.
+    rounds
+        How often each gets its turn of 0.3 s.
+    data
+        Images to prove and score exports on; those the network was trained on, if left out.
+    root
+        Where local copies of named data sets are.
+    """
+    if not paths:
+        raise UserError("name at least one file to measure")
+    for name, n in (("threads", min(threads)), ("batch", min(batch)), ("rounds", rounds)):
+        if n < 1:
+            raise UserError(f"{name} must be 1 or more, not {n}")
+    everywhere = bool(engine or precision)
+    if (everywhere or peers) and len(paths) > 1:
+        raise UserError("--engine, --precision and --peers take one bundle or run")
+    resolved = [bundles.located(p) for p in paths]
+    with _kept(resolved[0]) as folder:
+        exported: list[Export] = []
+        failed: list[str] = []
+        if everywhere:
+            exported, failed = _on_engines(resolved[0], engine, precision, data, root, folder)
+            files = [e.path for e in exported]
+        else:
+            files = [engines.resolve(p) for p in resolved]
+            for f in files:
+                engines.for_path(f)  # says what is wrong before a process is started
+        subjects = [Subject(f, n) for n in threads for f in files]
+        proofs: list[Export | None] = [e for _ in threads for e in exported] or [None] * len(subjects)
+        if peers:
+            from mobilenets.deploy import peers as others
+
+            of = bundles.find_bundle(resolved[0])
+            names = others.available(bundles.Bundle.load(of).card.arch)
+            beside = [Subject(of, n, name) for n in threads for name in names]
+            subjects, proofs = subjects + beside, proofs + [None] * len(beside)
+        timings = timing.measure(subjects, batch, rounds)
+        kept = [dataclasses.replace(t, path=s.peer) if s.peer else t for t, s in zip(timings, subjects, strict=True)]
+    return Bench(tuple(kept), tuple(proofs), tuple(failed))

@@ -1,0 +1,165 @@
+"""`mobilenets distill`: a small network that learns from a larger one."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import numpy as np
+import numpy.typing as npt
+from cyclopts import Parameter
+
+from mobilenets import console
+from mobilenets.data import checks
+from mobilenets.data import dataset as data
+from mobilenets.data.dataset import Split
+from mobilenets.data.open import open_data, open_unlabelled
+from mobilenets.errors import UserError
+from mobilenets.model import bundle as bundles
+from mobilenets.model import imagenet
+from mobilenets.model.bundle import Bundle
+from mobilenets.training import distributed as processes
+from mobilenets.training import recipes, run
+from mobilenets.training import trainer as train
+from mobilenets.training.distill import TEACHER, Teaching, _at_once
+from mobilenets.training.recipes import Distillation, Overrides
+
+if TYPE_CHECKING:
+    from mobilenets.training.teachers import Teacher
+
+
+def distill(
+    teacher: str,
+    source: str,
+    *,
+    out: Path | None = None,
+    arch: str | None = None,
+    alpha: float | None = None,
+    resolution: int | None = None,
+    recipe: str | None = None,
+    overrides: Annotated[Overrides | None, Parameter(name="*")] = None,
+    unlabelled: bool = False,
+    temperature: float = 4.0,
+    labels: float | None = None,
+    embedding: float = 0.0,
+    views: int | None = None,
+    cache: Path | None = None,
+    init: Path | None = None,
+    seed: int = 0,
+    resume: bool = False,
+    skip_bad: bool = False,
+    root: Path | None = None,
+) -> Bundle | None:
+    """Train a small network on what a larger one says of the images.
+
+    Parameters
+    ----------
+    teacher
+        Bundle, run or exported file; or torchvision:NAME, timm:NAME with their published weights.
+    source
+        Folder or zip of class folders, or a set's name. With --unlabelled, any folder or zip of images.
+    out
+        Folder of the run: checkpoints, logs, and the bundle in OUT/float. By default in runs/, by the names of the data
+        and the network.
+    arch
+        Network: v1, v2, v3-large, ... (`mobilenets list`); v2 if left out.
+    alpha
+        Width multiplier, above 0 and at most 2; 1 if left out.
+    resolution
+        Input height and width in pixels; that of --init, or the network's own, if left out.
+    recipe
+        modern (from scratch), finetune, cifar, ...; by default modern, or finetune with --init.
+    unlabelled
+        The images have no labels, or none that matter: the student learns the teacher's classes, and its scores say
+        how often it agrees with the teacher.
+    temperature
+        Softens the teacher's probabilities and the student's, so that small ones count.
+    labels
+        Share of the loss that the true classes have; by default 0.1, and 0 with --unlabelled.
+    embedding
+        Weight of the squared difference to the teacher's embedding (what its classifier reads); 0 is off.
+    views
+        Random views of each image that the teacher is asked about, once; they come round again. 0: it is asked about
+        every image in every step. By default 16, or 0 where the answers would take over 2 GiB.
+    cache
+        Folder for the teacher's answers, which several students can share; OUT/teacher by default.
+    init
+        Bundle to start from: its network, and its weights as far as the classes allow.
+    seed
+        Seed of everything random: split, initial weights, order, augmentation.
+    resume
+        Go on with a run that was stopped.
+    skip_bad
+        Go on without damaged images.
+    root
+        Where copies of named sets are, or go.
+    """
+    from mobilenets.training.teachers import open_teacher
+
+    chosen = recipes.recipe(recipe or ("finetune" if init else "modern"), overrides)
+    how = Distillation(temperature, (0.0 if unlabelled else 0.1) if labels is None else labels, embedding, views)
+    start = Bundle.load(bundles.find_bundle(init)) if init else None
+    knows = open_teacher(teacher, threads=os.cpu_count() or 1)
+    if embedding and not knows.width:
+        raise UserError(f"{teacher} shows no embedding, as a file doesn't: leave out --embedding, or name its bundle")
+    d = open_unlabelled(source, root, seed) if unlabelled else open_data(source, root, seed)
+    classes = knows.labels if unlabelled else d.labels
+    columns = _columns(knows.labels, classes)
+    if not columns and how.labels < 1:
+        stranger = next(c for c in classes if c not in knows.labels)
+        raise UserError(
+            f"{source}: class {stranger!r} isn't one the teacher knows: match its embedding instead (--labels 1 "
+            "--embedding 1), or learn its classes (--unlabelled)"
+        )
+    net = train.network(arch, alpha, resolution, start, len(classes))
+    config = {
+        "verb": "distill", "teacher": knows.digest, "source": source, "unlabelled": unlabelled, "arch": net.to_json(),
+        "recipe": chosen.to_json(), "how": dataclasses.asdict(how), "init": start.digest if start else None,
+        "seed": seed,
+    }  # fmt: skip
+    out = out or run.folder(source, net.title, "distilled")
+    _, rank = processes.world()
+    if rank == 0:
+        run.prepare(out, config, resume)
+        checks.check(d, skip_bad)
+    else:
+        checks.scan(d)
+    if unlabelled:
+        d.labels = classes
+        for split in d.splits.values():
+            split.targets = processes.from_rank_0(_says(knows, split) if rank == 0 else None)
+    elif columns and rank == 0:
+        val = d.split("val")
+        right = np.asarray(columns)[val.targets] == _says(knows, val)
+        console.note(f"teacher  {knows.name}: {100 * right.mean():.2f}% top-1 on val")
+    teaching = Teaching(knows, how, columns, cache or out / TEACHER)
+    trained = train.train_bundle(d, net, chosen, out, seed=seed, resume=resume, init=start, teaching=teaching)
+    if rank != 0:
+        return None
+    run.say_where(out)
+    return trained
+
+
+def _columns(teacher: tuple[str, ...], student: tuple[str, ...]) -> tuple[int, ...]:
+    """Where the teacher has each of the student's classes; empty unless it has all of them."""
+    ids = tuple(imagenet.classes()) if imagenet.is_imagenet(teacher) else ()
+    names = ids if set(student) <= set(ids) else teacher
+    at = {c: i for i, c in enumerate(names)}
+    return tuple(at[c] for c in student) if set(student) <= set(at) else ()
+
+
+def _says(teacher: Teacher, split: Split) -> npt.NDArray[np.int64]:
+    """The class that the teacher gives each image, seen as in a prediction: [N]."""
+    import torch
+
+    best, at_once = [], _at_once()
+    with console.progress() as bar:
+        task = bar.add_task(f"asking the teacher of {split.name}", total=len(split), status="")
+        for at in range(0, len(split), at_once):
+            chunk = split.subset(range(at, min(at + at_once, len(split))))
+            pixels = torch.from_numpy(data.gather(chunk, teacher.preprocess).pixels).permute(0, 3, 1, 2)
+            best.append(teacher(pixels)[:, : len(teacher.labels)].argmax(1).cpu().numpy())
+            bar.advance(task, len(chunk))
+    return np.concatenate(best)

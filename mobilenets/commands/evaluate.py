@@ -1,0 +1,33 @@
+"""`mobilenets eval`: a network's score."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mobilenets.data.open import of_card
+from mobilenets.deploy import engines
+from mobilenets.deploy.evaluate import score
+from mobilenets.tasks.classify import Scores
+
+
+def evaluate(model: Path, source: str | None = None, *, split: str | None = None, root: Path | None = None) -> Scores:
+    """Score a network on labelled images.
+
+    Parameters
+    ----------
+    model
+        Exported file, bundle or run.
+    source
+        Folder or zip of class folders, or a set's name; the data it was trained on, if left out.
+    split
+        train, val, test or all. By default test where there is one, else val; all of data without splits of its own,
+        unless it is what the network was trained on: then what was held out in training.
+    root
+        Where local copies of named data sets are.
+    """
+    engine = engines.load(model)
+    d = of_card(engine.card, source, root)
+    trained_on = engine.card.data
+    same = d.source == trained_on.get("source") or len(d.split("all")) == sum(trained_on.get("counts", {}).values())
+    default = d.held_out if same or d.val_fraction is None else "all"
+    return score(engine, d, split or default)

@@ -1,0 +1,47 @@
+"""`mobilenets import`: others' weights as a bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mobilenets.arch.spec import Padding
+from mobilenets.model.bundle import Bundle, check_out
+from mobilenets.model.convert.weights import foreign_bundle, open_foreign, read_labels
+
+
+def import_weights(
+    source: str,
+    *,
+    out: Path,
+    arch: str | None = None,
+    alpha: float | None = None,
+    resolution: int | None = None,
+    labels: Path | None = None,
+    padding: Padding | None = None,
+    bn_eps: float | None = None,
+) -> Bundle:
+    """Turn weights that others trained into a bundle; the network is recognised by its tensors.
+
+    Parameters
+    ----------
+    source
+        torchvision:NAME or timm:NAME (torchvision:mobilenet_v2, timm:mobilenetv4_conv_small.e2400_r224_in1k), or a
+        file: PyTorch .pth or .safetensors, Keras .h5, TensorFlow checkpoint (.index), TFLite (float or quantized).
+    out
+        Folder of the bundle.
+    arch
+        What it should be: v1, v2, v3-large, ...; anything else is refused.
+    alpha
+        The width it should have.
+    resolution
+        Input height and width in pixels, where the source doesn't say.
+    labels
+        File with a label a line; ImageNet's for 1000 classes (or 1001, with background), if left out.
+    padding
+        symmetric (PyTorch) or same (TensorFlow), where the library's own is wrong.
+    bn_eps
+        BatchNorm's epsilon, where the library's own is wrong.
+    """
+    check_out(out)
+    named = read_labels(labels) if labels else None
+    return foreign_bundle(open_foreign(source), arch, alpha, resolution, named, padding, bn_eps).save(out)

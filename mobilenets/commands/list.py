@@ -1,0 +1,122 @@
+"""`mobilenets list`: every network, width and resolution that somebody published an accuracy of. No torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from mobilenets.arch import cost, published, zoo
+from mobilenets.errors import unknown
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+SortKey = Literal["name", "top1", "macs", "params"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A network as published. `imagenet_top1` in percent, None where nobody published one; bytes at 32 and 8 bits."""
+
+    arch: str
+    alpha: float
+    resolution: int
+    imagenet_top1: float | None
+    macs: int
+    params: int
+    weight_bytes: int
+    weight_bytes_int8: int
+    source: str
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """Networks, in the order asked for."""
+
+    entries: tuple[Entry, ...]
+
+    def to_json(self) -> list[dict[str, Any]]:
+        return [dataclasses.asdict(e) for e in self.entries]
+
+    def __rich__(self) -> RenderableType:
+        from mobilenets.console import megabytes, table
+
+        t = table(
+            f"{len(self.entries)} networks, as published; 1000 classes",
+            ["network", "alpha", "input", "top-1 %", "macs M", "params M", "MB", "MB int8", "source"],
+            left=("network", "source"),
+        )
+        for column in (t.columns[0], t.columns[-1]):
+            column.no_wrap = True
+        for e in self.entries:
+            t.add_row(
+                e.arch,
+                f"{e.alpha:g}",
+                str(e.resolution),
+                "" if e.imagenet_top1 is None else f"{e.imagenet_top1:.1f}",
+                f"{e.macs / 1e6:,.1f}",
+                f"{e.params / 1e6:.2f}",
+                megabytes(e.weight_bytes),
+                megabytes(e.weight_bytes_int8),
+                e.source,
+            )
+        t.caption = "top-1: ImageNet's, published, never ours; macs and params: counted, exact; MB: weights alone"
+        return t
+
+
+def catalogue() -> list[Entry]:
+    """Every published width and resolution of every network; one without a published accuracy at its own."""
+    entries = []
+    for network in zoo.NETWORKS.values():
+        for alpha in network.alphas:
+            for resolution in network.resolutions:
+                top1 = published.TOP1.get(network.name, {}).get(alpha, {}).get(resolution)
+                if top1 is None and network.name in published.TOP1:
+                    continue
+                c = cost.count(zoo.arch(network.name, alpha, resolution))
+                sizes = (c.weight_bytes(32), c.weight_bytes(8))
+                entries.append(Entry(network.name, alpha, resolution, top1, c.macs, c.params, *sizes, network.source))
+    return entries
+
+
+def show_list(
+    name: str | None = None,
+    *,
+    sort: SortKey = "name",
+    min_top1: float = 0.0,
+    max_macs_m: float | None = None,
+    max_params_m: float | None = None,
+) -> Catalogue:
+    """Every network there is, with its published accuracy and its exact cost.
+
+    Parameters
+    ----------
+    name
+        Only networks whose name has this in it: v1, v3, small, hybrid, ...
+    sort
+        By name, top1 (best first), macs or params (least first).
+    min_top1
+        Only networks of at least this published ImageNet top-1, percent.
+    max_macs_m
+        Only networks of at most so many million mult-adds.
+    max_params_m
+        Only networks of at most so many million trainable parameters.
+    """
+    entries = catalogue()
+    if name:
+        entries = [e for e in entries if zoo.canonical(name) in e.arch]
+        if not entries:
+            raise unknown("network", name, zoo.NETWORKS)
+    entries = [
+        e
+        for e in entries
+        if (e.imagenet_top1 or 0.0) >= min_top1
+        and (max_macs_m is None or e.macs <= max_macs_m * 1e6)
+        and (max_params_m is None or e.params <= max_params_m * 1e6)
+    ]
+    if sort == "top1":
+        entries.sort(key=lambda e: -(e.imagenet_top1 or 0.0))
+    elif sort != "name":
+        entries.sort(key=lambda e: getattr(e, sort))
+    return Catalogue(tuple(entries))

@@ -1,0 +1,139 @@
+"""`mobilenets quantize`: a float bundle as an int8 one, and where that loses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from mobilenets import files
+from mobilenets.commands.options import commas
+from mobilenets.compression.quantize import measure
+from mobilenets.compression.scheme import CALIBRATION_IMAGES, DEFAULT, Calibration, Scheme
+from mobilenets.data.dataset import Data
+from mobilenets.errors import UserError
+from mobilenets.model import bundle as bundles
+from mobilenets.model.bundle import Bundle
+from mobilenets.model.encodings import Folded
+from mobilenets.reports.card import bundle_table
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from mobilenets.compression.sensitivity import LayerReport
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reported(Bundle):
+    """An int8 bundle with its report, which was written to `path`."""
+
+    report: LayerReport
+    path: Path
+
+    def to_json(self) -> dict[str, Any]:
+        return {**super().to_json(), "layer_report": self.report.to_json()}
+
+    def __rich__(self) -> RenderableType:
+        from rich.console import Group
+
+        return Group(bundle_table(self), self.report, f"page {self.path}")
+
+
+def reported(int8: Bundle, folded: Folded, d: Data, path: Path) -> Reported:
+    """Report on `int8` with held-out images of `d`, and write the page to `path`: one file with everything in it.
+
+    `folded` is the float network it was rounded from. Raises `UserError` where the page can't be written.
+    """
+    from mobilenets.compression.sensitivity import IMAGES, layer_errors
+    from mobilenets.reports.layers import page
+
+    images = d.sample(d.held_out, IMAGES, int8.card.preprocess).pixels
+    report = layer_errors(int8, folded, images, f"{d.source} {d.held_out}")
+    with files.atomic_file(path) as tmp:
+        tmp.write_text(page(report))
+    return Reported(int8.card, int8.tensors, int8.digest, report=report, path=path)
+
+
+def quantize(
+    bundle: Path,
+    data: str | None = None,
+    *,
+    out: Path,
+    calibration: Calibration = DEFAULT.calibration,
+    images: int = CALIBRATION_IMAGES,
+    per_layer: bool = False,
+    equalize: bool = False,
+    no_bias_correction: bool = False,
+    keep_float: Annotated[tuple[str, ...], commas(str)] = (),
+    max_drop: float | None = None,
+    mixed: bool = False,
+    qat: int = 0,
+    layer_report: Path | None = None,
+    root: Path | None = None,
+) -> Bundle:
+    """Quantize a float bundle to int8: per channel, biases corrected, calibrated on training images.
+
+    Parameters
+    ----------
+    bundle
+        A float bundle's folder, or a run's.
+    data
+        Images to calibrate on; the training split of the data the bundle was trained on, if left out.
+    out
+        Folder of the int8 bundle.
+    calibration
+        Range of the activations: all of it (minmax), all but 0.01% at either end (percentile), or the one with the
+        least squared rounding error (mse).
+    images
+        Calibration images, at most.
+    per_layer
+        One scale for all weights of a layer. It shows why there is one for each channel: most networks collapse.
+    equalize
+        Scale channels between layers so that weights span the same range before they are rounded.
+    no_bias_correction
+        Leave the biases as they are, not corrected for what rounding the weights adds to each channel's mean.
+    keep_float
+        Operations to keep in float, by name, with commas between.
+    max_drop
+        Points of top-1 that int8 may lose against float on the val split. If it loses more, nothing is written, and
+        the operations are named that would have to stay in float.
+    mixed
+        Keep those in float then.
+    qat
+        Epochs of quantization-aware training on the training images: the int8 network learns to answer as the float
+        one does. One that was stopped goes on when the same command is given again; until then it is in OUT.qat.
+    layer_report
+        Write an HTML page to this file: each operation's error and ranges on held-out images, the worst first.
+    root
+        Where local copies of named data sets are.
+    """
+    from mobilenets.compression import mixed as mixing
+    from mobilenets.data.open import of_card
+
+    if layer_report is not None and layer_report.is_dir():
+        raise UserError(f"{layer_report} is a folder; --layer-report needs the name of a file")
+    bundles.check_out(out)
+    source = Bundle.load(bundles.find_bundle(bundle))
+    if images < 1:
+        raise UserError(f"images must be at least 1, not {images}")
+    if max_drop is not None and not max_drop >= 0:
+        raise UserError(f"max-drop must be 0 or more, not {max_drop:g}")
+    if mixed and max_drop is None:
+        raise UserError("--mixed keeps in float what --max-drop needs; say how many points may be lost: --max-drop 1")
+    scheme = Scheme(calibration, per_layer, equalize, not no_bias_correction, keep_float)
+    d = of_card(source.card, data, root)
+    pixels = d.sample("train", images, source.card.preprocess).pixels
+    measured = measure(source, pixels, scheme)
+    if qat:
+        from mobilenets.compression.qat import trained
+
+        measured = trained(source, measured, d, qat, keep_float, out)
+    if max_drop is None:
+        made = measured.bundle(keep_float)
+    else:
+        made = mixing.within(max_drop, source, d, measured, pixels, keep_float, mixed=mixed)
+    made = made.save(out)
+    if layer_report is None:
+        return made
+
+    return reported(made, measured.folded, d, layer_report)

@@ -1,0 +1,71 @@
+"""`mobilenets report`: a run's page."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mobilenets import files
+from mobilenets.errors import UserError
+from mobilenets.files import read_json
+from mobilenets.training.run import CONFIG, REPORT
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+@dataclass(frozen=True)
+class Report:
+    """The page that was written; and what it had to do without, or how far the run is."""
+
+    path: Path
+    size_bytes: int
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return {"report": str(self.path), "size_bytes": self.size_bytes, "notes": list(self.notes)}
+
+    def __rich__(self) -> RenderableType:
+        from rich.text import Text
+
+        return Text("\n".join([f"report   {self.path}", *self.notes]))
+
+
+def report(run: Path, *, root: Path | None = None) -> Report:
+    """Write a run's report: RUN/report.html, one page with everything in it.
+
+    Parameters
+    ----------
+    run
+        Folder of a run that `mobilenets fit` finished; or of one of `train` or `distill`, while it runs, too.
+    root
+        Where local copies of named data sets are; `fit` alone shows images.
+    """
+    from mobilenets.reports import fit, training  # with matplotlib, which help needs not
+
+    verb = _verb(run)
+    notes: list[str] = []
+    if verb == "fit":
+        page = fit.Page.read(run)
+        html, notes = page.render(root), page.notes
+    elif verb in ("train", "distill"):
+        html, state = training.page(run)
+        notes.append(state)
+    else:
+        raise UserError(f"{run} is a run of mobilenets {verb}; report makes pages of fit, train and distill")
+    out = run / REPORT
+    text = html.encode("utf-8", "replace")  # a file's name may hold what is no character
+    with files.atomic_file(out) as tmp:
+        tmp.write_bytes(text)
+    return Report(out, len(text), tuple(notes))
+
+
+def _verb(run: Path) -> str:
+    """The verb that made the run in the folder `run`. Raises `UserError`."""
+    wanted = "report needs the folder of a run of mobilenets fit, train or distill"
+    if not run.is_dir():
+        raise UserError(f"{run}: {'not a' if run.exists() else 'no such'} folder; {wanted}")
+    if not (run / CONFIG).is_file():
+        raise UserError(f"{run} is not a run: {CONFIG} is missing; {wanted}")
+    return str(read_json(run / CONFIG, ("verb",), "a run")["verb"])

@@ -1,0 +1,67 @@
+"""`mobilenets reproduce`: the papers' tables beside what is counted."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+from pathlib import Path
+
+from mobilenets.errors import UserError, unknown
+from mobilenets.reports.papers.checking import CountForeign, check
+from mobilenets.reports.papers.reproduce import NAMES, Reproduction, Wrong, errata
+from mobilenets.reports.papers.tables import TABLES
+
+
+def reproduce(*names: str, html: Path | None = None, foreign: bool = False) -> Reproduction:
+    """The papers' tables beside what is counted here: what agrees, what is a misprint, and why.
+
+    Parameters
+    ----------
+    names
+        v1-table1 to v1-table14, v2-table2 to v2-table4, v3-costs, v4-costs, v1-models, v2-models, errata; all if left
+        out.
+    html
+        Write them to this file too, one page with the papers' figures redrawn.
+    foreign
+        Count the networks of others too (GoogLeNet, VGG16, ...), from torchvision; that imports torch.
+    """
+    for name in names:
+        if name not in NAMES:
+            near = difflib.get_close_matches(name, NAMES, n=4, cutoff=0.7)
+            raise (
+                UserError(f"unknown table {name!r}: did you mean {_either(near)}?")
+                if near
+                else unknown("table", name, NAMES)
+            )
+    if html is not None and html.is_dir():
+        raise UserError(f"{html} is a folder; --html needs the name of a file")
+    count_foreign: CountForeign | None = None
+    if foreign:
+        from mobilenets.model.convert import foreign_cost as others
+
+        count_foreign = functools.cache(others.count_foreign)
+    results = tuple(check(t, count_foreign) for name, t in TABLES.items() if not names or name in names)
+    wrong: tuple[Wrong, ...] = ()
+    if not names or "errata" in names:
+        wrong = errata(tuple(check(t, count_foreign) for t in TABLES.values()))
+    made = Reproduction(results, wrong)
+    return _write_page(made, html) if html else made
+
+
+def _either(names: list[str]) -> str:
+    return " or ".join(filter(None, (", ".join(map(repr, names[:-1])), repr(names[-1]))))
+
+
+def _write_page(made: Reproduction, path: Path) -> Reproduction:
+    from markupsafe import Markup
+
+    from mobilenets import files
+    from mobilenets.reports import pages, style
+    from mobilenets.reports.papers import figures
+
+    drawn = [(f, Markup(style.svg(f.draw(), f.title))) for f in figures.FIGURES]
+    text = pages.render("reproduce.html", {}, made=made, figures=drawn).encode()
+    with files.atomic_file(path) as tmp:
+        tmp.write_bytes(text)
+    return dataclasses.replace(made, page=path, size_bytes=len(text))

@@ -1,0 +1,148 @@
+"""`mobilenets sweep`: the grid of widths and resolutions, trained on your data: what each costs, and what it gives."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import dataclasses
+import os
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from mobilenets import console, files
+from mobilenets.arch import cost, zoo
+from mobilenets.commands.options import commas
+from mobilenets.commands.sweep_jobs import cluster, finished, timed, train_network
+from mobilenets.data import checks
+from mobilenets.data.open import open_data
+from mobilenets.deploy import latency
+from mobilenets.errors import UserError
+from mobilenets.model.card import Precision
+from mobilenets.training import recipes, run
+from mobilenets.training.distributed import world
+from mobilenets.training.recipes import Overrides
+from mobilenets.training.sweep import ENGINE, PAGE, SWEEP, TABLE, Job, Sweep, Trained
+
+
+def sweep(
+    source: str,
+    *,
+    out: Path | None = None,
+    arch: Annotated[tuple[str, ...], commas(str)] = ("v1",),
+    alphas: Annotated[tuple[float, ...], commas(float)] = (1.0, 0.75, 0.5, 0.25),
+    resolutions: Annotated[tuple[int, ...], commas(int)] = (224, 192, 160, 128),
+    recipe: str = "modern",
+    overrides: Annotated[Overrides | None, Parameter(name="*")] = None,
+    seeds: int = 1,
+    precision: Precision = "float32",
+    threads: int = 1,
+    ray: str | None = None,
+    ray_cpus: float = 1,
+    resume: bool = False,
+    skip_bad: bool = False,
+    root: Path | None = None,
+) -> Sweep:
+    """Train every width at every resolution on your data, and draw accuracy over macs, parameters and latency.
+
+    The cheapest networks come first; after each, OUT/sweep.csv, sweep.json and sweep.html have what there is. Each
+    network is a run in a folder of its own. On a Ray cluster (--ray, or RAY_ADDRESS set) networks are trained side by
+    side: OUT and the data must then be where all its machines see them.
+
+    Parameters
+    ----------
+    source
+        Folder or zip of class folders, or a set's name (digits, cifar10, flowers102, ...).
+    out
+        Folder of the sweep; by default in runs/, by the name of the data.
+    arch
+        Networks, with commas between: v1,v2.
+    alphas
+        Width multipliers, with commas between.
+    resolutions
+        Input heights and widths in pixels, with commas between.
+    recipe
+        modern, cifar, v1-paper, v2-paper or v3-paper.
+    seeds
+        How often each network is trained; with several, accuracies have error bars.
+    precision
+        What is exported, scored and measured: float32 or int8.
+    threads
+        Threads (and processors) latency is measured on.
+    ray
+        Address of a Ray cluster: auto, HOST:PORT, or local for one on this machine.
+    ray_cpus
+        Processors of each network's training on Ray.
+    resume
+        Go on with a sweep that was stopped, from the last checkpoint of the network it was at; the lists may be longer
+        than before.
+    skip_bad
+        Go on without damaged images.
+    root
+        Where copies of named sets are, or go.
+    """
+    from rich.text import Text
+
+    if seeds < 1:
+        raise UserError(f"seeds must be 1 or more, not {seeds}")
+    if world()[0] > 1:
+        raise UserError("sweep trains each network on one process: start it without torchrun, or on Ray (--ray)")
+    latency.settings([ENGINE], [precision], [threads])  # says what there isn't
+    chosen = recipes.recipe(recipe, overrides)
+    address = ray or _ray_of_environment()
+    grid = {a.title: a for n in arch for alpha in alphas for r in resolutions for a in [zoo.arch(n, alpha, r)]}
+    d = open_data(source, root)
+    archs = sorted((a.replace(classes=len(d.labels)) for a in grid.values()), key=lambda a: cost.count(a).macs)
+    out = out or run.folder(source, "sweep")
+    config = {"verb": "sweep", "source": source, "recipe": chosen.to_json(), "precision": precision}
+    with cluster(address, ray_cpus) if address else contextlib.nullcontext() as on_ray:
+        run.prepare(out, config, resume)
+        checks.check(d, skip_bad)
+        jobs = [
+            Job(source, root, a, chosen, precision, seed, out / f"{a.name}-{a.alpha:g}-{a.resolution}-seed{seed}")
+            for seed in range(seeds)
+            for a in archs
+        ]
+        before = {job.out: finished(job) for job in jobs}
+        left = [job for job in jobs if not before[job.out]]
+        runs = timed([r for r in before.values() if r], precision, threads)
+        made = Sweep(out, source, chosen, precision, threads, len(jobs), tuple(runs))
+        for result in on_ray(left) if on_ray else (train_network(d, job) for job in left):
+            same = next((r for r in runs if r.key == result.key and not r.error), None)  # of another seed
+            known = [dataclasses.replace(result, latency_ms=same.latency_ms)] if same else []
+            runs += known or timed([result], precision, threads)
+            made = write(dataclasses.replace(made, runs=tuple(runs)))
+            console.note(Text(f"{len(runs)}/{len(jobs)} {result.title}: {result.outcome}", style="bold"))
+    if left:  # hours lie between the first and the last: here they are measured in turn
+        made = dataclasses.replace(made, runs=tuple(timed(runs, precision, threads)))
+    write(made)
+    if made.failed:
+        console.note(made)
+        names = "; ".join(f"{r.title}: {r.error}" for r in made.failed)
+        raise UserError(f"{len(made.failed)} of {len(jobs)} trainings failed ({names}); the others are in {out}")
+    return made
+
+
+def _ray_of_environment() -> str | None:
+    """The cluster that RAY_ADDRESS names, where Ray is installed."""
+    from importlib.util import find_spec
+
+    return (os.environ.get("RAY_ADDRESS") or None) if find_spec("ray") else None
+
+
+def write(made: Sweep) -> Sweep:
+    """Write OUT/sweep.csv (a row for each training), sweep.json and sweep.html; gives `made`."""
+    from mobilenets.reports.sweep import page
+
+    front = {(n.arch, n.alpha, n.resolution) for n in made.networks if n.front}
+    with files.atomic_file(made.out / TABLE) as tmp, tmp.open("w", newline="") as f:
+        names = {"resolution": "resolution_px", "top1": "top1_percent"}
+        fields = [f.name for f in dataclasses.fields(Trained)]
+        writer = csv.writer(f)
+        writer.writerow([*(names.get(name, name) for name in fields), "pareto"])
+        writer.writerows([*(getattr(r, name) for name in fields), int(r.key in front)] for r in made.runs)
+    files.write_json(made.out / SWEEP, made.to_json())
+    with files.atomic_file(made.out / PAGE) as tmp:
+        tmp.write_text(page(made))
+    return made

@@ -1,0 +1,143 @@
+"""One network of a sweep at a time: trained, exported, scored; in this process or as tasks of a Ray cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from mobilenets import files
+from mobilenets.arch import cost
+from mobilenets.commands.pipeline import in_precision
+from mobilenets.compression import quantize
+from mobilenets.compression.scheme import CALIBRATION_IMAGES
+from mobilenets.data import checks
+from mobilenets.data.dataset import Data
+from mobilenets.data.open import open_data
+from mobilenets.deploy import bench, engines, evaluate, export
+from mobilenets.errors import Interrupted, UserError
+from mobilenets.model import bundle as bundles
+from mobilenets.model.bundle import Bundle
+from mobilenets.model.card import Precision
+from mobilenets.training import run
+from mobilenets.training import trainer as train
+from mobilenets.training.run import CHECKPOINTS, FLOAT, INT8, LOGS, METRICS
+from mobilenets.training.sweep import ENGINE, RESULT, Job, Trained
+
+
+def train_network(d: Data, job: Job) -> Trained:
+    """Train, export and score one network, or go on where that stopped; data that was checked already.
+
+    A `UserError` (a loss that isn't a number, a full disk) is the result's `error`; `Interrupted` is raised.
+    """
+    counted = cost.count(job.arch)
+    a = job.arch
+    result = Trained(a.name, a.alpha, a.resolution, job.seed, counted.macs, counted.params, str(job.out))
+    config = {
+        "verb": "train", "source": job.source, "arch": a.to_json(), "recipe": job.recipe.to_json(), "seed": job.seed,
+        "init": None,
+    }  # fmt: skip
+    try:
+        run.prepare(job.out, config, resume=(job.out / run.CONFIG).exists())
+        if bundles.is_bundle(job.out / FLOAT):
+            b = Bundle.load(job.out / FLOAT)
+        else:
+            begun = (job.out / CHECKPOINTS / "last.ckpt").exists()
+            b = train.train_bundle(d, a, job.recipe, job.out, seed=job.seed, resume=begun)
+        preprocess = b.card.preprocess
+        if job.precision == "int8":
+            images = d.sample("train", CALIBRATION_IMAGES, preprocess).pixels
+            b = quantize.quantize_bundle(b, images).save(job.out / INT8)
+        held_out = d.held_out
+        parity = d.sample(held_out, export.PARITY_IMAGES, preprocess).pixels
+        path = job.out / engines.file_name(ENGINE, job.precision)
+        b = in_precision(b, job.precision, d)
+        made = export.export_bundle(b, parity, path, f"{d.source} {held_out}", ENGINE, job.precision)
+        scores = evaluate.score(engines.load(made.path), d, held_out)
+    except Interrupted:
+        raise
+    except UserError as e:
+        return dataclasses.replace(result, error=str(e))
+    from mobilenets.reports import plots  # with matplotlib: the command line's help needs none
+
+    log = plots.read_metrics(job.out / LOGS / METRICS)
+    result = dataclasses.replace(
+        result,
+        split=held_out,
+        images=scores.count,
+        top1=scores.top1,
+        size_bytes=made.size_bytes,
+        train_seconds=sum(log["seconds"].values()),
+    )
+    files.write_json(job.out / RESULT, dataclasses.asdict(result))
+    return result
+
+
+def finished(job: Job) -> Trained | None:
+    """The result that an earlier sweep left of this very job."""
+    with contextlib.suppress(OSError, ValueError, TypeError):  # none, or damaged: made anew
+        return dataclasses.replace(Trained(**json.loads((job.out / RESULT).read_text())), folder=str(job.out))
+    return None
+
+
+def timed(runs: Sequence[Trained], precision: Precision, threads: int) -> list[Trained]:
+    """`runs` with their latency: one file of each network, all of them measured in turn."""
+    paths = {r.key: Path(r.folder) / engines.file_name(ENGINE, precision) for r in runs if not r.error}
+    if not paths:
+        return list(runs)
+    timings = bench.bench_files(list(paths.values()), threads)
+    latency = {key: t.median_ms for key, t in zip(paths, timings, strict=True)}
+    return [dataclasses.replace(r, latency_ms=latency.get(r.key)) for r in runs]
+
+
+@contextlib.contextmanager
+def cluster(address: str, cpus: float) -> Iterator[Callable[[Sequence[Job]], Iterator[Trained]]]:
+    """The Ray cluster at `address`, as a function: jobs -> results as they come, each a task of `cpus` processors.
+
+    A task whose machine is lost starts again on another, from its last checkpoint. Raises `UserError` without Ray or a
+    cluster.
+    """
+    try:
+        import ray
+    except ImportError as e:
+        raise UserError("--ray needs Ray: pip install 'mobilenets[ray]'") from e
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        if port.isdigit():  # asked first: Ray itself would try for minutes
+            socket.create_connection((host, int(port)), timeout=5).close()
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    except (RuntimeError, ValueError, OSError) as e:
+        raise UserError(
+            f"can't join a Ray cluster at {address} ({e}): is one started (ray start --head) of Ray {ray.__version__}, "
+            "and if it asks for a token, are RAY_AUTH_MODE=token and RAY_AUTH_TOKEN set here?"
+        ) from e
+
+    def train_all(jobs: Sequence[Job]) -> Iterator[Trained]:
+        task = ray.remote(num_cpus=cpus)(_on_worker)
+        waiting = [task.remote(job, Path.cwd()) for job in jobs]
+        while waiting:
+            (done,), waiting = ray.wait(waiting)
+            yield ray.get(done)
+
+    try:
+        yield train_all
+    finally:
+        ray.shutdown()
+
+
+def _on_worker(job: Job, folder: Path) -> Trained:
+    os.chdir(folder)  # where the command was given: its paths may be relative
+    return train_network(_opened(job.source, job.root), job)
+
+
+@functools.cache
+def _opened(source: str, root: Path | None) -> Data:
+    """Data as it is after the check, once for each worker process."""
+    d = open_data(source, root)
+    checks.scan(d)
+    return d

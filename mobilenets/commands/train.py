@@ -1,0 +1,93 @@
+"""`mobilenets train`: one network, trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from mobilenets.data import checks
+from mobilenets.data.open import open_data
+from mobilenets.errors import UserError
+from mobilenets.model import bundle as bundles
+from mobilenets.model.bundle import Bundle
+from mobilenets.training import loop, recipes, run
+from mobilenets.training.distributed import world
+from mobilenets.training.recipes import Overrides
+from mobilenets.training.trainer import network, train_bundle
+
+
+def train(
+    source: str,
+    *,
+    out: Path | None = None,
+    arch: str | None = None,
+    alpha: float | None = None,
+    resolution: int | None = None,
+    recipe: str | None = None,
+    overrides: Annotated[Overrides | None, Parameter(name="*")] = None,
+    init: Path | None = None,
+    seed: int = 0,
+    val: float | None = None,
+    resume: bool = False,
+    skip_bad: bool = False,
+    checkpoint_minutes: float = loop.MINUTES,
+    root: Path | None = None,
+) -> Bundle | None:
+    """Train one network; under torchrun or srun, on all their processes (all but the first return None).
+
+    Parameters
+    ----------
+    source
+        Folder or zip of class folders, shards (their folder or address), or a set's name (digits, cifar10, ...).
+    out
+        Folder of the run: checkpoints, logs, and the bundle in OUT/float. By default in runs/, by the names of the data
+        and the network.
+    arch
+        Network: v1, v2, v3-large, ... (`mobilenets list`); v2 if left out.
+    alpha
+        Width multiplier, above 0 and at most 2; 1 if left out.
+    resolution
+        Input height and width in pixels, 32 or more; that of --init, or the network's own (224 for most), if left out.
+    recipe
+        modern (from scratch), finetune, cifar, v1-paper, v2-paper or v3-paper; by default modern, or finetune with
+        --init.
+    init
+        Bundle to start from: its network, and its weights as far as the classes allow.
+    seed
+        Seed of everything random: split, initial weights, order, augmentation.
+    val
+        Share of the training images that choose the epoch, where the data has no val split; a fifth if left out, or a
+        tenth where there is a test split.
+    resume
+        Go on with a run that was stopped; it ends with the same weights, bit for bit.
+    skip_bad
+        Go on without damaged images.
+    checkpoint_minutes
+        Write a checkpoint this often within an epoch too; there is one at the end of each.
+    root
+        Where copies of named sets are, or go.
+    """
+    if not checkpoint_minutes >= 0:
+        raise UserError(f"checkpoint_minutes must be 0 or more, not {checkpoint_minutes}")
+    chosen = recipes.recipe(recipe or ("finetune" if init else "modern"), overrides)
+    start = Bundle.load(bundles.find_bundle(init)) if init else None
+    d = open_data(source, root, seed, val)
+    net = network(arch, alpha, resolution, start, len(d.labels))
+    config = {"verb": "train", "source": source, "arch": net.to_json(), "recipe": chosen.to_json(), "seed": seed}
+    config |= {"init": start.digest if start else None, "val": d.val_fraction}
+    out = out or run.folder(source, net.title)
+    _, rank = world()
+    if rank == 0:
+        run.prepare(out, config, resume)
+        checks.check(d, skip_bad)
+    else:
+        checks.scan(d)
+    trained = train_bundle(
+        d, net, chosen, out, seed=seed, resume=resume, init=start, checkpoint_minutes=checkpoint_minutes
+    )
+    if rank != 0:
+        return None
+    run.say_where(out)
+    return trained

@@ -1,0 +1,318 @@
+"""Quantization-aware training: a folded float network learns with every rounding of its int8 version in place.
+
+What is trained computes what `simulate` computes of the int8 bundle that comes out, value for value. Gradients pass a
+rounding as if it weren't there. Weights have the scale of their channel's largest, as `quantize.pack` gives them; the
+ranges of activations are learned from the calibrated ones on: a value that is clipped moves the end that clips it, the
+others both ends, by their rounding errors (LSQ: Esser and others, arXiv 1902.08153).
+
+The float network is the teacher: int8 is to answer as it does. So no label is needed, and none is learned by heart.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mobilenets import console, files
+from mobilenets.arch.graph import Op
+from mobilenets.compression.calibrate import BATCH
+from mobilenets.compression.quantize import Measured
+from mobilenets.data import checks
+from mobilenets.data.dataset import Data
+from mobilenets.errors import UserError
+from mobilenets.model.bundle import Bundle
+from mobilenets.model.encodings import TINY, affine, input_range
+from mobilenets.model.images import Pixels
+from mobilenets.model.module import MobileNet
+from mobilenets.model.reference import FoldedNetwork, Layer, float_model
+from mobilenets.training import loop
+from mobilenets.training.recipes import Recipe
+
+# Whatever is trained is measured in a unit of its own (see `Trained`), so one learning rate suits every network.
+RECIPE = Recipe(
+    epochs=3,
+    lr=3e-5,
+    weight_decay=0.0,
+    warmup=0.1,
+    mixup=0.0,
+    label_smoothing=0.0,
+    min_scale=0.5,
+    ema=0.0,
+    clip=0.0,
+    training_precision="float32",  # 16-bit floats have no more digits than int8: they would round everything again
+)
+TEMPERATURE = 4.0  # of the teacher's probabilities
+CHECKED = 512  # held-out images on which int8 is compared with float, before and after
+STARTED = "started.json"
+
+
+class _Through(torch.autograd.Function):
+    """`rounded` in the place of `value`; the gradient goes to `value`."""
+
+    @staticmethod
+    def forward(_ctx: Any, _value: Tensor, rounded: Tensor) -> Tensor:
+        return rounded
+
+    @staticmethod
+    def backward(_ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0], None
+
+
+class _Round(torch.autograd.Function):
+    """`x` at the 256 values that cover low to high."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        step, zero = affine(low.item(), high.item())
+        scale, point = float(step), int(zero)
+        ctx.ends = -point * scale, (255 - point) * scale
+        y = torch.fake_quantize_per_tensor_affine(x, scale, point, 0, 255)
+        ctx.save_for_backward(x, y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        (grad,), (x, y), (low, high) = grads, ctx.saved_tensors, ctx.ends
+        below, above = x < low, x > high
+        passed = grad.masked_fill(below | above, 0)
+        # y - x is the same share of a step whatever the range, and a step is 1/255 of it.
+        rounding = (passed * (y - x)).sum() / (high - low)
+        return passed, (grad * below).sum() - rounding, (grad * above).sum() + rounding
+
+
+class Range(nn.Module):
+    """The range of an activation: rounds to it. Its ends are learned as shares of what they are at first: 0 stays 0."""
+
+    def __init__(self, low: float, high: float, learned: bool = True) -> None:
+        super().__init__()
+        self.register_buffer("start", torch.tensor([low, high], dtype=torch.float64))
+        self.share = nn.Parameter(torch.ones(2), requires_grad=learned)
+
+    start: Tensor
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        low, high = (self.start * self.share).tolist()
+        return low, high
+
+    @property
+    def scale(self) -> float:
+        return float(affine(*self.ends)[0])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, _Round.apply(x, *(self.start * self.share)))
+
+
+class Trained(nn.Module):
+    """A layer with int8 weights and int32 biases, before its output is rounded.
+
+    A channel's weights are learned as shares of their largest at first, biases as shares of the output's range: the
+    channels of a folded network differ a hundredfold, and steps of one size would be lost on some and ruin others.
+    """
+
+    def __init__(self, layer: Layer, source: Range, out: Range, per_layer: bool) -> None:
+        super().__init__()
+        self.layer, self.per_layer = layer, per_layer
+        self.source = (source,)  # a tuple: it isn't this module's to learn
+        self.register_buffer("unit", _power_of_2(layer.weight.abs().amax((1, 2, 3), keepdim=True)))
+        self.register_buffer("bias_unit", _power_of_2((out.start[1] - out.start[0]).float()))
+        self.weight, self.bias = nn.Parameter(layer.weight / self.unit), nn.Parameter(layer.bias / self.bias_unit)
+
+    unit: Tensor
+    bias_unit: Tensor
+
+    def folded(self) -> tuple[Tensor, Tensor]:
+        """Weight [cout, cin/groups, K, K] and bias [cout] as they are learned, not rounded."""
+        return self.weight * self.unit, self.bias * self.bias_unit
+
+    def rounded(self) -> tuple[Tensor, Tensor]:
+        """The same as an int8 bundle holds them; in float64 until they are done, as `quantize.pack` does it."""
+        weight, bias = self.folded()
+        with torch.no_grad():
+            w, b, source = weight.double(), bias.double(), self.source[0].scale
+            step = torch.maximum(w.abs().amax((1, 2, 3)) / 127, b.abs() / (source * 2**30)).clamp(min=TINY)
+            step = (step.amax().expand_as(step) if self.per_layer else step).float().double()
+            each = step[:, None, None, None]
+            w = (w / each).round_().clamp_(-127, 127).mul_(each)
+            b = (b / (source * step)).round_().mul_(step).mul_(source)
+        through: Any = _Through.apply
+        return through(weight, w.float()), through(bias, b.float())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.layer.act(self.layer.sums(x, *self.rounded())))
+
+
+def _power_of_2(x: Tensor) -> Tensor:
+    """The one from `x` to twice that: what is divided by it and multiplied again is what it was."""
+    return torch.exp2(x.clamp(min=TINY).log2().ceil())
+
+
+class FakeQuantized(FoldedNetwork):
+    """What `simulate.SimulatedInt8` is of `start.bundle(float_ops)`, ready to be trained; float operations are not."""
+
+    def __init__(self, start: Measured, float_ops: Collection[str] = ()) -> None:
+        arch = start.card.arch
+        super().__init__(arch, {n: (start.folded if n in float_ops else start.corrected)[n] for n in start.folded})
+        self.start, self.float_ops = start, frozenset(float_ops)
+        self.at = {name: i for i, name in enumerate(arch.activations)}
+        images = input_range(start.card.preprocess)
+        learned = (Range(*start.ranges[op.name]) for op in arch.ops)
+        self.ranges = nn.ModuleList([Range(*images, learned=False), *learned])
+        for i, op in enumerate(arch.ops):
+            layer = self.layers[i]
+            if isinstance(layer, Layer) and op.name not in self.float_ops:
+                self.layers[i] = Trained(layer, self.range(op.inputs[0]), self.range(op.name), start.per_layer)
+        # In a Learner's eyes: what is pooled are the answers already.
+        self.dropout, self.classifier = nn.Identity(), nn.Identity()
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        return self.layers
+
+    def range(self, name: str) -> Range:
+        return cast(Range, self.ranges[self.at[name]])
+
+    def made(self, x: Tensor, name: str) -> Tensor:
+        return x if name in self.float_ops else cast(Tensor, self.range(name)(x))
+
+    def read(self, x: Tensor, name: str, by: Op) -> Tensor:
+        return cast(Tensor, self.range(name)(x)) if name in self.float_ops and by.name not in self.float_ops else x
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.float())
+
+    pooled = forward
+
+    def measured(self) -> Measured:
+        """What was learned, in the place of what it started from."""
+        ops = self.arch.ops
+        trained = {op.name: m.folded() for op, m in zip(ops, self.layers, strict=True) if isinstance(m, Trained)}
+        weights = {n: (w.detach().cpu().numpy(), b.detach().cpu().numpy()) for n, (w, b) in trained.items()}
+        ranges = {op.name: self.range(op.name).ends for op in ops}
+        return dataclasses.replace(self.start, corrected={**self.start.corrected, **weights}, ranges=ranges)
+
+
+def trained(source: Bundle, start: Measured, d: Data, epochs: int, float_ops: Collection[str], out: Path) -> Measured:
+    """`learn` for so many epochs, in a folder beside the bundle `out` that is to be."""
+    recipe = dataclasses.replace(RECIPE, epochs=epochs)
+    return learn(source, start, d, out.with_name(f"{out.name}.qat"), float_ops=float_ops, recipe=recipe)
+
+
+def learn(
+    source: Bundle,
+    start: Measured,
+    d: Data,
+    folder: Path,
+    *,
+    float_ops: Collection[str] = (),
+    recipe: Recipe = RECIPE,
+    seed: int = 0,
+) -> Measured:
+    """Train `start`, made of the float bundle `source`, to answer as `source` does of the training images of `d`.
+
+    `folder` holds the checkpoints of a training under way: called again with the same arguments, it goes on from the
+    last one, to the same numbers; it is removed in the end. Where int8 comes no nearer to float on held-out images,
+    `start` comes back. Raises `UserError` (a full disk, a worker process that
+    died), `Interrupted` on Ctrl-C.
+    """
+    card = start.card
+    if card.arch.classes < 2:
+        raise UserError("quantization-aware training learns a classifier's answers, and this network gives none")
+    arguments = {
+        "start": _digest(start), "teacher": source.digest, "data": d.describe(), "float_ops": sorted(float_ops),
+        "recipe": recipe.to_json(), "seed": seed,
+    }  # fmt: skip
+    _prepare(folder, arguments)
+    found = checks.scan(d)
+    if found.damaged:
+        console.note(f"{len(found.damaged)} damaged images left out: {'; '.join(found.damaged[:5])}")
+    torch.manual_seed(seed)
+    net = FakeQuantized(start, float_ops)
+    ready, resume = _ready(source, net, d, recipe, seed), (folder / loop.LAST).exists()
+    with loop.quiet():
+        loop.train(ready, d.split("val"), folder, resume=resume, where=folder, go_on="the same command goes on")
+    held_out = d.sample("val", CHECKED, card.preprocess).pixels
+    before, after = (apart(n, source, held_out) for n in (FakeQuantized(start, float_ops), net))
+    console.note(f"int8 is {after:.4f} nats from float on held-out images, {before:.4f} before training")
+    if after >= before:
+        console.note("training brought it no nearer: what it started from is kept (more images or epochs may help)")
+    how = {k: getattr(recipe, k) for k in ("epochs", "batch", "lr")}
+    how |= {"nats_before": round(before, 6), "nats_after": round(after, 6)}
+    shutil.rmtree(folder, ignore_errors=True)
+    learned = net.measured() if after < before else start
+    return dataclasses.replace(learned, card=card.replace(recipe={**card.recipe, "qat": how}))
+
+
+def apart(net: FakeQuantized, source: Bundle, images: Pixels) -> float:
+    """The mean divergence of the answers of `net` from the float network's, in nats; `images` uint8 [N, H, W, 3]."""
+    ask, total = _teacher(source), 0.0
+    net = net.cpu().eval()
+    for i in range(0, len(images), BATCH):
+        some = images[i : i + BATCH]
+        pixels = torch.from_numpy(some).permute(0, 3, 1, 2)
+        with torch.no_grad():
+            ours = net(torch.from_numpy(net.start.card.preprocess.normalize(some)))
+            log_p, log_q = ask(pixels).log_softmax(1), ours.log_softmax(1)
+        total += float(F.kl_div(log_q, log_p, reduction="sum", log_target=True))
+    return total / max(len(images), 1)
+
+
+def _digest(start: Measured) -> str:
+    said = hashlib.sha256(json.dumps([start.ranges, start.per_layer]).encode())
+    for weights in (start.folded, start.corrected):
+        for name, both in weights.items():
+            said.update(b"".join([name.encode(), *(np.ascontiguousarray(t).tobytes() for t in both)]))
+    return said.hexdigest()
+
+
+def _prepare(folder: Path, started: dict[str, Any]) -> None:
+    """An empty `folder`, or that of the same training, interrupted."""
+    path = folder / STARTED
+    before = json.loads(path.read_text()) if path.exists() else None
+    if folder.exists() and before != json.loads(json.dumps(started)):
+        if before is None:
+            raise UserError(f"{folder} is in the way: remove it, or choose another --out")
+        console.note(f"{folder} holds a training with other arguments: it starts from the beginning")
+        shutil.rmtree(folder)
+    files.write_json(path, started)
+
+
+def _ready(source: Bundle, net: FakeQuantized, d: Data, recipe: Recipe, seed: int) -> loop.Ready:
+    from mobilenets.training import loader
+    from mobilenets.training.learner import Learner
+    from mobilenets.training.objectives import Distilled, Labels
+    from mobilenets.training.recipes import Distillation
+
+    classes, preprocess = net.arch.classes, net.start.card.preprocess
+    how = Distillation(TEMPERATURE, labels=0.0, embedding=0.0, views=0)
+    objective = Distilled(Labels(recipe, classes), how, 0, classes, 0, _teacher(source))
+    before = source.card.recipe.get("augment", "auto")
+    kind = d.kind if before == "auto" else before
+    images = loader.TrainImages(d.split("train"), loader.augmentation(kind, preprocess, recipe), seed)
+    learner = Learner(cast(MobileNet, net), preprocess, recipe, seed, torch.cuda.is_available(), objective)
+    return loop.Ready(learner, images, preprocess, "32-true")
+
+
+def _teacher(source: Bundle) -> Callable[[Tensor], Tensor]:
+    """What the float network says of uint8 images [N, 3, R, R]: logits. In 16-bit floats it would err as int8 does."""
+    net = float_model(source).requires_grad_(False)
+    p = source.card.preprocess
+
+    def ask(images: Tensor) -> Tensor:
+        net.to(images.device)
+        mean, std = (torch.tensor(v, device=images.device).view(1, 3, 1, 1) for v in (p.mean, p.std))
+        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+            return cast(Tensor, net((images.float() - mean) / std))
+
+    return ask

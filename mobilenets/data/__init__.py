@@ -1,0 +1,1 @@
+"""Images with what is to be said of them. No torch."""

@@ -1,0 +1,157 @@
+"""A look at every image before training: what is damaged, missing, or in two splits at once."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from mobilenets import console
+from mobilenets.data.dataset import CACHE_BYTES, CACHE_SIDE, Data, Split, shrink
+from mobilenets.errors import UserError
+from mobilenets.model.images import BadImage, Pixels
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+@dataclass
+class Scan:
+    """What a look at every image found. `native_side`: the median short side in pixels."""
+
+    source: str
+    counts: dict[str, dict[str, int]]
+    damaged: list[str] = field(default_factory=list)
+    empty: tuple[str, ...] = ()
+    only_train: list[str] = field(default_factory=list)
+    only_held_out: list[str] = field(default_factory=list)
+    leaks: list[tuple[str, str]] = field(default_factory=list)
+    native_side: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+    def __rich__(self) -> RenderableType:
+        from rich.console import Group
+        from rich.text import Text
+
+        t = console.table(f"{self.source}", ["class", *self.counts], left=("class",))
+        classes = sorted({c for per in self.counts.values() for c in per})
+        for c in classes[:20]:
+            t.add_row(c, *(str(per.get(c, 0)) for per in self.counts.values()))
+        if len(classes) > 20:
+            t.add_row(f"... {len(classes) - 20} more", *("" for _ in self.counts))
+        t.add_row("all", *(str(sum(per.values())) for per in self.counts.values()))
+        return Group(t, *map(Text, self.findings()))  # Text: a [bracket] in a file's name is no markup
+
+    def findings(self) -> Iterator[str]:
+        """A line for each thing that isn't as it should be."""
+        for title, items in (
+            ("damaged images", self.damaged),
+            ("classes without an image", list(self.empty)),
+            ("classes with training images alone", self.only_train),
+            ("classes with held-out images alone", self.only_held_out),
+            (
+                "training images that are held-out images too (scores will flatter)",
+                [f"{a} = {b}" for a, b in self.leaks],
+            ),
+        ):
+            if items:
+                more = f" ... and {len(items) - 10} more" if len(items) > 10 else ""
+                yield f"{len(items)} {title}: {'; '.join(items[:10])}{more}"
+
+
+@dataclass(frozen=True)
+class Look:
+    """One decoded image: uint8 [H, W, 3] as `shrink` makes it, a hash of it, its short side in pixels."""
+
+    pixels: Pixels
+    digest: bytes
+    side: int
+
+
+def look(img: Image.Image) -> Look:
+    pixels = shrink(img)
+    digest = hashlib.blake2b(pixels.tobytes() + str(pixels.shape).encode(), digest_size=16).digest()
+    return Look(pixels, digest, min(img.size))
+
+
+def scan(data: Data, keep: Iterable[str] = ("train",)) -> Scan:
+    """Decode every image once, on all cores; splits in `keep` keep the pixels in memory as far as CACHE_BYTES allows.
+
+    Damaged images leave their split (the caller decides whether to go on). Shards were looked at when they were
+    written: what was found then is in their index.
+    """
+    if data.scan is not None:
+        return Scan(**{**data.scan, "source": data.source})
+    found = Scan(data.source, {}, empty=data.empty)
+    hashes: dict[str, dict[bytes, str]] = {}
+    sides: list[int] = []
+    room = CACHE_BYTES
+
+    def one(split: Split, i: int) -> Look | str:
+        try:
+            return look(split.rgb(i, CACHE_SIDE))
+        except BadImage as e:
+            return str(e)
+
+    total = sum(map(len, data.splits.values()))
+    with ThreadPoolExecutor(os.cpu_count()) as pool, console.progress() as bar:
+        task = bar.add_task("checking", total=total, status="")
+        for name, split in data.splits.items():
+            good = []
+            for i, seen in enumerate(pool.map(lambda i, s=split: one(s, i), range(len(split)))):
+                bar.advance(task)
+                if isinstance(seen, str):
+                    found.damaged.append(seen)
+                    continue
+                good.append(i)
+                sides.append(seen.side)
+                hashes.setdefault(name, {})[seen.digest] = split.names[i]
+                if name in keep and seen.pixels.nbytes <= room:
+                    split.cache[i] = seen.pixels
+                    room -= seen.pixels.nbytes
+            if len(good) < len(split):
+                data.splits[name] = split.subset(good)
+    compare(data, found, hashes, sides)
+    return found
+
+
+def compare(data: Data, found: Scan, hashes: Mapping[str, Mapping[bytes, str]], sides: Sequence[int]) -> None:
+    """Complete `found` with what the splits say together. `hashes`: by split, an image's name by its hash."""
+    for name, split in data.splits.items():
+        count = np.bincount(split.targets, minlength=len(data.labels))
+        found.counts[name] = {c: int(n) for c, n in zip(data.labels, count, strict=True)}
+    train = hashes.get("train", {})
+    for name, seen_in in hashes.items():
+        if name != "train":
+            found.leaks += [(train[d], other) for d, other in seen_in.items() if d in train]
+    held_out = {c for name, per in found.counts.items() if name != "train" for c, n in per.items() if n}
+    in_train = {c for c, n in found.counts.get("train", {}).items() if n}
+    found.only_train = sorted(in_train - held_out)
+    found.only_held_out = sorted(held_out - in_train)
+    found.native_side = int(np.median(sides)) if len(sides) else 0
+
+
+def check(data: Data, skip_bad: bool = False) -> Scan:
+    """Scan before training: prints what was found, and stops at what would spoil the training. Raises `UserError`."""
+    found = scan(data)
+    console.note(found)
+    stop_at_damage(found, skip_bad)
+    if found.only_held_out:
+        raise UserError(f"{data.source}: class {found.only_held_out[0]!r} has no training images")
+    return found
+
+
+def stop_at_damage(found: Scan, skip_bad: bool) -> None:
+    if found.damaged and not skip_bad:
+        raise UserError(
+            f"{found.source}: {len(found.damaged)} damaged images (listed above); mend or remove them, "
+            "or go on without them: --skip-bad"
+        )

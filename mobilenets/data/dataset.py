@@ -1,0 +1,188 @@
+"""Images with labels: a folder or zip of class folders, `digits`, torchvision's sets by name; their splits."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from mobilenets.errors import UserError
+from mobilenets.model import imagenet
+from mobilenets.model.images import BadImage, Pixels, Preprocess, open_rgb
+
+Kind = Literal["photo", "glyph"]
+Read = Callable[[int], "Path | bytes | Image.Image"]
+
+CACHE_SIDE = 256  # cached training images keep at most this short side: enough for random crops at 224
+CACHE_BYTES = min(4 << 30, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4)
+
+
+@dataclass
+class Split:
+    """One split's images: names, class indices, and how to read image i (a path, its bytes, or decoded already).
+
+    `shards`: how many lie together in each file, one file after another; empty if reading order doesn't matter.
+    """
+
+    name: str
+    names: Sequence[str]
+    targets: npt.NDArray[np.int64]
+    read: Read
+    cache: dict[int, Pixels] = field(default_factory=dict, repr=False)
+    shards: tuple[int, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def rgb(self, i: int, short_side: int = 0) -> Image.Image:
+        """Image i, decoded; raises `BadImage`."""
+        source = self.read(i)
+        return source.convert("RGB") if isinstance(source, Image.Image) else open_rgb(source, self.names[i], short_side)
+
+    def cached(self, i: int) -> Pixels:
+        """Image i as uint8 [H, W, 3], its short side at most CACHE_SIDE: from memory if the scan kept it there."""
+        return self.cache[i] if i in self.cache else shrink(self.rgb(i, CACHE_SIDE))
+
+    def pixels(self, i: int, preprocess: Preprocess) -> Pixels:
+        """Image i as the network takes it, uint8 [R, R, 3]: the one path that training scores and predictions share."""
+        return preprocess.fit(self.rgb(i, preprocess.short_side))
+
+    def subset(self, keep: Sequence[int] | npt.NDArray[np.int64], name: str = "") -> Split:
+        index = [int(i) for i in keep]
+        read = self.read
+        return Split(
+            name or self.name,
+            [self.names[i] for i in index],
+            self.targets[index],
+            lambda j: read(index[j]),
+            {j: self.cache[i] for j, i in enumerate(index) if i in self.cache},
+        )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Preprocessed images, uint8 [N, R, R, 3], and their classes [N]."""
+
+    pixels: Pixels
+    targets: npt.NDArray[np.int64]
+
+
+@dataclass
+class Data:
+    """A labelled data set with its splits. `kind` "glyph" means a mirrored or half-hidden image is another class.
+
+    `scan`: what a look at every image found, if there was one already (a `checks.Scan` as JSON).
+    """
+
+    source: str
+    labels: tuple[str, ...]
+    splits: dict[str, Split]
+    kind: Kind = "photo"
+    empty: tuple[str, ...] = ()
+    seed: int = 0
+    val_fraction: float | None = None
+    scan: dict[str, Any] | None = None
+
+    @property
+    def held_out(self) -> str:
+        """The split to report scores on: "test" where there is one, else "val"."""
+        return "test" if "test" in self.splits else "val"
+
+    @property
+    def crop(self) -> float:
+        """How much of the centre a prediction looks at: all of a glyph, the usual 7/8 of a photo."""
+        return 1.0 if self.kind == "glyph" else 0.875
+
+    def split(self, name: str) -> Split:
+        """The split called `name`, or all of them together as "all"."""
+        if name == "all":
+            return _joined(list(self.splits.values()))
+        if name not in self.splits:
+            raise UserError(f"{self.source} has no split {name!r}; it has {', '.join(self.splits)} (and all)")
+        return self.splits[name]
+
+    def sample(self, split: str, count: int, preprocess: Preprocess) -> Batch:
+        """Up to `count` readable images of a split, drawn at random but the same each time."""
+        s = self.split(split)
+        n = len(s)  # in shards, they lie in random order already, and near ones can be read without the others
+        order = np.arange(n) if s.shards else np.random.default_rng(self.seed).permutation(n)
+        order = order[:count]
+        return gather(s.subset(order), preprocess)
+
+    def describe(self) -> dict[str, Any]:
+        """What a card says of the data it was trained on."""
+        return {
+            "source": self.source,
+            "counts": {k: len(s) for k, s in self.splits.items()},
+            "split_seed": self.seed,
+            "val_fraction": self.val_fraction,
+        }
+
+
+def gather(split: Split, preprocess: Preprocess) -> Batch:
+    """A whole split preprocessed into memory, decoded on all cores; damaged images are left out."""
+
+    def one(i: int) -> Pixels | None:
+        try:
+            return split.pixels(i, preprocess)
+        except BadImage:
+            return None
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        out = list(pool.map(one, range(len(split))))
+    keep = [i for i, p in enumerate(out) if p is not None]
+    r = preprocess.resolution
+    pixels = np.stack([p for p in out if p is not None]) if keep else np.empty((0, r, r, 3), np.uint8)
+    return Batch(pixels, split.targets[keep])
+
+
+def _joined(splits: list[Split]) -> Split:
+    where = [(s, i) for s in splits for i in range(len(s))]
+    names = [s.names[i] for s, i in where]
+    return Split("all", names, np.concatenate([s.targets for s in splits]), lambda j: where[j][0].read(where[j][1]))
+
+
+def shrink(img: Image.Image) -> Pixels:
+    """RGB image -> uint8 [H, W, 3], its short side at most CACHE_SIDE."""
+    if min(img.size) > CACHE_SIDE:
+        f = CACHE_SIDE / min(img.size)
+        img = img.resize((round(img.width * f), round(img.height * f)), Image.Resampling.BILINEAR)
+    return np.asarray(img)
+
+
+def in_order(data: Data, labels: tuple[str, ...]) -> Data:
+    """`data` with its targets numbered as in `labels`; a UserError for a class that isn't one of them.
+
+    Folders named by WordNet ids, as ImageNet's are, are those of an ImageNet classifier's labels.
+    """
+    if data.labels == labels:
+        return data
+    ids = tuple(imagenet.classes()) if imagenet.is_imagenet(labels) else ()
+    names = ids if set(data.labels) <= set(ids) else labels
+    strangers = [c for c in data.labels if c not in names]
+    if strangers:
+        raise UserError(
+            f"{data.source}: class {strangers[0]!r} isn't one the network knows ({', '.join(labels[:8])}...)"
+        )
+    to = np.array([names.index(c) for c in data.labels])
+    for s in data.splits.values():
+        s.targets = to[s.targets]
+    data.labels = labels
+    return data
+
+
+def stratified(targets: npt.NDArray[np.int64], fraction: float, seed: int) -> npt.NDArray[np.int64]:
+    """Indices of a seeded `fraction` of each class, at least one where the class has two images; sorted."""
+    rng = np.random.default_rng(seed)
+    held = []
+    for c in np.unique(targets):
+        index = rng.permutation(np.flatnonzero(targets == c))
+        held.append(index[: min(max(1, round(fraction * len(index))), len(index) - 1)])
+    return np.sort(np.concatenate(held))

@@ -1,0 +1,101 @@
+"""One door to every kind of data: a folder, a zip, shards, a named set. No torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from mobilenets.data.dataset import Data, Split, in_order, stratified
+from mobilenets.data.folder import _folder, _from_files, _zip
+from mobilenets.errors import UserError
+from mobilenets.model.card import Card
+
+
+def open_data(source: str, root: Path | None = None, seed: int = 0, val: float | None = None) -> Data:
+    """Open a folder, a zip, shards (their folder or address) or a named set.
+
+    Where there is no val split, a seeded stratified share of train becomes it: `val`, or a fifth (a tenth where there
+    is a test split). A smaller share is a part of a larger one.
+
+    Raises `UserError` for one that isn't there or has fewer than two classes, and for `val` where there is a val split.
+    """
+    from mobilenets.data import shard_reader as sharded
+
+    if val is not None and not 0 < val < 1:
+        raise UserError(f"val is a share of the training images, above 0 and below 1, not {val:g}")
+    path = Path(source)
+    if sharded.find(source):
+        data = sharded.open_shards(source)
+    elif path.is_dir():
+        data = _from_files(source, *_folder(path))
+    elif path.is_file():
+        data = _from_files(source, *_zip(path))
+    elif source == "digits":
+        data = _digits()
+    else:
+        from mobilenets.data.named import open_named
+
+        data = open_named(source, root)
+    data.seed = seed
+    if len(data.labels) < 2:
+        have = f"only one class, {data.labels[0]!r}" if data.labels else "no class folders with images"
+        raise UserError(f"{source}: {have}; classification needs a folder of images for each of at least two classes")
+    if "train" in data.splits and "val" not in data.splits:
+        _hold_out(data, val or (0.1 if "test" in data.splits else 0.2))
+    elif val is not None:
+        raise UserError(f"{source} has a val split of its own: leave out --val")
+    return data
+
+
+def open_unlabelled(source: str, root: Path | None = None, seed: int = 0) -> Data:
+    """All images of a folder, a zip or a named set as one class, whatever folders they are in; a tenth is held out."""
+    path = Path(source)
+    if path.is_dir() or path.is_file():
+        names, _, read = _folder(path) if path.is_dir() else _zip(path)
+        if len(names) < 2:
+            raise UserError(f"{source}: {len(names)} images; give a folder or a zip of more")
+        every = Split("train", names, np.zeros(len(names), np.int64), lambda i: read(names[i]))
+    else:
+        every = open_data(source, root, seed).split("all")
+        every = dataclasses.replace(every, name="train", targets=np.zeros(len(every), np.int64))
+    data = Data(source, ("images",), {"train": every}, seed=seed)
+    _hold_out(data, 0.1)
+    return data
+
+
+def _hold_out(data: Data, fraction: float) -> None:
+    """Make a seeded, stratified `fraction` of train the val split."""
+    data.val_fraction = fraction
+    train = data.splits["train"]
+    held = stratified(train.targets, fraction, data.seed)
+    rest = np.setdiff1d(np.arange(len(train)), held)
+    data.splits = {**data.splits, "train": train.subset(rest), "val": train.subset(held, "val")}
+
+
+def of_card(card: Card, source: str | None, root: Path | None = None) -> Data:
+    """The data a bundle names as its own (or `source` instead), its classes put in the bundle's order."""
+    name = source or card.data.get("source")
+    if not name:
+        raise UserError("the bundle doesn't say what data it was trained on; name some")
+    try:
+        val = card.data.get("val_fraction") if name == card.data.get("source") else None
+        data = open_data(str(name), root, card.data.get("split_seed", 0), val)
+    except UserError as e:
+        raise e if source else UserError(f"the data the bundle was trained on can't be opened; name some ({e})") from e
+    return in_order(data, card.labels)
+
+
+def _digits() -> Data:
+    from sklearn.datasets import load_digits
+
+    raw = load_digits()
+    pixels = np.rint(raw.images * (255 / 16)).astype(np.uint8)  # [1797, 8, 8]
+    targets = raw.target.astype(np.int64)
+    names = [f"digits/{i:04d}" for i in range(len(targets))]
+    labels = tuple(str(i) for i in range(10))
+    return Data(
+        "digits", labels, {"train": Split("train", names, targets, lambda i: Image.fromarray(pixels[i]))}, "glyph"
+    )

@@ -1,0 +1,1 @@
+"""Bundle -> a file that runs -> answers and milliseconds."""

@@ -1,0 +1,227 @@
+"""Runtimes behind one interface: an exported file (or a Bundle) -> a callable from uint8 images to probabilities.
+
+A new runtime is one file here and its line in `RUNTIMES`. The file has
+
+- `version()`: the installed runtime's;
+- `write(bundle, path, batch)`: the bundle as this runtime's file, in its card's precision; the card goes inside, or
+  beside in the same folder. `path` doesn't exist yet. The tensors are an int8 bundle's where the card says int8, else
+  a float32 bundle's. `batch` None: any number of images in a call;
+- `stored(path)`: the precision that the file's own tensors and operations show, whatever its card says;
+- `load(path, threads)`: an `Engine`. A damaged file, or one without a card, is a `UserError`.
+
+It imports its runtime at its top, `module` says what to install where there is none, and torch only where it must.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.metadata
+import sys
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from mobilenets.errors import UserError, unknown
+from mobilenets.files import size_on_disk
+from mobilenets.model.bundle import CARD, Bundle, located, packaged
+from mobilenets.model.card import Card, Precision
+from mobilenets.model.images import Pixels
+
+Scores = npt.NDArray[np.float32]
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """A loaded network. `engine(images)`: uint8 [N, H, W, 3] at the card's resolution -> probabilities [N, classes].
+
+    N is any number, also where the file has a fixed batch: `in_pieces` is for those.
+    """
+
+    name: str
+    card: Card
+    concurrent: bool  # whether several threads may call it at once
+
+    def __call__(self, images: Pixels) -> Scores: ...
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What is known of a runtime without importing it.
+
+    `format`: what `export --to` calls its files; `suffix`: what they, or their folders, end in; `package`: the
+    distribution that it needs, `extra`: ours that installs it; `runs_here`: whether files can be run on this system;
+    `timed`: whether their time here says anything (a microcontroller's doesn't).
+    `int8_limits`: of an int8 file, in the place of `export.LIMITS`, where the runtime's int8 isn't quite a bundle's.
+    """
+
+    format: str
+    suffix: str
+    package: str
+    extra: str
+    precisions: tuple[Precision, ...]
+    folder: bool = False
+    runs_here: bool = True
+    timed: bool = True
+    int8_limits: tuple[float, float] | None = None
+
+
+# By the engine's name, in the order in which they are asked for a file.
+RUNTIMES = {
+    "onnxruntime": Runtime("onnx", ".onnx", "onnxruntime", "", ("float32", "float16", "int8", "int4")),
+    "litert": Runtime("tflite", ".tflite", "ai-edge-litert", "litert", ("float32", "float16", "int8", "dynamic")),
+    "openvino": Runtime(
+        "openvino", ".openvino", "openvino", "openvino", ("float32", "float16", "int8"), folder=True
+    ),
+    "ncnn": Runtime(
+        "ncnn", ".ncnn", "ncnn", "ncnn", ("float32", "float16", "int8"), folder=True,
+        int8_limits=(90.0, 0.4),  # its int8 has no zero points
+    ),
+    "executorch": Runtime("executorch", ".pte", "executorch", "executorch", ("float32", "int8")),
+    "coreml": Runtime(
+        "coreml", ".mlpackage", "coremltools", "coreml", ("float32", "float16", "int8", "dynamic"), folder=True,
+        runs_here=sys.platform == "darwin",
+    ),
+    "tflm": Runtime("c-array", ".c-array", "tflite-micro", "micro", ("int8",), folder=True, timed=False),
+    "torch": Runtime("pt2", ".pt2", "torch", "train", ("float32", "float16", "int8", "dynamic")),
+}  # fmt: skip
+SUFFIXES = frozenset(r.suffix for r in RUNTIMES.values())
+SMALLEST_FIRST: tuple[Precision, ...] = ("int8", "dynamic", "int4", "float16", "float32")
+
+
+def runtime(name: str) -> Runtime:
+    """By the engine's name; a UserError suggests the nearest."""
+    if name not in RUNTIMES:
+        raise unknown("engine", name, RUNTIMES)
+    return RUNTIMES[name]
+
+
+def for_format(to: str) -> str:
+    """The engine of a format (onnx, openvino, tflite, ...); an engine's own name serves too."""
+    by_format = {r.format: name for name, r in RUNTIMES.items()}
+    if to not in by_format and to not in RUNTIMES:
+        raise unknown("format", to, by_format)
+    return by_format.get(to, to)
+
+
+def for_suffix(path: Path) -> str:
+    """The engine whose files end as `path` does."""
+    for name, r in RUNTIMES.items():
+        if path.suffix == r.suffix:
+            return name
+    known = ", ".join(r.suffix for r in RUNTIMES.values())
+    raise UserError(f"{path}: no format has the suffix {path.suffix!r}; end it in one of {known}, or give --to")
+
+
+def module(name: str) -> Any:
+    """The engine's module; a UserError says what to install where its runtime is missing."""
+    r = runtime(name)
+    try:
+        return importlib.import_module(f"mobilenets.deploy.engines.{name}")
+    except ImportError as e:
+        if (e.name or "").startswith("mobilenets"):
+            raise
+        extra = f"[{r.extra}]" if r.extra else ""
+        raise UserError(f"{name} can't be loaded ({e}); install it with: pip install 'mobilenets{extra}'") from e
+
+
+def installed() -> list[str]:
+    """The engines whose runtimes are installed, in the order of the table. None is imported."""
+    out = []
+    for name, r in RUNTIMES.items():
+        try:
+            importlib.metadata.version(r.package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        out.append(name)
+    return out
+
+
+def version(name: str) -> str:
+    """The installed runtime's version."""
+    return str(module(name).version())
+
+
+def check_precision(name: str, precision: str) -> Precision:
+    """A UserError where engine `name` has no files of `precision`."""
+    r = runtime(name)
+    for p in r.precisions:
+        if p == precision:
+            return p
+    raise unknown(f"precision for {name}", precision, r.precisions)
+
+
+def for_path(path: Path) -> str:
+    """Which engine runs the file or folder at `path`."""
+    if not path.exists():
+        near = difflib.get_close_matches(str(path), packaged(), n=1)
+        hint = f"; did you mean the packaged {near[0]}?" if near else ""
+        raise UserError(f"{path}: no such file or folder{hint}")
+    for name, r in RUNTIMES.items():
+        if path.suffix == r.suffix and path.is_dir() == r.folder:
+            return name
+    if path.is_dir():
+        return "torch"
+    known = ", ".join(r.suffix for r in RUNTIMES.values())
+    raise UserError(
+        f"{path}: no engine runs a {path.suffix or 'nameless'} file; give a bundle's folder or one of {known}"
+    )
+
+
+def file_name(engine: str, precision: str) -> str:
+    """What a file that a run ships is called: model.onnx, model-int8.onnx, model-float16.tflite."""
+    return f"model{'' if precision == 'float32' else f'-{precision}'}{runtime(engine).suffix}"
+
+
+def resolve(path: Path) -> Path:
+    """What to run at `path`: a file or bundle, a packaged one by its name; of a run, the smallest file it shipped."""
+    path = located(path)
+    if path.is_dir() and not (path / CARD).is_file() and path.suffix not in SUFFIXES:
+        shipped = [file_name(e, p) for p in SMALLEST_FIRST for e in RUNTIMES]
+        for name in (*shipped, "int8", "float"):
+            if (path / name).exists():
+                return path / name
+        raise UserError(f"{path}: neither a bundle nor a finished run")
+    return path
+
+
+def load(path: Path, threads: int = 1) -> Engine:
+    """The network at `path` (a bundle's folder, a run's, or an exported file), ready to run on `threads` threads."""
+    path = resolve(path)
+    engine: Engine = module(for_path(path)).load(path, threads)
+    return engine
+
+
+def check_card(card: Card, image: Iterable[int], scores: Iterable[int], where: str) -> None:
+    """A UserError where the file at `where` takes or gives other shapes, those of one image, than its card says."""
+    side = card.arch.resolution
+    if [*image] != [side, side, 3] or [*scores] != [card.arch.classes or card.arch.width]:
+        raise UserError(
+            f"{where}: the card inside is another network's, {card.arch.title} with {len(card.labels)} labels; "
+            "export it again"
+        )
+
+
+def in_pieces(run: Callable[[Pixels], Scores], images: Pixels, batch: int) -> Scores:
+    """What a file that takes `batch` images in every call gives for any number of them: the last piece is filled up."""
+    out = []
+    for i in range(0, len(images), batch):
+        piece = images[i : i + batch]
+        missing = batch - len(piece)
+        filled = np.concatenate([piece, np.repeat(piece[-1:], missing, 0)]) if missing else piece
+        out.append(run(filled)[: len(piece)])
+    return np.concatenate(out)
+
+
+def build(name: str, bundle: Bundle, precision: Precision, threads: int) -> tuple[Engine, int]:
+    """A bundle as it would be exported, ready to run, and the bytes of its file."""
+    m = module(name)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"model{runtime(name).suffix}"
+        m.write(Bundle(bundle.card.replace(precision=precision), bundle.tensors), path, None)
+        return m.load(path, threads), size_on_disk(path)

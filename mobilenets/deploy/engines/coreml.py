@@ -1,0 +1,151 @@
+"""Core ML, Apple's runtime: .mlpackage folders, converted on any system, run on macOS alone.
+
+A model takes one RGB image of the card's resolution, as apps and Vision give it, and is a classifier: `classLabel` and
+`classLabel_probs`, from label to probability. Preprocessing is inside, the card is in the user-defined metadata. It
+needs iOS 17 or macOS 14. `graphs.coreml` says what its precisions are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import importlib.metadata
+import io
+import json
+import logging
+import re
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from mobilenets.deploy.engines import RUNTIMES, Scores
+from mobilenets.errors import UserError
+from mobilenets.model.bundle import Bundle
+from mobilenets.model.card import Card, Precision
+from mobilenets.model.images import Pixels
+
+NAME = "coreml"
+CARD_KEY = "mobilenets.card"
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without coremltools' progress bars, and its words on versions of libraries that aren't used here."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
+
+
+with quiet():
+    import coremltools as ct
+    from coremltools.proto import MIL_pb2, Model_pb2
+
+
+def version() -> str:
+    return importlib.metadata.version("coremltools")
+
+
+def class_names(card: Card) -> list[str]:
+    """The labels; those that several classes share (ImageNet has two kinds of crane) with the class's number."""
+    count = Counter(card.labels)
+    return [label if count[label] == 1 else f"{label} ({i})" for i, label in enumerate(card.labels)]
+
+
+class CoremlEngine:
+    name = NAME
+    concurrent = False
+
+    def __init__(self, path: Path) -> None:
+        self.card = _card(_spec(path), path)
+        if not RUNTIMES[NAME].runs_here:
+            raise UserError(f"{path}: Core ML runs on macOS alone; run its bundle, or another file of it")
+        self.model = ct.models.MLModel(str(path))
+
+    def __call__(self, images: Pixels) -> Scores:
+        made = self.model.predict([{"image": Image.fromarray(image)} for image in images])
+        return np.array([[p["classLabel_probs"][name] for name in class_names(self.card)] for p in made], np.float32)
+
+
+def load(path: Path, threads: int) -> CoremlEngine:  # noqa: ARG001
+    """Core ML chooses its processors and threads itself."""
+    return CoremlEngine(path)
+
+
+def write(bundle: Bundle, path: Path, batch: int | None) -> None:
+    """`bundle` as an .mlpackage. Raises `UserError` for a batch of more than one image: Core ML has none."""
+    from mobilenets.deploy.writers.coreml import TARGET, program
+
+    card, r = bundle.card, bundle.card.arch.resolution
+    if batch not in (None, 1):
+        raise UserError("a Core ML file takes one image in every call; leave --batch out")
+    with quiet():
+        model = ct.convert(
+            program(card, bundle.tensors),
+            source="milinternal",
+            convert_to="mlprogram",
+            inputs=[ct.ImageType("image", (1, 3, r, r), color_layout=ct.colorlayout.RGB)],
+            classifier_config=ct.ClassifierConfig(class_names(card)) if card.labels else None,
+            compute_precision=ct.precision.FLOAT32,  # as the program is written
+            minimum_deployment_target=TARGET,
+            skip_model_load=True,
+        )
+        model.user_defined_metadata[CARD_KEY] = json.dumps(card.to_json())
+        model.license, model.short_description = card.licence, f"{card.arch.title}, {card.precision}"
+        try:
+            model.save(str(path))
+        except shutil.Error as e:  # of all files that it copied, without a number of its own
+            number = re.search(r"\[Errno (\d+)\]", str(e))
+            raise OSError(int(number[1]) if number else errno.EIO, "can't be copied") from e
+
+
+def _spec(path: Path) -> Any:
+    try:
+        return ct.utils.load_spec(str(path))
+    except Exception as e:  # of protobuf, of the package's manifest, of the file system
+        raise UserError(f"{path}: not a readable .mlpackage: {str(e).splitlines()[0][:200]}") from e
+
+
+def _card(spec: Model_pb2.Model, path: Path) -> Card:
+    text = dict(spec.description.metadata.userDefined).get(CARD_KEY)
+    if text is None:
+        raise UserError(f"{path}: has no card inside; export it with mobilenets")
+    try:
+        return Card.from_json(json.loads(text), str(path))
+    except ValueError as e:
+        raise UserError(f"{path}: the card inside isn't JSON: {e}") from e
+
+
+def stored(path: Path) -> Precision:
+    """What the convolutions read their weights from, and for int8, whether their images are quantized too.
+
+    As many as the card names as kept in float may read floats.
+    """
+    spec = _spec(path)
+    main = spec.mlProgram.functions["main"]
+    operations = main.block_specializations[main.opset].operations
+    made = {out.name: op for op in operations for out in op.outputs}
+    found: Counter[str] = Counter()
+    for op in operations:
+        if op.type == "conv":
+            weight, image = (made[op.inputs[k].arguments[0].name] for k in ("weight", "x"))
+            if weight.type == "constexpr_affine_dequantize":
+                found["int8" if image.type == "dequantize" else "dynamic"] += 1
+            else:
+                kind = weight.outputs[0].type.tensorType.dataType
+                found["float16" if kind == MIL_pb2.DataType.FLOAT16 else "float32"] += 1
+    card = _card(spec, path)
+    spared = sum(op.name in card.float_ops for op in card.arch.layers)
+    if found["int8"] and set(found) <= {"int8", "float16"} and found["float16"] == spared:
+        return "int8"
+    if set(found) == {"dynamic"}:
+        return "dynamic"
+    return "float16" if set(found) == {"float16"} else "float32"

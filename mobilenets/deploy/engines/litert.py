@@ -1,0 +1,103 @@
+"""LiteRT (TensorFlow Lite) on the CPU, through XNNPACK: runs a .tflite file exported here."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from pathlib import Path
+
+import numpy as np
+from ai_edge_litert.interpreter import Interpreter
+
+from mobilenets.deploy.engines import Scores, check_card, in_pieces
+from mobilenets.deploy.engines.stderr import captured
+from mobilenets.deploy.writers import tflite_graph
+from mobilenets.errors import UserError
+from mobilenets.model.bundle import Bundle
+from mobilenets.model.card import Card, Precision
+from mobilenets.model.convert.formats import one_line
+from mobilenets.model.images import Pixels
+
+NAME = "litert"
+
+
+def version() -> str:
+    return importlib.metadata.version("ai-edge-litert")
+
+
+def read_card(data: bytes, where: str) -> Card:
+    """The card inside a file; a UserError for a damaged file, and for one without a card."""
+    try:
+        text = tflite_graph.entry(tflite_graph.opened(data), tflite_graph.CARD_KEY)
+    except Exception as e:  # flatbuffers raises nearly anything on damaged bytes
+        raise UserError(f"{where}: not a readable TFLite file: {one_line(e)}") from e
+    if text is None:
+        raise UserError(f"{where}: has no card inside; export it with mobilenets")
+    try:
+        return Card.from_json(json.loads(text), where)
+    except ValueError as e:
+        raise UserError(f"{where}: the card inside isn't JSON: {e}") from e
+
+
+class LiteRTEngine:
+    """An interpreter is for one call at a time: as many are made as calls are under way at once, and kept.
+
+    Each has weights in XNNPACK's layout of its own, besides the file's bytes, which they share.
+    """
+
+    name = NAME
+    concurrent = True
+
+    def __init__(self, path: Path, threads: int) -> None:
+        self.data, self.threads = path.read_bytes(), threads
+        self.card = read_card(self.data, str(path))
+        try:
+            self.idle = [self._interpreter()]
+        except (ValueError, RuntimeError) as e:
+            raise UserError(f"{path}: not a readable TFLite file: {one_line(e)}") from e
+        image, scores = self.idle[0].get_input_details()[0], self.idle[0].get_output_details()[0]
+        check_card(self.card, image["shape"][1:], scores["shape"][1:], str(path))
+        self.batch = int(image["shape"][0]) if image["shape_signature"][0] > 0 else None
+
+    def _interpreter(self) -> Interpreter:
+        with captured():  # it announces its delegate
+            interpreter = Interpreter(model_content=self.data, num_threads=self.threads)
+            interpreter.allocate_tensors()
+        return interpreter
+
+    def _run(self, images: Pixels) -> Scores:
+        try:
+            interpreter = self.idle.pop()  # one step, whatever other threads do
+        except IndexError:
+            interpreter = self._interpreter()
+        try:
+            image, output = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
+            if image["shape"][0] != len(images):
+                interpreter.resize_tensor_input(image["index"], [len(images), *image["shape"][1:]])
+                interpreter.allocate_tensors()
+            interpreter.set_tensor(image["index"], np.ascontiguousarray(images))
+            interpreter.invoke()
+            scores: Scores = interpreter.get_tensor(output["index"])
+        finally:
+            self.idle.append(interpreter)
+        return scores
+
+    def __call__(self, images: Pixels) -> Scores:
+        return in_pieces(self._run, images, self.batch) if self.batch else self._run(images)
+
+
+def load(path: Path, threads: int) -> LiteRTEngine:
+    return LiteRTEngine(path, threads)
+
+
+def write(bundle: Bundle, path: Path, batch: int | None) -> None:
+    """`bundle` as a TFLite file, with TFLite's own metadata, the labels, and the card in it."""
+    from mobilenets.deploy.writers.tflite import tflite_model
+
+    path.write_bytes(tflite_model(bundle.card, bundle.tensors, batch))
+
+
+def stored(path: Path) -> Precision:
+    """What the convolutions of the file at `path` read, but for those that its card keeps in float."""
+    data = path.read_bytes()
+    return tflite_graph.stored_precision(tflite_graph.opened(data), read_card(data, str(path)).float_ops)

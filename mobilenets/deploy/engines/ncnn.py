@@ -1,0 +1,99 @@
+"""ncnn: runs a folder of model.param and model.bin, as any ncnn program loads them, and mobilenets.json, the card."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from pathlib import Path
+
+import ncnn
+import numpy as np
+
+from mobilenets.deploy.engines import Scores
+from mobilenets.errors import UserError
+from mobilenets.files import sha256
+from mobilenets.model.bundle import Bundle
+from mobilenets.model.card import Card, Precision
+from mobilenets.model.images import Pixels
+
+NAME = "ncnn"
+PARAM, BIN, CARD = "model.param", "model.bin", "mobilenets.json"
+
+
+def version() -> str:
+    return importlib.metadata.version("ncnn")
+
+
+def read_card(path: Path) -> Card:
+    """The card of the folder at `path`, whose other files are what was written with it."""
+    try:
+        d = json.loads((path / CARD).read_bytes())
+    except FileNotFoundError as e:
+        raise UserError(f"{path}: has no card ({CARD} is missing); export it with mobilenets") from e
+    except (ValueError, OSError) as e:
+        raise UserError(f"{path / CARD}: not readable as JSON: {e}") from e
+    card = Card.from_json(d, str(path / CARD))
+    for name in (PARAM, BIN):
+        if not (path / name).is_file():
+            raise UserError(f"{path}: {name} is missing; export it again")
+        if d.get(name) != sha256(path / name):
+            raise UserError(f"{path / name}: damaged, or of another network than its card; export it again")
+    return card
+
+
+class NcnnEngine:
+    """ncnn takes one image at a time."""
+
+    name = NAME
+    concurrent = True
+
+    def __init__(self, path: Path, threads: int) -> None:
+        self.card = read_card(path)
+        self.net = ncnn.Net()
+        self.net.opt.num_threads = threads
+        if self.card.precision == "float32":  # by default, weights and values are rounded to 16 bits as they are read
+            self.net.opt.use_fp16_packed = self.net.opt.use_fp16_storage = self.net.opt.use_fp16_arithmetic = False
+        if self.net.load_param(str(path / PARAM)) or self.net.load_model(str(path / BIN)):
+            raise UserError(f"{path}: ncnn {version()} can't load it; upgrade with: pip install --upgrade ncnn")
+
+    def _run(self, image: Pixels) -> Scores:
+        height, width, _ = image.shape
+        pixels = ncnn.Mat.from_pixels(np.ascontiguousarray(image), ncnn.Mat.PixelType.PIXEL_RGB, width, height)
+        extractor = self.net.create_extractor()
+        extractor.input("image", pixels)
+        failed, scores = extractor.extract("probabilities")
+        if failed:
+            raise UserError(f"ncnn {version()} can't run this network (code {failed}); out of memory?")
+        return np.array(scores)
+
+    def __call__(self, images: Pixels) -> Scores:
+        scores = np.empty((len(images), len(self.card.labels)), np.float32)
+        for row, image in zip(scores, images, strict=True):
+            row[:] = self._run(image)
+        return scores
+
+
+def load(path: Path, threads: int) -> NcnnEngine:
+    return NcnnEngine(path, threads)
+
+
+def write(bundle: Bundle, path: Path, batch: int | None) -> None:
+    """`bundle` as a folder; the card has the digests of the two other files."""
+    from mobilenets.deploy.writers.ncnn import ncnn_model
+
+    if batch not in (None, 1):
+        raise UserError(f"an ncnn file takes one image in a call, not {batch}; leave the batch out")
+    text, weights = ncnn_model(bundle.card, bundle.tensors)
+    path.mkdir()
+    (path / PARAM).write_text(text)
+    (path / BIN).write_bytes(weights)
+    digests = {name: sha256(path / name) for name in (PARAM, BIN)}
+    (path / CARD).write_text(json.dumps({**bundle.card.to_json(), **digests}, indent=2) + "\n")
+
+
+def stored(path: Path) -> Precision:
+    """What the weights in model.bin are; layers that the card names as kept in float aside."""
+    from mobilenets.deploy.writers.ncnn import stored_precision
+
+    card = read_card(path)
+    return stored_precision((path / PARAM).read_text(), (path / BIN).read_bytes(), card.float_ops)

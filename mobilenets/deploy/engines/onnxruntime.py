@@ -1,0 +1,89 @@
+"""ONNX Runtime on the CPU: runs a .onnx file exported here."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+from pathlib import Path
+
+import onnxruntime as ort
+
+from mobilenets.deploy.engines import Scores, check_card, in_pieces
+from mobilenets.errors import UserError
+from mobilenets.model.bundle import Bundle
+from mobilenets.model.card import CARD_KEY, Card, Precision
+from mobilenets.model.images import Pixels
+
+# Importing it otherwise leaves a device's id and a database in the home folder, and reports to its makers.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+NAME = "onnxruntime"
+
+
+def version() -> str:
+    return importlib.metadata.version("onnxruntime")
+
+
+def session(model: str | bytes, threads: int, widen: bool = False) -> ort.InferenceSession:
+    """A CPU session on `threads` threads. `widen`: weights in 4 bits become float once, as the file is loaded."""
+    options = ort.SessionOptions()
+    # Processors with AVX2 alone (no VNNI) add two products in 16 bits, which overflow; this takes the exact way there.
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    if widen:
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+class OnnxEngine:
+    name = NAME
+    concurrent = True
+
+    def __init__(self, model: Path | bytes, threads: int) -> None:
+        where = str(model) if isinstance(model, Path) else "model"
+        source = str(model) if isinstance(model, Path) else model
+        try:
+            self.session = session(source, threads)
+        except Exception as e:  # the runtime's own exception types aren't public; any of them means a damaged file
+            raise UserError(f"{where}: not a readable ONNX file: {str(e).splitlines()[0][:200]}") from e
+        text = self.session.get_modelmeta().custom_metadata_map.get(CARD_KEY)
+        if text is None:
+            raise UserError(f"{where}: has no card inside; export it with mobilenets")
+        try:
+            self.card = Card.from_json(json.loads(text), where)
+        except ValueError as e:
+            raise UserError(f"{where}: the card inside isn't JSON: {e}") from e
+        if self.card.precision == "int4":  # else they would be widened in every call, which takes longer than the rest
+            self.session = session(source, threads, widen=True)
+        image, scores = self.session.get_inputs()[0], self.session.get_outputs()[0]
+        check_card(self.card, image.shape[1:], scores.shape[1:], where)
+        self.input, batch = image.name, image.shape[0]
+        self.batch = batch if isinstance(batch, int) else None
+
+    def _run(self, images: Pixels) -> Scores:
+        scores: Scores = self.session.run(None, {self.input: images})[0]
+        return scores
+
+    def __call__(self, images: Pixels) -> Scores:
+        return in_pieces(self._run, images, self.batch) if self.batch else self._run(images)
+
+
+def load(path: Path, threads: int) -> OnnxEngine:
+    return OnnxEngine(path, threads)
+
+
+def write(bundle: Bundle, path: Path, batch: int | None) -> None:
+    """`bundle` as an ONNX file, the card in its metadata."""
+    from mobilenets.deploy.writers.onnx import onnx_model
+
+    path.write_bytes(onnx_model(bundle.card, bundle.tensors, batch))
+
+
+def stored(path: Path) -> Precision:
+    """What the convolutions of the file at `path` read their weights from."""
+    from mobilenets.deploy.writers.onnx import stored_precision
+
+    return stored_precision(path)

@@ -1,0 +1,276 @@
+"""How long networks take on a machine: measured here, kept in a cache, carried elsewhere as a table. No torch.
+
+A network's time and size don't depend on what its weights are: random ones are measured, all networks in turn, round
+after round, so that a machine's mood falls on all of them alike; a network's latency is that of its quietest round.
+What was measured is kept after each round and on Ctrl-C: the next call goes on from there.
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import hashlib
+import json
+import math
+import os
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from mobilenets import __version__, console, files
+from mobilenets.arch.spec import Arch
+from mobilenets.deploy import engines
+from mobilenets.deploy.bench import pinned, quietest_ms, time_calls
+from mobilenets.errors import UserError, unknown
+from mobilenets.model.bundle import random_bundle
+from mobilenets.model.card import PRECISIONS, Precision
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+ROUNDS, ROUND_SECONDS, WARM_UP_SECONDS = 3, 0.1, 0.05
+PROTOCOL = 3  # part of the cache's key and of a table: raise it when what is measured changes
+FORMAT, KIND = 1, "mobilenets latency table"
+
+
+class Setting(NamedTuple):
+    """What a network is measured with; `threads` on as many processors."""
+
+    engine: str
+    precision: Precision
+    threads: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.engine} {self.precision}"
+
+    def __str__(self) -> str:
+        return f"{self.name}, {self.threads} thread{'s' * (self.threads > 1)}"
+
+
+class Measured(NamedTuple):
+    """A network's title, the median latency of one image, and the bytes of the exported file."""
+
+    network: str
+    latency_ms: float
+    size_bytes: int
+
+
+def settings(engine: Iterable[str], precision: Iterable[str], threads: Iterable[int]) -> list[Setting]:
+    """Every combination that exists; a `UserError` for an unknown name, or where there is none."""
+    names, wanted, counts = list(engine), list(precision), list(threads)
+    for n in counts:
+        if n < 1:
+            raise UserError(f"threads must be 1 or more, not {n}")
+    for p in wanted:
+        if p not in PRECISIONS:
+            raise unknown("precision", p, PRECISIONS)
+    out = [Setting(e, p, n) for e in names for p in engines.runtime(e).precisions if p in wanted for n in counts]
+    if not out:
+        has = "; ".join(f"{e} has {', '.join(engines.runtime(e).precisions)}" for e in names)
+        raise UserError(f"no {' or '.join(wanted)} networks to measure: {has or 'name an engine'}")
+    return out
+
+
+def machine() -> str:
+    """This machine's name: processor and number of them."""
+    name = platform.processor() or platform.machine()
+    try:
+        with Path("/proc/cpuinfo").open() as f:
+            name = next((line.split(":", 1)[1].strip() for line in f if line.startswith("model name")), name)
+    except OSError:
+        pass
+    return f"{name} x{os.cpu_count()}"
+
+
+@functools.cache
+def _instructions() -> str:
+    """A digest of the processor's feature flags: two machines may share a name and differ in instructions."""
+    try:
+        with Path("/proc/cpuinfo").open() as f:
+            flags = next((line for line in f if line.startswith(("flags", "Features"))), "")
+    except OSError:
+        flags = platform.machine()
+    return hashlib.sha256(flags.encode()).hexdigest()[:8]
+
+
+class Cache:
+    """What was measured of one kind on one machine: a row of numbers for each network. A damaged one is empty.
+
+    `of`: all that the numbers depend on, besides the network.
+    """
+
+    def __init__(self, name: str, *of: object) -> None:
+        digest = hashlib.sha256(json.dumps([*of, PROTOCOL]).encode()).hexdigest()[:16]
+        root = Path(os.environ.get("MOBILENETS_CACHE") or Path.home() / ".cache" / "mobilenets")
+        self.path = root / f"{name}-{digest}.json"
+        self.rows: dict[str, list[float]] = {}
+        try:
+            read = json.loads(self.path.read_text())
+            rows = {str(k): [float(n) for n in row] for k, row in read.items()}
+            if all(0 < n < math.inf for row in rows.values() for n in row):
+                self.rows = rows
+        except (OSError, ValueError, TypeError, AttributeError, OverflowError):
+            pass
+
+    def save(self) -> None:
+        files.write_json(self.path, self.rows)
+
+
+def cache_of(s: Setting) -> Cache:
+    """The cache of a setting on this machine: rows of the file's bytes, then each round's milliseconds."""
+    name = f"latency-{s.engine}-{s.precision}-{s.threads}"
+    return Cache(name, machine(), _instructions(), s.engine, engines.version(s.engine), s.precision, s.threads)
+
+
+def once(a: Arch, s: Setting) -> tuple[float, int]:
+    """One round of a network: its median latency in milliseconds, and the bytes of its file. Raises `UserError`."""
+    with pinned(s.threads):
+        ready, size = engines.build(s.engine, random_bundle(a, s.precision), s.precision, s.threads)
+        time_calls(ready, 1, WARM_UP_SECONDS)
+        return quietest_ms([time_calls(ready, 1, ROUND_SECONDS)]), size
+
+
+def measure(archs: Sequence[Arch], s: Setting) -> dict[str, Measured]:
+    """Arch digest -> its measurement; from the cache, or measured in turn on this machine.
+
+    Networks that the engine refuses are left out, with a note; a `UserError` if it refuses all.
+    """
+    cache = cache_of(s)
+    rows = {a.digest: cache.rows.get(a.digest) or [0.0] for a in archs}
+    missing = {a.digest: a for a in archs if len(rows[a.digest]) <= ROUNDS}
+    refused: dict[str, str] = {}
+    with console.progress("networks") as bar:
+        left = sum(ROUNDS + 1 - len(rows[d]) for d in missing)
+        task = bar.add_task(f"measuring on {s.name}", total=left, status="")
+        for done in range(ROUNDS if missing else 0):
+            try:
+                for digest, a in missing.items():
+                    if len(rows[digest]) - 1 > done or digest in refused:
+                        continue  # the former in a call that was interrupted
+                    bar.update(task, status=a.title)
+                    try:
+                        ms, size = once(a, s)
+                    except UserError as e:
+                        refused[digest] = f"{a.title}: {e}"
+                        continue
+                    rows[digest] = [size, *rows[digest][1:], ms]
+                    bar.advance(task)
+            finally:
+                cache.rows |= {d: rows[d] for d in missing if len(rows[d]) > 1}
+                cache.save()
+    if refused:
+        first = next(iter(refused.values()))
+        if len(refused) == len(archs):
+            raise UserError(first)
+        console.note(f"{s.name} can't run {len(refused)} of {len(archs)} networks, which are left out; {first}")
+    return {
+        a.digest: Measured(a.title, min(row[1:]), int(row[0])) for a in archs if len(row := rows[a.digest]) > ROUNDS
+    }
+
+
+@dataclass(frozen=True)
+class Table:
+    """What was measured on one machine: engine -> its version; setting -> arch digest -> measurement."""
+
+    machine: str
+    versions: Mapping[str, str]
+    entries: Mapping[Setting, Mapping[str, Measured]]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "kind": KIND,
+            "format": FORMAT,
+            "protocol": PROTOCOL,
+            "measured": "median latency of one image in milliseconds, preprocessed pixels to probabilities, of the "
+            f"quietest of {ROUNDS} rounds; bytes of the exported file; by the network's digest",
+            "machine": self.machine,
+            "made": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "mobilenets": __version__,
+            "tables": [
+                {
+                    **s._asdict(),
+                    "engine_version": self.versions[s.engine],
+                    "networks": {digest: m._asdict() for digest, m in by_digest.items()},
+                }
+                for s, by_digest in self.entries.items()
+            ],
+        }
+
+    def __rich__(self) -> RenderableType:
+        t = console.table(
+            f"latencies of {self.machine}", ["runtime", "networks", "fastest ms", "slowest ms"], ["runtime"]
+        )
+        for s, by_digest in self.entries.items():
+            ms = [m.latency_ms for m in by_digest.values()]
+            t.add_row(f"{s} ({self.versions[s.engine]})", str(len(ms)), f"{min(ms):.3f}", f"{max(ms):.3f}")
+        return t
+
+    @classmethod
+    def read(cls, path: Path) -> Table:
+        """The inverse of `to_json`, from a file; a `UserError` for one that is damaged, newer or measured otherwise."""
+        try:
+            d = json.loads(path.read_bytes())
+        except (ValueError, OSError) as e:
+            raise UserError(f"{path}: not readable as a latency table: {e}") from e
+        if not isinstance(d, dict) or d.get("kind") != KIND or not isinstance(d.get("format"), int):
+            raise UserError(f"{path}: not a latency table; make one with: mobilenets latency-table --out {path.name}")
+        if d["format"] > FORMAT:
+            raise UserError(
+                f"{path}: written by a newer mobilenets (table format {d['format']}, this one reads up to {FORMAT}); "
+                "upgrade with: pip install --upgrade mobilenets"
+            )
+        if d.get("protocol") != PROTOCOL:
+            raise UserError(
+                f"{path}: measured by protocol {d.get('protocol')}, this mobilenets by {PROTOCOL}; measure again "
+                "with: mobilenets latency-table"
+            )
+        try:
+            tables = {Setting(t["engine"], t["precision"], int(t["threads"])): t for t in d["tables"]}
+            entries = {
+                s: {
+                    digest: Measured(str(m["network"]), float(m["latency_ms"]), int(m["size_bytes"]))
+                    for digest, m in t["networks"].items()
+                }
+                for s, t in tables.items()
+            }
+            measured = [m for by_digest in entries.values() for m in by_digest.values()]
+            if not all(0 < m.latency_ms < math.inf and m.size_bytes > 0 for m in measured):
+                raise ValueError("a number is out of range")
+            versions = {s.engine: str(t["engine_version"]) for s, t in tables.items()}
+            return cls(str(d["machine"]), versions, entries)
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as e:
+            raise UserError(f"{path}: damaged: a field is missing or malformed: {e}") from e
+
+
+def here(archs: Sequence[Arch], wanted: Sequence[Setting]) -> Table:
+    """`archs` on this machine: cached, or measured now. Raises `UserError`."""
+    for s in wanted:
+        engines.module(s.engine)  # says what to install before anything is measured
+    # Most threads first: those that a runtime has started stay on the processors of that time.
+    measured = {s: measure(archs, s) for s in sorted(wanted, key=lambda s: -s.threads)}
+    return Table(machine(), {s.engine: engines.version(s.engine) for s in wanted}, {s: measured[s] for s in wanted})
+
+
+def of_file(path: Path, archs: Sequence[Arch], wanted: Sequence[Setting]) -> Table:
+    """What the table at `path` has of `archs` and `wanted`; networks that it hasn't are left out, with a note."""
+    table = Table.read(path)
+    entries = {s: table.entries[s] for s in wanted if s in table.entries}
+    if not entries:
+        raise UserError(f"{path}: has {'; '.join(map(str, table.entries))}, not {' or '.join(map(str, wanted))}")
+    digests = {a.digest: a.title for a in archs}
+    found = {s: {d: m for d, m in by_digest.items() if d in digests} for s, by_digest in entries.items()}
+    missing = [title for d, title in digests.items() if not all(d in by_digest for by_digest in found.values())]
+    if not any(found.values()):
+        classes = ", ".join(map(str, sorted({a.classes for a in archs})))
+        raise UserError(
+            f"{path}: has none of the {len(digests)} networks asked for (of {classes} classes); measure them with: "
+            f"mobilenets latency-table --classes {classes}"
+        )
+    if missing:
+        some = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        console.note(f"{path}: {len(missing)} of {len(digests)} networks aren't in it and are left out: {some}")
+    return Table(table.machine, table.versions, found)

@@ -1,0 +1,204 @@
+"""Any number of images to labels: decoding and inference share all cores, memory stays constant."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+import zipfile
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from mobilenets.data.folder import is_image_name, read_member
+from mobilenets.deploy import engines
+from mobilenets.deploy.engines import Engine
+from mobilenets.errors import UserError
+from mobilenets.model.images import BadImage, Pixels, upright_rgb
+from mobilenets.tasks import classify
+
+T = TypeVar("T")
+Row = npt.NDArray[np.float32]
+BATCH = 8
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One image's best labels with their probabilities, best first; or why it couldn't be read."""
+
+    image: str
+    top: tuple[tuple[str, float], ...]
+    error: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        if self.error:
+            return {"image": self.image, "error": self.error}
+        return {"image": self.image, "top": [{"label": c, "probability": round(p, 6)} for c, p in self.top]}
+
+    def __str__(self) -> str:
+        return f"{self.image}\t" + "\t".join(f"{c} {100 * p:.1f}%" for c, p in self.top)
+
+
+def stream(
+    engine: Engine, items: Iterable[T], read: Callable[[T], Pixels], batch: int = BATCH, cores: int | None = None
+) -> Iterator[tuple[T, Row | BadImage]]:
+    """Each item with its probabilities [classes], or the `BadImage` that `read` raised; in order.
+
+    Each thread decodes a batch and runs it, so every core is busy with whichever there is more of; only a few batches
+    are in flight at any time.
+    """
+    cores = cores or os.cpu_count() or 1
+    turn = threading.Lock()  # for an engine that uses all cores itself
+
+    def work(chunk: tuple[T, ...]) -> list[tuple[T, Row | BadImage]]:
+        decoded: list[Pixels | BadImage] = []
+        for item in chunk:
+            try:
+                decoded.append(read(item))
+            except BadImage as e:
+                decoded.append(e.with_traceback(None))  # which would hold this frame, and it the error
+        good = [d for d in decoded if not isinstance(d, BadImage)]
+        if not good:
+            scores: Iterator[Row] = iter(())
+        elif engine.concurrent:
+            scores = iter(engine(np.stack(good)))
+        else:
+            with turn:
+                scores = iter(engine(np.stack(good)))
+        return [(i, d if isinstance(d, BadImage) else next(scores)) for i, d in zip(chunk, decoded, strict=True)]
+
+    chunks = _chunks(items, batch)
+    with ThreadPoolExecutor(cores) as pool:
+        flying: deque[Future[list[tuple[T, Row | BadImage]]]] = deque()
+        try:
+            for chunk in itertools.islice(chunks, 2 * cores):
+                flying.append(pool.submit(work, chunk))
+            while flying:
+                done = flying.popleft().result()
+                for chunk in itertools.islice(chunks, 1):
+                    flying.append(pool.submit(work, chunk))
+                yield from done
+        finally:
+            for f in flying:
+                f.cancel()
+
+
+def _chunks(items: Iterable[T], size: int) -> Iterator[tuple[T, ...]]:
+    it = iter(items)
+    while chunk := tuple(itertools.islice(it, size)):
+        yield chunk
+
+
+@dataclass(frozen=True)
+class Source:
+    """An image to read: a file, or a member of an open zip.
+
+    All threads share the zip: its directory is all that grows with the number of images, so there should be one.
+    """
+
+    name: str
+    path: Path | zipfile.ZipFile
+    member: str = ""
+
+
+_zip_turn = threading.Lock()  # a ZipFile is not for several threads at once
+
+
+def sources(paths: Iterable[Path]) -> Iterator[Source]:
+    """The images at `paths` (files, folders, zips), found as they are needed.
+
+    `UserError` at once for a path that isn't there, and when its turn comes for one with no images.
+    """
+    paths = list(paths)
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"{path}: no such file or folder")
+    return itertools.chain.from_iterable(map(_images_at, paths))
+
+
+def _images_at(path: Path) -> Iterator[Source]:
+    if path.is_dir():
+        found = False
+        for here, subdirs, names in os.walk(path):
+            subdirs.sort()
+            for n in sorted(names):
+                if is_image_name(n):
+                    found = True
+                    yield Source(str(Path(here) / n), Path(here) / n)
+        if not found:
+            raise UserError(f"{path}: no images in this folder")
+    elif zipfile.is_zipfile(path):
+        try:
+            z = zipfile.ZipFile(path)  # closed with the last Source that names it
+        except (zipfile.BadZipFile, OSError, NotImplementedError) as e:
+            raise UserError(f"{path}: not a readable zip ({e})") from e
+        found = False
+        for info in z.infolist():
+            if is_image_name(info.filename):
+                found = True
+                yield Source(f"{path}/{info.filename}", z, info.filename)
+        if not found:
+            raise UserError(f"{path}: no images in this zip")
+    else:
+        yield Source(str(path), path)
+
+
+class Model:
+    """A network ready to answer: `mobilenets.load(path).predict(images)`."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.card = engine.card
+
+    def predict(self, images: Iterable[Any], top: int = 5) -> list[Prediction]:
+        """The best `top` labels of each image: a path, a PIL image, or uint8 RGB pixels [H, W, 3].
+
+        An image that can't be read gives a Prediction with its `error` set.
+        """
+        return list(self.stream(images, top))
+
+    def stream(self, images: Iterable[Any], top: int = 5) -> Iterator[Prediction]:
+        """`predict` for any number of images, one at a time, at constant memory."""
+        numbered = enumerate(images)
+        for (i, item), scores in stream(self.engine, numbered, lambda pair: self._read(pair[1])):
+            name = (
+                item.name if isinstance(item, Source) else str(item) if isinstance(item, str | Path) else f"image {i}"
+            )
+            if isinstance(scores, BadImage):
+                yield Prediction(name, (), str(scores))
+            else:
+                yield Prediction(name, tuple(classify.decode(scores[None], self.card.labels, top)[0]))
+
+    def _read(self, item: Any) -> Pixels:
+        p = self.card.preprocess
+        if isinstance(item, Source):
+            return p.read(item.path if isinstance(item.path, Path) else _member(item.path, item), item.name)
+        if isinstance(item, str | Path):
+            return p.read(Path(item))
+        if isinstance(item, np.ndarray):
+            if item.dtype != np.uint8 or item.ndim != 3 or item.shape[2] != 3:
+                raise UserError(f"pixels must be uint8 [H, W, 3] RGB, not {item.dtype} {list(item.shape)}")
+            return p.fit(Image.fromarray(item))
+        if isinstance(item, Image.Image):
+            try:
+                return p.fit(upright_rgb(item))
+            except Exception as e:  # opened lazily, so damaged perhaps; Pillow's decoders raise nearly anything
+                raise BadImage(f"damaged image ({e})") from e
+        raise UserError(f"not an image: {type(item).__name__}; give a path, a PIL image or a uint8 array")
+
+
+def _member(z: zipfile.ZipFile, item: Source) -> bytes:
+    with _zip_turn:
+        return read_member(z, item.member, item.name)
+
+
+def load(path: str | Path, threads: int = 1) -> Model:
+    """The network at `path`: a bundle's folder, a run's, or an exported file. Raises `UserError`."""
+    return Model(engines.load(Path(path), threads))

@@ -1,0 +1,204 @@
+"""A TFLite file's graph under construction: tensors and operators -> flatbuffer. No torch, no TensorFlow."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import flatbuffers
+import numpy as np
+import numpy.typing as npt
+from ai_edge_litert import schema_py_generated as schema
+
+from mobilenets.model.card import Precision
+
+Array = npt.NDArray[Any]
+
+SCHEMA_VERSION, IDENTIFIER = 3, b"TFL3"
+CARD_KEY = "mobilenets.card"
+RUNTIME_KEY = "min_runtime_version"
+ALIGNMENT = 16  # bytes; of constants, by the schema: kernels read vectors from them
+TYPES: dict[int, str] = {v: k.lower() for k, v in vars(schema.TensorType).items() if isinstance(v, int)}
+OPERATORS: dict[int, str] = {v: k for k, v in vars(schema.BuiltinOperator).items() if isinstance(v, int)}
+# The operator's version with these types, and the first TensorFlow Lite that has it, by the operator and what decides:
+# its first input's type, "hybrid" for int8 weights of a float layer, "channels" for a scale per channel. "": any other.
+VERSIONS: dict[str, dict[str, tuple[int, str]]] = {
+    "ADD": {"": (1, "1.5.0"), "int8": (2, "1.14.0")},
+    "BATCH_MATMUL": {"": (1, "2.3.0")},
+    "CONV_2D": {"": (1, "1.5.0"), "int8": (3, "1.14.0"), "hybrid": (5, "2.4.0")},
+    "DEPTHWISE_CONV_2D": {"": (1, "1.5.0"), "int8": (3, "1.14.0"), "hybrid": (6, "2.3.0")},
+    "DEQUANTIZE": {"": (1, "1.13.1"), "int8": (2, "1.14.0"), "float16": (3, "1.15.0"), "channels": (5, "2.7.0")},
+    "GELU": {"": (1, "2.9.0"), "int8": (2, "2.9.0")},
+    "HARD_SWISH": {"": (1, "1.15.0")},
+    "MEAN": {"": (1, "1.6.0"), "int8": (2, "1.14.0")},
+    "MUL": {"": (1, "1.5.0"), "int8": (2, "1.14.0")},
+    "PAD": {"": (1, "1.5.0"), "int8": (2, "1.14.0")},
+    "QUANTIZE": {"": (1, "1.14.0")},
+    "RESHAPE": {"": (1, "1.5.0")},
+    "REVERSE_V2": {"": (1, "1.14.0")},
+    "SOFTMAX": {"": (1, "1.5.0"), "int8": (2, "1.14.0")},
+    "SUB": {"": (1, "1.6.0")},
+}
+
+
+class _Buffer(schema.BufferT):  # type: ignore[misc]
+    """Bytes on an aligned address; the generated class writes them wherever they fall."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__()
+        self.bytes = data
+
+    def Pack(self, builder: flatbuffers.Builder) -> int:  # noqa: N802
+        builder.Prep(ALIGNMENT, len(self.bytes))
+        vector = builder.CreateByteVector(self.bytes)
+        schema.BufferStart(builder)
+        schema.BufferAddData(builder, vector)
+        return int(schema.BufferEnd(builder))
+
+
+def quantization(scale: Array, zero_point: Array, axis: int = 0) -> schema.QuantizationParametersT:
+    """A tensor's, or each index's of `axis`: real = scale x (stored - zero point)."""
+    scales, zeros = np.atleast_1d(scale).astype(np.float32), np.atleast_1d(zero_point).astype(np.int64)
+    return schema.QuantizationParametersT(scale=scales, zeroPoint=zeros, quantizedDimension=axis)
+
+
+class Graph:
+    """Tensors are known by their index. `batch`: how many images every call takes; any number, if None.
+
+    A computed tensor's shape is given without its first dimension, which is the batch.
+    """
+
+    def __init__(self, batch: int | None) -> None:
+        self.batch = batch
+        self.tensors: list[schema.TensorT] = []
+        self.operators: list[schema.OperatorT] = []
+        self.buffers: list[schema.BufferT] = [schema.BufferT()]  # the first is that of all computed tensors
+        self.codes: dict[tuple[str, int], int] = {}
+        self.runtime = "1.5.0"
+
+    def type(self, tensor: int) -> str:
+        return TYPES[self.tensors[tensor].type]
+
+    def _add(self, tensor: schema.TensorT) -> int:
+        self.tensors.append(tensor)
+        return len(self.tensors) - 1
+
+    def value(self, name: str, shape: Sequence[int], dtype: str, quantized: Any = None) -> int:
+        """A tensor that is computed, or the input."""
+        open_batch = None if self.batch else np.array([-1, *shape], np.int32)
+        return self._add(
+            schema.TensorT(
+                name=name, shape=np.array([self.batch or 1, *shape], np.int32), shapeSignature=open_batch,
+                type=getattr(schema.TensorType, dtype.upper()), quantization=quantized,
+            )
+        )  # fmt: skip
+
+    def const(self, name: str, value: Array, quantized: Any = None) -> int:
+        self.buffers.append(_Buffer(value.tobytes()))
+        return self._add(
+            schema.TensorT(
+                name=name, shape=np.array(value.shape, np.int32), buffer=len(self.buffers) - 1,
+                type=getattr(schema.TensorType, value.dtype.name.upper()), quantization=quantized,
+            )
+        )  # fmt: skip
+
+    def op(self, kind: str, inputs: Sequence[int], output: int, options: Any = None) -> int:
+        """Append an operator; gives `output`."""
+        decides = self.type(inputs[0])
+        if kind.endswith("CONV_2D") and decides == "float32" and self.type(inputs[1]) == "int8":
+            decides = "hybrid"
+        elif kind == "DEQUANTIZE" and decides == "int8" and len(self.tensors[inputs[0]].quantization.scale) > 1:
+            decides = "channels"
+        version, runtime = VERSIONS[kind].get(decides, VERSIONS[kind][""])
+        self.runtime = max(self.runtime, runtime, key=lambda v: [int(n) for n in v.split(".")])
+        operator = schema.OperatorT(
+            opcodeIndex=self.codes.setdefault((kind, version), len(self.codes)),
+            inputs=np.array(inputs, np.int32),
+            outputs=np.array([output], np.int32),
+        )
+        if options is not None:
+            operator.builtinOptionsType = getattr(schema.BuiltinOptions, type(options).__name__.removesuffix("T"))
+            operator.builtinOptions = options
+        self.operators.append(operator)
+        return output
+
+    def unpacked(self, name: str, const: int) -> int:
+        """A constant that is read as float32; runtimes convert it once, when they load the file."""
+        out = self._add(schema.TensorT(name=name, shape=self.tensors[const].shape, type=schema.TensorType.FLOAT32))
+        return self.op("DEQUANTIZE", [const], out)
+
+    def write(self, name: str, image: int, output: int, metadata: Mapping[str, bytes]) -> bytes:
+        """The file: `image` in, `output` out, under the names "image" and "probabilities"."""
+        entries = {**metadata, RUNTIME_KEY: self.runtime.encode().ljust(16, b"\0")}
+        first = len(self.buffers)
+        graph = schema.SubGraphT(
+            tensors=self.tensors, inputs=[image], outputs=[output], operators=self.operators, name=name
+        )
+        ends = {"inputs": ("image", image), "outputs": ("probabilities", output)}
+        signature = schema.SignatureDefT(
+            signatureKey="serving_default",
+            **{k: [schema.TensorMapT(name=n, tensorIndex=i)] for k, (n, i) in ends.items()},
+        )
+        model = schema.ModelT(
+            version=SCHEMA_VERSION,
+            description="mobilenets",
+            operatorCodes=[_code(kind, version) for kind, version in self.codes],
+            subgraphs=[graph],
+            buffers=[*self.buffers, *map(_Buffer, entries.values())],
+            metadata=[schema.MetadataT(name=key, buffer=first + i) for i, key in enumerate(entries)],
+            signatureDefs=[signature],
+        )
+        builder = flatbuffers.Builder(2**20)
+        builder.Finish(model.Pack(builder), IDENTIFIER)
+        return bytes(builder.Output())
+
+
+def _code(kind: str, version: int) -> schema.OperatorCodeT:
+    number = getattr(schema.BuiltinOperator, kind)
+    return schema.OperatorCodeT(deprecatedBuiltinCode=min(number, 127), builtinCode=number, version=version)
+
+
+def opened(data: bytes) -> schema.Model:
+    """The model in a file. A ValueError for any other file; a damaged one may raise anything, here or later."""
+    if data[4:8] != IDENTIFIER:
+        raise ValueError("no TFL3 at its start")
+    return schema.Model.GetRootAs(data, 0)
+
+
+def entry(model: schema.Model, key: str) -> bytes | None:
+    """The metadata under `key`, if there is any."""
+    for i in range(model.MetadataLength()):
+        if model.Metadata(i).Name() == key.encode():
+            return bytes(model.Buffers(model.Metadata(i).Buffer()).DataAsNumpy())
+    return None
+
+
+def operators(model: schema.Model) -> list[str]:
+    """The kinds of operator in it, each once, in alphabetical order."""
+    codes = [model.OperatorCodes(i) for i in range(model.OperatorCodesLength())]
+    return sorted({OPERATORS[max(c.BuiltinCode(), c.DeprecatedBuiltinCode())] for c in codes})
+
+
+def stored_precision(model: schema.Model, float_ops: Collection[str]) -> Precision:
+    """What the convolutions, but for those that make `float_ops`, read: int8 only if all that they read is int8."""
+    graph = model.Subgraphs(0)
+    constants: dict[int, int] = {}  # what is read as float32 -> what is stored
+    found = set()
+    for i in range(graph.OperatorsLength()):
+        op = graph.Operators(i)
+        code = model.OperatorCodes(op.OpcodeIndex())
+        kind, out = OPERATORS[max(code.BuiltinCode(), code.DeprecatedBuiltinCode())], op.Outputs(0)
+        if kind == "DEQUANTIZE":
+            constants[out] = op.Inputs(0)
+        elif kind.endswith("CONV_2D") and graph.Tensors(out).Name().decode() not in float_ops:
+            weight = constants.get(op.Inputs(1), op.Inputs(1))
+            found.add((TYPES[graph.Tensors(op.Inputs(0)).Type()], TYPES[graph.Tensors(weight).Type()]))
+    match sorted(found):
+        case [("int8", "int8")]:
+            return "int8"
+        case [("float32", "float16")]:
+            return "float16"
+        case [("float32", "int8")]:
+            return "dynamic"
+        case _:
+            return "float32"

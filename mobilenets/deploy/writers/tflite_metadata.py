@@ -1,0 +1,107 @@
+"""What TFLite's own tools read beside a graph: names, normalization and labels, by its metadata schema, version 1.
+
+The tables are written field by field: the schema's generated code is in no package that is still released. Its fields'
+numbers are those of metadata_schema.fbs, in the order of their declaration.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Sequence
+
+import flatbuffers
+import numpy as np
+
+from mobilenets.model.card import Card
+
+KEY, IDENTIFIER, PARSER = "TFLITE_METADATA", b"M001", "1.0.0"
+LABELS = "labels.txt"
+TENSOR_AXIS_LABELS = 2  # AssociatedFileType
+FEATURE, IMAGE = 1, 2  # ContentProperties
+RGB = 1  # ColorSpaceType
+NORMALIZATION = 1  # ProcessUnitOptions
+
+
+def normalization(card: Card) -> tuple[float, float]:
+    """(mean, deviation) of the uint8 image: the network's own, where that is one whole number for all channels.
+
+    Else 0 and 1: the graph takes the pixels as they are, and normalizes them itself.
+    """
+    mean, std = card.preprocess.mean, card.preprocess.std
+    if len(set(mean)) == len(set(std)) == 1 and float(mean[0]).is_integer() and 0 <= mean[0] <= 255:
+        return mean[0], std[0]
+    return 0.0, 1.0
+
+
+class _Tables:
+    """Tables of one flatbuffer, inner ones first."""
+
+    def __init__(self) -> None:
+        self.builder = flatbuffers.Builder(2**12)
+
+    def table(self, fields: dict[int, int], enums: dict[int, int] | None = None) -> int:
+        """By field number: what was written before, and bytes."""
+        self.builder.StartObject(max([*fields, *(enums or {}), 0]) + 1)
+        for i, offset in fields.items():
+            self.builder.PrependUOffsetTRelativeSlot(i, offset, 0)
+        for i, value in (enums or {}).items():
+            self.builder.PrependUint8Slot(i, value, 0)
+        return int(self.builder.EndObject())
+
+    def tables(self, *offsets: int) -> int:
+        self.builder.StartVector(4, len(offsets), 4)
+        for offset in reversed(offsets):
+            self.builder.PrependUOffsetTRelative(offset)
+        return int(self.builder.EndVector())
+
+    def text(self, value: str) -> int:
+        return int(self.builder.CreateString(value))
+
+    def floats(self, values: Sequence[float]) -> int:
+        return int(self.builder.CreateNumpyVector(np.array(values, np.float32)))
+
+    def image(self, card: Card) -> int:
+        mean, std = normalization(card)
+        options = self.table({0: self.floats([mean]), 1: self.floats([std])})
+        unit = self.table({1: options}, {0: NORMALIZATION})
+        return self.table({
+            0: self.text("image"),
+            1: self.text(f"RGB pixels, uint8 [N, {card.arch.resolution}, {card.arch.resolution}, 3]"),
+            3: self.table({1: self.table({}, {0: RGB})}, {0: IMAGE}),
+            4: self.tables(unit),
+            5: self.table({0: self.floats([255.0]), 1: self.floats([0.0])}),
+        })  # fmt: skip
+
+    def probabilities(self) -> int:
+        labels = self.table({0: self.text(LABELS), 1: self.text("the classes, one a line")}, {2: TENSOR_AXIS_LABELS})
+        return self.table({
+            0: self.text("probabilities"),
+            1: self.text("one for each class"),
+            3: self.table({1: self.table({})}, {0: FEATURE}),
+            5: self.table({0: self.floats([1.0]), 1: self.floats([0.0])}),
+            6: self.tables(labels),
+        })  # fmt: skip
+
+
+def metadata(card: Card) -> bytes:
+    """The ModelMetadata table."""
+    t = _Tables()
+    graph = t.table({2: t.tables(t.image(card)), 3: t.tables(t.probabilities())})
+    root = t.table({
+        0: t.text(f"MobileNet {card.arch.title}"),
+        1: t.text(f"{card.precision} image classifier of {len(card.labels)} classes"),
+        3: t.tables(graph),
+        5: t.text(card.licence),
+        7: t.text(PARSER),
+    })  # fmt: skip
+    t.builder.Finish(root, IDENTIFIER)
+    return bytes(t.builder.Output())
+
+
+def with_labels(model: bytes, labels: Sequence[str]) -> bytes:
+    """The file with its associated file of labels: a zip behind the flatbuffer."""
+    out = io.BytesIO(model)
+    with zipfile.ZipFile(out, "a") as z:
+        z.writestr(zipfile.ZipInfo(LABELS), "".join(f"{' '.join(label.split())}\n" for label in labels))
+    return out.getvalue()

@@ -1,0 +1,1 @@
+"""A network with weights: card, bundle, encodings, preprocessing, PyTorch module and reference."""

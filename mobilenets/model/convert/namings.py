@@ -1,0 +1,318 @@
+"""How other libraries name the tensors of these networks, as data. No torch.
+
+A `Naming` has a pattern for each of our layers, by what the layer is in its row. "A|B" names a convolution and the
+BatchNorm after it. In a pattern, {i} is the row's number; {b} is i - 1, the bottleneck's number; {s} and {j} are the
+stage and the row's number in it, as timm counts; {k} is the layer's number in its row, {k1} the next (a
+squeeze-and-excite is one layer); {n} is the number of BatchNorms in the row up to the layer's own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from mobilenets.arch import zoo
+from mobilenets.arch.graph import Op
+from mobilenets.arch.rows import Conv, FusedInvertedResidual
+from mobilenets.arch.spec import Arch, Padding
+
+
+@dataclass(frozen=True)
+class Style:
+    """A framework's names for a layer's tensors, by role, the first that a file has; and the layout of its filters."""
+
+    roles: Mapping[str, tuple[str, ...]]
+    layout: str  # of a convolution's filters; "hwio" for TensorFlow, whose depthwise filters are hwim
+    padding: Padding
+    bn_eps: float
+
+
+PYTORCH = Style(
+    {
+        "weight": (".weight",),
+        "bias": (".bias",),
+        "norm.weight": (".weight",),
+        "norm.bias": (".bias",),
+        "norm.running_mean": (".running_mean",),
+        "norm.running_var": (".running_var",),
+        "norm.num_batches_tracked": (".num_batches_tracked",),
+        "scale": (".gamma",),
+    },
+    layout="oihw",
+    padding="symmetric",
+    bn_eps=1e-5,
+)
+KERAS = Style(
+    {
+        "weight": ("/kernel", "/depthwise_kernel", "/_kernel"),
+        "bias": ("/bias",),
+        "norm.weight": ("/gamma",),
+        "norm.bias": ("/beta",),
+        "norm.running_mean": ("/moving_mean",),
+        "norm.running_var": ("/moving_variance",),
+    },
+    layout="hwio",
+    padding="same",
+    bn_eps=1e-3,
+)
+SLIM = dataclasses.replace(
+    KERAS, roles={**KERAS.roles, "weight": ("/weights", "/depthwise_weights"), "bias": ("/biases",)}
+)
+
+
+@dataclass(frozen=True)
+class Naming:
+    """A library's names for a family of networks.
+
+    Keys of `layers`: "stem", the last row of the body "last", another standard convolution "conv", after the pooling
+    "head", "classifier", and the names of the operations of every other row; "depthwise/plain" and "project/plain" are
+    of a row without an expansion, "fused/..." of a `FusedInvertedResidual`. `scales`: operations whose output the
+    library multiplies by a learned vector, which is folded into their weights. `bn_eps` where it isn't the style's.
+    """
+
+    origin: str
+    family: str
+    style: Style
+    layers: Mapping[str, str]
+    scales: Mapping[str, str] = field(default_factory=dict)
+    bn_eps: float | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.origin}'s {self.family.upper()}"
+
+    def covers(self, arch: Arch) -> bool:
+        """Whether the library has every layer of `arch`."""
+        return all(pattern != "?" for _, pattern, _ in self.patterns(arch))
+
+    def patterns(self, arch: Arch) -> Iterator[tuple[Op, str, str]]:
+        """(operation, its pattern filled in, that of its scale or "") for every layer of `arch` with weights."""
+        stages = _stages(arch)
+        rows = [("blocks", i, row) for i, row in enumerate(arch.rows)] + [("head", 0, row) for row in arch.head]
+        for (part, i, row), block in zip(rows, (*arch.blocks, *arch.head_blocks), strict=True):
+            layers = [op for op in block.ops if op.is_layer]
+            kinds = [op.name.rsplit(".", 1)[1] for op in layers]
+            k = n = 0
+            for op, kind in zip(layers, kinds, strict=True):
+                n += op.norm
+                key = kind
+                if isinstance(row, Conv):
+                    last = i == len(arch.rows) - 1
+                    key = "head" if part == "head" else "stem" if i == 0 else "last" if last else "conv"
+                elif isinstance(row, FusedInvertedResidual):
+                    key = f"fused/{kind}"
+                elif "expand" not in kinds and f"{kind}/plain" in self.layers:
+                    key = f"{kind}/plain"
+                s, j = stages[i]
+                slots = {"i": i, "b": i - 1, "s": s, "j": j, "k": k, "k1": k + 1, "n": n}
+                yield op, self.layers.get(key, "?").format(**slots), self.scales.get(key, "").format(**slots)
+                k += kind != "se_reduce"
+        if arch.classes:
+            yield arch.ops[-1], self.layers["classifier"], ""
+
+
+def _stages(arch: Arch) -> list[tuple[int, int]]:
+    """(stage, number in it) of each row, as timm groups them: a new stage where the stride or the width changes.
+
+    By the paper's table, since narrow networks have neighbouring stages of one width. Standard convolutions that only
+    change the width stay in their stage.
+    """
+    table = zoo.network(arch.name).rows
+    out = [(-1, 0)]  # the stem is outside
+    for before, row in itertools.pairwise(table):
+        s, j = out[-1]
+        new = s < 0 or row.stride > 1 or (row.channels != before.channels and not isinstance(before, Conv))
+        out.append((s + 1, 0) if new else (s, j + 1))
+    return out
+
+
+_TIMM = "blocks.{s}.{j}."
+_TIMM_INVERTED = {
+    "stem": "conv_stem|bn1",
+    "expand": _TIMM + "conv_pw|" + _TIMM + "bn1",
+    "depthwise": _TIMM + "conv_dw|" + _TIMM + "bn{n}",
+    "se_reduce": _TIMM + "se.conv_reduce",
+    "se_expand": _TIMM + "se.conv_expand",
+    "project": _TIMM + "conv_pwl|" + _TIMM + "bn3",
+    "project/plain": _TIMM + "conv_pw|" + _TIMM + "bn2",
+    "classifier": "classifier",
+}
+_KERAS_V3 = "expanded_conv_{b}_"
+
+_NAMINGS = (
+    Naming(
+        "torchvision",
+        "v2",
+        PYTORCH,
+        {
+            "stem": "features.{i}.0|features.{i}.1",
+            "expand": "features.{i}.conv.{k}.0|features.{i}.conv.{k}.1",
+            "depthwise": "features.{i}.conv.{k}.0|features.{i}.conv.{k}.1",
+            "project": "features.{i}.conv.{k}|features.{i}.conv.{k1}",
+            "last": "features.{i}.0|features.{i}.1",
+            "classifier": "classifier.1",
+        },
+    ),
+    Naming(
+        "torchvision",
+        "v3",
+        PYTORCH,
+        {
+            "stem": "features.{i}.0|features.{i}.1",
+            "expand": "features.{i}.block.{k}.0|features.{i}.block.{k}.1",
+            "depthwise": "features.{i}.block.{k}.0|features.{i}.block.{k}.1",
+            "se_reduce": "features.{i}.block.{k}.fc1",
+            "se_expand": "features.{i}.block.{k}.fc2",
+            "project": "features.{i}.block.{k}.0|features.{i}.block.{k}.1",
+            "last": "features.{i}.0|features.{i}.1",
+            "head": "classifier.0",
+            "classifier": "classifier.3",
+        },
+        bn_eps=1e-3,
+    ),
+    Naming(
+        "timm",
+        "v1",
+        PYTORCH,
+        {
+            "stem": "conv_stem|bn1",
+            "depthwise": _TIMM + "conv_dw|" + _TIMM + "bn1",
+            "pointwise": _TIMM + "conv_pw|" + _TIMM + "bn2",
+            "classifier": "classifier",
+        },
+    ),
+    Naming("timm", "v2", PYTORCH, {**_TIMM_INVERTED, "last": "conv_head|bn2"}),
+    Naming("timm", "v3", PYTORCH, {**_TIMM_INVERTED, "last": _TIMM + "conv|" + _TIMM + "bn1", "head": "conv_head"}),
+    Naming(
+        "timm",
+        "v4",
+        PYTORCH,
+        {
+            "stem": "conv_stem|bn1",
+            "conv": _TIMM + "conv|" + _TIMM + "bn1",
+            "start": _TIMM + "dw_start.conv|" + _TIMM + "dw_start.bn",
+            "expand": _TIMM + "pw_exp.conv|" + _TIMM + "pw_exp.bn",
+            "depthwise": _TIMM + "dw_mid.conv|" + _TIMM + "dw_mid.bn",
+            "project": _TIMM + "pw_proj.conv|" + _TIMM + "pw_proj.bn",
+            "fused/expand": _TIMM + "conv_exp|" + _TIMM + "bn1",
+            "fused/project": _TIMM + "conv_pwl|" + _TIMM + "bn2",
+            "norm": "|" + _TIMM + "norm",
+            "query": _TIMM + "attn.query.proj",
+            "key_down": _TIMM + "attn.key.down_conv|" + _TIMM + "attn.key.norm",
+            "key": _TIMM + "attn.key.proj",
+            "value_down": _TIMM + "attn.value.down_conv|" + _TIMM + "attn.value.norm",
+            "value": _TIMM + "attn.value.proj",
+            "output": _TIMM + "attn.output.proj",
+            "last": _TIMM + "conv|" + _TIMM + "bn1",
+            "head": "conv_head|norm_head",
+            "classifier": "classifier",
+        },
+        scales={"project": _TIMM + "layer_scale", "output": _TIMM + "layer_scale"},
+    ),
+    Naming(
+        "Keras",
+        "v1",
+        KERAS,
+        {
+            "stem": "conv1|conv1_bn",
+            "depthwise": "conv_dw_{i}|conv_dw_{i}_bn",
+            "pointwise": "conv_pw_{i}|conv_pw_{i}_bn",
+            "classifier": "conv_preds",
+        },
+    ),
+    Naming(
+        "Keras",
+        "v2",
+        KERAS,
+        {
+            "stem": "Conv1|bn_Conv1",
+            "expand": "block_{b}_expand|block_{b}_expand_BN",
+            "depthwise": "block_{b}_depthwise|block_{b}_depthwise_BN",
+            "project": "block_{b}_project|block_{b}_project_BN",
+            "depthwise/plain": "expanded_conv_depthwise|expanded_conv_depthwise_BN",
+            "project/plain": "expanded_conv_project|expanded_conv_project_BN",
+            "last": "Conv_1|Conv_1_bn",
+            "classifier": "predictions",
+        },
+    ),
+    Naming(
+        "Keras",
+        "v3",
+        KERAS,
+        {
+            "stem": "conv|conv_bn",
+            "expand": _KERAS_V3 + "expand|" + _KERAS_V3 + "expand_bn",
+            "depthwise": _KERAS_V3 + "depthwise|" + _KERAS_V3 + "depthwise_bn",
+            "se_reduce": _KERAS_V3 + "squeeze_excite_conv",
+            "se_expand": _KERAS_V3 + "squeeze_excite_conv_1",
+            "project": _KERAS_V3 + "project|" + _KERAS_V3 + "project_bn",
+            "depthwise/plain": "expanded_conv_depthwise|expanded_conv_depthwise_bn",
+            "se_reduce/plain": "expanded_conv_squeeze_excite_conv",
+            "se_expand/plain": "expanded_conv_squeeze_excite_conv_1",
+            "project/plain": "expanded_conv_project|expanded_conv_project_bn",
+            "last": "conv_1|conv_1_bn",
+            "head": "conv_2",
+            "classifier": "logits",
+        },
+    ),
+    Naming(
+        "TF-slim",
+        "v1",
+        SLIM,
+        {
+            "stem": "MobilenetV1/Conv2d_0|MobilenetV1/Conv2d_0/BatchNorm",
+            "depthwise": "MobilenetV1/Conv2d_{i}_depthwise|MobilenetV1/Conv2d_{i}_depthwise/BatchNorm",
+            "pointwise": "MobilenetV1/Conv2d_{i}_pointwise|MobilenetV1/Conv2d_{i}_pointwise/BatchNorm",
+            "classifier": "MobilenetV1/Logits/Conv2d_1c_1x1",
+        },
+    ),
+    *(
+        Naming(
+            "TF-slim",
+            family,
+            SLIM,
+            {
+                "stem": f"{scope}/Conv|{scope}/Conv/BatchNorm",
+                **{
+                    op: f"{scope}/expanded_conv_{{b}}/{op}|{scope}/expanded_conv_{{b}}/{op}/BatchNorm"
+                    for op in ("expand", "depthwise", "project")
+                },
+                **{
+                    f"{op}/plain": f"{scope}/expanded_conv/{op}|{scope}/expanded_conv/{op}/BatchNorm"
+                    for op in ("depthwise", "project")
+                },
+                "se_reduce": f"{scope}/expanded_conv_{{b}}/squeeze_excite/Conv",
+                "se_expand": f"{scope}/expanded_conv_{{b}}/squeeze_excite/Conv_1",
+                "se_reduce/plain": f"{scope}/expanded_conv/squeeze_excite/Conv",
+                "se_expand/plain": f"{scope}/expanded_conv/squeeze_excite/Conv_1",
+                "last": f"{scope}/Conv_1|{scope}/Conv_1/BatchNorm",
+                "head": f"{scope}/Conv_2",
+                "classifier": f"{scope}/Logits/Conv2d_1c_1x1",
+            },
+        )
+        for family, scope in (("v2", "MobilenetV2"), ("v3", "MobilenetV3"))
+    ),
+)
+
+
+def _renamed(family: str, rename: Callable[[str], str]) -> Naming:
+    """Keras's own of a family, as an earlier Keras named it."""
+    naming = next(n for n in _NAMINGS if (n.origin, n.family) == ("Keras", family))
+    return dataclasses.replace(naming, layers={k: rename(v) for k, v in naming.layers.items()})
+
+
+def _keras_2(v3: str) -> str:
+    """Keras 2's names, which are those of the files that it downloads: expanded_conv_1/squeeze_excite/Conv."""
+    parts = re.sub(r"(expanded_conv(_\{b\})?)_", r"\1/", v3).replace("_bn", "/BatchNorm")
+    parts = parts.replace("squeeze_excite_conv", "squeeze_excite/Conv")
+    return re.sub(r"(^|\|)(conv|logits)", lambda m: m[0].title(), parts)
+
+
+NAMINGS = (
+    *_NAMINGS,
+    _renamed("v2", lambda name: name.replace("predictions", "Logits")),
+    _renamed("v3", _keras_2),
+)

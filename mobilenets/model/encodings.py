@@ -1,0 +1,230 @@
+"""Weights as numbers: folded, rounded, packed into an int8 bundle and out of it. No torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mobilenets.arch.spec import Arch
+from mobilenets.model.card import Card, Precision
+from mobilenets.model.images import Preprocess
+
+NORM_TENSORS = ("weight", "bias", "running_mean", "running_var")
+Tensors = Mapping[str, npt.NDArray[Any]]
+
+
+def tensor_shapes(arch: Arch, precision: Precision, float_ops: Collection[str] = ()) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every tensor a bundle of `arch` holds; `quantize` says what the int8 ones are."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for op in arch.layers:
+        name, weight = op.name, (op.cout, op.cin // op.groups, op.kernel, op.kernel)
+        if precision == "int8":
+            shapes |= {f"{name}.weight": weight, f"{name}.bias": (op.cout,)}
+            if name not in float_ops:
+                shapes[f"{name}.weight_scale"] = (op.cout,)
+        elif op.kind == "linear":
+            shapes |= {f"{name}.weight": weight[:2], f"{name}.bias": (op.cout,)}
+        else:
+            if op.kind != "norm":
+                shapes[f"{name}.conv.weight"] = weight
+            if op.bias:
+                shapes[f"{name}.conv.bias"] = (op.cout,)
+            if op.norm:
+                shapes |= {f"{name}.norm.{k}": (op.cout,) for k in NORM_TENSORS}
+                shapes[f"{name}.norm.num_batches_tracked"] = ()
+    if precision == "int8":
+        shapes |= {f"{a}.{k}": () for a in arch.activations for k in ("scale", "zero_point")}
+    return shapes
+
+
+Array = npt.NDArray[Any]
+Folded = dict[str, tuple[Array, Array]]
+
+Ranges = Mapping[str, tuple[float, float]]
+
+BLOCK = 32  # inputs that share a scale in 4 bits
+TINY = 1e-12  # the least scale, for weights that are all zero
+
+
+def fold(arch: Arch, tensors: Tensors) -> Folded:
+    """Layer name -> (weight [cout, cin/groups, K, K], bias [cout]), BatchNorm in them, float32."""
+    out: Folded = {}
+    for op in arch.layers:
+        name = op.name
+        if op.kind == "linear":
+            out[name] = tensors[f"{name}.weight"][:, :, None, None], tensors[f"{name}.bias"]
+            continue
+        # A BatchNorm alone is a depthwise 1x1 convolution.
+        w = np.ones((op.cout, 1, 1, 1)) if op.kind == "norm" else tensors[f"{name}.conv.weight"].astype(np.float64)
+        if not op.norm:
+            bias = tensors[f"{name}.conv.bias"] if op.bias else np.zeros(op.cout, np.float32)
+            out[name] = w.astype(np.float32), bias
+            continue
+        gamma, beta, mean, var = (
+            tensors[f"{name}.norm.{k}"].astype(np.float64) for k in ("weight", "bias", "running_mean", "running_var")
+        )
+        s = gamma / np.sqrt(var + arch.bn_eps)
+        out[name] = (w * s[:, None, None, None]).astype(np.float32), (beta - mean * s).astype(np.float32)
+    return out
+
+
+def affine(low: float, high: float) -> tuple[np.float32, np.uint8]:
+    """Scale and zero point of uint8 values covering [low, high] and zero exactly."""
+    low, high = min(low, 0.0), max(high, 0.0)
+    exact = -low / (max(high - low, 1e-6) / 255)
+
+    def step(zero: int) -> float:
+        return max(-low / max(zero, 1e-9), high / max(255 - zero, 1e-9), 1e-6 / 255)
+
+    # A whole zero point: of the two around the exact one, that which covers both ends with the smaller step. Rounding
+    # it and keeping the step would put every pixel of an image normalized by 127.5 half-way between two values.
+    zero = min((math.floor(exact), min(math.ceil(exact), 255)), key=step)
+    return np.float32(step(zero)), np.uint8(zero)
+
+
+def input_range(preprocess: Preprocess) -> tuple[float, float]:
+    """What the normalized input can span: the uint8 image's own range, whatever the calibration images hold."""
+    mean, std = np.array(preprocess.mean), np.array(preprocess.std)
+    return float(((0 - mean) / std).min()), float(((255 - mean) / std).max())
+
+
+def for_pixels(arch: Arch, preprocess: Preprocess, folded: Folded) -> tuple[Preprocess, Folded]:
+    """Preprocessing by one whole mean and one deviation, and the first layer changed so that it makes no difference.
+
+    Then the image's own pixels are the quantized input, and no time goes into normalizing them: as much as the whole of
+    a small network takes. Only where the first layer pads, it now pads with the new mean instead of the old ones.
+    """
+    mean, std = np.array(preprocess.mean), np.array(preprocess.std)
+    whole, common = float(np.rint(mean.mean())), float(std.mean())
+    if np.allclose(mean, whole) and np.allclose(std, common):
+        return preprocess, folded
+    first = arch.layers[0].name
+    weight, bias = folded[first]  # of (pixel - mean) / std = (pixel - whole) / common x common / std + shift
+    shift = ((whole - mean) / std)[None, :, None, None]
+    changed = (weight * (common / std)[None, :, None, None]).astype(np.float32)
+    moved = (bias + (weight * shift).sum((1, 2, 3))).astype(np.float32)
+    new = dataclasses.replace(preprocess, mean=(whole,) * 3, std=(common,) * 3)
+    return new, {**folded, first: (changed, moved)}
+
+
+def int8_weights(weight: Array, least: Array | float = 0.0) -> tuple[Array, Array]:
+    """Weights [cout, ...] -> codes int8 of that shape, within 127, and their scales float32 [cout], one a channel.
+
+    `least`: no scale is below it.
+    """
+    peak = np.abs(weight).reshape(len(weight), -1).max(1).astype(np.float64)
+    scale = np.maximum(np.maximum(peak / 127, least), TINY).astype(np.float32)
+    steps = _along(scale.astype(np.float64), weight)
+    return np.clip(np.rint(weight / steps), -127, 127).astype(np.int8), scale
+
+
+def fits_int4(weight: Array) -> bool:
+    """Whether a layer's folded weights [cout, cin/groups, K, K] go into 4 bits: those of 1x1 layers wide enough."""
+    return weight.shape[2:] == (1, 1) and weight.shape[1] >= BLOCK
+
+
+def int4_weights(weight: Array) -> tuple[Array, Array]:
+    """Weights [cout, cin, 1, 1] -> codes int8 of that shape, in -8..7, and their scales float32 [cout, blocks].
+
+    A scale is shared by 32 inputs (the last block of a channel may have fewer). It is the one, of those that cut off
+    none to half of the block's largest weight, which rounds the block with the least squared error.
+    """
+    cout, cin = weight.shape[:2]
+    padded = np.zeros((cout, -(-cin // BLOCK) * BLOCK))
+    padded[:, :cin] = weight[:, :, 0, 0]
+    blocks = padded.reshape(cout, -1, BLOCK)
+    peak = np.maximum(np.abs(blocks).max(2), 7 * TINY)
+    best, scale = np.full(peak.shape, np.inf), peak / 7
+    for part in np.linspace(0.5, 1, 26):
+        tried = (peak / 7 * part).astype(np.float32).astype(np.float64)
+        error = ((np.clip(np.rint(blocks / tried[:, :, None]), -8, 7) * tried[:, :, None] - blocks) ** 2).sum(2)
+        scale = np.where(error < best, tried, scale)
+        best = np.minimum(error, best)
+    codes = np.clip(np.rint(blocks / scale[:, :, None]), -8, 7).astype(np.int8)
+    return codes.reshape(cout, -1)[:, :cin, None, None], scale.astype(np.float32)
+
+
+def _along(scale: Array, weight: Array) -> Array:
+    """Scales [cout] in a shape that multiplies `weight` [cout, ...]."""
+    return scale.reshape(-1, *[1] * (weight.ndim - 1))
+
+
+def rounded(folded: Folded, precision: Precision) -> Folded:
+    """The values that a file of `precision` (float32, float16, dynamic, int4) holds for folded weights; biases float32.
+
+    float16: each to the nearest. dynamic: as `int8_weights`. int4: as `int4_weights` where they fit, else int8.
+    """
+
+    def one(weight: Array) -> Array:
+        if precision == "float32":
+            return weight
+        if precision == "float16":
+            return half(weight).astype(np.float32)
+        if precision == "int4" and fits_int4(weight):
+            codes, scale = int4_weights(weight)
+            steps = np.repeat(scale, BLOCK, 1)[:, : weight.shape[1], None, None]
+        else:
+            codes, scale = int8_weights(weight)
+            steps = _along(scale, weight)
+        return np.asarray(codes * steps, np.float32)
+
+    return {name: (one(weight), bias) for name, (weight, bias) in folded.items()}
+
+
+def half(weight: Array) -> Array:
+    """Float weights as 16-bit floats; what is beyond them becomes their largest."""
+    largest = np.finfo(np.float16).max
+    clipped: Array = np.clip(weight, -largest, largest)
+    return clipped.astype(np.float16)
+
+
+def pack(
+    arch: Arch,
+    preprocess: Preprocess,
+    folded: Folded,
+    ranges: Ranges,
+    *,
+    per_layer: bool = False,
+    float_ops: Collection[str] = (),
+) -> dict[str, Array]:
+    """Folded float weights and activation ranges -> the tensors of an int8 bundle.
+
+    `per_layer`: one scale for all of a layer's weights, in place of one for each output channel.
+    """
+    out: dict[str, Array] = {}
+    scales: dict[str, float] = {}
+    for name in arch.activations:
+        step, zero = affine(*(input_range(preprocess) if name == "input" else ranges[name]))
+        out[f"{name}.scale"], out[f"{name}.zero_point"] = np.asarray(step), np.asarray(zero)
+        scales[name] = float(step)
+    for op in arch.layers:
+        name, (weight, bias) = op.name, folded[op.name]
+        if name in float_ops:
+            out[f"{name}.weight"], out[f"{name}.bias"] = weight, bias
+            continue
+        # A channel of tiny weights and a large bias would overflow its int32 bias: widen its scale until it fits.
+        least = np.abs(bias.astype(np.float64)) / (scales[op.inputs[0]] * 2**30)
+        if per_layer:
+            least = np.full_like(least, max(least.max(), float(np.abs(weight).max()) / 127))
+        codes, scale = int8_weights(weight, least)
+        out[f"{name}.weight"], out[f"{name}.weight_scale"] = codes, scale
+        out[f"{name}.bias"] = np.rint(bias / (scales[op.inputs[0]] * scale.astype(np.float64))).astype(np.int32)
+    return out
+
+
+def unpack(card: Card, tensors: Tensors) -> Folded:
+    """The weights and biases that an int8 bundle's tensors stand for, float32: what `pack` made of them, undone."""
+    out: Folded = {}
+    for op in card.arch.layers:
+        weight, bias = tensors[f"{op.name}.weight"], tensors[f"{op.name}.bias"]
+        if op.name not in card.float_ops:
+            step = tensors[f"{op.name}.weight_scale"].astype(np.float64)
+            weight = (weight * _along(step, weight)).astype(np.float32)
+            bias = (bias * step * float(tensors[f"{op.inputs[0]}.scale"])).astype(np.float32)
+        out[op.name] = weight, bias
+    return out

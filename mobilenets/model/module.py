@@ -1,0 +1,202 @@
+"""Arch -> PyTorch: one builder and one class for every network."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import cast
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mobilenets.arch import spec, zoo
+from mobilenets.arch.graph import Activation, Op, OpKind
+from mobilenets.arch.spec import Arch, Block, Convention, Padding, Shortcut, same_padding
+from mobilenets.model.depthwise import DepthwiseConv2d
+
+ACTIVATIONS: dict[Activation, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "relu6": nn.ReLU6,
+    "hard_swish": nn.Hardswish,
+    "hard_sigmoid": nn.Hardsigmoid,
+    "gelu": nn.GELU,
+}
+
+
+def pad_same(x: Tensor, kernel: int, stride: int) -> Tensor:
+    """Pad `x` [N, C, H, W] as TensorFlow's "SAME" does."""
+    top, bottom = same_padding(x.shape[2], kernel, stride)
+    left, right = same_padding(x.shape[3], kernel, stride)
+    return F.pad(x, (left, right, top, bottom))
+
+
+class ConvNormAct(nn.Module):
+    """A convolution, BatchNorm or a bias, an activation, as `op` says: [N, cin, H, W] -> [N, cout, H', W']."""
+
+    def __init__(self, op: Op, arch: Arch) -> None:
+        super().__init__()
+        self.same = arch.padding == "same" and op.stride > 1  # at stride 1 and an odd kernel, "SAME" is symmetric
+        pad = 0 if self.same else op.kernel // 2
+        conv = DepthwiseConv2d if op.kind == "depthwise" else nn.Conv2d
+        self.conv = conv(op.cin, op.cout, op.kernel, op.stride, pad, groups=op.groups, bias=op.bias)
+        self.norm = nn.BatchNorm2d(op.cout, arch.bn_eps, arch.bn_momentum) if op.norm else nn.Identity()
+        self.act = ACTIVATIONS[op.activation](inplace=True) if op.activation else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.same:
+            x = pad_same(x, self.conv.kernel_size[0], self.conv.stride[0])
+        return cast(Tensor, self.act(self.norm(self.conv(x))))
+
+
+class Pool(nn.Module):
+    """The mean over all positions: [N, C, H, W] -> [N, C, 1, 1]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3), keepdim=True)
+
+
+class Add(nn.Module):
+    """The sum of two maps of one shape."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return x + y
+
+
+class Mul(nn.Module):
+    """A map [N, C, H, W] times its gate [N, C, 1, 1]."""
+
+    def forward(self, x: Tensor, gate: Tensor) -> Tensor:
+        return x * gate
+
+
+class Attend(nn.Module):
+    """Multi-query attention: query [N, heads*D, H, W], one key and value [N, D, H', W'] -> [N, heads*D, H, W]."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        n, c, h, w = query.shape
+        q = query.reshape(n, self.heads, c // self.heads, h * w).transpose(2, 3)  # [N, heads, HW, D]
+        k, v = (t.flatten(2).transpose(1, 2).unsqueeze(1) for t in (key, value))  # [N, 1, H'W', D]
+        k, v = (t.expand(-1, self.heads, -1, -1) for t in (k, v))
+        y = F.scaled_dot_product_attention(q, k, v)
+        return y.transpose(2, 3).reshape(n, c, h, w)
+
+
+def _norm(op: Op, arch: Arch) -> nn.Module:
+    return nn.Sequential(OrderedDict(norm=nn.BatchNorm2d(op.cout, arch.bn_eps, arch.bn_momentum)))
+
+
+MODULES: dict[OpKind, Callable[[Op, Arch], nn.Module]] = {
+    "conv": ConvNormAct,
+    "depthwise": ConvNormAct,
+    "pointwise": ConvNormAct,
+    "norm": _norm,
+    "activation": lambda op, _: ACTIVATIONS[cast(Activation, op.activation)](),
+    "pool": lambda _op, _: Pool(),
+    "add": lambda _op, _: Add(),
+    "mul": lambda _op, _: Mul(),
+    "attend": lambda op, _: Attend(op.heads),
+}
+
+
+class BlockModule(nn.Module):
+    """A row of the table; its operations are children named as in the `Arch`."""
+
+    def __init__(self, block: Block, arch: Arch) -> None:
+        super().__init__()
+        self.block = block
+        for op in block.ops:
+            self.add_module(op.name.rsplit(".", 1)[1], MODULES[op.kind](op, arch))
+
+    def forward(self, x: Tensor) -> Tensor:
+        values = {self.block.source: x}
+        for op, module in zip(self.block.ops, self.children(), strict=True):
+            x = module(*(values[name] for name in op.inputs))
+            values[op.name] = x
+        return x
+
+
+class MobileNet(nn.Module):
+    """The network an `Arch` describes: images [N, 3, H, W], preprocessed, to logits [N, classes].
+
+    H and W may differ from `arch.resolution`: the network is fully convolutional up to its pooling.
+    """
+
+    def __init__(self, arch: Arch) -> None:
+        super().__init__()
+        self.arch = arch
+        self.blocks = nn.ModuleList(BlockModule(b, arch) for b in arch.blocks)
+        self.pool = Pool()
+        self.head = nn.ModuleList(BlockModule(b, arch) for b in arch.head_blocks)
+        self.dropout = nn.Dropout(arch.dropout)
+        self.classifier = nn.Linear(arch.width, arch.classes) if arch.classes else nn.Identity()
+        for m in self.modules():
+            if isinstance(m, nn.Conv2d):
+                nn.init.kaiming_normal_(m.weight, mode="fan_out")
+                if m.bias is not None:
+                    nn.init.zeros_(m.bias)
+            elif isinstance(m, nn.Linear):
+                nn.init.normal_(m.weight, std=0.01)
+                nn.init.zeros_(m.bias)
+
+    def features(self, x: Tensor) -> dict[str, Tensor]:
+        """Each stage's map, [N, 3, H, W] -> {"stage1": [N, C, H/2, W/2], ..., "stage5": [N, C, H/32, W/32]}."""
+        taps = {s.block: s.name for s in self.arch.stages}
+        maps = {}
+        for i, block in enumerate(self.blocks):
+            x = block(x)
+            if i in taps:
+                maps[taps[i]] = x
+        return maps
+
+    def pooled(self, x: Tensor) -> Tensor:
+        """What the classifier reads, the last map averaged and through the head: [N, 3, H, W] -> [N, arch.width]."""
+        for block in self.blocks:
+            x = block(x)
+        x = self.pool(x)
+        for block in self.head:
+            x = block(x)
+        return x.flatten(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.classifier(self.dropout(self.pooled(x))))
+
+
+def build(arch: Arch) -> MobileNet:
+    """The network `arch` describes, randomly initialised from torch's global generator."""
+    return MobileNet(arch)
+
+
+def create(
+    name: str,
+    alpha: float = 1.0,
+    resolution: int | None = None,
+    classes: int = 1000,
+    *,
+    activation: Activation | None = None,
+    padding: Padding = "symmetric",
+    linear_bottleneck: bool = True,
+    shortcut: Shortcut = "bottleneck",
+    bn_eps: float = 1e-5,
+    bn_momentum: float = 0.1,
+    dropout: float = 0.0,
+    divisor: int = 8,
+    min_depth: int = 8,
+    keep_head: bool | None = None,
+    keep_stem: bool = False,
+    convention: Convention = "slim",
+) -> MobileNet:
+    """Build a network by name: `create("v2", alpha=0.5, resolution=160, classes=10)`.
+
+    Arguments are those of `spec.scale`; None takes the paper's convention. Raises `UserError` on a bad one.
+    """
+    arch = spec.scale(
+        zoo.network(name), alpha, resolution, classes,
+        activation=activation, padding=padding, linear_bottleneck=linear_bottleneck, shortcut=shortcut,
+        bn_eps=bn_eps, bn_momentum=bn_momentum, dropout=dropout, divisor=divisor, min_depth=min_depth,
+        keep_head=keep_head, keep_stem=keep_stem, convention=convention,
+    )  # fmt: skip
+    return build(arch)

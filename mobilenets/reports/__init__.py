@@ -1,0 +1,1 @@
+"""What is shown: figures, pages, the papers' tables, explanations."""

@@ -1,0 +1,71 @@
+"""What a bundle, a run or an exported file says of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from mobilenets import console
+from mobilenets.arch import cost
+from mobilenets.model.bundle import Bundle
+from mobilenets.model.card import Card
+from mobilenets.training.recipes import Recipe
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+def bundle_table(bundle: Bundle) -> RenderableType:
+    """A bundle's card as a table."""
+    size = sum(t.nbytes for t in bundle.tensors.values())
+    return card_table(f"bundle {bundle.digest[:16]}", bundle.card, size)
+
+
+def card_table(title: str, card: Card, size_bytes: int) -> RenderableType:
+    """A card as a table."""
+    c = cost.count(card.arch)
+    t = console.table(title, ["", "value"], left=("", "value"))
+    labels = ", ".join(card.labels[:8]) + (f", ... ({len(card.labels)})" if len(card.labels) > 8 else "")
+    p = card.preprocess
+    counts = card.data.get("counts", {})
+    for name, value in (
+        ("network", f"{card.arch.title}, {card.precision}"),
+        ("task", f"{card.task}: {labels}"),
+        ("cost", f"{c.macs / 1e6:.1f} M macs, {c.params / 1e6:.2f} M params"),
+        ("size", f"{console.megabytes(size_bytes)} MB"),
+        (
+            "input",
+            f"{p.resolution}x{p.resolution} RGB of the central {p.crop:g}, (pixel - {_one(p.mean)}) / {_one(p.std)}",
+        ),
+        *((m.name, f"{m.value:.2f}%, {m.data} {m.split}, {m.count} images") for m in card.metrics),
+        (
+            "trained on",
+            f"{card.data['source']} ({', '.join(f'{n} {k}' for k, n in counts.items())})"
+            if "source" in card.data
+            else "not stated",
+        ),
+        *_recipe_rows(card),
+        ("licence", card.licence or "not stated"),
+        ("parent", (card.parent or "none")[:16]),
+        ("made", f"{card.created}, {', '.join(f'{k} {v}' for k, v in card.versions.items())}"),
+    ):
+        t.add_row(name, value)
+    return t
+
+
+def _recipe_rows(card: Card) -> Iterator[tuple[str, str]]:
+    """How it was trained: fields that are as a recipe has them by default are left out (`--json` has all)."""
+    usual = Recipe().to_json()
+    fields = {k: v for k, v in card.recipe.items() if k not in usual or v != usual[k]}
+    command, teacher = fields.pop("command", None), dict(fields.pop("teacher", None) or {})
+    if command:
+        yield "command", command
+    if teacher:
+        name, digest = teacher.pop("name"), teacher.pop("digest")
+        yield "teacher", f"{name} ({digest[:16]}), " + ", ".join(f"{k} {v}" for k, v in teacher.items())
+    yield "recipe", ", ".join(f"{k} {v}" for k, v in fields.items()) or "not stated"
+
+
+def _one(values: tuple[float, ...]) -> str:
+    """The three channels' values, once where they are the same."""
+    return ", ".join(f"{v:g}" for v in (values if len(set(values)) > 1 else values[:1]))

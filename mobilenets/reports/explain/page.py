@@ -1,0 +1,35 @@
+"""An `Explanation` as one HTML page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from markupsafe import Markup
+
+from mobilenets.arch.cost import TYPE_NAMES
+from mobilenets.reports import pages
+from mobilenets.reports.explain import drawings
+from mobilenets.reports.explain.explanation import Explanation
+from mobilenets.reports.explain.words import millions, percent, sentences, shape, times
+
+
+def page(e: Explanation) -> str:
+    """An Explanation as one HTML page with everything in it."""
+    filters: dict[str, Callable[..., Any]] = {
+        "count": lambda n: f"{n:,.0f}",
+        "millions": millions,
+        "shape": shape,
+        "percent": percent,
+        "times": times,
+        "draw": lambda p: Markup(drawings.block(p, e.arch.resolution)),
+    }
+    return pages.render(
+        "explain.html",
+        filters,
+        e=e,
+        overview=Markup(drawings.overview(e)),
+        facts=list(sentences(e)),
+        css=drawings.CSS,
+        names=TYPE_NAMES,
+    )

@@ -1,0 +1,1 @@
+"""Bundle, data and recipe -> bundle."""

@@ -1,0 +1,129 @@
+"""Distillation: a small network learns from what a larger one says, with labels or without.
+
+V1 paper, sections 4.5 to 4.7; soft targets as in Hinton, Vinyals, Dean (arXiv 1503.02531).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mobilenets import console, files
+from mobilenets.training import distributed as processes
+from mobilenets.training.recipes import Distillation, Recipe
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mobilenets.training.loader import TrainImages
+    from mobilenets.training.objectives import Distilled, Labels
+    from mobilenets.training.teachers import Teacher
+
+
+VIEWS = 16
+CACHE_BYTES = 2 << 30
+TEACHER = "teacher"
+
+
+@dataclass(frozen=True)
+class Views:
+    """A teacher's answers to `views` views of each training image, in files: float16 [images, K] each."""
+
+    answers: tuple[npt.NDArray[np.float16], ...]
+
+    @property
+    def views(self) -> int:
+        return len(self.answers)
+
+    def __call__(self, view: int, i: int) -> Tensor:
+        import torch
+
+        return torch.from_numpy(self.answers[view][i].astype(np.float32))
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """A teacher, and how its student learns. `columns`: its logits of the student's classes; empty: not compared."""
+
+    teacher: Teacher
+    how: Distillation
+    columns: tuple[int, ...]
+    cache: Path
+
+    @property
+    def width(self) -> int:
+        return self.teacher.width if self.how.embedding else 0
+
+    def ask(self, images: Tensor) -> Tensor:
+        """Answers to uint8 [N, 3, R, R]: float32 [N, columns + width]."""
+        import torch
+
+        said = self.teacher(images)
+        embedding = said[:, len(self.teacher.labels) :] if self.width else said[:, :0]
+        return torch.cat([said[:, list(self.columns)], embedding], dim=1)
+
+    def objective(self, labels: Labels, width: int, live: bool) -> Distilled:
+        """The loss of a student with `width` numbers before its classifier, its teacher asked in each step or not."""
+        from mobilenets.training.objectives import Distilled
+
+        return Distilled(labels, self.how, width, len(self.columns), self.width, self.ask if live else None)
+
+    def ask_beforehand(self, images: TrainImages, recipe: Recipe, kind: str) -> Views | None:
+        """Have the teacher look at each training image's views, once, unless it is to be asked in each step.
+
+        What it says is kept under `cache`, by everything that it depends on: other students with the same data,
+        augmentation and seed find it there.
+        """
+        n = len(images)
+        wanted = VIEWS if self.how.views is None else self.how.views
+        views = 1 if kind == "none" and wanted else min(wanted, recipe.epochs)
+        size = 2 * n * (len(self.columns) + self.width) * views
+        if not views or (self.how.views is None and size > CACHE_BYTES):
+            return None
+        depends = {
+            "teacher": self.teacher.digest, "columns": self.columns, "width": self.width, "seed": images.seed,
+            "views of": hashlib.sha256("\n".join(images.split.names).encode()).hexdigest(),
+            "augmentation": repr(images.transform),
+        }  # fmt: skip
+        key = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
+        paths = [self.cache / key / f"view-{v:02d}.npy" for v in range(views)]
+        if processes.first_here():
+            self._fill(images, [(v, p) for v, p in enumerate(paths) if not p.exists()])
+        processes.from_rank_0(None)  # until the files are there
+        return Views(tuple(np.load(p, mmap_mode="r") for p in paths))
+
+    def _fill(self, images: TrainImages, missing: list[tuple[int, Path]]) -> None:
+        import torch
+        from torch.utils.data import DataLoader
+
+        cores = os.cpu_count() or 1
+        workers = 0 if len(images.split.cache) == len(images.split) else cores
+        with console.progress() as bar:
+            task = bar.add_task("asking the teacher", total=len(missing) * len(images), status="")
+            for view, path in missing:
+                keys: Any = [(view, i) for i in range(len(images))]
+                said = []
+                for batch in DataLoader(images, _at_once(), sampler=keys, num_workers=workers):
+                    said.append(self.ask(batch[0]).to("cpu", torch.float16))
+                    bar.advance(task, len(batch[0]))
+                with files.atomic_file(path) as tmp, tmp.open("wb") as f:
+                    np.save(f, torch.cat(said).numpy())
+
+    def to_json(self) -> dict[str, Any]:
+        """What a student's card says of its teacher."""
+        return {TEACHER: {"name": self.teacher.name, "digest": self.teacher.digest, **dataclasses.asdict(self.how)}}
+
+
+def _at_once() -> int:
+    """Images that a teacher is asked about at once: on a processor, as many as its cache has room for."""
+    import torch
+
+    return 256 if torch.cuda.is_available() else 32

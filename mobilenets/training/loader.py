@@ -1,0 +1,219 @@
+"""Training and validation images as PyTorch loaders. What is drawn depends on (seed, epoch, image) alone.
+
+So a resumed run draws what the killed one would have, whatever the number of workers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, get_worker_info
+from torchvision.transforms import v2
+
+from mobilenets.data import shard_reader as sharded
+from mobilenets.data.dataset import Split, gather
+from mobilenets.errors import UserError
+from mobilenets.model.images import Preprocess
+from mobilenets.training.recipes import Recipe
+
+Augment = Literal["photo", "shift", "glyph", "none"]
+MATERIALIZE_BYTES = 2 << 30
+SLOTS = 1024  # workers of one process
+
+
+def augmentation(kind: Augment, preprocess: Preprocess, recipe: Recipe) -> v2.Transform:
+    """RGB image of any size -> uint8 [3, R, R], random. On Pillow images: small tensor operations wait on threads."""
+    r = preprocess.resolution
+    random = [v2.RandAugment(magnitude=recipe.randaugment)] if recipe.randaugment else []
+    if kind == "photo":
+        return v2.Compose([
+            v2.RandomResizedCrop(r, scale=(recipe.min_scale, 1.0), antialias=True),
+            v2.RandomHorizontalFlip(),
+            *(random or [v2.ColorJitter(0.3, 0.3, 0.3)]),
+            v2.PILToTensor(),
+            v2.RandomErasing(recipe.erasing, value=128),
+        ])  # fmt: skip
+    if kind == "shift":
+        return v2.Compose([
+            v2.Resize((r, r), antialias=True),
+            v2.RandomCrop(r, padding=r // 8),
+            v2.RandomHorizontalFlip(),
+            *random,
+            v2.PILToTensor(),
+            v2.RandomErasing(recipe.erasing, scale=(0.05, 0.25), value=128),
+        ])  # fmt: skip
+    fit = [v2.Resize(preprocess.short_side, antialias=True), v2.CenterCrop(r)]
+    if kind == "glyph":
+        move = v2.RandomAffine(10, translate=(0.1, 0.1), scale=(0.85, 1.15), shear=8, interpolation=_BILINEAR)
+        return v2.Compose([*fit, move, *random, v2.PILToTensor()])
+    return v2.Compose([*fit, v2.PILToTensor()])
+
+
+_BILINEAR = v2.InterpolationMode.BILINEAR
+
+
+class Taught(Protocol):
+    """What a teacher said of `views` views of every training image: [N, K] each."""
+
+    @property
+    def views(self) -> int: ...
+
+    def __call__(self, view: int, i: int) -> Tensor: ...
+
+
+class TrainImages(Dataset[tuple[Any, ...]]):
+    """Augmented training images: (epoch, index) -> uint8 [3, R, R], class, and what the teacher says of it, if any.
+
+    With a teacher who was asked beforehand, an image has as many views as were asked for, and they come round again.
+    """
+
+    def __init__(self, split: Split, transform: v2.Transform, seed: int, taught: Taught | None = None) -> None:
+        self.split, self.transform, self.seed, self.taught = split, transform, seed, taught
+        self.reading = torch.zeros(SLOTS, 2, dtype=torch.int64)  # by worker: process, image + 1
+        self.reading.share_memory_()  # type: ignore[no-untyped-call]
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, key: Any) -> tuple[Any, ...]:
+        epoch, i = key
+        view = epoch % self.taught.views if self.taught else epoch
+        torch.default_generator.manual_seed(mix(self.seed, view, i))  # each training step seeds itself again
+        with self._noted(i):
+            image: Tensor = self.transform(Image.fromarray(self.split.cached(i)))
+        target = int(self.split.targets[i])
+        return (image, target, self.taught(view, i)) if self.taught else (image, target)
+
+    @contextlib.contextmanager
+    def _noted(self, i: int) -> Iterator[None]:
+        """Let the main process know that this worker is at image i, should it be the last thing it does."""
+        if worker := get_worker_info():
+            self.reading[worker.id % SLOTS] = torch.tensor([os.getpid(), i + 1])
+        yield
+        if worker:
+            self.reading[worker.id % SLOTS, 1] = 0
+
+
+class HeldOutImages(Dataset[tuple[Tensor, int]]):
+    """Images as a prediction sees them: index -> uint8 [3, R, R], class. In memory where they fit."""
+
+    def __init__(self, split: Split, preprocess: Preprocess) -> None:
+        self.split, self.preprocess = split, preprocess
+        self.batch = None
+        if len(split) * preprocess.resolution**2 * 3 <= MATERIALIZE_BYTES:
+            self.batch = gather(split, preprocess)
+
+    def __len__(self) -> int:
+        return len(self.split if self.batch is None else self.batch.targets)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, int]:
+        pixels = self.split.pixels(i, self.preprocess) if self.batch is None else self.batch.pixels[i]
+        targets = self.split.targets if self.batch is None else self.batch.targets
+        return torch.from_numpy(np.array(pixels)).permute(2, 0, 1), int(targets[i])
+
+
+class EpochSampler(DistributedSampler[Any]):
+    """Yields (epoch, index): the epoch reaches worker processes with the image's number."""
+
+    resumed = (-1, 0)
+
+    def go_on(self, epoch: int, seen: int) -> None:
+        """Start with `epoch`, without its first `seen` images of this process."""
+        self.epoch, self.resumed = epoch, (epoch, seen)
+
+    def order(self) -> npt.NDArray[np.int64]:
+        """This process's images in this epoch."""
+        return np.fromiter(super().__iter__(), np.int64)
+
+    def __iter__(self) -> Iterator[Any]:
+        epoch, (resumed, seen) = self.epoch, self.resumed
+        return zip(itertools.repeat(epoch), self.drawn(self.order()[seen if epoch == resumed else 0 :]))
+
+    def drawn(self, images: npt.NDArray[np.int64]) -> Iterable[int]:
+        """`images`, one by one as batches are made of them."""
+        return map(int, images)
+
+
+class ShardSampler(EpochSampler):
+    """The same for images in shards, nearly in the order in which they lie: see `sharded.order`."""
+
+    def __init__(self, images: TrainImages, world: int, rank: int, batch: int) -> None:
+        super().__init__(images, world, rank, seed=images.seed, drop_last=False)
+        self.split, self.counts, self.batch = images.split, images.split.shards, batch * world
+
+    def order(self) -> npt.NDArray[np.int64]:
+        streams = sharded.streams(self.batch, self.num_replicas)
+        all_streams = sharded.order(self.counts, self.batch, streams, self.seed, self.epoch)
+        return all_streams.reshape(len(all_streams), self.num_replicas, -1)[:, self.rank].ravel()
+
+    def drawn(self, images: npt.NDArray[np.int64]) -> Iterable[int]:
+        read = self.split.read
+        return read.ahead(images) if isinstance(read, sharded.Reader) else super().drawn(images)
+
+    def __len__(self) -> int:
+        return sum(self.counts) // self.batch * (self.batch // self.num_replicas)
+
+
+def mix(*numbers: int) -> int:
+    """One 63-bit seed from several numbers."""
+    state = np.random.SeedSequence([n & 0xFFFFFFFF for n in numbers]).generate_state(1, np.uint64)
+    return int(state[0] >> np.uint64(1))
+
+
+def train_loader(images: TrainImages, recipe: Recipe, world: int, rank: int) -> DataLoader[Any]:
+    """This process's share of the shuffled, augmented training images; the last, short batch is left out."""
+    split, seed = images.split, images.seed
+    batch = max(1, min(recipe.batch, len(split)) // (world * recipe.accumulate))
+    if split.shards:
+        sampler: EpochSampler = ShardSampler(images, world, rank, batch)
+    else:
+        sampler = EpochSampler(images, world, rank, shuffle=True, seed=seed, drop_last=False)
+    workers = recipe.workers
+    if workers < 0:  # cached images cost less than handing them between processes, until there are cores to spare
+        cores = (os.cpu_count() or 1) // world
+        cached = len(split.cache) == len(split)
+        workers = max(0, cores - 2) if cached else cores
+    return DataLoader(images, batch, sampler=sampler, num_workers=workers, drop_last=True)
+
+
+def held_out_loader(split: Split, preprocess: Preprocess, batch: int, world: int, rank: int) -> DataLoader[Any]:
+    images = HeldOutImages(split, preprocess)
+    sampler: Any = DistributedSampler(images, world, rank, shuffle=False) if world > 1 else None
+    workers = 0 if images.batch else (os.cpu_count() or 1) // world
+    return DataLoader(images, batch, sampler=sampler, num_workers=workers)
+
+
+@contextlib.contextmanager
+def worker_errors(images: TrainImages) -> Iterator[None]:
+    """Turn the death of a worker process, or a user's mistake that it met, into a one-line UserError.
+
+    A decoder that crashes takes its process with it, and so does a system out of memory.
+    """
+    try:
+        yield
+    except UserError as e:
+        if "Original Traceback" not in str(e):
+            raise
+        raise UserError(str(e).rstrip().rpartition("\n")[2].partition(": ")[2]) from e  # of the worker's traceback
+    except RuntimeError as e:
+        said = f"{e.__cause__ or ''} {e}"
+        if "DataLoader worker" not in said:
+            raise
+        signal = re.search(r"killed by (signal: [\w ]+)", said)
+        dead = re.findall(r"\d+", " ".join(re.findall(r"\(pid(?:\(s\))? ([\d, ]+)\)", said)))
+        files = [images.split.names[i - 1] for pid, i in images.reading.tolist() if i and str(pid) in dead]
+        raise UserError(
+            f"a process that prepares images died ({signal[1].strip() if signal else 'it exited'}) reading "
+            f"{' and '.join(files) or 'none of them'}; go on with --resume; if it dies there again, remove that file; "
+            "if elsewhere, memory may be short: take fewer --workers"
+        ) from e

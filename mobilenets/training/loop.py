@@ -1,0 +1,116 @@
+"""The training loop: PyTorch Lightning's, with our checkpoints, progress and words. What is trained is a `Ready`."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from mobilenets import console
+from mobilenets.data.dataset import Split
+from mobilenets.errors import Interrupted, disk_errors
+from mobilenets.model.images import Preprocess
+from mobilenets.training.distributed import environment, machines, world
+
+if TYPE_CHECKING:
+    import pytorch_lightning as pl
+    from pytorch_lightning.loggers import Logger
+
+    from mobilenets.training.learner import Learner
+    from mobilenets.training.loader import TrainImages
+
+LAST = "last.ckpt"
+MINUTES = 10.0  # between checkpoints within an epoch
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What is to be trained, and on what; a trainer is all it lacks. `precision` is Lightning's word for it."""
+
+    learner: Learner
+    images: TrainImages
+    preprocess: Preprocess
+    precision: Literal["bf16-mixed", "32-true"]
+
+
+def train(
+    ready: Ready,
+    val: Split,
+    folder: Path,
+    *,
+    resume: bool,
+    where: Path,
+    go_on: str,
+    minutes: float = MINUTES,
+    callbacks: Sequence[pl.Callback] = (),
+    logger: Logger | None = None,
+) -> None:
+    """Train for the recipe's epochs, on all processes, with a checkpoint in `folder` every `minutes` and epoch.
+
+    `resume`: from the last of them, where there is one. Raises `UserError` (a full disk, a worker process that died),
+    and on Ctrl-C `Interrupted`, which says `where` things are and how to `go_on`.
+    """
+    import pytorch_lightning as pl
+    import torch
+    from pytorch_lightning.callbacks import ModelCheckpoint
+
+    from mobilenets.training import loader
+    from mobilenets.training.callbacks import Averaging, Checkpoints, MidEpoch, ProgressBar
+
+    size, rank = world()
+    learner, recipe, last = ready.learner, ready.learner.recipe, folder / LAST
+    batches = loader.train_loader(ready.images, recipe, size, rank)
+    held_out = loader.held_out_loader(val, ready.preprocess, max(recipe.batch, 128) // size, size, rank)
+    assert isinstance(batches.sampler, loader.EpochSampler)
+    every: list[pl.Callback] = [
+        *callbacks,
+        ModelCheckpoint(folder, last.stem, enable_version_counter=False, save_on_train_epoch_end=True),
+        ProgressBar(len(val)),
+        MidEpoch(last, minutes, batches.sampler, batches.batch_size or 1),
+    ]
+    if recipe.ema:
+        every.append(Averaging(recipe.ema * recipe.epochs * len(batches) / recipe.accumulate))
+    if resume and rank == 0 and not last.exists():
+        console.note(f"no checkpoint in {folder} yet: training starts from the beginning")
+    trainer = pl.Trainer(
+        max_epochs=recipe.epochs,
+        accelerator="auto" if torch.cuda.is_available() else "cpu",
+        devices=size // machines(),
+        num_nodes=machines(),
+        strategy=("ddp_find_unused_parameters_true" if recipe.frozen_epochs else "ddp") if size > 1 else "auto",
+        precision=ready.precision,
+        gradient_clip_val=recipe.clip or None,
+        accumulate_grad_batches=recipe.accumulate,
+        logger=logger or False,
+        callbacks=every,
+        plugins=[Checkpoints(), *filter(None, [environment()])],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        log_every_n_steps=1_000_000,  # by epoch
+    )
+    on_ctrl_c = contextlib.suppress(SystemExit)  # by which Lightning ends
+    with disk_errors(f"a checkpoint in {folder}"), loader.worker_errors(ready.images), on_ctrl_c:
+        trainer.fit(learner, batches, held_out, ckpt_path=last if resume and last.exists() else None)
+    if trainer.interrupted:
+        how = go_on if last.exists() else "no epoch was finished"
+        raise Interrupted(f"interrupted; what was finished is in {where} ({how})")
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Lightning's advice is for authors of training code; our users get our own words."""
+    import pytorch_lightning  # noqa: F401  (importing it sets up its logging)
+
+    with warnings.catch_warnings():
+        for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+            warnings.filterwarnings("ignore", module=rf"{name}.*")
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        yield

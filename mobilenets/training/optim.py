@@ -1,0 +1,105 @@
+"""The optimizers of the recipes, by name."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from mobilenets.model.module import MobileNet
+from mobilenets.training.recipes import Recipe
+
+
+def parameter_groups(model: MobileNet, recipe: Recipe) -> list[dict[str, Any]]:
+    """Parameters by (decayed or not) x (classifier or body).
+
+    One rule for decay: weights of more than one input each have it; depthwise filters (V1 paper, section 3.2), norms
+    and biases don't.
+    """
+    plain = {
+        id(m.weight)
+        for m in model.modules()
+        if (isinstance(m, nn.Conv2d) and m.groups == 1) or isinstance(m, nn.Linear)
+    }
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, p in model.named_parameters():
+        groups.setdefault((id(p) in plain, name.startswith("classifier")), []).append(p)
+    return [
+        {
+            "params": params,
+            "weight_decay": recipe.weight_decay if decayed else 0.0,
+            "lr": recipe.peak_lr * (1.0 if head else recipe.body_lr),
+        }
+        for (decayed, head), params in groups.items()
+    ]
+
+
+STRAIGHT_DOWN = Recipe(warmup=0.0)  # a schedule
+
+
+def schedule(step: int, total: int, recipe: Recipe) -> float:
+    """Share of the peak learning rate at `step` of `total`: a linear rise, then a cosine to 0 or a fall by epochs."""
+    rise = max(1, round(recipe.warmup * total))
+    if step < rise:
+        return (step + 1) / rise
+    if recipe.schedule == "exponential":
+        return float(recipe.lr_decay ** (step * recipe.epochs // total))
+    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, total - rise)))
+
+
+class TensorFlowRMSprop(torch.optim.Optimizer):
+    """RMSprop as TensorFlow has it, which the papers' networks were trained with.
+
+    Against `torch.optim.RMSprop`: epsilon is inside the root, the mean square starts at 1 instead of 0 (so that the
+    first steps aren't huge), and the momentum gathers steps, learning rate and all, instead of gradients. With the
+    large epsilon of TF-slim, 1, the first makes all the difference. `weight_decay` is added to the gradient (L2).
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float,
+        decay: float = 0.9,
+        momentum: float = 0.9,
+        eps: float = 1.0,
+        weight_decay: float = 0.0,
+    ) -> None:
+        defaults = {"lr": lr, "decay": decay, "momentum": momentum, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            params: list[Tensor] = [p for p in group["params"] if p.grad is not None]
+            if not params:
+                continue
+            grads = [cast(Tensor, p.grad) for p in params]
+            if group["weight_decay"]:
+                grads = list(torch._foreach_add(grads, params, alpha=group["weight_decay"]))
+            for p in params:
+                if not self.state[p]:
+                    self.state[p] = {"mean_square": torch.ones_like(p), "moved": torch.zeros_like(p)}
+            squares = [self.state[p]["mean_square"] for p in params]
+            moved = [self.state[p]["moved"] for p in params]
+            torch._foreach_mul_(squares, group["decay"])
+            torch._foreach_addcmul_(squares, grads, grads, value=1 - group["decay"])
+            roots = torch._foreach_sqrt(torch._foreach_add(squares, group["eps"]))
+            torch._foreach_mul_(moved, group["momentum"])
+            torch._foreach_addcdiv_(moved, grads, roots, value=group["lr"])
+            torch._foreach_sub_(params, moved)
+        return loss
+
+
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adamw": torch.optim.AdamW,
+    "sgd": functools.partial(torch.optim.SGD, momentum=0.9, nesterov=True),
+    "rmsprop": TensorFlowRMSprop,
+}

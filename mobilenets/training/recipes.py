@@ -1,0 +1,228 @@
+"""Training recipes as data, each with what a run of it took and reached. No torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from mobilenets.errors import UserError, unknown
+
+
+def _doc(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train. Sizes are of the global batch, whatever the number of processes it is split over."""
+
+    epochs: int = _doc(60, "Passes over the training images.")
+    batch: int = _doc(64, "Images in a step, over all processes.")
+    accumulate: int = _doc(1, "Pieces that a step's batch is computed in, for batches larger than the memory.")
+    optimizer: Literal["adamw", "sgd", "rmsprop"] = _doc(
+        "adamw", "adamw; sgd with Nesterov momentum 0.9; or TensorFlow's rmsprop, decay and momentum 0.9."
+    )
+    lr: float = _doc(2e-3, "Peak learning rate.")
+    lr_batch: int = _doc(0, "Batch that lr is meant for: for another, it is scaled in proportion; 0 takes lr as it is.")
+    schedule: Literal["cosine", "exponential"] = _doc(
+        "cosine", "After the rise: a cosine to 0, or a fall by lr_decay in each epoch."
+    )
+    lr_decay: float = _doc(0.98, "What the learning rate is multiplied by in each epoch of an exponential schedule.")
+    weight_decay: float = _doc(0.02, "Decay of convolution and classifier weights; none on depthwise, norms, biases.")
+    warmup: float = _doc(0.05, "Share of the steps in which the learning rate rises; then it falls on a cosine to 0.")
+    label_smoothing: float = _doc(0.1, "Probability spread over the wrong classes in the targets.")
+    class_weights: Literal["none", "balanced"] = _doc(
+        "none", "balanced: every class counts the same in the loss, and in choosing the best epoch, however few images."
+    )
+    mixup: float = _doc(0.1, "Beta parameter of mixup; 0 is off.")
+    cutmix: float = _doc(0.0, "Beta parameter of CutMix; 0 is off. With mixup too, each batch has one of them.")
+    augment: Literal["auto", "photo", "shift", "glyph", "none"] = _doc(
+        "auto",
+        "photo: random crops, mirror, colour. shift: mirror and an eighth's shift, for small images. glyph: small "
+        "shifts and turns, no mirror. auto: photo or glyph, by the data.",
+    )
+    min_scale: float = _doc(0.35, "Smallest share of a photo's area that a random crop keeps.")
+    randaugment: int = _doc(0, "Magnitude, up to 30, of two random operations of RandAugment on each image; 0 is off.")
+    erasing: float = _doc(0.0, "Probability of blanking a random rectangle of a photo or a shifted image.")
+    progressive: float = _doc(
+        1.0, "Resolution of the first epochs as a share of the network's; it grows over the first 60% of the epochs."
+    )
+    ema: float = _doc(0.02, "Weight averaging: its horizon as a share of all steps; 0 is off.")
+    dropout: float = _doc(0.0, "Dropout before the classifier.")
+    frozen_epochs: int = _doc(0, "First epochs that train the classifier alone.")
+    frozen_passes: int = _doc(30, "Passes of the classifier over the features of each frozen epoch, computed once.")
+    body_lr: float = _doc(1.0, "Learning rate of everything but the classifier, as a share of lr.")
+    clip: float = _doc(1.0, "Largest norm of the gradient; 0 is off.")
+    patience: int = _doc(0, "Epochs without a better validation score after which training stops; 0 is never.")
+    training_precision: Literal["auto", "bf16", "float32"] = _doc(
+        "auto", "Numbers in training; auto takes bf16 where the processor has instructions for it."
+    )
+    workers: int = _doc(-1, "Processes that prepare images; -1 decides by the cores.")
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch", "accumulate"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be 1 or more, not {getattr(self, name)}")
+        positive = ("weight_decay", "mixup", "cutmix", "clip", "frozen_epochs", "frozen_passes", "lr_batch", "patience")
+        for name in positive:
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} must be 0 or more, not {getattr(self, name)}")
+        if not 0 <= self.randaugment <= 30:
+            raise UserError(f"randaugment must be from 0 to 30, not {self.randaugment}")
+        if self.batch % self.accumulate:
+            raise UserError(f"a batch of {self.batch} can't be split into {self.accumulate} equal pieces")
+        for name in ("warmup", "label_smoothing", "erasing", "ema", "dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{name} must be in [0, 1), not {getattr(self, name)}")
+        if not self.lr > 0 or not self.body_lr > 0:
+            raise UserError("lr and body_lr must be above 0")
+        for name in ("min_scale", "progressive", "lr_decay"):
+            if not 0 < getattr(self, name) <= 1:
+                raise UserError(f"{name} must be above 0 and at most 1, not {getattr(self, name)}")
+
+    @property
+    def peak_lr(self) -> float:
+        return self.lr * self.batch / self.lr_batch if self.lr_batch else self.lr
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+# V2 paper, section 6.1: RMSprop, decay and momentum 0.9, rate 0.045 x 0.98 an epoch, weight decay 4e-5, batch 96.
+V2_PAPER = Recipe(
+    epochs=200,
+    batch=96,
+    optimizer="rmsprop",
+    lr=0.045,
+    lr_batch=96,
+    schedule="exponential",
+    lr_decay=0.98,
+    weight_decay=4e-5,
+    warmup=0.0,
+    label_smoothing=0.0,
+    mixup=0.0,
+    min_scale=0.08,
+    ema=0.0,
+    clip=0.0,
+    dropout=0.2,
+)
+RECIPES: dict[str, Recipe] = {
+    "modern": Recipe(),
+    # V1 paper, sections 3.2 and 4: RMSprop, no label smoothing, light augmentation, no decay on depthwise filters. It
+    # doesn't print rates: these are V2's.
+    "v1-paper": dataclasses.replace(V2_PAPER, min_scale=0.5, dropout=0.0),
+    "v2-paper": V2_PAPER,
+    # V3 paper, section 6.1: RMSprop 0.9, lr 0.1 for batches of 4096, x 0.99 every 3 epochs, decay 1e-5, dropout 0.2 (it
+    # prints 0.8, the share that is kept), averaged weights.
+    "v3-paper": dataclasses.replace(
+        V2_PAPER, batch=128, lr=0.1, lr_batch=4096, lr_decay=0.99 ** (1 / 3), weight_decay=1e-5, ema=0.02
+    ),
+    "cifar": Recipe(
+        epochs=55,
+        batch=128,
+        optimizer="sgd",
+        lr=0.15,
+        weight_decay=5e-4,
+        warmup=0.2,
+        mixup=0.0,
+        augment="shift",
+        erasing=0.25,
+        progressive=0.5,
+        clip=0.0,
+    ),
+    "finetune": Recipe(epochs=30, lr=2e-3, frozen_epochs=2, mixup=0.0, weight_decay=0.01, min_scale=0.5, ema=0.05),
+}
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What a recipe is for, and a run of it: the command, its data, on what, how long, and the score to expect."""
+
+    purpose: str
+    command: str
+    data: str
+    hardware: str
+    duration: str
+    score: str
+    source: str
+
+
+CORES = "2 cores of an AMD EPYC with bf16"
+IMAGENET = "ImageNet, 1.28 M images"
+PAPERS = "not run here"
+TRIED: dict[str, Tried] = {
+    "modern": Tried(
+        "from scratch, a few thousand images, one machine",
+        "mobilenets train flowers.zip --arch v1 --alpha 0.25 --epochs 30 --out runs/flowers",
+        "5 kinds of flowers, 2,000 images", CORES, "7 min", "71.4% top-1", "results/finetune",
+    ),
+    "finetune": Tried(
+        "from a trained bundle: the classifier first, on features computed once, then everything",
+        "mobilenets train flowers.zip --init bundles/v1-0.25 --out runs/flowers",
+        "5 kinds of flowers, 2,000 images", CORES, "5 min", "90.4% top-1", "results/finetune",
+    ),
+    "cifar": Tried(
+        "images of 32 pixels from scratch, with V1's or V2's strides for them",
+        "mobilenets train cifar10.zip --arch v2-cifar --recipe cifar --out runs/cifar10-v2",
+        "CIFAR-10, 45,000 images", CORES, "3 h 11 min beside other jobs",
+        "93.2% top-1 of test; 93.5% after 32 more epochs with CutMix", "results/cifar10-v2",
+    ),
+    "v1-paper": Tried(
+        "V1 as its paper trained it",
+        "mobilenets train imagenet/ --arch v1 --recipe v1-paper --out runs/v1",
+        IMAGENET, "not printed", PAPERS, "70.6% top-1", "V1 table 4",
+    ),
+    "v2-paper": Tried(
+        "V2 as its paper trained it",
+        "mobilenets train imagenet/ --arch v2 --recipe v2-paper --out runs/v2",
+        IMAGENET, "16 GPUs, asynchronously", PAPERS, "72.0% top-1", "V2 section 6.1, table 4",
+    ),
+    "v3-paper": Tried(
+        "V3 as its paper trained it",
+        "mobilenets train imagenet/ --arch v3-large --recipe v3-paper --batch 4096 --out runs/v3",
+        IMAGENET, "4x4 TPU pod", PAPERS, "75.2% top-1", "V3 section 6.1, table 3",
+    ),
+}  # fmt: skip
+
+
+if TYPE_CHECKING:
+
+    class Overrides(Recipe):
+        """Recipe fields to change; None keeps the recipe's. From Python: `Overrides(epochs=3)`."""
+
+else:  # every field of Recipe, optional: what a command line changes
+    Overrides = dataclasses.make_dataclass(
+        "Overrides",
+        [(f.name, f"{f.type} | None", field(default=None, metadata=f.metadata)) for f in dataclasses.fields(Recipe)],
+        namespace={"__module__": __name__, "__doc__": "Recipe fields to change; None keeps the recipe's."},
+        frozen=True,
+    )
+
+
+def recipe(name: str, overrides: Overrides | None = None) -> Recipe:
+    """The recipe called `name` with `overrides` (an `Overrides`) applied. Raises `UserError`."""
+    if name not in RECIPES:
+        raise unknown("recipe", name, RECIPES)
+    changes = {} if overrides is None else {k: v for k, v in vars(overrides).items() if v is not None}
+    return dataclasses.replace(RECIPES[name], **changes)
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """How the parts of the loss count; `objectives.Distilled` says what they are."""
+
+    temperature: float
+    labels: float
+    embedding: float
+    views: int | None
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise UserError(f"temperature must be above 0, not {self.temperature}")
+        if not 0 <= self.labels <= 1:
+            raise UserError(f"labels is a share of the loss, from 0 to 1, not {self.labels}")
+        if self.embedding < 0:
+            raise UserError(f"embedding must be 0 or more, not {self.embedding}")
+        if self.views is not None and self.views < 0:
+            raise UserError(f"views must be 0 or more, not {self.views}")

@@ -1,0 +1,200 @@
+"""What a sweep of widths and resolutions is asked for and finds. No torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mobilenets import console
+from mobilenets.arch.spec import Arch
+from mobilenets.deploy import latency
+from mobilenets.model.card import Precision
+from mobilenets.training.recipes import Recipe
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+TABLE, SWEEP, PAGE = "sweep.csv", "sweep.json", "sweep.html"
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network over its seeds: mean top-1 in percent, `spread` its standard deviation (None of one seed).
+
+    `front`: no other network has a lower latency and as much accuracy.
+    """
+
+    arch: str
+    alpha: float
+    resolution: int
+    macs: int
+    params: int
+    size_bytes: int
+    latency_ms: float
+    top1: float
+    spread: float | None
+    seeds: int
+    train_seconds: float
+    front: bool = False
+
+    @property
+    def title(self) -> str:
+        return f"{self.arch} {self.alpha:g}-{self.resolution}"
+
+
+def networks(runs: Iterable[Trained]) -> tuple[Network, ...]:
+    """What was trained, by network, fastest first, those on the front of accuracy over latency marked."""
+    by_key: dict[tuple[str, float, int], list[Trained]] = {}
+    for r in runs:
+        if not r.error:
+            by_key.setdefault(r.key, []).append(r)
+    out: list[Network] = []
+    for key, rs in by_key.items():
+        top1 = [r.top1 or 0.0 for r in rs]
+        spread = statistics.stdev(top1) if len(rs) > 1 else None
+        seconds = sum(r.train_seconds or 0.0 for r in rs)
+        first = rs[0]
+        out.append(
+            Network(
+                *key, first.macs, first.params, first.size_bytes or 0, first.latency_ms or 0.0,
+                statistics.fmean(top1), spread, len(rs), seconds,
+            )
+        )  # fmt: skip
+    best = -1.0
+    out.sort(key=lambda n: (n.latency_ms, -n.top1))
+    for i, n in enumerate(out):
+        if n.top1 > best:
+            best, out[i] = n.top1, dataclasses.replace(n, front=True)
+    return tuple(out)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What `sweep` made so far, of `planned` trainings. Latencies are of one image on `threads` threads."""
+
+    out: Path
+    source: str
+    recipe: Recipe
+    precision: Precision
+    threads: int
+    planned: int
+    runs: tuple[Trained, ...]
+
+    @functools.cached_property
+    def networks(self) -> tuple[Network, ...]:
+        return networks(self.runs)
+
+    @property
+    def failed(self) -> list[Trained]:
+        return [r for r in self.runs if r.error]
+
+    @property
+    def held_out(self) -> str:
+        """What the accuracies are of, e.g. "val split, 359 images"."""
+        r = next(r for r in self.runs if not r.error)
+        return f"{r.split} split, {r.images:,} images"
+
+    @property
+    def how(self) -> str:
+        """What the latencies were measured with."""
+        return f"{ENGINE} {self.precision}, {self.threads} thread{'s' * (self.threads > 1)}, {latency.machine()}"
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "source": self.source,
+            "precision": self.precision,
+            "engine": ENGINE,
+            "threads": self.threads,
+            "machine": latency.machine(),
+            "recipe": self.recipe.to_json(),
+            "planned": self.planned,
+            "page": str(self.out / PAGE),
+            "networks": [dataclasses.asdict(n) for n in self.networks],
+            "runs": [dataclasses.asdict(r) for r in self.runs],
+        }
+
+    def __rich__(self) -> RenderableType:
+        from rich.console import Group
+        from rich.text import Text
+
+        several = any(n.spread is not None for n in self.networks)
+        columns = ["network", "top-1 %", *(["± sd"] if several else []), "latency ms", "size MB", "macs M", "params M"]
+        t = console.table(
+            f"{len(self.networks)} networks trained on {self.source}", [*columns, "train s"], ("network",)
+        )
+        t.columns[0].no_wrap = True
+        for n in self.networks:
+            spread = "" if n.spread is None else f"{n.spread:.2f}"
+            t.add_row(
+                f"{'→' if n.front else ' '} {n.title}",
+                f"{n.top1:.2f}",
+                *([spread] if several else []),
+                f"{n.latency_ms:.3f}",
+                console.megabytes(n.size_bytes),
+                f"{n.macs / 1e6:.2f}",
+                f"{n.params / 1e6:.3f}",
+                f"{n.train_seconds:.0f}",
+                style="bold green" if n.front else "",
+            )
+        if self.networks:
+            t.caption = f"→ on the Pareto front of top-1 ({self.held_out}) over latency ({self.how})"
+        failed = [Text(f"{r.title} failed: {r.error}", style="red") for r in self.failed]
+        return Group(t, *failed, f"page {self.out / PAGE}")
+
+
+RESULT = "result.json"
+ENGINE = "onnxruntime"  # what latencies are measured on
+
+
+@dataclass(frozen=True)
+class Job:
+    """One network to train with one seed, in a folder of its own. It can be pickled."""
+
+    source: str
+    root: Path | None
+    arch: Arch
+    recipe: Recipe
+    precision: Precision
+    seed: int
+    out: Path
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network that was trained with one seed. `top1` in percent on `images` images of `split`, by the exported file.
+
+    Where the training failed, `error` says why, and what was measured is None.
+    """
+
+    arch: str
+    alpha: float
+    resolution: int
+    seed: int
+    macs: int
+    params: int
+    folder: str
+    split: str = ""
+    images: int = 0
+    top1: float | None = None
+    size_bytes: int | None = None
+    train_seconds: float | None = None
+    latency_ms: float | None = None
+    error: str = ""
+
+    @property
+    def key(self) -> tuple[str, float, int]:
+        return self.arch, self.alpha, self.resolution
+
+    @property
+    def title(self) -> str:
+        return f"{self.arch} {self.alpha:g}-{self.resolution} seed {self.seed}"
+
+    @property
+    def outcome(self) -> str:
+        return self.error or f"top-1 {self.top1:.2f}%"

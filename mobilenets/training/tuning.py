@@ -1,0 +1,307 @@
+"""The batch size and the learning rate to train with, found by trying: images per second by batch, loss by rate."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import multiprocessing
+import os
+import statistics
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mobilenets import console
+from mobilenets.arch.spec import Arch
+from mobilenets.data.dataset import Data, Split
+from mobilenets.data.open import open_data
+from mobilenets.deploy import bench
+from mobilenets.errors import Interrupted, UserError
+from mobilenets.model.bundle import Bundle
+from mobilenets.model.images import BadImage
+from mobilenets.training import loop
+from mobilenets.training import trainer as train
+from mobilenets.training.recipes import Recipe
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
+Floats = npt.NDArray[np.float64]
+SAMPLE = 2048  # images tried with; they are decoded beforehand, as `train` keeps them
+SMALLEST, STEPS_IN_EPOCH = 16, 8  # a larger batch would leave an epoch fewer steps than that
+NEAR = 0.95  # of the best throughput is as good: a smaller batch takes more steps in an epoch
+MEMORY_SHARE = 0.8  # of what is available; the rest is for validation and other programs
+STEPS, SECONDS, MOST_SECONDS = 3, 1.5, 20.0  # at least, at least, and at most so long for each batch size
+BELOW, ABOVE = 1e-2, 30.0  # the rates tried, as shares of the recipe's
+DIVERGED = 3.0  # times the smallest loss
+RISEN = 0.1  # of the first loss
+SKIPPED = 5  # first steps, in which the loss says more of the initial weights than of the rate
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Training at one batch size: memory in bytes, `accelerator_bytes` where there is one."""
+
+    batch: int
+    images_per_s: float
+    peak_rss_bytes: int
+    accelerator_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What is trained for some steps. It can be pickled."""
+
+    source: str
+    root: Path | None
+    arch: Arch
+    recipe: Recipe
+    init: Path | None
+    seed: int
+
+
+def sample(d: Data) -> Split:
+    """Up to SAMPLE readable training images, decoded."""
+    split = d.split("train")
+    n = len(split)  # in shards, they lie in random order already, and near ones can be read without the others
+    chosen = split.subset((np.arange(n) if split.shards else np.random.default_rng(d.seed).permutation(n))[:SAMPLE])
+
+    def decode(i: int) -> None:
+        with contextlib.suppress(BadImage):
+            chosen.cache[i] = chosen.cached(i)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(decode, range(len(chosen))))
+    return chosen.subset(sorted(chosen.cache))
+
+
+def run_steps(trial: Trial, d: Data, images: Split, steps: int, callback: Any) -> None:
+    """Train `trial` as `train` does, on `images`, for `steps` steps or until `callback` stops it. Writes no file."""
+    import pytorch_lightning as pl
+    import torch
+
+    from mobilenets.training import loader
+
+    init = Bundle.load(trial.init) if trial.init else None
+    ready = train.make_ready(d, images, trial.arch, trial.recipe, trial.seed, init)
+    with loop.quiet():
+        trainer = pl.Trainer(
+            max_epochs=-1,
+            max_steps=steps,
+            accelerator="auto" if torch.cuda.is_available() else "cpu",
+            devices=1,
+            precision=ready.precision,
+            gradient_clip_val=trial.recipe.clip or None,
+            logger=False,
+            callbacks=[callback],
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+        )
+        try:
+            trainer.fit(ready.learner, loader.train_loader(ready.images, trial.recipe, 1, 0))
+        except SystemExit as e:  # how Lightning ends on Ctrl-C
+            raise Interrupted("interrupted; nothing was written") from e
+
+
+def measure(trial: Trial, d: Data, images: Split, batch: int) -> Speed:
+    """Images per second of training at `batch`, the first step of each epoch left out, and the peak memory."""
+    import torch
+    from pytorch_lightning import Callback, Trainer
+
+    accelerated = torch.cuda.is_available()
+    began = time.perf_counter()
+    seconds: list[float] = []
+
+    class Stopwatch(Callback):
+        def on_train_epoch_start(self, *_: Any) -> None:
+            self.last = 0.0
+
+        def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+            if accelerated:
+                torch.cuda.synchronize()
+            now = time.perf_counter()
+            if self.last:
+                seconds.append(now - self.last)
+            self.last = now
+            enough = len(seconds) >= STEPS and sum(seconds) >= SECONDS
+            trainer.should_stop = enough or bool(seconds and now - began > MOST_SECONDS)
+
+    if accelerated:
+        torch.cuda.reset_peak_memory_stats()
+    run_steps(_at(trial, batch=batch), d, images, 100_000, Stopwatch())
+    used = torch.cuda.max_memory_allocated() if accelerated else None
+    return Speed(batch, batch / statistics.median(seconds), bench.peak_rss(), used)
+
+
+def _at(trial: Trial, **changes: Any) -> Trial:
+    """`trial` as in the hardest steps of its training: everything learns, at full resolution, in one piece."""
+    changes = {"accumulate": 1, "frozen_epochs": 0, "progressive": 1.0, **changes}
+    return dataclasses.replace(trial, recipe=dataclasses.replace(trial.recipe, **changes))
+
+
+def _child(trial: Trial, pipe: Connection) -> None:
+    """A `Speed` for each batch size received; None for one that the memory doesn't hold."""
+    with contextlib.suppress(EOFError, BrokenPipeError, KeyboardInterrupt, Interrupted):
+        try:
+            d = open_data(trial.source, trial.root, trial.seed)
+            images = sample(d)
+            if len(images) < 2 * SMALLEST:
+                raise UserError(f"{trial.source}: {len(images)} readable training images are too few to try batches on")
+            pipe.send(min(len(images) // 2, len(d.split("train")) // STEPS_IN_EPOCH))
+            while batch := pipe.recv():
+                pipe.send(measure(trial, d, images, batch))
+        except UserError as e:
+            pipe.send(str(e))
+        except (MemoryError, RuntimeError) as e:
+            if "memory" not in str(e).lower() and not isinstance(e, MemoryError):
+                raise
+            pipe.send(None)
+
+
+def next_batch(speeds: Sequence[Speed], largest: int, memory: int) -> int | None:
+    """The batch size to try after `speeds`; None where two in a row were no faster, or beyond `largest` or the memory.
+
+    `memory`: bytes that the process may have; what a batch will need is foreseen from the last two.
+    """
+    if not speeds:
+        return SMALLEST
+    batch = 2 * speeds[-1].batch
+    if batch > largest:
+        return None
+    if len(speeds) > 2 and max(s.images_per_s for s in speeds[-2:]) <= max(s.images_per_s for s in speeds[:-2]):
+        return None
+    growth = speeds[-1].peak_rss_bytes - speeds[-2].peak_rss_bytes if len(speeds) > 1 else 0
+    return batch if speeds[-1].peak_rss_bytes + 2 * growth <= memory else None
+
+
+def best_batch(speeds: Sequence[Speed]) -> int:
+    """The smallest batch within 5% of the best throughput."""
+    best = max(s.images_per_s for s in speeds)
+    return min(s.batch for s in speeds if s.images_per_s >= NEAR * best)
+
+
+def try_batches(trial: Trial) -> tuple[Speed, ...]:
+    """Train at 16, 32, 64, ... images in a process of its own, so that running out of memory ends that alone."""
+    memory = _available()
+    context = multiprocessing.get_context("spawn")
+    pipe, theirs = context.Pipe()
+    child = context.Process(target=_child, args=(trial, theirs))
+    child.start()
+    theirs.close()
+    speeds: list[Speed] = []
+
+    def receive() -> Any:
+        try:
+            got = pipe.recv()
+        except EOFError:  # killed: that is how a system without memory ends a process
+            return None
+        if isinstance(got, str):
+            raise UserError(got)
+        return got
+
+    try:
+        largest = receive() or 0
+        with console.progress("batch sizes") as bar:
+            task = bar.add_task("measuring", total=None, status="")
+            while batch := next_batch(speeds, largest, memory):
+                bar.update(task, advance=1, status=f"batch {batch}")
+                pipe.send(batch)
+                if (got := receive()) is None:
+                    return _some(speeds)
+                speeds.append(got)
+            for i, s in enumerate(speeds):  # once more: another program may have been busy
+                bar.update(task, advance=1, status=f"batch {s.batch} again")
+                pipe.send(s.batch)
+                if got := receive():
+                    speeds[i] = max(s, got, key=lambda s: s.images_per_s)
+    finally:
+        pipe.close()
+        child.join(2)
+        child.kill()
+    return _some(speeds)
+
+
+def _some(speeds: Sequence[Speed]) -> tuple[Speed, ...]:
+    if not speeds:
+        raise UserError(f"a batch of {SMALLEST} doesn't fit in the memory: try a smaller --resolution or --alpha")
+    return tuple(speeds)
+
+
+def _available() -> int:
+    """Bytes that training may take of this machine's memory."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return int(MEMORY_SHARE * free)
+
+
+def smooth(losses: Sequence[float]) -> Floats:
+    """`losses` averaged over their neighbours (a Hann window of a sixth of them), without shifting them."""
+    window = np.hanning(2 * (len(losses) // 12) + 3)
+    half = len(window) // 2
+    weight = np.convolve(np.ones(len(losses)), window)[half : half + len(losses)]
+    total: Floats = np.convolve(losses, window)[half : half + len(losses)]
+    return total / weight
+
+
+def steepest(rates: Sequence[float], losses: Sequence[float]) -> float:
+    """The rate at which the smoothed loss falls fastest per decade, before it rises by a tenth of what it was at first.
+
+    Raises `UserError` where it doesn't fall by more than it scatters.
+    """
+    smoothed, first = smooth(losses), max(len(losses) // 3, SKIPPED)
+    scatter = float(np.std(np.diff(losses[:first]))) / 2**0.5
+    risen = np.flatnonzero(smoothed > np.minimum.accumulate(smoothed) + RISEN * smoothed[0])
+    end = int(risen[0]) if len(risen) else len(smoothed)
+    lowest = SKIPPED + int(smoothed[SKIPPED:end].argmin()) if end > SKIPPED else 0
+    if lowest < SKIPPED + 2 or smoothed[:first].mean() - smoothed[lowest] < 1.5 * scatter:
+        raise UserError(
+            f"the loss falls at no rate from {rates[0]:.2g} to {rates[len(losses) - 1]:.2g} in {len(losses)} steps: "
+            "give the test more --steps, or train with the recipe's own rate"
+        )
+    slopes = np.gradient(smoothed[SKIPPED : lowest + 1], np.log10(rates[SKIPPED : lowest + 1]))
+    return float(f"{rates[SKIPPED + int(slopes.argmin())]:.2g}")
+
+
+def try_rates(trial: Trial, steps: int) -> tuple[list[float], list[float]]:
+    """Rates and losses: rates rise exponentially around the recipe's, until `steps` steps or the loss diverges.
+
+    Lightning's `Tuner.lr_find` isn't used: it gives every parameter group the same rate, seeks the steepest descent
+    over the rate instead of its logarithm, which favours the smallest rates, and a loss that isn't finite loses it all.
+    """
+    from pytorch_lightning import Callback, LightningModule, Trainer
+
+    peak = trial.recipe.peak_lr
+    rates = [float(r) for r in np.geomspace(BELOW * peak, ABOVE * peak, steps)]
+    losses: list[float] = []
+
+    class Rising(Callback):
+        def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+            for group in trainer.optimizers[0].param_groups:
+                group["lr"] = group["initial_lr"] / peak * rates[len(losses)]
+
+        def on_train_batch_end(self, trainer: Trainer, _module: LightningModule, outputs: Any, *_: Any) -> None:
+            losses.append(float(outputs["loss"]))
+            bar.advance(task)
+            trainer.should_stop = losses[-1] > DIVERGED * min(losses)
+
+    d = open_data(trial.source, trial.root, trial.seed)
+    images = sample(d)
+    with console.progress("steps") as bar:
+        task = bar.add_task("learning rates", total=steps, status="")
+        try:
+            run_steps(_at(trial), d, images, steps, Rising())
+        except UserError as e:  # a loss that isn't finite ends the test, unless it hardly began
+            if isinstance(e, Interrupted) or len(losses) <= 2 * SKIPPED:
+                raise
+    return rates[: len(losses)], losses

@@ -41,6 +41,9 @@ finally:
     if _telemetry:
         sys.modules["openvino_telemetry"] = _telemetry
 
+# The first tensor ever made of an array sets something up for which two threads would wait on each other for good.
+ov.Tensor(np.zeros(1, np.uint8), shared_memory=True)
+
 NAME = "openvino"
 XML, BIN = "model.xml", "model.bin"
 CARD, DIGEST = ["mobilenets", "card"], ["mobilenets", "weights_sha256"]  # where model.xml has them

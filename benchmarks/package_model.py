@@ -27,8 +27,7 @@ def main(run: str, name: str, *before: str) -> None:
     """Score the run's float bundle on what was held out, and store it under the package's models."""
     trained = Bundle.load(bundle.find_bundle(Path(run)))
     out = bundle.MODELS / name
-    trained.save(out, half=True)
-    halved = Bundle.load(out)
+    halved = trained.encoded("half").save(out)
     scores = evaluate.score(TorchEngine(halved, os.cpu_count() or 1), of_card(trained.card, None), "test")
     metric = Metric("top1", round(scores.top1, 4), scores.data, scores.split, scores.count)
     command = " && ".join(runs.recorded_command(Path(r)) for r in (*before, run))
@@ -39,7 +38,7 @@ def main(run: str, name: str, *before: str) -> None:
         recipe={**trained.card.recipe, "command": command},
     )
     elsewhere = json.loads(FOLDERS.sub("", json.dumps(card.to_json())))
-    Bundle(Card.from_json(elsewhere, name), halved.tensors).save(out, half=True)
+    Bundle(Card.from_json(elsewhere, name).replace(encodings=halved.card.encodings), halved.tensors).save(out)
     size = sum(p.stat().st_size for p in out.iterdir())
     print(f"{out}: {scores.top1:.2f}% of {scores.count} {scores.data} {scores.split} images, {size / 1e6:.2f} MB")
 

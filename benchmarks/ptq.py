@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from mobilenets import console
+from mobilenets.arch.heads import PROBABILITIES
 from mobilenets.compression.quantize import correct_bundle, quantize_bundle
 from mobilenets.compression.scheme import Scheme
 from mobilenets.data import dataset as data
@@ -52,7 +53,8 @@ def opened(network: str, images: str, count: int) -> tuple[Bundle, Batch, Batch]
 def answers(bundle: Bundle, batch: Batch) -> np.ndarray:
     """Probabilities [N, classes]."""
     engine, _ = engines.build("onnxruntime", bundle, bundle.card.precision, 1)
-    return np.concatenate([engine(batch.pixels[i : i + BATCH]) for i in range(0, len(batch.pixels), BATCH)])
+    parts = (batch.pixels[i : i + BATCH] for i in range(0, len(batch.pixels), BATCH))
+    return np.concatenate([engine(part)[PROBABILITIES] for part in parts])
 
 
 def ways(bundle: Bundle, calibration: Batch) -> Iterator[tuple[str, Callable[[], Bundle]]]:

@@ -66,11 +66,11 @@ def main() -> None:
         d = of_card(source.card, a.data, a.root)
         engine, _ = engines.build("onnxruntime", bundle, bundle.card.precision, os.cpu_count() or 1)
         scores = evaluate.score(engine, d, a.split or d.held_out)
-        lost = float(rows[0]["top1_percent"]) - scores.top1 if rows else 0.0
+        lost = float(rows[0]["top1_percent"]) - scores.value if rows else 0.0
         rows.append({
             "network": source.card.arch.title,
             "way": way,
-            "top1_percent": f"{scores.top1:.2f}",
+            "top1_percent": f"{scores.value:.2f}",
             "lost_points": f"{lost:.2f}",
             "images": f"{Path(d.source).name} {scores.split}, {scores.count}",
             "made_in_seconds": f"{seconds:.0f}",

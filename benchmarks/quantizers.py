@@ -39,8 +39,7 @@ COLUMNS = ("quantizer", "images", "top1_percent", "as_float_percent", "size_mb",
 
 
 def ours(bundle: Bundle, images: Pixels, path: Path, scheme: Scheme = DEFAULT) -> None:
-    b = quantize.quantize_bundle(bundle, images, scheme)
-    path.write_bytes(onnx_model(b.card, b.tensors))
+    path.write_bytes(onnx_model(quantize.quantize_bundle(bundle, images, scheme)))
 
 
 def ort_static(source: Path, images: Pixels, path: Path, per_channel: bool, method: str) -> None:
@@ -124,7 +123,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         root = Path(folder)
         source = root / "float.onnx"
-        source.write_bytes(onnx_model(bundle.card, bundle.tensors))
+        source.write_bytes(onnx_model(bundle))
         makers: dict[str, Callable[[Path], None]] = {
             "ours, per channel": lambda p: ours(bundle, calibration, p),
             "ours, per layer": lambda p: ours(bundle, calibration, p, Scheme(per_layer=True)),

@@ -77,5 +77,9 @@ def size_on_disk(path: Path) -> int:
 
 
 def sha256(path: Path) -> str:
+    """Of a file's bytes; of a folder, of a line for each file in it, its digest and its name, in the names' order."""
+    if path.is_dir():
+        inside = sorted(f.relative_to(path).as_posix() for f in path.rglob("*") if f.is_file())
+        return hashlib.sha256("".join(f"{sha256(path / n)}  {n}\n" for n in inside).encode()).hexdigest()
     with path.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()

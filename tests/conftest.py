@@ -20,10 +20,11 @@ from PIL import Image
 
 from mobilenets import cli
 from mobilenets.arch import zoo
-from mobilenets.arch.spec import Padding, scale
+from mobilenets.arch.graph import Padding
+from mobilenets.arch.spec import scale
 from mobilenets.commands.shards import Sharded, shards
 from mobilenets.model.bundle import Bundle
-from mobilenets.model.card import Card
+from mobilenets.model.card import classifier_card
 from mobilenets.model.images import Pixels, Preprocess
 
 # One thread for each of pytest's workers; idle OpenMP threads that spin are hundreds of times slower on small networks.
@@ -83,11 +84,11 @@ def _bundle(
                 m.momentum = None  # the running statistics become the plain average over what is shown below
         for s in range(3):
             model.train()(torch.from_numpy(preprocess.normalize(smooth_images(32, seed=100 + s))))
-        model.classifier.weight.normal_(0, 1.5 / arch.width**0.5)
+        model.classifier.weight.normal_(0, 1.5 / arch.features**0.5)
         mean = model.eval().pooled(torch.from_numpy(preprocess.normalize(smooth_images(32, seed=100)))).mean(0)
         model.classifier.bias.normal_(0, 0.5).sub_(model.classifier.weight @ mean)  # so that no class always wins
     labels = tuple(f"class {i}" for i in range(10))
-    card = Card(arch, preprocess, labels, licence="Apache-2.0")
+    card = classifier_card(arch, preprocess, labels, licence="Apache-2.0")
     return Bundle(card, {k: v.numpy() for k, v in model.state_dict().items()})
 
 

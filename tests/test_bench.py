@@ -15,7 +15,7 @@ def files(make_bundle, pixels, tmp_path_factory):
     b = make_bundle("v1")
     b.save(root / "float")
     for name, x in (("model", b), ("model-int8", quantize_bundle(b, pixels))):
-        (root / f"{name}.onnx").write_bytes(onnx_graph.onnx_model(x.card, x.tensors))
+        (root / f"{name}.onnx").write_bytes(onnx_graph.onnx_model(x))
     return root
 
 

@@ -12,19 +12,19 @@ from mobilenets import files
 from mobilenets.arch import zoo
 from mobilenets.errors import UserError
 from mobilenets.model.bundle import CARD, WEIGHTS, Bundle, find_bundle, is_bundle
-from mobilenets.model.card import FORMAT, Card, Metric
+from mobilenets.model.card import FORMAT, Metric, classifier_card
 from mobilenets.model.encodings import tensor_shapes
 from mobilenets.model.images import Preprocess
 
 
 def small(value=0.5, **changes):
     """A Bundle of the smallest network, every tensor full of `value`."""
-    card = Card(
+    card = classifier_card(
         zoo.arch("v1", 0.25, 32, 2), Preprocess(32), ("cat", "dög"),
         metrics=(Metric("top1", 98.5, "pets", "val", 200),), recipe={"epochs": 3}, data={"source": "pets"},
         licence="CC0", parent="abc",
     )  # fmt: skip
-    shapes = tensor_shapes(card.arch, "float32")
+    shapes = tensor_shapes(card)
     tensors = {k: np.full(v, value, np.int64 if k.endswith("tracked") else np.float32) for k, v in shapes.items()}
     return Bundle(card.replace(**changes), tensors)
 
@@ -102,7 +102,7 @@ def test_altered_weights(saved):
 
 
 def test_altered_card(saved):
-    rewrite_card(saved, labels=["cat", "cow"])
+    rewrite_card(saved, config={"labels": ["cat", "cow"]})
     with pytest.raises(UserError, match=r"card\.json: altered since it was written"):
         Bundle.load(saved)
 
@@ -136,7 +136,16 @@ def test_a_card_that_is_none(saved, text):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"labels": ["cat"]}, "1 labels for a network of 2 classes"),
+        ({"config": {"labels": ["cat"]}}, "1 labels for a network of 2 classes"),
+        ({"config": {"labels": [1, 2]}}, "labels aren't a list of names"),
+        ({"head": {"ops": [], "outputs": [], "own": []}}, "names no outputs"),
+        ({"head": {"ops": [{"kind": "convolve"}], "outputs": [], "own": []}}, "unknown operation kind 'convolve'"),
+        (
+            {"head": {"ops": [], "outputs": [{"name": "a", "op": "classifer", "meaning": ""}], "own": []}},
+            "did you mean 'classifier'",
+        ),
+        ({"encodings": {"classifier": "hlaf"}}, "unknown encoding 'hlaf': did you mean 'half'"),
+        ({"encodings": {"pool": "half"}}, "weights of pool, which has none"),
         ({"precision": "int9"}, "unknown precision 'int9': did you mean 'int8'"),
         ({"arch": {"rows": []}}, "not an Arch"),
         ({"arch": None}, "malformed"),
@@ -200,7 +209,7 @@ def test_a_disk_that_fills_while_the_weights_are_written(saved):
 
 def test_an_unexpected_failure_leaves_the_old_bundle_too(saved, monkeypatch):
     before = tree(saved.parent)
-    monkeypatch.setattr("mobilenets.model.card.stamp", lambda _card: 1 / 0)
+    monkeypatch.setattr("mobilenets.model.bundle.stamp", lambda _card: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         small().save(saved)
     assert tree(saved.parent) == before
@@ -288,11 +297,11 @@ def test_a_folder_that_is_no_bundle_is_never_replaced(make_bundle, tmp_path):
 
 def test_weights_in_16_bits(make_bundle, tmp_path):
     bundle = make_bundle("v1")
-    whole, half = bundle.save(tmp_path / "whole"), bundle.save(tmp_path / "half", half=True)
+    whole, half = bundle.save(tmp_path / "whole"), bundle.encoded("half").save(tmp_path / "half")
     sizes = [(tmp_path / n / "weights.safetensors").stat().st_size for n in ("whole", "half")]
     assert 0.5 < sizes[1] / sizes[0] < 0.6
     assert whole.digest != half.digest
-    back = Bundle.load(tmp_path / "half").tensors
+    back = Bundle.load(tmp_path / "half").dense().tensors
     for name, was in bundle.tensors.items():
         assert back[name].dtype == was.dtype
         np.testing.assert_allclose(back[name], was, rtol=1e-3, atol=1e-7)
@@ -304,8 +313,10 @@ def test_weights_beyond_16_bits_keep_32(tmp_path):
     b = small()
     tensors = {k: v.copy() for k, v in b.tensors.items()}
     tensors["classifier.weight"][0, 0] = 1e6
-    Bundle(b.card, tensors).save(tmp_path / "b", half=True)
-    assert np.array_equal(Bundle.load(tmp_path / "b").tensors["classifier.weight"], tensors["classifier.weight"])
+    Bundle(b.card, tensors).encoded("half").save(tmp_path / "b")
+    assert np.array_equal(
+        Bundle.load(tmp_path / "b").dense().tensors["classifier.weight"], tensors["classifier.weight"]
+    )
 
 
 @pytest.fixture
@@ -315,7 +326,7 @@ def packaged_as(make_bundle, tmp_path, monkeypatch):
 
     def package(name):
         monkeypatch.setattr(bundle, "MODELS", tmp_path / "models")
-        make_bundle("v1").save(tmp_path / "models" / name, half=True)
+        make_bundle("v1").encoded("half").save(tmp_path / "models" / name)
         (tmp_path / "here").mkdir()
         monkeypatch.chdir(tmp_path / "here")
         return tmp_path / "models" / name

@@ -82,7 +82,7 @@ def test_each_limit_holds(clock, limit):
     fitting = [c for c in choice.candidates if getattr(c, limit) <= bound]
     assert 0 < len(fitting) < 51
     assert getattr(choice.pick, limit) <= bound < getattr(free.pick, limit)
-    assert choice.pick.top1.value == max(c.top1.value for c in fitting)
+    assert choice.pick.prior.value == max(c.prior.value for c in fitting)
     assert clock
 
 
@@ -98,7 +98,7 @@ def test_limits_bind_together(clock):
     assert choice.pick.latency_ms <= 1.0
     assert choice.pick.size_mb <= 2.0
     for one in (Budget(max_latency_ms=1.0), Budget(max_size_mb=2.0)):
-        assert pick(grid(1000), one).pick.top1.value >= choice.pick.top1.value
+        assert pick(grid(1000), one).pick.prior.value >= choice.pick.prior.value
     assert clock
 
 
@@ -150,10 +150,10 @@ def test_the_front_is_monotone_and_unbeaten(clock):
     assert 3 < len(front) < 51
     for a, b in itertools.pairwise(front):
         assert a.latency_ms < b.latency_ms
-        assert a.top1.value < b.top1.value
+        assert a.prior.value < b.prior.value
     for c in choice.candidates:
         beaten = any(
-            o.latency_ms <= c.latency_ms and o.top1.value >= c.top1.value and o is not c for o in choice.candidates
+            o.latency_ms <= c.latency_ms and o.prior.value >= c.prior.value and o is not c for o in choice.candidates
         )
         assert (c in front) != beaten
     assert choice.pick is front[-1]
@@ -240,7 +240,7 @@ def test_memory_limits_of_a_microcontroller_hold(clock, microcontroller, capsys)
     c = choice.pick
     assert c.ram_kb == 2 * cost.count(c.arch).peak_activation_elements / 1024 <= 1024
     assert c.flash_kb == (cost.count(c.arch).weights + 10_000) / 1024 <= 1024
-    assert c.top1.value == max(o.top1.value for o in choice.candidates if max(o.ram_kb, o.flash_kb) <= 1024)
+    assert c.prior.value == max(o.prior.value for o in choice.candidates if max(o.ram_kb, o.flash_kb) <= 1024)
     too_large = {a.title for a in grid(1000) if cost.count(a).weights > 1024 * 1024}
     assert too_large
     assert not too_large & set(microcontroller)

@@ -255,7 +255,7 @@ def test_a_header_of_several_words_cuts_no_other_column(monkeypatch, capsys):
 
 def test_show(command, bundle):
     got = command("show", bundle, "--json").json
-    assert got[str(bundle)]["labels"] == [f"class {i}" for i in range(10)]
+    assert got[str(bundle)]["config"]["labels"] == [f"class {i}" for i in range(10)]
     ran = command("show", bundle)
     assert "v1 0.25-32, float32" in ran.out
     assert "Apache-2.0" in ran.out

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from mobilenets.arch.graph import Head, Op, Output
 from mobilenets.compression.quantize import quantize_bundle
 from mobilenets.compression.scheme import Scheme
 from mobilenets.deploy import engines, export
@@ -17,6 +18,7 @@ from mobilenets.deploy.engines.torch import TorchEngine
 from mobilenets.errors import UserError
 from mobilenets.model.bundle import Bundle
 from mobilenets.model.card import Card
+from mobilenets.tasks import features
 
 coreml = pytest.importorskip("mobilenets.deploy.engines.coreml")
 coreml_graph = pytest.importorskip("mobilenets.deploy.writers.coreml")
@@ -56,7 +58,7 @@ def save(spec, source, path):
 
 
 def reference(b, precision, pixels):
-    return TorchEngine(Bundle(b.card.replace(precision=precision), b.tensors), 1)(pixels)
+    return TorchEngine(Bundle(b.card.replace(precision=precision), b.tensors), 1)(pixels)["probabilities"]
 
 
 def program(path):
@@ -83,6 +85,14 @@ def computed(op, x):
             return x["x"] + x["y"]
         case "mul":
             return x["x"] * x["y"]
+        case "real_div":
+            return x["x"] / x["y"]
+        case "maximum":
+            return torch.maximum(x["x"], x["y"])
+        case "concat":
+            return torch.cat(x["values"], int(x["axis"]))
+        case "reduce_l2_norm":
+            return x["x"].norm(dim=[int(a) for a in x["axes"]], keepdim=bool(x["keep_dims"]))
         case "quantize":
             low, high = {"int8": (-128, 127), "uint8": (0, 255)}[x["output_dtype"]]
             return ((x["input"] / x["scale"]).round() + x.get("zero_point", 0)).clamp(low, high)
@@ -109,6 +119,8 @@ def computed(op, x):
 
 
 def given(var, values):
+    if isinstance(var, list | tuple):
+        return [given(v, values) for v in var]
     if var.name in values:
         return values[var.name]
     v = var.val
@@ -119,16 +131,19 @@ def given(var, values):
 
 def run(path, pixels):
     """What the package at `path` computes of `pixels`, 16-bit where it says so."""
-    operations, out = program(path), []
+    operations = program(path)
+    classify = [op.probabilities.name for op in operations if op.op_type == "classify"]
+    names = classify or [o.name for o in ct.utils.load_spec(str(path)).description.output]
+    out = []
     for image in pixels:
         values = {"image": torch.from_numpy(image).permute(2, 0, 1)[None].float()}
         for op in operations:
-            if op.op_type == "classify":
-                out.append(values[op.probabilities.name][0].numpy())
-            elif op.op_type != "const":
+            if op.op_type not in ("const", "classify"):
                 y = computed(op, {k: given(v, values) for k, v in op.inputs.items() if v is not None})
                 values[op.outputs[0].name] = y.half().float() if op.outputs[0].dtype == HALF else y
-    return np.stack(out)
+        out.append([values[name].numpy() for name in names])
+    made = {name: np.concatenate(rows) for name, rows in zip(names, zip(*out, strict=True), strict=True)}
+    return made.popitem()[1] if classify else made
 
 
 def agree(path, b, precision, pixels):
@@ -150,8 +165,8 @@ def test_the_program_is_the_network(package, bundle, pixels, precision):
 class Wide(coreml_graph._Writer):
     """Without the 16-bit floats, an int8 program's numbers are those of the bundle."""
 
-    def __init__(self, card, tensors):
-        super().__init__(card, tensors)
+    def __init__(self, lowered):
+        super().__init__(lowered)
         self.dtype = np.float32
 
 
@@ -210,6 +225,59 @@ def test_what_an_app_finds(package, bundle):
     assert spec.specificationVersion == ct.target.iOS17.value
 
 
+def with_outputs(b, ops, **outputs):
+    """The same network, which gives the values `outputs`, of its own operations and `ops`."""
+    head = Head((*b.card.head.ops, *ops), tuple(Output(name, op) for name, op in outputs.items()))
+    return Bundle(b.card.replace(head=head, task="features", config={}), b.tensors)
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_other_networks_give_their_outputs_by_name(make_bundle, pixels, tmp_path, precision):
+    """Maps and vectors, values that others read, and one by two names."""
+    b = make_bundle("v2")
+    ops = (
+        Op("both", "concat", 0, 0, inputs=("pool", "pool")),
+        Op("flat", "flatten", 0, 0, inputs=("both",)),
+        Op("unit", "l2norm", 0, 0, inputs=("flat",)),
+        Op("directions", "l2norm", 0, 0, inputs=("blocks.2.project",)),
+    )
+    outputs = {"map": "blocks.2.project", "directions": "directions", "embedding": "unit", "features": "flat"}
+    b = with_outputs(b, ops, **outputs, probabilities="probabilities", logits="logits", scores="logits")
+    b = Bundle(b.card.replace(precision=precision), b.tensors)
+    coreml.write(b, tmp_path / "m.mlpackage", None)
+    spec = ct.utils.load_spec(str(tmp_path / "m.mlpackage"))
+    assert sorted(o.name for o in spec.description.output) == sorted(b.card.outputs)
+    got, expected = run(tmp_path / "m.mlpackage", pixels[:4]), TorchEngine(b, 1)(pixels[:4])
+    assert got.keys() == expected.keys()
+    for name, values in expected.items():
+        assert got[name].shape == values.shape
+        tolerance = {"float32": 1e-5, "float16": 2e-2}[precision]
+        np.testing.assert_allclose(got[name], values, atol=tolerance * max(np.abs(values).max(), 1))
+
+
+def test_lengths_beyond_16_bits(make_bundle, pixels, tmp_path):
+    """Squares of features may be larger than the largest 16-bit float; a vector of zeros has no direction."""
+    b = features.of_bundle(make_bundle("v1"))
+    big, none = (dict(b.tensors) for _ in range(2))
+    last = [op.name for op in b.card.graph.layers][-1]
+    for tensors, factor in ((big, 30), (none, 0)):
+        for name in ("weight", "bias"):
+            tensors[f"{last}.norm.{name}"] = b.tensors[f"{last}.norm.{name}"] * np.float32(factor)
+    unit = (Op("unit", "l2norm", 0, 0, inputs=("features",)),)
+    for name, tensors in (("big", big), ("none", none)):
+        made = with_outputs(Bundle(b.card.replace(precision="float16"), tensors), unit, unit="unit")
+        coreml.write(made, tmp_path / f"{name}.mlpackage", None)
+        got, expected = run(tmp_path / f"{name}.mlpackage", pixels[:2]), TorchEngine(made, 1)(pixels[:2])
+        np.testing.assert_allclose(got["unit"], expected["unit"], atol=2e-2)
+        assert got["unit"].any() == (name == "big")
+
+
+def test_an_operation_that_isnt_known(make_bundle, tmp_path):
+    b = with_outputs(make_bundle("v1"), (Op("more", "pad", 3, 3, inputs=("input",)),), more="more")
+    with pytest.raises(UserError, match=r"Core ML has no pad \(more\); export to another format"):
+        coreml.write(b, tmp_path / "m.mlpackage", None)
+
+
 def test_float_weights_are_no_int8_whatever_the_card_says(package, tmp_path):
     path = package("v1", "float16")
     spec = ct.utils.load_spec(str(path))
@@ -224,7 +292,7 @@ def test_float_weights_are_no_int8_whatever_the_card_says(package, tmp_path):
 def test_labels_that_classes_share_stay_apart(make_bundle):
     card = make_bundle("v1").card
     labels = ("crane", *card.labels[1:9], "crane")
-    assert coreml.class_names(card.replace(labels=labels)) == ["crane (0)", *card.labels[1:9], "crane (9)"]
+    assert coreml.class_names(card.with_labels(labels)) == ["crane (0)", *card.labels[1:9], "crane (9)"]
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="runs here")
@@ -238,7 +306,7 @@ def test_elsewhere_it_is_exported_without_proof(bundle, pixels, tmp_path):
 @pytest.mark.skipif(sys.platform != "darwin", reason="Core ML predicts on macOS alone")
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_predictions(package, bundle, pixels, precision):
-    got = engines.load(package("v1", precision))(pixels)
+    got = engines.load(package("v1", precision))(pixels)["probabilities"]
     assert np.abs(got - reference(bundle("v1", precision), precision, pixels)).max() <= 0.25
 
 

@@ -1,3 +1,4 @@
+import os
 import shutil
 import struct
 import urllib.error
@@ -8,13 +9,16 @@ import pytest
 from PIL import Image
 
 from mobilenets.arch import zoo
-from mobilenets.data import checks, named
+from mobilenets.data import checks, dataset, named
 from mobilenets.data.checks import check, scan
-from mobilenets.data.dataset import gather, in_order, stratified
+from mobilenets.data.dataset import cache_side, gather, in_order, stratified
 from mobilenets.data.open import of_card, open_data
 from mobilenets.errors import UserError
-from mobilenets.model.card import Card
+from mobilenets.model.card import classifier_card
 from mobilenets.model.images import BadImage, Preprocess
+from mobilenets.tasks.augment import augmentation
+from mobilenets.training.loader import TrainImages
+from mobilenets.training.recipes import Recipe
 
 
 def zipped(folder, path, prefix="", folders=False):
@@ -258,7 +262,7 @@ def test_classes_are_put_in_a_cards_order(tmp_path, write_images):
 def test_the_data_a_card_names(tmp_path, write_images):
     write_images(tmp_path / "pets", {"cat": 20, "dog": 20})
     used = open_data(str(tmp_path / "pets"), seed=7)
-    card = Card(zoo.arch("v1", 0.25, 32, 2), Preprocess(32), ("dog", "cat"), data=used.describe())
+    card = classifier_card(zoo.arch("v1", 0.25, 32, 2), Preprocess(32), ("dog", "cat"), data=used.describe())
     again = of_card(card, None)
     assert again.labels == ("dog", "cat")
     assert again.split("val").names == used.split("val").names
@@ -298,6 +302,51 @@ def test_large_images_are_cached_small(tmp_path, write_images):
     assert data.split("train").cached(0).shape == (256, 256, 3)
     assert scan(data).native_side == 300
     assert data.split("train").cached(0).shape == (256, 256, 3)
+
+
+@pytest.mark.parametrize(("resolution", "side"), [(32, 256), (224, 256), (225, 258), (256, 293), (384, 439)])
+def test_large_networks_have_larger_images_cached(resolution, side):
+    assert cache_side(resolution) == side
+
+
+def test_a_network_of_384_pixels_trains_on_images_that_are_not_enlarged(tmp_path):
+    side, rng = cache_side(384), np.random.default_rng(0)
+    for name in ("cat/0", "cat/1", "cat/2", "dog/0", "dog/1", "dog/2"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (600, 600, 3), np.uint8)).save(tmp_path / f"{name}.png")
+    data = open_data(str(tmp_path))
+    train = data.split("train")
+    assert train.cached(0, side).shape == (439, 439, 3)  # read again for it
+    scan(data, side=side)
+    assert {p.shape for p in train.cache.values()} == {(439, 439, 3)}
+    assert train.cached(0, side) is train.cache[0]
+    assert train.subset([1, 0]).cached(1, side) is train.cache[0]
+    assert train.cached(0) is train.cache[0]  # a smaller network takes it as it is
+    scan(data)  # the network isn't known yet: a larger one reads the file again
+    assert train.cache[0].shape == (256, 256, 3)
+    images = TrainImages(train, augmentation("none", Preprocess(384), Recipe()), 0, side=side)
+    assert images[0, 0][0].shape == (3, 384, 384)
+    assert train.cached(0, side).shape == (439, 439, 3)
+    enlarged = TrainImages(train, images.transform, 0)
+    assert detail(images[0, 0][0]) > 1.5 * detail(enlarged[0, 0][0])
+
+
+def detail(image):
+    """How much neighbouring pixels differ."""
+    return float(image.float().diff(dim=2).abs().mean())
+
+
+def test_small_images_are_cached_as_they_are_for_any_network(tmp_path, write_images):
+    data = open_data(str(write_images(tmp_path, {"cat": 2, "dog": 2}, side=100)))
+    scan(data)
+    train = data.split("train")
+    assert train.cached(0, 439) is train.cache[0]
+
+
+def test_memory_is_known_or_guessed(monkeypatch):
+    assert 1 << 28 < dataset.memory() < 1 << 46
+    monkeypatch.delattr(os, "sysconf")  # as on Windows
+    assert dataset.memory() == 4 << 30
 
 
 def test_damaged_images_are_found_and_leave(tmp_path, write_images):

@@ -8,7 +8,7 @@ from mobilenets.commands.evaluate import evaluate
 from mobilenets.data.open import open_data
 from mobilenets.deploy import engines
 from mobilenets.deploy.writers import onnx as onnx_graph
-from mobilenets.tasks.classify import Tally, decode
+from mobilenets.tasks.classify import Tally, best
 
 LABELS = [f"class {i}" for i in range(10)]
 
@@ -17,7 +17,7 @@ LABELS = [f"class {i}" for i in range(10)]
 def model(make_bundle, tmp_path_factory):
     bundle = make_bundle("v1")
     path = tmp_path_factory.mktemp("model") / "model.onnx"
-    path.write_bytes(onnx_graph.onnx_model(bundle.card, bundle.tensors))
+    path.write_bytes(onnx_graph.onnx_model(bundle))
     return path
 
 
@@ -29,7 +29,7 @@ def labelled(write_images, tmp_path, model):
     rng = np.random.default_rng(1)
     for k, p in enumerate(sorted((root / "x").iterdir())):
         split = ("train", "val", "test")[k % 3]
-        answer = int(engine(engine.card.preprocess.read(p)[None])[0].argmax())
+        answer = int(engine(engine.card.preprocess.read(p)[None])["probabilities"][0].argmax())
         c = answer if k % 2 else int(rng.integers(10))
         to = tmp_path / "data" / split / LABELS[c]
         to.mkdir(parents=True, exist_ok=True)
@@ -45,7 +45,7 @@ def directly(model, folder):
     engine = engines.load(model)
     labels = engine.card.labels
     rows = [(p, labels.index(p.parent.name)) for p in sorted(folder.rglob("*.png"))]
-    probabilities = np.stack([engine(engine.card.preprocess.read(p)[None])[0] for p, _ in rows])
+    probabilities = np.stack([engine(engine.card.preprocess.read(p)[None])["probabilities"][0] for p, _ in rows])
     targets = np.array([t for _, t in rows])
     rank = (probabilities > probabilities[np.arange(len(rows)), targets][:, None]).sum(1)
     confusion = np.zeros((10, 10), int)
@@ -112,8 +112,8 @@ def test_bundle_and_file_score_alike(model, make_bundle, labelled, tmp_path):
 def test_more_images_than_are_held_at_once(model, labelled, monkeypatch):
     whole = evaluate(model, str(labelled), split="val")
     added = []
-    add = Tally.add
-    monkeypatch.setattr(Tally, "add", lambda self, s, t: (added.append(len(t)), add(self, s, t)))
+    add = Tally.update
+    monkeypatch.setattr(Tally, "update", lambda self, s, t: (added.append(len(t)), add(self, s, t)))
     folder = labelled / "val"
     for p in list(folder.rglob("*.png")):
         for k in range(9):
@@ -147,7 +147,7 @@ def test_classes_in_another_order(make_bundle, labelled, tmp_path):
     b = make_bundle("v1")
     order = np.random.default_rng(0).permutation(10)
     tensors = {k: v[order] if k.startswith("classifier") else v for k, v in b.tensors.items()}
-    type(b)(b.card.replace(labels=tuple(LABELS[i] for i in order)), tensors).save(tmp_path / "shuffled")
+    type(b)(b.card.with_labels(LABELS[i] for i in order), tensors).save(tmp_path / "shuffled")
     b.save(tmp_path / "plain")
     plain = evaluate(tmp_path / "plain", str(labelled))
     got = evaluate(tmp_path / "shuffled", str(labelled))
@@ -163,7 +163,7 @@ def test_damaged_images_are_skipped_and_listed_and_the_exit_code_is_1(model, wri
     root = write_images(tmp_path / "flat", {"x": 200}, side=16)
     engine = engines.load(model)
     paths = sorted((root / "x").iterdir())
-    answers = engine(np.stack([engine.card.preprocess.read(p) for p in paths])).argmax(1)
+    answers = engine(np.stack([engine.card.preprocess.read(p) for p in paths]))["probabilities"].argmax(1)
     for p, c in zip(paths, answers, strict=True):
         (tmp_path / "data" / LABELS[c]).mkdir(parents=True, exist_ok=True)
         p.rename(tmp_path / "data" / LABELS[c] / p.name)
@@ -215,11 +215,11 @@ def test_the_data_on_the_card(make_bundle, labelled, tmp_path, command):
 
 def test_decode():
     scores = np.array([[0.1, 0.6, 0.3], [0.5, 0.5, 0.0]], np.float32)
-    assert [[c for c, _ in row] for row in decode(scores, ("a", "b", "c"), 2)] == [["b", "c"], ["a", "b"]]
-    assert len(decode(scores, ("a", "b", "c"), 9)[0]) == 3
+    assert [[c for c, _ in x.top] for x in best(scores, ("a", "b", "c"), 2)] == [["b", "c"], ["a", "b"]]
+    assert len(best(scores, ("a", "b", "c"), 9)[0].top) == 3
 
 
 def test_a_tally_of_nothing():
-    s = Tally(("a", "b")).scores("d", "val")
+    s = Tally(("a", "b")).compute("d", "val")
     assert (s.top1, s.count, s.per_class) == (0, 0, {})
     assert json.dumps(s.to_json())

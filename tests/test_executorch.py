@@ -7,14 +7,19 @@ import numpy as np
 import pytest
 import torch
 
+from mobilenets.arch.graph import Head, Op, Output
+from mobilenets.arch.rows import Conv, Separable
+from mobilenets.arch.spec import Arch
 from mobilenets.compression.quantize import quantize_bundle
 from mobilenets.compression.scheme import Scheme
 from mobilenets.deploy import engines, export
 from mobilenets.deploy.engines.torch import TorchEngine
 from mobilenets.errors import UserError
 from mobilenets.model import reference as simulate
-from mobilenets.model.bundle import Bundle
+from mobilenets.model.bundle import Bundle, with_random_weights
+from mobilenets.model.card import Card
 from mobilenets.model.encodings import tensor_shapes
+from mobilenets.model.images import Preprocess
 
 executorch = pytest.importorskip("mobilenets.deploy.engines.executorch")
 # Of libraries that ExecuTorch imports, and of its own moved interfaces.
@@ -23,10 +28,10 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 def short(b, pixels, **variant):
     """V1's first two rows and a classifier that tells images apart by them: lowered in seconds."""
-    arch = b.card.arch.replace(rows=b.card.arch.rows[:2], **variant)
-    tensors = {k: b.tensors[k] for k in tensor_shapes(arch, "float32")}
-    weight = tensors["classifier.weight"] = 40 * tensors["classifier.weight"][:, : arch.width]
-    made = Bundle(b.card.replace(arch=arch), tensors)
+    card = b.card.replace(arch=b.card.arch.replace(rows=b.card.arch.rows[:2], **variant))
+    tensors = {k: b.tensors[k] for k in tensor_shapes(card)}
+    weight = tensors["classifier.weight"] = 40 * tensors["classifier.weight"][:, : card.arch.features]
+    made = Bundle(card, tensors)
     with torch.inference_mode():
         means = simulate.float_model(made).pooled(torch.from_numpy(b.card.preprocess.normalize(pixels))).mean(0)
     return Bundle(made.card, {**tensors, "classifier.bias": -weight @ means.numpy()})
@@ -51,7 +56,7 @@ def exported(make_bundle, pixels, tmp_path_factory):
 
 
 def check(path, proof, b, pixels):
-    a, e = TorchEngine(b, 1)(pixels), engines.load(path)(pixels)
+    a, e = TorchEngine(b, 1)(pixels)["probabilities"], engines.load(path)(pixels)["probabilities"]
     assert a.std(0).max() > 0.03
     assert (proof.agreement, proof.precision) == (100.0, b.card.precision)
     assert np.median(np.abs(a - e).max(1)) < 1e-5
@@ -76,14 +81,14 @@ def test_a_file_and_its_engine(exported, pixels):
     assert isinstance(engine, engines.Engine)
     assert (engine.name, engine.batch) == ("executorch", 2)
     assert engine.card == b.card.replace(parent=b.digest)
-    whole = engine(pixels[:5])
+    whole = engine(pixels[:5])["probabilities"]
     assert (whole.shape, whole.dtype) == ((5, 10), np.float32)
     np.testing.assert_allclose(whole.sum(1), 1, atol=1e-5)
-    np.testing.assert_array_equal(whole[4:], engine(pixels[4:5]))
+    np.testing.assert_array_equal(whole[4:], engine(pixels[4:5])["probabilities"])
     frozen = pixels[:2].copy()
     frozen.setflags(write=False)
-    np.testing.assert_array_equal(engine(frozen), whole[:2])
-    np.testing.assert_array_equal(engine(pixels[:4:2]), whole[:4:2])
+    np.testing.assert_array_equal(engine(frozen)["probabilities"], whole[:2])
+    np.testing.assert_array_equal(engine(pixels[:4:2])["probabilities"], whole[:4:2])
 
 
 def test_threads(exported, pixels):
@@ -92,7 +97,32 @@ def test_threads(exported, pixels):
     for engine, threads in ((one, 1), (two, 2), (one, 1)):
         engine(pixels[:1])
         assert executorch.portable_lib._threadpool_get_thread_count() == threads
-    np.testing.assert_allclose(one(pixels[:2]), two(pixels[:2]), atol=1e-6)
+    a, b = (engine(pixels[:2])["probabilities"] for engine in (one, two))
+    np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_several_outputs_of_any_rank(pixels, tmp_path, precision):
+    """In the card's order, from an image that isn't square; over the channels of maps, too."""
+    arch = Arch("small", 1.0, 32, 0, (Conv(8, stride=2), Separable(16, stride=2)), activation="relu6", size=(32, 48))
+    ops = (
+        Op("both", "concat", 24, 24, inputs=("blocks.1.pointwise", "blocks.1.depthwise")),
+        Op("all", "flatten", 24 * 96, 24 * 96, inputs=("both",)),
+        Op("vector", "l2norm", 24 * 96, 24 * 96, inputs=("all",)),
+        Op("map", "l2norm", 24, 24, inputs=("both",)),
+        Op("shares", "softmax", 24, 24, inputs=("both",)),
+    )
+    head = Head(ops, tuple(Output(name, name) for name in ("shares", "vector", "map", "all", "both")))
+    b = with_random_weights(Card(arch, Preprocess(32, size=(32, 48)), head, task="features"), precision)
+    executorch.write(b, tmp_path / "m.pte", None)
+    images = np.concatenate([pixels[:3], pixels[3:6, :, :16]], 2)
+    expected, got = TorchEngine(b, 1)(images), engines.load(tmp_path / "m.pte")(images)
+    assert list(got) == list(expected) == ["shares", "vector", "map", "all", "both"]
+    for name, values in expected.items():
+        assert got[name].shape == values.shape == (3, *b.card.outputs[name])
+        differences = np.abs(got[name] - values)
+        most = np.quantile(differences, 0.98) if precision == "int8" else differences.max()
+        assert most <= 1e-5 * np.abs(values).max()
 
 
 @pytest.mark.parametrize("part", ["input1_id", "filter_id"])
@@ -129,8 +159,8 @@ def test_every_kind_of_network_with_an_open_batch(exported, pixels, name, precis
     engine = engines.load(path)
     assert engine.batch == 0
     many = np.concatenate([pixels, pixels])
-    np.testing.assert_allclose(engine(many)[:1], engine(pixels[:1]), atol=1e-5)
-    np.testing.assert_allclose(engine(many)[24:], engine(pixels), atol=1e-5)
+    np.testing.assert_allclose(engine(many)["probabilities"][:1], engine(pixels[:1])["probabilities"], atol=1e-5)
+    np.testing.assert_allclose(engine(many)["probabilities"][24:], engine(pixels)["probabilities"], atol=1e-5)
 
 
 @pytest.mark.slow
@@ -152,9 +182,10 @@ def test_a_damaged_file(exported, tmp_path, fraction):
 
 
 @pytest.mark.parametrize(("before", "after", "message"), [
-    (b'{"format": 1,', b'{"format": 9,', "newer mobilenets"),
-    (b'{"format": 1,', b'["format": 1,', "the card inside isn't JSON"),
+    (b'{"format": 2,', b'{"format": 9,', "newer mobilenets"),
+    (b'{"format": 2,', b'["format": 2,', "the card inside isn't JSON"),
     (b"card\x00", b"dark\x00", "has no card inside"),
+    (b'"resolution": 32,', b'"resolution": 64,', "the card inside is another network's"),
 ])  # fmt: skip
 def test_another_card(exported, tmp_path, before, after, message):
     path, _, _ = exported("short", "int8", 2)
@@ -197,7 +228,7 @@ from pathlib import Path
 import numpy
 from mobilenets.deploy import engines
 from mobilenets.errors import UserError
-assert engines.load(Path("m.pte"))(numpy.zeros((3, 32, 32, 3), numpy.uint8)).shape == (3, 10)
+assert engines.load(Path("m.pte"))(numpy.zeros((3, 32, 32, 3), numpy.uint8))["probabilities"].shape == (3, 10)
 try:
     engines.load(Path("cut.pte"))
 except UserError:
@@ -213,5 +244,5 @@ def test_the_card_can_be_read_by_any_program(exported):
     from executorch.runtime import Runtime
 
     (text,) = Runtime.get().load_program(path).load_method("card").execute([])
-    assert json.loads(text)["labels"] == list(b.card.labels)
+    assert json.loads(text)["config"]["labels"] == list(b.card.labels)
     assert isinstance(b, Bundle)

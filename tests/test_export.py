@@ -6,7 +6,7 @@ import onnx
 import pytest
 
 from mobilenets.arch import zoo
-from mobilenets.arch.spec import same_padding
+from mobilenets.arch.graph import same_padding
 from mobilenets.commands.evaluate import evaluate
 from mobilenets.compression.quantize import quantize_bundle
 from mobilenets.deploy import engines, export
@@ -129,7 +129,7 @@ def test_int8_is_under_two_fifths_of_float(tmp_path, name):
     for precision in PRECISIONS:
         b = random_bundle(zoo.arch(name, 0.25 if name == "v1" else 0.35, 32, 1000), precision)
         path = tmp_path / f"{precision}.onnx"
-        path.write_bytes(onnx_graph.onnx_model(b.card, b.tensors))
+        path.write_bytes(onnx_graph.onnx_model(b))
         sizes[precision] = path.stat().st_size
     assert sizes["int8"] < 0.4 * sizes["float32"]
 
@@ -142,7 +142,8 @@ def test_the_verb(bundle, images, command, tmp_path, precision):
     bundle(precision)
     got = command("export", tmp_path / precision, images, "--out", tmp_path / "new" / "m.onnx", "--json").json
     assert set(got) == {
-        "path", "engine", "precision", "size_bytes", "agreement", "difference", "images", "data", "top1", "split",
+        "path", "engine", "precision", "size_bytes", "agreement", "difference", "images", "data",
+        "task", "sha256", "top1", "split",
     }  # fmt: skip
     assert got["engine"] == "onnxruntime"
     assert got["split"] == "val"

@@ -107,6 +107,13 @@ def test_the_sample_has_decoded_readable_images(write_colours, tmp_path):
         assert got.cached(i)[..., 0].mean() > 150 or "blue" in name
 
 
+def test_a_large_network_is_tried_on_images_as_it_is_trained_on(write_images, tmp_path):
+    d = open_data(str(write_images(tmp_path, {"a": 6, "b": 6}, side=500)))
+    got = finders.sample(d, 439)
+    assert {p.shape for p in got.cache.values()} == {(439, 439, 3)}
+    assert got.cached(0, 439) is got.cache[0]
+
+
 # ---- the rate ------------------------------------------------------------------------------------------------------
 
 

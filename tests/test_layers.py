@@ -25,9 +25,10 @@ NEED_TORCH = {
     "model.depthwise", "model.module", "model.reference",
     "deploy.engines.torch", "deploy.engines.executorch", "deploy.engines.coreml", "deploy.peers",
     "deploy.writers.program", "deploy.writers.pt2", "deploy.writers.coreml",
-    "training.callbacks", "training.learner", "training.loader", "training.objectives", "training.optim", "training.pace",
-    "training.teachers",
+    "training.callbacks", "training.learner", "training.loader", "training.objectives", "training.optim",
+    "training.pace", "training.teachers",
     "compression.calibrate", "compression.equalize", "compression.mixed", "compression.qat", "compression.sensitivity",
+    "tasks.augment", "tasks.losses",
     "reports.layers",
 }  # fmt: skip
 NO_NUMPY = ("arch", "errors", "files", "console")

@@ -5,21 +5,35 @@ import csv
 import numpy as np
 import torch
 
+from mobilenets.arch import zoo
+from mobilenets.arch.graph import Head, Op, Output
+from mobilenets.arch.heads import LOGITS, classifier_head
 from mobilenets.data.open import open_data
+from mobilenets.model import module as model
 from mobilenets.model.bundle import Bundle
 from mobilenets.model.images import Preprocess
+from mobilenets.tasks import classify, losses
+from mobilenets.tasks.augment import augmentation
+from mobilenets.tasks.losses import CrossEntropy
 from mobilenets.training import loader
+from mobilenets.training.learner import Learner, own_part
 from mobilenets.training.recipes import Recipe
+
+
+def learner_of(recipe, name, alpha, classes, resolution=32):
+    """A classifier in training."""
+    arch = zoo.arch(name, alpha, resolution, classes)
+    net, head = model.build(arch, classifier_head(arch)), classifier_head(arch)
+    config = {"labels": [str(c) for c in range(classes)]}
+    objective = CrossEntropy(recipe, classes)
+    return Learner(net, Preprocess(resolution), recipe, 0, False, classify.TASK, config, objective, head.own)
+
 
 # ---- the cifar recipe's parts --------------------------------------------------------------------------------------
 
 
 def test_the_resolution_grows_over_the_first_epochs(monkeypatch):
-    from mobilenets.model import module as model
-    from mobilenets.training.learner import Learner
-
-    recipe = Recipe(epochs=10, progressive=0.5)
-    learner = Learner(model.create("v2-cifar", 0.25, 32, 10), Preprocess(32), recipe, 0, channels_last=False)
+    learner = learner_of(Recipe(epochs=10, progressive=0.5), "v2-cifar", 0.25, 10)
     sides = []
     for epoch in range(10):
         monkeypatch.setattr(Learner, "current_epoch", epoch)
@@ -31,7 +45,7 @@ def test_shifted_images_are_the_image_moved(write_images, tmp_path):
     images = open_data(str(write_images(tmp_path, {"train/a": 3, "train/b": 3, "val/a": 1, "val/b": 1}, side=32)))
     recipe = Recipe(augment="shift", mixup=0.0)
     whole = np.asarray(images.split("train").rgb(0))
-    seen = loader.TrainImages(images.split("train"), loader.augmentation("shift", Preprocess(32), recipe), 0)
+    seen = loader.TrainImages(images.split("train"), augmentation("shift", Preprocess(32), recipe), 0)
     for epoch in range(4):
         got = np.asarray(seen[epoch, 0][0]).transpose(1, 2, 0)
         padded = np.pad(whole, ((4, 4), (4, 4), (0, 0)))
@@ -50,17 +64,79 @@ def test_sgd_with_everything_of_the_cifar_recipe_learns(tiny_train, tmp_path):
     assert bundle.card.recipe["optimizer"] == "sgd"
 
 
+# ---- the task's part and the body -----------------------------------------------------------------------------------
+
+
+def two_headed(arch):
+    """The classifier, and beside it a small map of the third block's, through a layer with BatchNorm."""
+    plain, tap = classifier_head(arch), arch.blocks[2].output
+    cin = arch.graph.shapes[tap][0]
+    ops = (
+        Op("side.conv", "pointwise", cin, 4, norm=True, activation="relu", inputs=(tap,)),
+        Op("side.map", "pointwise", 4, 2, bias=True, inputs=("side.conv",)),
+    )
+    outputs = (*plain.outputs, Output("map", "side.map"))
+    return Head((*ops, *plain.ops), outputs, ("side.conv", "side.map", *plain.own))
+
+
+def test_the_tasks_part_is_its_layers_and_what_reads_them():
+    arch = zoo.arch("v3-small", 0.35, 32, 5)
+    ops, border = own_part(arch.graph.with_head(classifier_head(arch)), ("classifier",), (LOGITS,))
+    assert [op.name for op in ops] == ["classifier", LOGITS]  # probabilities aren't trained by
+    assert border == (arch.ops[-2].name,)
+    graph = arch.graph.with_head(two_headed(arch))
+    ops, border = own_part(graph, two_headed(arch).own, (LOGITS, "side.map"))
+    assert {op.name for op in ops} == {"classifier", LOGITS, "side.conv", "side.map"}
+    assert set(border) == {arch.ops[-2].name, arch.blocks[2].output}
+    assert own_part(graph, (), (LOGITS,)) == ((), ())
+
+
+def test_in_two_steps_it_is_the_network(monkeypatch):
+    """With taps in the body too, and a head of layers; frozen, the body's BatchNorm rests, the task's learns."""
+    arch = zoo.arch("v2", 0.35, 32, 5)
+    head, stage = two_headed(arch), arch.blocks[4].output
+
+    class Both(CrossEntropy):
+        taps = ("side.map", stage)
+
+    torch.manual_seed(0)
+    recipe = Recipe(frozen_epochs=1)
+    config = {"labels": list("abcde")}
+    net = model.build(arch, head)
+    learner = Learner(net, Preprocess(32), recipe, 0, False, classify.TASK, config, Both(recipe, 5), head.own).eval()
+    assert not learner.idle
+    images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
+    with torch.no_grad():
+        whole = net.run({"input": learner.normalize(images)}, learner.taps)
+        body = learner.body(images)
+        got = learner.answers(body)
+    assert set(body) == {arch.ops[-2].name, arch.blocks[2].output, stage}
+    assert set(got) == set(whole) == {LOGITS, "side.map", stage}
+    assert all(torch.equal(got[name], whole[name]) for name in got)
+    learner.train()
+    for epoch, frozen in ((0, True), (1, False)):
+        monkeypatch.setattr(Learner, "current_epoch", epoch)
+        learner.on_train_epoch_start()
+        norms = {n: m.training for n, m in net.named_modules() if isinstance(m, torch.nn.BatchNorm2d)}
+        assert norms.pop("side.conv.norm")
+        assert set(norms.values()) == {not frozen}
+
+
+def test_layers_that_nothing_needs_are_idle():
+    arch = zoo.arch("v3-small", 0.35, 32, 5)
+    learner = learner_of(Recipe(), "v3-small", 0.35, 5)
+    assert not learner.idle
+    learner.taps = (arch.blocks[3].output,)
+    assert learner.idle
+
+
 # ---- weight averaging ----------------------------------------------------------------------------------------------
 
 
 def learner_in_motion():
     """A network whose weights have moved far, and images with structure."""
-    from mobilenets.model import module as model
-    from mobilenets.training.learner import Learner
-
     torch.manual_seed(0)
-    net = model.create("v2", 0.35, 32, 5)
-    learner = Learner(net, Preprocess(32), Recipe(), 0, channels_last=False)
+    learner = learner_of(Recipe(), "v2", 0.35, 5)
     learner.recent.extend(torch.randint(0, 256, (16, 3, 32, 32), dtype=torch.uint8) for _ in range(4))
     return learner
 
@@ -140,19 +216,17 @@ def test_it_stops_when_nothing_gets_better(tiny_train, tmp_path):
 
 
 def test_small_classes_count_the_same_when_told(write_colours, tiny_train, tmp_path, monkeypatch):
-    from mobilenets.training import objectives
-
     data = write_colours(tmp_path / "d", {
         "train/red": 30, "train/blue": 6, "val/red": 8, "val/blue": 2,
     })  # fmt: skip
     made = []
-    real = objectives.Labels.__init__
+    real = losses.CrossEntropy.__init__
 
     def init(self, recipe, classes, weights=None):
         made.append(weights)
         real(self, recipe, classes, weights)
 
-    monkeypatch.setattr(objectives.Labels, "__init__", init)
+    monkeypatch.setattr(losses.CrossEntropy, "__init__", init)
     tiny_train(tmp_path / "a", "--epochs", 1, "--batch", 12, data=data)
     tiny_train(tmp_path / "b", "--epochs", 8, "--batch", 12, "--class-weights", "balanced", data=data)
     assert made[0] is None
@@ -180,9 +254,9 @@ def test_randaugment_changes_images_more(write_images, tmp_path):
     images = open_data(str(write_images(tmp_path, {"train/a": 3, "train/b": 3, "val/a": 1, "val/b": 1}, side=32)))
     for kind in ("photo", "shift", "glyph"):
         drawn = [
-            loader.TrainImages(
-                images.split("train"), loader.augmentation(kind, Preprocess(32), Recipe(randaugment=m)), 0
-            )[0, 0][0]
+            loader.TrainImages(images.split("train"), augmentation(kind, Preprocess(32), Recipe(randaugment=m)), 0)[
+                0, 0
+            ][0]
             for m in (0, 9)
         ]
         assert not torch.equal(*drawn)

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from conftest import smooth_images
@@ -10,6 +12,8 @@ from mobilenets.data.dataset import Data, Split
 from mobilenets.deploy import engines, evaluate
 from mobilenets.errors import UserError
 from mobilenets.model.bundle import Bundle
+from mobilenets.tasks import features
+from mobilenets.tasks.task import MetricSpec
 
 # The first's output is read by the second alone; 8 bits can't hold it, and each of the two rounds it.
 KEEP = {"blocks.1.project", "blocks.2.expand"}
@@ -23,7 +27,7 @@ def fragile(make_bundle):
     for k in ("weight", "bias"):
         tensors[f"blocks.1.project.norm.{k}"][0] *= 1000
     tensors["blocks.2.expand.conv.weight"][:, 0] /= 1000
-    return Bundle(bundle.card.replace(labels=tuple(f"class {i}" for i in range(10))), tensors)
+    return Bundle(bundle.card.with_labels([f"class {i}" for i in range(10)]), tensors)
 
 
 @pytest.fixture(scope="module")
@@ -33,14 +37,14 @@ def data(fragile):
     split = Split("val", [f"{i}" for i in range(96)], np.zeros(96, np.int64), images.__getitem__)
     pixels = np.stack([split.pixels(i, fragile.card.preprocess) for i in range(96)])
     engine, _ = engines.build("onnxruntime", fragile, "float32", 1)
-    split.targets = engine(pixels).argmax(1)
+    split.targets = engine(pixels)["probabilities"].argmax(1)
     test = Split("test", ["kept for later"], np.zeros(1, np.int64), lambda _: pytest.fail("a test image was read"))
     return Data("noise", fragile.card.labels, {"train": split, "val": split, "test": test})
 
 
 def top1(bundle, data):
     engine, _ = engines.build("onnxruntime", bundle, bundle.card.precision, 1)
-    return evaluate.score(engine, data, "val").top1
+    return evaluate.score(engine, data, "val").value
 
 
 def test_what_8_bits_cannot_hold_is_the_most_sensitive(fragile, pixels):
@@ -53,11 +57,12 @@ def test_what_8_bits_cannot_hold_is_the_most_sensitive(fragile, pixels):
 
 
 def test_a_network_within_the_limit_is_plain_int8(make_bundle, data, pixels):
-    source = Bundle(make_bundle("v2").card.replace(labels=data.labels), make_bundle("v2").tensors)
-    made = mixed.within(30, source, data, measure(source, pixels), pixels, (), mixed=False)
+    source = Bundle(make_bundle("v2").card.with_labels(data.labels), make_bundle("v2").tensors)
+    made = mixed.quantize_within(30, source, data, measure(source, pixels), pixels, (), mixed=False)
     assert made.card.float_ops == ()
     (metric,) = made.card.metrics
     assert (metric.name, metric.data, metric.split, metric.count) == ("top1", "noise", "val", 96)
+    assert (metric.unit, metric.higher_is_better) == ("%", True)
     assert metric.value == pytest.approx(top1(made, data))
 
 
@@ -66,7 +71,7 @@ def test_beyond_the_limit_the_operations_to_keep_are_named(fragile, data, pixels
     lost = 100 - top1(plain, data)
     assert lost > 50
     with pytest.raises(UserError, match=f"int8 loses {lost:.2f} points of top-1 .100.00% in float, noise val.") as e:
-        mixed.within(20, fragile, data, measure(fragile, pixels), pixels, (), mixed=False)
+        mixed.quantize_within(20, fragile, data, measure(fragile, pixels), pixels, (), mixed=False)
     named = str(e.value).rsplit(" ", 1)[1].split(",")
     assert set(named) >= KEEP
     assert "add --mixed" in str(e.value)
@@ -76,7 +81,7 @@ def test_beyond_the_limit_the_operations_to_keep_are_named(fragile, data, pixels
 
 
 def test_mixed_keeps_the_fewest_that_meet_the_limit(fragile, data, pixels):
-    made = mixed.within(20, fragile, data, measure(fragile, pixels), pixels, (), mixed=True)
+    made = mixed.quantize_within(20, fragile, data, measure(fragile, pixels), pixels, (), mixed=True)
     assert set(made.card.float_ops) == KEEP
     assert 100 - top1(made, data) <= 20
     assert made.card.metrics[0].value == pytest.approx(top1(made, data))
@@ -84,14 +89,30 @@ def test_mixed_keeps_the_fewest_that_meet_the_limit(fragile, data, pixels):
 
 def test_what_is_kept_anyway_stays(fragile, data, pixels):
     scheme = Scheme(float_ops=("blocks.0.conv",))
-    made = mixed.within(20, fragile, data, measure(fragile, pixels), pixels, scheme.float_ops, mixed=True)
+    made = mixed.quantize_within(20, fragile, data, measure(fragile, pixels), pixels, scheme.float_ops, mixed=True)
     assert set(made.card.float_ops) == {*KEEP, "blocks.0.conv"}
 
 
 def test_no_loss_at_all_takes_more_in_float(fragile, data, pixels):
-    made = mixed.within(0, fragile, data, measure(fragile, pixels), pixels, (), mixed=True)
+    made = mixed.quantize_within(0, fragile, data, measure(fragile, pixels), pixels, (), mixed=True)
     assert top1(made, data) == 100
     assert len(made.card.float_ops) > len(KEEP)
+
+
+def test_a_score_that_is_better_when_lower(fragile, data, pixels, monkeypatch, capsys):
+    score = MetricSpec("mae", "mean error", "px", higher_is_better=False)
+    monkeypatch.setattr(mixed.tasks, "of", lambda _: SimpleNamespace(primary=score, taps=("logits",)))
+    values = iter([2.0, 3.5, *[2.0] * 9])
+    monkeypatch.setattr(mixed, "_scored", lambda _, d, _score: mixed.Metric("mae", next(values), d.source, "val", 8))
+    with pytest.raises(UserError, match=r"int8 loses 1.50 px of mean error \(2.00 px in float, noise val\), more than"):
+        mixed.quantize_within(1, fragile, data, measure(fragile, pixels), pixels, (), mixed=False)
+    assert "mean error 3.50 px, 1.50 px worse than 2.00 px" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_task_without_a_score_has_no_limit(fragile, data, pixels):
+    source = features.of_bundle(fragile)
+    with pytest.raises(UserError, match="the task features has no score that max-drop could be a limit to"):
+        mixed.quantize_within(1, source, data, measure(source, pixels), pixels, (), mixed=False)
 
 
 # ---- the verb ------------------------------------------------------------------------------------------------------
@@ -128,7 +149,7 @@ def test_the_verbs_mistakes(command, on_disk, tmp_path, arguments, line):
 
 def test_the_verb_holds_to_the_limit(command, on_disk, tmp_path, monkeypatch):
     scores = iter([90.0, 70.0, *[90.0] * 9])  # float, int8, then whatever is tried in float
-    monkeypatch.setattr(mixed, "_top1", lambda _, d: mixed.Metric("top1", next(scores), d.source, "val", 8))
+    monkeypatch.setattr(mixed, "_scored", lambda _, d, _score: mixed.Metric("top1", next(scores), d.source, "val", 8))
     done = command("quantize", *on_disk, "--out", tmp_path / "q", "--max-drop", "1")
     assert done.code == 2
     assert "int8 loses 20.00 points of top-1 (90.00% in float" in done.err

@@ -132,7 +132,7 @@ def test_activation_batchnorm_and_dropout_are_as_asked():
     assert {(m.eps, m.momentum) for m in norms} == {(1e-3, 0.03)}
     assert any(isinstance(m, nn.ReLU) for m in net.modules())
     assert not any(isinstance(m, nn.ReLU6) for m in net.modules())
-    assert net.dropout.p == 0.4
+    assert net.classifier.dropout == 0.4
 
 
 def test_the_projection_is_linear():

@@ -10,11 +10,17 @@ import torch
 from conftest import smooth_images
 
 from mobilenets import files
+from mobilenets.arch.graph import Head, Op, Output
+from mobilenets.arch.rows import Conv
+from mobilenets.arch.spec import Arch
 from mobilenets.compression.quantize import quantize_bundle
 from mobilenets.deploy import engines, export
 from mobilenets.errors import UserError
-from mobilenets.model.bundle import Bundle
+from mobilenets.model.bundle import Bundle, with_random_weights
+from mobilenets.model.card import Card
 from mobilenets.model.encodings import unpack
+from mobilenets.model.images import Preprocess
+from mobilenets.tasks import features
 
 pytest.importorskip("ncnn")
 
@@ -33,7 +39,7 @@ def of_precision(source, pixels, precision):
 def decided(bundle, count=24):
     """Images whose answer isn't near a tie, which any other rounding would break."""
     images = smooth_images(120, seed=5)
-    scores = np.sort(TorchEngine(bundle, 1)(images), 1)
+    scores = np.sort(TorchEngine(bundle, 1)(images)["probabilities"], 1)
     return images[scores[:, -1] - scores[:, -2] > 0.2][:count]
 
 
@@ -81,10 +87,10 @@ class Layers:
         self.net = engines.load(path).net
         side = image.shape[0]
         self.pixels = ncnn.Mat.from_pixels(image, ncnn.Mat.PixelType.PIXEL_RGB, side, side)
-        self.arch, self.tensors, self.weights = bundle.card.arch, bundle.tensors, unpack(bundle.card, bundle.tensors)
+        self.arch, self.graph = bundle.card.arch, bundle.card.graph
+        self.tensors, self.weights = bundle.tensors, unpack(bundle.card, bundle.tensors)
         self.float_ops = bundle.card.float_ops
-        self.ops = {op.name: op for op in self.arch.ops}
-        self.readers = {a: [op for op in self.arch.ops if a in op.inputs] for a in self.arch.activations}
+        self.ops, self.readers = self.graph.by_name, self.graph.readers
 
     def end(self, op):
         """The activation that is part of a layer's."""
@@ -141,14 +147,14 @@ class Layers:
 
     def differences(self):
         """For each integer layer, its largest difference from the bundle's, in steps of its output."""
-        for op in self.arch.layers:
+        for op in self.graph.layers:
             if not self.in_int8(op):
                 continue
             name, end = op.inputs[0], self.end(op)
             x = torch.from_numpy(self.codes(name, self.value(name)))
             x = x[None] if x.ndim == 3 else x[None, :, None, None]
             if self.arch.padding == "same" and op.stride > 1:
-                x = pad_same(x, op.kernel, op.stride)
+                x = pad_same(x, op.kernels, op.stride)
             pad = 0 if self.arch.padding == "same" and op.stride > 1 else op.kernel // 2
             w, b = (torch.from_numpy(t).double() for t in self.weights[op.name])
             y = torch.nn.functional.conv2d(x, w, b, op.stride, pad, groups=op.groups)
@@ -165,7 +171,7 @@ class Layers:
 def test_int8_layers_are_the_bundles(make_bundle, pixels, tmp_path, name, padding):
     b = of_precision(make_bundle(name, padding), pixels, "int8")
     steps = dict(Layers(b, tmp_path / "m.ncnn", pixels[0]).differences())
-    assert len(steps) == len(b.card.arch.layers)
+    assert len(steps) == len(b.card.graph.layers)
     # A tie; ncnn's own steps are up to two of a bundle's, and its depthwise layers know scales to four digits only.
     assert max(steps.values()) < 4, max(steps, key=steps.get)
     assert np.median([*steps.values()]) < 1.1
@@ -181,11 +187,97 @@ def test_kept_in_float(make_bundle, pixels, tmp_path):
         del tensors[f"{name}.weight_scale"]
     mixed = Bundle(b.card.replace(float_ops=kept), tensors)
     steps = dict(Layers(mixed, tmp_path / "m.ncnn", pixels[0]).differences())
-    assert len(steps) == len(b.card.arch.layers) - 2
+    assert len(steps) == len(b.card.graph.layers) - 2
     assert max(steps.values()) < 4
     assert engines.module("ncnn").stored(tmp_path / "m.ncnn") == "int8"
-    text, data = ncnn_model(mixed.card, mixed.tensors)
+    text, data = ncnn_model(mixed)
     assert stored_precision(text, data) == "float32"
+
+
+# ---- outputs
+
+
+def same(bundle, path, images, tolerance=1e-4):
+    """The file's outputs, which are PyTorch's."""
+    engines.module("ncnn").write(bundle, path, None)
+    expected, got = TorchEngine(bundle, 1)(images), engines.load(path)(images)
+    assert list(got) == list(expected) == list(bundle.card.outputs)
+    for name, values in expected.items():
+        assert got[name].shape == values.shape == (len(images), *bundle.card.outputs[name])
+        np.testing.assert_allclose(got[name], values, atol=tolerance * max(np.abs(values).max(), 1))
+    return got
+
+
+@pytest.mark.parametrize("name", [*NETWORKS, "v4-hybrid-m"])
+def test_pooled_features(make_bundle, pixels, tmp_path, name):
+    """Of a network without its classifier, which once made ncnn crash."""
+    b = features.of_bundle(make_bundle(name))
+    got = same(b, tmp_path / "m.ncnn", pixels[:4])
+    assert got["features"].std(0).max() > 0.05
+    assert engines.load(tmp_path / "m.ncnn")(pixels[:0])["features"].shape == (0, b.card.arch.features)
+
+
+def with_outputs(bundle, ops, **outputs):
+    """The same network, which gives the values `outputs`, of its own operations and `ops`."""
+    head = Head((*bundle.card.head.ops, *ops), tuple(Output(name, op) for name, op in outputs.items()))
+    return Bundle(bundle.card.replace(head=head), bundle.tensors)
+
+
+def test_values_that_others_read_are_outputs_too(make_bundle, pixels, tmp_path):
+    """One that is read twice, one with an activation after it, the one the softmax reads, one by two names."""
+    b = make_bundle("v3-small")
+    ops = b.card.graph.by_name
+    twice = next(op.name for op in ops.values() if len(b.card.graph.readers[op.name]) == 2)
+    swish = next(op for op in ops.values() if op.activation == "hard_swish" and ops[op.inputs[0]].is_layer)
+    outputs = {"twice": twice, "before": swish.inputs[0], "after": swish.name}
+    same(with_outputs(b, (), **outputs), tmp_path / "maps.ncnn", pixels[:2])
+    answers = {"probabilities": "probabilities", "logits": "logits", "scores": "logits", "twice": twice}
+    same(with_outputs(b, (), **answers), tmp_path / "answers.ncnn", pixels[:2])
+
+
+def test_an_integer_map_comes_out_as_floats(make_bundle, pixels, tmp_path):
+    b = of_precision(make_bundle("v2"), pixels, "int8")
+    names = ("blocks.1.depthwise", "blocks.2.project", "blocks.3.expand")
+    tapped = with_outputs(b, (), **{name.replace(".", "_"): name for name in names}, probabilities="probabilities")
+    engines.module("ncnn").write(tapped, tmp_path / "m.ncnn", None)
+    expected, got = TorchEngine(tapped, 1)(pixels), engines.load(tmp_path / "m.ncnn")(pixels)
+    for name in names:
+        difference = np.abs(got[name.replace(".", "_")] - expected[name.replace(".", "_")])
+        assert np.median(difference) < 2 * float(b.tensors[f"{name}.scale"])
+
+
+def test_lengths_gates_and_odd_kernels(tmp_path):
+    """Vectors and maps of length 1, of zeros too; a sum of a map and a vector; on images that aren't square."""
+    arch, preprocess = Arch("row", 1.0, 32, 0, (Conv(8),), size=(32, 48)), Preprocess(32, size=(32, 48))
+    ops = (
+        Op("wide", "conv", 3, 8, kernel=3, kernel_width=5, stride=2, bias=True, inputs=("input",)),
+        Op("grouped", "conv", 8, 16, kernel=3, grouped=4, bias=True, inputs=("wide",)),
+        Op("clipped", "activation", 16, 16, activation="relu6", inputs=("grouped",)),
+        Op("both", "concat", 24, 24, inputs=("wide", "clipped")),
+        Op("mean", "pool", 24, 24, inputs=("both",)),
+        Op("sum", "add", 24, 24, inputs=("both", "mean")),
+        Op("map", "l2norm", 24, 24, inputs=("sum",)),
+        Op("zeros", "l2norm", 16, 16, inputs=("clipped",)),
+        Op("shares", "softmax", 24, 24, inputs=("sum",)),
+        Op("flat", "flatten", 24, 24, inputs=("mean",)),
+        Op("vector", "l2norm", 24, 24, inputs=("flat",)),
+    )
+    names = ("map", "zeros", "shares", "vector", "sum")
+    card = Card(arch, preprocess, Head(ops, tuple(Output(n, n) for n in names)), task="features")
+    images = np.random.default_rng(0).integers(0, 256, (3, 32, 48, 3), dtype=np.uint8)
+    b = with_random_weights(card)
+    got = same(b, tmp_path / "m.ncnn", images)
+    assert got["map"].shape == (3, 24, 16, 24)
+    np.testing.assert_allclose(np.linalg.norm(got["map"], axis=1), 1, atol=1e-4)
+    none = Bundle(card, b.tensors | {"grouped.conv.weight": np.zeros_like(b.tensors["grouped.conv.weight"])})
+    assert not same(none, tmp_path / "none.ncnn", images)["zeros"].any()
+
+
+def test_an_operation_that_isnt_known(make_bundle):
+    b = make_bundle("v1")
+    head = Head((Op("more", "pad", 3, 3, inputs=("input",)),), (Output("more", "more"),))
+    with pytest.raises(UserError, match=r"ncnn has no pad \(more\); export to another format"):
+        ncnn_model(Bundle(b.card.replace(head=head), b.tensors))
 
 
 # ---- faults and the rest
@@ -202,7 +294,7 @@ def test_stored_says_what_the_file_holds(exported, tmp_path):
 def test_a_wrong_export_leaves_nothing(make_bundle, pixels, tmp_path, monkeypatch):
     b = make_bundle("v1")
     turned = dict(b.tensors) | {"classifier.weight": np.roll(b.tensors["classifier.weight"], 1, 0)}
-    monkeypatch.setattr("mobilenets.deploy.writers.ncnn.ncnn_model", lambda card, _tensors: ncnn_model(card, turned))
+    monkeypatch.setattr("mobilenets.deploy.writers.ncnn.ncnn_model", lambda b: ncnn_model(Bundle(b.card, turned)))
     with pytest.raises(UserError, match=r"m\.ncnn was not kept: it differs from PyTorch"):
         export.export_bundle(b, pixels, tmp_path / "m.ncnn", "noise", "ncnn")
     assert not list(tmp_path.iterdir())
@@ -219,12 +311,12 @@ def test_one_image_a_call(make_bundle, pixels, tmp_path):
 @pytest.mark.parametrize("threads", [1, 2])
 def test_callers_at_once_get_the_same(exported, pixels, threads):
     path = exported("v2").path
-    one, engine = engines.load(path, 1)(pixels), engines.load(path, threads)
+    one, engine = engines.load(path, 1)(pixels)["probabilities"], engines.load(path, threads)
     assert isinstance(engine, engines.Engine)
     with ThreadPoolExecutor(3) as pool:
-        for scores in pool.map(engine, [pixels[:, ::-1, ::-1], pixels, pixels]):
-            assert scores.shape == (24, 10)
-        np.testing.assert_allclose(scores, one, atol=1e-5)
+        for outputs in pool.map(engine, [pixels[:, ::-1, ::-1], pixels, pixels]):
+            assert outputs["probabilities"].shape == (24, 10)
+        np.testing.assert_allclose(outputs["probabilities"], one, atol=1e-5)
 
 
 def cut(path):
@@ -263,7 +355,7 @@ def write(name, text):
         (write("mobilenets.json", "{"), r"mobilenets\.json: not readable as JSON"),
         (write("mobilenets.json", "[]"), "not a mobilenets card"),
         (card(format=99), "newer mobilenets"),
-        (card(labels=["cat"]), "1 labels for a network of 10 classes"),
+        (card(config={"labels": ["cat"]}), "1 labels for a network of 10 classes"),
     ],
 )
 def test_a_damaged_folder(exported, damage, message):

@@ -16,7 +16,9 @@ from mobilenets.errors import UserError
 from mobilenets.model import module as model
 from mobilenets.model import reference as simulate
 from mobilenets.model.bundle import Bundle
+from mobilenets.model.card import classifier_card
 from mobilenets.model.encodings import tensor_shapes
+from mobilenets.model.images import Preprocess
 
 NAMES = list(zoo.NETWORKS)
 # V2 and its ablations (V2 paper, figure 6).
@@ -92,7 +94,8 @@ def test_tensors_are_the_state_dicts(name):
     with torch.device("meta"):
         net = model.create(name, classes=7)
     state = {k: tuple(v.shape) for k, v in net.state_dict().items()}
-    assert state == tensor_shapes(net.arch, "float32")
+    labels = [f"class {i}" for i in range(7)]
+    assert state == tensor_shapes(classifier_card(net.arch, Preprocess(net.arch.resolution), labels))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -112,7 +115,8 @@ def test_stages_are_the_models_maps(name):
     for s in arch.stages:
         assert maps[s.name].shape == (2, s.channels, 96 // s.stride, 96 // s.stride)
     assert arch.stages[-1].stride == (8 if name.endswith("-cifar") else 32)
-    assert arch.sides[arch.blocks[-1].output] == 96 // arch.stages[-1].stride
+    side = 96 // arch.stages[-1].stride
+    assert arch.graph.shapes[arch.blocks[-1].output] == (arch.stages[-1].channels, side, side)
 
 
 def files_probabilities(bundle, pixels):
@@ -120,14 +124,14 @@ def files_probabilities(bundle, pixels):
     o = ort.SessionOptions()
     o.add_session_config_entry("session.x64quantprecision", "1")  # exact where a processor has AVX2 alone
     o.intra_op_num_threads, o.log_severity_level = 1, 3
-    file = onnx_graph.onnx_model(bundle.card, bundle.tensors)
+    file = onnx_graph.onnx_model(bundle)
     return ort.InferenceSession(file, o, providers=["CPUExecutionProvider"]).run(None, {"image": pixels})[0]
 
 
 def probabilities(bundle, pixels):
     x = torch.from_numpy(bundle.card.preprocess.normalize(pixels))
     with torch.inference_mode():
-        return torch.softmax(simulate.module(bundle)(x), 1).numpy()
+        return simulate.module(bundle).answers(x)["probabilities"].numpy()
 
 
 @pytest.mark.parametrize("padding", ["symmetric", "same"])
@@ -158,9 +162,9 @@ def test_int8_convolutions_stay_integer_beside_hard_swish(make_bundle, pixels, t
     o = ort.SessionOptions()
     o.add_session_config_entry("session.x64quantprecision", "1")  # exact where a processor has AVX2 alone
     o.log_severity_level, o.optimized_model_filepath = 3, str(tmp_path / "optimized.onnx")
-    ort.InferenceSession(onnx_graph.onnx_model(int8.card, int8.tensors), o)
+    ort.InferenceSession(onnx_graph.onnx_model(int8), o)
     kinds = [n.op_type for n in onnx.load(tmp_path / "optimized.onnx").graph.node]
-    assert kinds.count("QLinearConv") == len(int8.card.arch.layers)
+    assert kinds.count("QLinearConv") == len(int8.card.graph.layers)
     assert "Conv" not in kinds
 
 

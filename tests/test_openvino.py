@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import smooth_images
 
+from mobilenets.arch.graph import Head, Op, Output
 from mobilenets.compression.quantize import quantize_bundle
 from mobilenets.deploy import engines, export
 from mobilenets.errors import UserError
@@ -33,7 +34,7 @@ def of_precision(source, pixels, precision):
 def decided(bundle, count=24):
     """Images whose answer isn't near a tie, which any other rounding would break."""
     images = smooth_images(120, seed=5)
-    scores = np.sort(TorchEngine(bundle, 1)(images), 1)
+    scores = np.sort(TorchEngine(bundle, 1)(images)["probabilities"], 1)
     return images[scores[:, -1] - scores[:, -2] > 0.2][:count]
 
 
@@ -74,7 +75,7 @@ def test_a_normalization_of_each_channel_in_int8(make_bundle, pixels, tmp_path):
     other = b.card.preprocess.__class__(32, 0.9, (100.0, 128.0, 140.0), (128.0, 120.0, 128.0))
     b = Bundle(b.card.replace(preprocess=other), b.tensors)
     openvino.write(b, tmp_path / "m.openvino", None)
-    a, o = TorchEngine(b, 1)(pixels), engines.load(tmp_path / "m.openvino")(pixels)
+    a, o = (e(pixels)["probabilities"] for e in (TorchEngine(b, 1), engines.load(tmp_path / "m.openvino")))
     assert np.median(np.abs(a - o).max(1)) < 0.02
 
 
@@ -92,7 +93,7 @@ def test_every_convolution_runs_in_int8(make_bundle, pixels, tmp_path, name):
     openvino.write(of_precision(make_bundle(name), pixels, "int8"), tmp_path / "m.openvino", None)
     engine = engines.load(tmp_path / "m.openvino")
     ran = [precision for kind, precision in executed(engine) if "Convolution" in kind]
-    assert len(ran) == len(engine.card.arch.layers)
+    assert len(ran) == len(engine.card.graph.layers)
     assert set(ran) <= {"u8", "i8"}
 
 
@@ -124,7 +125,7 @@ def test_stored_says_what_the_file_holds(make_bundle, pixels, tmp_path, monkeypa
     from mobilenets.deploy.writers import onnx
 
     right = onnx.onnx_model
-    monkeypatch.setattr(onnx, "onnx_model", lambda _card, _tensors, n: right(floats.card, floats.tensors, n))
+    monkeypatch.setattr(onnx, "onnx_model", lambda _bundle, n: right(floats, n))
     monkeypatch.setattr(openvino, "_integer_image", lambda *_: None)
     with pytest.raises(UserError, match=r"openvino made it float32, not the int8 that was asked for"):
         export.export_bundle(b, pixels, tmp_path / "m.openvino", "noise", "openvino")
@@ -144,10 +145,10 @@ def test_a_wrong_export_leaves_nothing(make_bundle, pixels, tmp_path, monkeypatc
 def test_batches(exported, pixels):
     """Any number of images; what is left of a batch runs in one of the sizes that are there."""
     engine = engines.load(exported().path)
-    all_at_once = engine(pixels)
+    all_at_once = engine(pixels)["probabilities"]
     assert all_at_once.dtype == np.float32
     for n in (8, 5, 2, 1):
-        np.testing.assert_allclose(engine(pixels[:n]), all_at_once[:n], atol=1e-5)
+        np.testing.assert_allclose(engine(pixels[:n])["probabilities"], all_at_once[:n], atol=1e-5)
     assert sorted(engine.compiled) == [1, 2, 8, 24]
 
 
@@ -155,18 +156,36 @@ def test_a_file_of_one_batch(exported, pixels):
     made = exported(batch=4)
     engine = engines.load(made.path)
     for n in (1, 4, 7):
-        assert engine(pixels[:n]).shape == (n, 10)
+        assert engine(pixels[:n])["probabilities"].shape == (n, 10)
     assert sorted(engine.compiled) == [4]
+
+
+@pytest.mark.parametrize("batch", [None, 2])
+def test_outputs_by_name(make_bundle, pixels, tmp_path, batch):
+    """In the card's order; one by two names; and what a call gave stays when there is another."""
+    b = make_bundle("v2")
+    ops = (*b.card.head.ops, Op("unit", "l2norm", 10, 10, inputs=("logits",)))
+    outputs = {"probabilities": "probabilities", "map": "blocks.2.project", "scores": "logits", "logits": "logits"}
+    head = Head(ops, tuple(Output(name, op) for name, op in (outputs | {"unit": "unit"}).items()))
+    b = Bundle(b.card.replace(head=head), b.tensors)
+    openvino.write(b, tmp_path / "m.openvino", batch)
+    engine, expected = engines.load(tmp_path / "m.openvino"), TorchEngine(b, 1)(pixels[:3])
+    got = engine(pixels[:3])
+    engine(pixels[3:6])
+    assert list(got) == list(b.card.outputs)
+    for name, values in expected.items():
+        assert got[name].shape == values.shape == (3, *b.card.outputs[name])
+        np.testing.assert_allclose(got[name], values, atol=1e-4 * np.abs(values).max())
 
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_callers_at_once_get_the_same(exported, pixels, threads):
     path = exported("v1").path
-    one, engine = engines.load(path, 1)(pixels), engines.load(path, threads)
+    one, engine = engines.load(path, 1)(pixels)["probabilities"], engines.load(path, threads)
     assert isinstance(engine, engines.Engine)
     with ThreadPoolExecutor(3) as pool:
-        for scores in pool.map(engine, [pixels] * 6):
-            np.testing.assert_allclose(scores, one, atol=1e-5)
+        for outputs in pool.map(engine, [pixels] * 6):
+            np.testing.assert_allclose(outputs["probabilities"], one, atol=1e-5)
 
 
 def test_any_program_can_run_it(exported, pixels):
@@ -174,7 +193,8 @@ def test_any_program_can_run_it(exported, pixels):
 
     path = exported("v1", "int8").path
     compiled = ov.Core().compile_model(path / "model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    np.testing.assert_allclose(compiled(pixels)["probabilities"], engines.load(path)(pixels), atol=1e-5)
+    own = engines.load(path)(pixels)["probabilities"]
+    np.testing.assert_allclose(compiled(pixels)["probabilities"], own, atol=1e-5)
 
 
 def test_it_tells_nobody(make_bundle, tmp_path):
@@ -185,7 +205,7 @@ def test_it_tells_nobody(make_bundle, tmp_path):
 import sys
 from pathlib import Path
 from mobilenets.model.bundle import Bundle
-from mobilenets.engines import openvino
+from mobilenets.deploy.engines import openvino
 openvino.write(Bundle.load(Path({str(tmp_path / "float")!r})), Path({str(tmp_path / "m.openvino")!r}), None)
 openvino.load(Path({str(tmp_path / "m.openvino")!r}), 1)
 print([m for m in sys.modules if "openvino_telemetry" in m], "torch" in sys.modules)
@@ -246,8 +266,11 @@ def without_card(path):
         (edited(lambda _: "{"), "the card inside isn't JSON"),
         (edited(lambda _: []), "not a mobilenets card"),
         (edited(lambda card: card | {"format": 99}), "newer mobilenets"),
-        (edited(lambda card: card | {"labels": ["cat"]}), "1 labels for a network of 10 classes"),
-        (edited(lambda card: card | {"arch": card["arch"] | {"resolution": 64}}), "card inside is another network's"),
+        (edited(lambda card: card | {"config": {"labels": ["cat"]}}), "1 labels for a network of 10 classes"),
+        (
+            edited(lambda card: card | {"preprocess": card["preprocess"] | {"resolution": 64}}),
+            "card inside is another network's",
+        ),
     ],
 )
 def test_a_damaged_folder(exported, damage, message):

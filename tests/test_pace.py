@@ -6,8 +6,12 @@ import pytest
 import torch
 
 from mobilenets import console
+from mobilenets.arch import zoo
+from mobilenets.arch.heads import classifier_head
 from mobilenets.model import module as model
 from mobilenets.model.images import Preprocess
+from mobilenets.tasks import classify
+from mobilenets.tasks.losses import CrossEntropy
 from mobilenets.training import pace
 from mobilenets.training.learner import Learner
 from mobilenets.training.pace import Pace
@@ -44,7 +48,10 @@ class _Trainer:
 
 def learner(recipe, resolution=64):
     torch.manual_seed(0)
-    made = Learner(model.create("v1", 0.25, resolution, 4), Preprocess(resolution), recipe, 0, channels_last=False)
+    arch = zoo.arch("v1", 0.25, resolution, 4)
+    head, config, objective = classifier_head(arch), {"labels": list("abcd")}, CrossEntropy(recipe, 4)
+    net = model.build(arch, head)
+    made = Learner(net, Preprocess(resolution), recipe, 0, False, classify.TASK, config, objective, head.own)
     made._trainer = _Trainer()
     return made
 

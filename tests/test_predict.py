@@ -25,7 +25,7 @@ def model(make_bundle, tmp_path_factory):
     """V1 .25-32 as a .onnx file."""
     bundle = make_bundle("v1")
     path = tmp_path_factory.mktemp("model") / "model.onnx"
-    path.write_bytes(onnx_graph.onnx_model(bundle.card, bundle.tensors))
+    path.write_bytes(onnx_graph.onnx_model(bundle))
     return path
 
 
@@ -40,7 +40,7 @@ def expected(model, paths, top=5):
     engine = engines.load(model)
     out = []
     for p in paths:
-        scores = engine(engine.card.preprocess.read(p)[None])[0]
+        scores = engine(engine.card.preprocess.read(p)[None])["probabilities"][0]
         best = sorted(range(len(scores)), key=lambda c: -scores[c])[:top]
         out.append([(engine.card.labels[c], float(scores[c])) for c in best])
     return out
@@ -203,7 +203,7 @@ class Echo:
         self.batches.append(len(images))
         time.sleep(self.seconds)
         self.running -= 1
-        return images[:, 0, 0, :1].astype(np.float32)
+        return {"number": images[:, 0, 0, :1].astype(np.float32)}
 
 
 def number(i):
@@ -220,8 +220,8 @@ def test_a_stream_is_in_order(concurrent, cores, count):
     engine = Echo(concurrent, 0.001)
     got = list(predict.stream(engine, range(count), number, batch=8, cores=cores))
     assert [i for i, _ in got] == list(range(count))
-    for i, row in got:
-        assert str(row) == f"{i} is bad" if i % 7 == 3 else row.tolist() == [i]
+    for i, answer in got:
+        assert str(answer) == f"{i} is bad" if i % 7 == 3 else answer["number"].tolist() == [[i]]
     assert max(engine.batches, default=0) <= 8
     if not concurrent:
         assert engine.most <= 1
@@ -470,7 +470,7 @@ def test_no_slower_than_the_engine_and_the_decoding_shared_by_the_cores(tmp_path
         coarse.resize((320, 240), Image.Resampling.BICUBIC).save(paths[-1])
     bundle = random_bundle(zoo.arch("v1", 0.5, 128, 10), "int8")
     file = tmp_path / "model.onnx"
-    file.write_bytes(onnx_graph.onnx_model(bundle.card, bundle.tensors))
+    file.write_bytes(onnx_graph.onnx_model(bundle))
     m = mobilenets.load(file)
     cores = len(os.sched_getaffinity(0))
     pixels = np.stack([m.card.preprocess.read(p) for p in paths])

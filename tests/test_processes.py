@@ -43,7 +43,7 @@ def forward(self, x):
 
 torch.nn.BatchNorm2d.forward = forward
 build, normalize = model.build, learner.Learner.normalize
-model.build = lambda arch: build(arch).double()
+model.build = lambda *network: build(*network).double()
 learner.Learner.normalize = lambda self, images: normalize(self, images).double()
 get = loader.TrainImages.__getitem__
 

@@ -71,7 +71,7 @@ def test_type_numbers_are_onnxs():
 def file(tmp_path):
     def write(precision):
         b = random_bundle(zoo.arch("v1", 0.25, 32, 10), precision)
-        (tmp_path / "m.onnx").write_bytes(onnx_graph.onnx_model(b.card, b.tensors))
+        (tmp_path / "m.onnx").write_bytes(onnx_graph.onnx_model(b))
         return tmp_path / "m.onnx"
 
     return write

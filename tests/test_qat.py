@@ -15,23 +15,29 @@ from torch.nn import functional as F
 
 from mobilenets.arch import zoo
 from mobilenets.compression import qat
-from mobilenets.compression.qat import FakeQuantized, Range, Trained
+from mobilenets.compression.qat import FakeQuantized, LearnedRange, QatLayer
 from mobilenets.compression.quantize import Measured, measure
 from mobilenets.compression.scheme import Scheme
 from mobilenets.data.open import open_data
 from mobilenets.errors import Interrupted, UserError
 from mobilenets.model import reference as simulate
 from mobilenets.model.bundle import Bundle, random_bundle
+from mobilenets.model.card import classifier_card
 from mobilenets.model.images import Pixels
+from mobilenets.model.module import Walker
+from mobilenets.tasks import features
 from mobilenets.training.learner import Learner
 
 QUICK = dataclasses.replace(qat.RECIPE, epochs=3, batch=12, workers=0)
 
 
+def logits(net: Walker, x: torch.Tensor) -> torch.Tensor:
+    return net.run({"input": x}, ["logits"])["logits"]
+
+
 def answers(bundle: Bundle, pixels: Pixels) -> torch.Tensor:
     with torch.inference_mode():
-        logits: torch.Tensor = simulate.module(bundle)(torch.from_numpy(bundle.card.preprocess.normalize(pixels)))
-    return logits
+        return logits(simulate.module(bundle), torch.from_numpy(bundle.card.preprocess.normalize(pixels)))
 
 
 def divergence(bundle: Bundle, source: Bundle, pixels: Pixels) -> float:
@@ -70,8 +76,8 @@ def test_what_is_trained_is_what_the_bundle_computes(
     x = torch.from_numpy(start.card.preprocess.normalize(pixels))
     before, weights = answers(start.bundle(), pixels), start.bundle().tensors
     with torch.no_grad():
-        assert torch.equal(net(x), before)
-        after = moved(net)(x)
+        assert torch.equal(logits(net, x), before)
+        after = logits(moved(net), x)
     made = net.measured().bundle()
     assert torch.equal(after, answers(made, pixels))
     assert not torch.allclose(after, before, atol=1e-2)
@@ -87,7 +93,7 @@ def test_operations_in_float_stay_as_they_are(make_bundle: Callable[..., Bundle]
     start = measure(make_bundle("v2"), pixels)
     net = moved(FakeQuantized(start, kept))
     with torch.no_grad():
-        after = net(torch.from_numpy(start.card.preprocess.normalize(pixels)))
+        after = logits(net, torch.from_numpy(start.card.preprocess.normalize(pixels)))
     before, made = start.bundle(kept), net.measured().bundle(kept)
     assert torch.equal(after, answers(made, pixels))
     for name in ("blocks.3.depthwise", "blocks.5.project"):
@@ -100,7 +106,7 @@ def test_autocast_leaves_the_roundings_alone(make_bundle: Callable[..., Bundle],
     x = torch.from_numpy(start.card.preprocess.normalize(pixels[:4]))
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         assert F.linear(x[0, 0], x[0, 0]).dtype == torch.bfloat16  # autocast is at work
-        y = FakeQuantized(start).eval()(x)
+        y = logits(FakeQuantized(start).eval(), x)
     assert y.dtype == torch.float32
     assert torch.equal(y, answers(start.bundle(), pixels[:4]))
 
@@ -112,7 +118,7 @@ def test_a_dead_channel_with_a_large_bias(make_bundle: Callable[..., Bundle], pi
     start = measure(Bundle(b.card, tensors), pixels)
     net = moved(FakeQuantized(start))
     with torch.no_grad():
-        after = net(torch.from_numpy(start.card.preprocess.normalize(pixels)))
+        after = logits(net, torch.from_numpy(start.card.preprocess.normalize(pixels)))
     assert torch.equal(after, answers(net.measured().bundle(), pixels))
 
 
@@ -120,7 +126,7 @@ def test_a_dead_channel_with_a_large_bias(make_bundle: Callable[..., Bundle], pi
 def test_a_range_is_learned_from_both_sides(high: float) -> None:
     """Too narrow, it grows; too wide, it shrinks; and the end at zero stays there."""
     x = torch.rand(4096, generator=torch.Generator().manual_seed(0)) * 6
-    r = Range(0.0, high)
+    r = LearnedRange(0.0, high)
     before = (r(x) - x).square().mean().item()
     optimizer = torch.optim.Adam(r.parameters(), 0.05)
     for _ in range(300):
@@ -135,7 +141,7 @@ def test_a_range_is_learned_from_both_sides(high: float) -> None:
 
 def test_gradients_pass_a_rounding_except_where_it_clips() -> None:
     x = torch.tensor([-2.0, 0.31, 1.0, 9.0], requires_grad=True)
-    r = Range(-1.0, 2.0)
+    r = LearnedRange(-1.0, 2.0)
     torch.autograd.backward(r(x).sum())
     assert x.grad is not None
     assert x.grad.tolist() == [0, 1, 1, 0]
@@ -145,12 +151,12 @@ def test_every_weight_bias_and_range_is_learned(make_bundle: Callable[..., Bundl
     """But the images' range; and that of the mean over one position, which is rounded already."""
     start = measure(make_bundle("v1"), pixels, Scheme(calibration="percentile"))
     net = FakeQuantized(start)
-    logits = net(torch.from_numpy(start.card.preprocess.normalize(pixels)))
-    torch.autograd.backward(F.cross_entropy(logits, torch.arange(len(pixels)) % 10))
+    made = logits(net, torch.from_numpy(start.card.preprocess.normalize(pixels)))
+    torch.autograd.backward(F.cross_entropy(made, torch.arange(len(pixels)) % 10))
     without = [n for n, p in net.named_parameters() if p.grad is None or not p.grad.any()]
-    assert without == ["ranges.0.share", f"ranges.{net.at['pool']}.share"]
-    assert sum(isinstance(m, Trained) for m in net.modules()) == len(net.arch.layers)
-    assert len(list(net.parameters())) == 2 * len(net.arch.layers) + len(net.arch.activations)
+    assert without == ["ranges.0.share", f"ranges.{net.range_at['pool']}.share"]
+    assert sum(isinstance(m, QatLayer) for m in net.modules()) == len(net.graph.layers)
+    assert len(list(net.parameters())) == 2 * len(net.graph.layers) + len(start.card.graph.activations)
 
 
 # ---- training ------------------------------------------------------------------------------------------------------
@@ -170,7 +176,7 @@ def task(make_bundle: Callable[..., Bundle], colours: Path) -> dict[str, Any]:
             tensors[f"{op.name}.norm.bias"] *= k
             tensors[f"{after.name}.conv.weight"] /= k[None, :, None, None]
     d = open_data(str(colours))
-    source = Bundle(made.card.replace(arch=arch, labels=d.labels), tensors, "digest")
+    source = Bundle(classifier_card(arch, made.card.preprocess, d.labels), tensors, "digest")
     images = d.sample("train", 48, source.card.preprocess).pixels
     return {"source": source, "start": measure(source, images, Scheme(per_layer=True)), "recipe": QUICK}
 
@@ -200,13 +206,13 @@ def test_what_is_no_nearer_is_not_kept(
     start = task["start"]
     ruined = learned(task, colours, tmp_path / "work", recipe=dataclasses.replace(QUICK, epochs=1, lr=0.1))
     assert "what it started from is kept" in " ".join(capsys.readouterr().err.split())
-    assert ruined.card.recipe["qat"]["nats_after"] > ruined.card.recipe["qat"]["nats_before"]
+    assert ruined.card.recipe["qat"]["distance_after"] > ruined.card.recipe["qat"]["distance_before"]
     assert ruined.corrected is start.corrected
     assert ruined.ranges is start.ranges
 
 
 def test_a_killed_training_goes_on_to_the_same_bundle(
-    task: dict[str, Any], trained: Bundle, colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    task: dict[str, Any], trained: Measured, colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, epochs = tmp_path / "work", []
 
@@ -245,11 +251,11 @@ def test_a_folder_that_is_something_else_is_left_alone(tmp_path: Path) -> None:
     assert (folder / "mine.txt").exists()
 
 
-def test_a_network_without_classes_is_refused(task: dict[str, Any], colours: Path, tmp_path: Path) -> None:
-    start = task["start"]
-    headless = start.card.replace(arch=start.card.arch.replace(classes=0), labels=())
-    with pytest.raises(UserError, match="classifier"):
-        learned(task, colours, tmp_path / "work", start=dataclasses.replace(start, card=headless))
+def test_a_task_without_a_score_is_refused(task: dict[str, Any], colours: Path, tmp_path: Path, pixels: Pixels) -> None:
+    source = features.of_bundle(task["source"])
+    with pytest.raises(UserError, match="the task features has no score"):
+        learned(task, colours, tmp_path / "work", source=source, start=measure(source, pixels))
+    assert not (tmp_path / "work").exists()
 
 
 # ---- the verb ------------------------------------------------------------------------------------------------------
@@ -260,7 +266,7 @@ def test_the_verb_trains(command: Callable[..., Ran], task: dict[str, Any], colo
     task["source"].save(tmp_path / "float")
     got = command(*line, "--out", tmp_path / "int8", "--json").json
     assert got["recipe"]["qat"]["epochs"] == 1
-    assert got["recipe"]["qat"]["nats_before"] > 0
+    assert got["recipe"]["qat"]["distance_before"] > 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["float", "int8"]
 
 

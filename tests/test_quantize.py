@@ -33,6 +33,7 @@ from mobilenets.model.encodings import (
 )
 from mobilenets.model.images import Preprocess
 from mobilenets.model.module import ConvNormAct
+from mobilenets.tasks import features
 
 PREPROCESS = {
     "128": {},
@@ -53,7 +54,7 @@ VARIANTS = [
 def run_torch(bundle, pixels):
     x = torch.from_numpy(bundle.card.preprocess.normalize(pixels))
     with torch.inference_mode():
-        return torch.softmax(simulate.module(bundle)(x), 1).numpy()
+        return simulate.module(bundle).answers(x)["probabilities"].numpy()
 
 
 def onnx_session(bundle, **options):
@@ -62,7 +63,7 @@ def onnx_session(bundle, **options):
     o.intra_op_num_threads, o.log_severity_level = 1, 3
     for k, v in options.items():
         setattr(o, k, v)
-    model = onnx_graph.onnx_model(bundle.card, bundle.tensors)
+    model = onnx_graph.onnx_model(bundle)
     return ort.InferenceSession(model, o, providers=["CPUExecutionProvider"])
 
 
@@ -89,7 +90,7 @@ def optimized(bundle, path):
 @pytest.mark.parametrize("name", ["v1", "v2"])
 def test_a_folded_convolution_is_the_convolution_and_its_batchnorm(make_bundle, name):
     bundle = make_bundle(name)
-    folded = fold(bundle.card.arch, bundle.tensors)
+    folded = fold(bundle.card, bundle.tensors)
     model = simulate.float_model(bundle)
     layers = {n: m for n, m in model.named_modules() if isinstance(m, ConvNormAct)}
     assert set(folded) == {*layers, "classifier"}
@@ -137,13 +138,13 @@ def test_the_default_images_are_their_own_quantized_input():
 @pytest.mark.parametrize("name", ["v1", "v2"])
 def test_packed_weights_are_within_half_a_step(make_bundle, pixels, name):
     bundle = make_bundle(name)
-    arch, folded = bundle.card.arch, fold(bundle.card.arch, bundle.tensors)
-    packed = pack(arch, bundle.card.preprocess, folded, measure(bundle, pixels).ranges)
-    assert set(packed) == {f"{op.name}.{k}" for op in arch.layers for k in ("weight", "weight_scale", "bias")} | {
-        f"{a}.{k}" for a in arch.activations for k in ("scale", "zero_point")
+    graph, folded = bundle.card.graph, fold(bundle.card, bundle.tensors)
+    packed = pack(graph, bundle.card.preprocess, folded, measure(bundle, pixels).ranges)
+    assert set(packed) == {f"{op.name}.{k}" for op in graph.layers for k in ("weight", "weight_scale", "bias")} | {
+        f"{a}.{k}" for a in graph.activations for k in ("scale", "zero_point")
     }
     stands_for = unpack(bundle.card, packed)
-    for n, source in ((op.name, op.inputs[0]) for op in arch.layers):
+    for n, source in ((op.name, op.inputs[0]) for op in graph.layers):
         assert packed[f"{n}.weight"].dtype == np.int8
         assert packed[f"{n}.bias"].dtype == np.int32
         peak = np.abs(packed[f"{n}.weight"].astype(int)).reshape(len(packed[f"{n}.bias"]), -1).max(1)
@@ -179,9 +180,9 @@ def test_a_dead_channel_with_a_large_bias_does_not_overflow(make_bundle, pixels,
 def test_per_layer_has_one_scale_for_a_layers_weights(make_bundle, pixels):
     int8 = quantize_bundle(make_bundle("v2"), pixels, Scheme(per_layer=True))
     scales = {k: v for k, v in int8.tensors.items() if k.endswith(".weight_scale")}
-    assert len(scales) == len(int8.card.arch.layers)
+    assert len(scales) == len(int8.card.graph.layers)
     assert all(len(v) > 1 and (v == v[0]).all() for v in scales.values())
-    for op in int8.card.arch.layers:
+    for op in int8.card.graph.layers:
         assert np.abs(int8.tensors[f"{op.name}.weight"].astype(int)).max() == 127
 
 
@@ -229,8 +230,8 @@ def test_weights_that_go_into_4_bits():
 def test_a_reference_rounds_the_weights_alone(make_bundle, pixels, precision, bits):
     source = make_bundle("v1")
     bundle = Bundle(source.card.replace(precision=precision), source.tensors)
-    module, exact = simulate.module(bundle), fold(source.card.arch, source.tensors)
-    for op, layer in zip(source.card.arch.ops, module.layers, strict=True):
+    module, exact = simulate.module(bundle), fold(source.card, source.tensors)
+    for op, layer in zip(source.card.graph.ops, module.layers, strict=True):
         if op.is_layer:
             weight, bias = exact[op.name]
             error = np.sqrt(((layer.weight.numpy() - weight) ** 2).mean())
@@ -254,7 +255,7 @@ def test_an_int8_bundle_with_operations_in_float(make_bundle, pixels, tmp_path):
     source = make_bundle("v2")
     plain, bundle = (quantize_bundle(source, pixels, Scheme(float_ops=kept)) for kept in ((), KEPT))
     assert bundle.card.float_ops == KEPT
-    folded = fold(source.card.arch, source.tensors)
+    folded = fold(source.card, source.tensors)
     for name in set(KEPT) & set(folded):
         np.testing.assert_array_equal(bundle.tensors[f"{name}.weight"], folded[name][0])
         np.testing.assert_array_equal(bundle.tensors[f"{name}.bias"], folded[name][1])
@@ -268,17 +269,18 @@ def test_an_int8_bundle_with_operations_in_float(make_bundle, pixels, tmp_path):
 
 def test_everything_in_float_is_the_float_network(make_bundle, pixels):
     source = make_bundle("v2")
-    bundle = quantize_bundle(source, pixels, Scheme(float_ops=source.card.arch.activations[1:]))
+    bundle = quantize_bundle(source, pixels, Scheme(float_ops=source.card.graph.activations[1:]))
     np.testing.assert_allclose(run_torch(bundle, pixels), run_torch(source, pixels), atol=1e-4)
 
 
 def test_int8_reads_a_float_output_rounded_and_float_reads_it_as_it_is(make_bundle, pixels):
     bundle = quantize_bundle(make_bundle("v2"), pixels, Scheme(float_ops=("blocks.2.project", "blocks.3.expand")))
-    module, reads = simulate.module(bundle), {}
-    original = module.read
-    module.read = lambda x, name, by: reads.setdefault((name, by.name), original(x, name, by))
-    module(torch.from_numpy(bundle.card.preprocess.normalize(pixels[:2])))
-    as_float, as_int8 = (reads["blocks.2.project", f"blocks.3.{by}"] for by in ("expand", "sum"))
+    module = simulate.module(bundle)
+    read = [module.graph.op(f"blocks.3.{by}").inputs for by in ("expand", "sum")]
+    assert read == [("blocks.2.project",), ("blocks.2.project.int8", "blocks.3.project")]
+    x = torch.from_numpy(bundle.card.preprocess.normalize(pixels[:2]))
+    values = module.run({"input": x}, module.graph.shapes)
+    as_float, as_int8 = values["blocks.2.project"], values["blocks.2.project.int8"]
     scale = float(bundle.tensors["blocks.2.project.scale"])
     assert len(as_int8.unique()) <= 256 < len(as_float.unique())
     assert 0 < (as_float - as_int8).abs().max() <= scale * 0.51
@@ -297,8 +299,9 @@ def test_a_wrong_name_to_keep_in_float_is_told_before_any_work(make_bundle, pixe
 
 def test_a_card_from_before_there_were_float_operations(make_bundle):
     card = make_bundle("v1").card
-    old = {k: v for k, v in card.to_json().items() if k != "float_ops"}
-    assert Card.from_json(old) == card
+    newer = ("float_ops", "head", "config", "encodings")
+    old = {k: v for k, v in card.to_json().items() if k not in newer}
+    assert Card.from_json({**old, "format": 1, "labels": list(card.labels)}) == card
 
 
 def test_mixed_onnx_is_the_simulation(make_bundle, pixels, tmp_path):
@@ -307,9 +310,9 @@ def test_mixed_onnx_is_the_simulation(make_bundle, pixels, tmp_path):
     nearly_equal(run_onnx(bundle, pixels), run_torch(bundle, pixels), run_torch(source, pixels))
     kinds = Counter(n.op_type for n in optimized(bundle, tmp_path / "o.onnx").node)
     assert kinds["Conv"] + kinds["FusedConv"] == 3
-    assert kinds["QLinearConv"] == len(source.card.arch.layers) - 3
+    assert kinds["QLinearConv"] == len(source.card.graph.layers) - 3
     path = tmp_path / "m.onnx"
-    path.write_bytes(onnx_graph.onnx_model(bundle.card, bundle.tensors))
+    path.write_bytes(onnx_graph.onnx_model(bundle))
     assert onnx_graph.stored_precision(path) == "int8"
     named = json.dumps(KEPT).encode()
     path.write_bytes(path.read_bytes().replace(named, b"[" + b" " * (len(named) - 2) + b"]"))
@@ -338,6 +341,28 @@ def test_quantizing_twice_is_refused(make_bundle, pixels):
         quantize_bundle(int8, pixels)
 
 
+@pytest.mark.parametrize("encoding", ["half", "int4"])
+def test_weights_are_quantized_however_they_are_stored(make_bundle, pixels, encoding):
+    stored = make_bundle("v2").encoded(encoding)
+    made, plain = (quantize_bundle(source, pixels) for source in (stored, stored.dense()))
+    assert made.card.encodings == {}
+    assert all(np.array_equal(v, made.tensors[k]) for k, v in plain.tensors.items())
+
+
+@pytest.mark.parametrize("tap", ["", "blocks.3.depthwise"])
+def test_features_are_the_same_in_int8_as_within_the_classifier(make_bundle, pixels, tap):
+    """What a network gives before its classifier, or from inside it, is rounded as it is on the way to the classes."""
+    whole = make_bundle("v2")
+    made, classifier = quantize_bundle(features.of_bundle(whole, tap), pixels), quantize_bundle(whole, pixels)
+    assert set(made.tensors) < set(classifier.tensors)
+    assert all(np.array_equal(v, classifier.tensors[k]) for k, v in made.tensors.items())
+    x = torch.from_numpy(made.card.preprocess.normalize(pixels))
+    given = simulate.module(made).answers(x)["features"]
+    assert tuple(given.shape[1:]) == made.card.outputs["features"]
+    inside = simulate.module(classifier).run({"input": x}, [tap or "pool"])[tap or "pool"]
+    assert torch.equal(given, inside if tap else inside.flatten(1))
+
+
 def test_no_calibration_images(make_bundle, pixels):
     with pytest.raises(UserError, match="at least one calibration image"):
         quantize_bundle(make_bundle("v1"), pixels[:0])
@@ -345,7 +370,7 @@ def test_no_calibration_images(make_bundle, pixels):
 
 def test_the_verb(make_bundle, write_images, tmp_path):
     bundle = make_bundle("v1")
-    bundle = Bundle(bundle.card.replace(labels=tuple(f"class {i}" for i in range(10))), bundle.tensors)
+    bundle = Bundle(bundle.card.with_labels([f"class {i}" for i in range(10)]), bundle.tensors)
     bundle.save(tmp_path / "float")
     write_images(tmp_path / "data", {f"class {i}": 3 for i in range(10)}, side=40)
     quantize(tmp_path / "float", str(tmp_path / "data"), out=tmp_path / "int8")
@@ -368,7 +393,7 @@ def test_the_simulation_holds_nothing_but_int8_values(make_bundle, pixels):
     original = module.round
     module.round = lambda x, name: seen.setdefault(name, original(x, name))
     module(torch.from_numpy(bundle.card.preprocess.normalize(pixels[:2])))
-    assert set(seen) == set(bundle.card.arch.activations)
+    assert set(seen) == {"input", *(op.name for op in bundle.card.arch.ops)}
     for name, y in seen.items():
         levels = y.double() / float(bundle.tensors[f"{name}.scale"]) + int(bundle.tensors[f"{name}.zero_point"])
         assert (levels - levels.round()).abs().max() < 1e-3
@@ -425,7 +450,7 @@ def test_weights_alone_in_fewer_bits_are_proved_and_smaller(make_bundle, pixels,
 def test_weights_in_4_bits_are_widened_once(make_bundle, tmp_path, monkeypatch):
     source, plain = make_bundle("v1"), ort.InferenceSession
     path, runs = tmp_path / "m.onnx", tmp_path / "runs.onnx"
-    path.write_bytes(onnx_graph.onnx_model(source.card.replace(precision="int4"), source.tensors))
+    path.write_bytes(onnx_graph.onnx_model(Bundle(source.card.replace(precision="int4"), source.tensors)))
 
     def seen(model, options, **how):
         options.optimized_model_filepath = str(runs)
@@ -436,7 +461,7 @@ def test_weights_in_4_bits_are_widened_once(make_bundle, tmp_path, monkeypatch):
     stored, run = (
         [n.input[0] for n in onnx.load(p).graph.node if n.op_type == "DequantizeLinear"] for p in (path, runs)
     )
-    assert len(stored) == 1 + len(source.card.arch.layers)
+    assert len(stored) == 1 + len(source.card.graph.layers)
     assert run == ["image.nchw"]
 
 
@@ -453,7 +478,7 @@ def test_plain_relu_runs_in_integers_too(make_bundle, pixels, tmp_path):
 @pytest.mark.parametrize("name", ["v1", "v2"])
 def test_the_graph_is_valid_and_carries_the_card(make_bundle, pixels, name):
     for bundle in (make_bundle(name), quantize_bundle(make_bundle(name), pixels)):
-        model = onnx.load_from_string(onnx_graph.onnx_model(bundle.card, bundle.tensors))
+        model = onnx.load_from_string(onnx_graph.onnx_model(bundle))
         onnx.checker.check_model(model, full_check=True)
         meta = {p.key: p.value for p in model.metadata_props}
         assert Card.from_json(json.loads(meta[CARD_KEY])) == bundle.card
@@ -473,8 +498,8 @@ def test_no_constant_takes_anothers_name(make_bundle, pixels, monkeypatch, name)
         return key
 
     monkeypatch.setattr(onnx_graph._Writer, "const", const)
-    onnx_graph._Int8Writer(int8.card, int8.tensors).write()
-    assert f"{int8.card.arch.ops[0].name}.scale" in constants
+    onnx_graph.onnx_model(int8)
+    assert f"{int8.card.graph.ops[0].name}.scale" in constants
 
 
 def test_any_batch_gives_the_same_probabilities(make_bundle, pixels):
@@ -521,9 +546,9 @@ def test_int8_takes_the_pixels_themselves_whatever_the_preprocessing(make_bundle
 
 def test_folding_the_preprocessing_changes_nothing_away_from_the_border(make_bundle, pixels):
     bundle = make_bundle("v1", mean=IMAGENET[0], std=IMAGENET[1])
-    card, folded = bundle.card, fold(bundle.card.arch, bundle.tensors)
-    new, changed = for_pixels(card.arch, card.preprocess, folded)
-    first = card.arch.layers[0]
+    card, folded = bundle.card, fold(bundle.card, bundle.tensors)
+    new, changed = for_pixels(card.graph, card.preprocess, folded)
+    first = card.graph.layers[0]
     before, after = (
         torch.nn.functional.conv2d(
             torch.from_numpy(p.normalize(pixels)), *map(torch.from_numpy, f[first.name]), stride=2, padding=1

@@ -43,7 +43,7 @@ def make_choice(arch: Arch, count: int = 6, **budget: float) -> Choice:
         kind = "published" if i else "extrapolated"
         out.append(Candidate(a, setting, Top1(50.0 + 3 * i, kind), 0.1 * 1.5**i, 0.2 + 0.1 * i, 1, 1, 0.1))
     limits = Budget(**{f"max_{k}": v for k, v in budget.items()})
-    pick = max((c for c in out if c.overshoot(limits) <= 1), key=lambda c: c.top1.value)
+    pick = max((c for c in out if c.overshoot(limits) <= 1), key=lambda c: c.prior.value)
     return Choice(pick, tuple(out), limits, "a machine x2", {"onnxruntime": "1.0"})
 
 
@@ -64,10 +64,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     arch = zoo.arch("v1", 0.25, 32, 3)
     bundle = random_bundle(arch, "int8")
     card = bundle.card.replace(
-        labels=d.labels, data=d.describe(), recipe={**recipes.recipe("modern").to_json(), "best_epoch": 2}
+        config={"labels": list(d.labels)},
+        data=d.describe(),
+        recipe={**recipes.recipe("modern").to_json(), "best_epoch": 2},
     )
     saved = Bundle(card, bundle.tensors).save(run / "float")
-    (run / "model-int8.onnx").write_bytes(onnx_model(saved.card, saved.tensors))
+    (run / "model-int8.onnx").write_bytes(onnx_model(saved))
     scores = evaluate.score(engines.load(run / "model-int8.onnx"), d, "val")
     steps = [
         {
@@ -236,7 +238,7 @@ def test_page_without_the_data_says_so(run: Path) -> None:
     model = run / "model-int8.onnx"
     bundle = Bundle.load(run / "float")
     gone = bundle.card.replace(data={**bundle.card.data, "source": str(run / "nowhere.zip")})
-    model.write_bytes(onnx_model(gone, bundle.tensors))
+    model.write_bytes(onnx_model(Bundle(gone, bundle.tensors)))
     made = report(run)
     assert "nowhere.zip" in visible((run / "report.html").read_text())
     assert len(made.notes) == 1

@@ -46,8 +46,8 @@ def files(tmp_path_factory: pytest.TempPathFactory, write_colours) -> Path:
     """A folder with an exported network, `model-int8.onnx`, a bundle, and images of its classes."""
     root = tmp_path_factory.mktemp("files")
     bundle = random_bundle(zoo.arch("v1", 0.25, 32, 3), "int8")
-    bundle = type(bundle)(bundle.card.replace(labels=("blue", "green", "red")), bundle.tensors)
-    (root / "model-int8.onnx").write_bytes(onnx_model(bundle.card, bundle.tensors))
+    bundle = type(bundle)(bundle.card.with_labels(("blue", "green", "red")), bundle.tensors)
+    (root / "model-int8.onnx").write_bytes(onnx_model(bundle))
     bundle.save(root / "bundle")
     write_colours(root / "images", {f"{s}/{c}": 2 for s in ("train", "val") for c in bundle.card.labels})
     return root

@@ -3,8 +3,9 @@ import json
 import pytest
 
 from mobilenets.arch import spec, zoo
+from mobilenets.arch.graph import same_padding
 from mobilenets.arch.rows import Conv, InvertedResidual, Separable, round_channels
-from mobilenets.arch.spec import Arch, same_padding
+from mobilenets.arch.spec import Arch
 from mobilenets.errors import UserError
 
 
@@ -89,13 +90,13 @@ def test_aliases():
 
 @pytest.mark.parametrize(("alpha", "width"), [(0.35, 1280), (0.75, 1280), (1.0, 1280), (1.3, 1664), (1.4, 1792)])
 def test_v2_keeps_its_last_conv_below_alpha_1_and_scales_it_above(alpha, width):
-    assert zoo.arch("v2", alpha).width == width
+    assert zoo.arch("v2", alpha).features == width
 
 
 def test_the_head_policy_is_a_field():
-    assert spec.scale(zoo.V2, 0.5, keep_head=False).width == 640
-    assert spec.scale(zoo.V1, 0.5, keep_head=True).width == 1024
-    assert zoo.arch("v1", 0.5).width == 512
+    assert spec.scale(zoo.V2, 0.5, keep_head=False).features == 640
+    assert spec.scale(zoo.V1, 0.5, keep_head=True).features == 1024
+    assert zoo.arch("v1", 0.5).features == 512
 
 
 @pytest.mark.parametrize(

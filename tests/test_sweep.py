@@ -44,7 +44,7 @@ def quick(monkeypatch):
         if (arch.alpha, seed) in quick_failures:
             raise UserError("the loss became nan in epoch 1")
         b = random_bundle(arch, "float32")
-        b = Bundle(b.card.replace(labels=d.labels, data=d.describe()), b.tensors)
+        b = Bundle(b.card.with_labels(d.labels).replace(data=d.describe()), b.tensors)
         (out / "logs").mkdir(parents=True, exist_ok=True)
         (out / "logs" / "metrics.csv").write_text("epoch,val_top1,seconds\n1,50,1.5\n2,60,1.25\n")
         return b.save(out / "float")

@@ -9,6 +9,8 @@ from mobilenets.deploy import engines, export
 from mobilenets.errors import UserError
 from mobilenets.model import imagenet
 from mobilenets.model import reference as simulate
+from mobilenets.model.bundle import Bundle
+from mobilenets.tasks import features
 from mobilenets.training import teachers
 from mobilenets.training.teachers import open_teacher
 
@@ -35,8 +37,32 @@ def test_a_bundle_gives_its_logits_and_its_embedding(saved, pixels):
     net = simulate.float_model(b)
     with torch.no_grad():
         x = torch.from_numpy(b.card.preprocess.normalize(pixels))
-        expected = torch.cat([net(x), net.pooled(x)], dim=1)
-    assert torch.allclose(teacher(as_images(pixels)), expected, atol=1e-4)
+        logits, embedding = net(x), net.pooled(x)
+    said = teacher(as_images(pixels))
+    assert set(said) == {"logits", "embedding"}
+    assert torch.allclose(said["logits"], logits, atol=1e-4)
+    assert torch.allclose(said["embedding"], embedding, atol=1e-4)
+
+
+def test_a_network_of_features_gives_its_embedding_alone(saved, pixels, tmp_path):
+    features.of_bundle(saved[0]).save(tmp_path / "f")
+    teacher = open_teacher(str(tmp_path / "f"))
+    said = teacher(as_images(pixels))
+    assert (teacher.labels, teacher.width, set(said)) == ((), 256, {"embedding"})
+    assert torch.equal(said["embedding"], open_teacher(str(saved[1]))(as_images(pixels))["embedding"])
+    export.export_bundle(features.of_bundle(saved[0]), pixels, tmp_path / "f.onnx", "test")
+    with pytest.raises(UserError, match=r"f\.onnx gives no probabilities that another network could learn"):
+        open_teacher(str(tmp_path / "f.onnx"))
+
+
+@pytest.mark.parametrize("encoding", ["half", "int4"])
+def test_stored_smaller_a_bundle_still_teaches(saved, pixels, tmp_path, encoding):
+    saved[0].encoded(encoding).save(tmp_path / "small")
+    said = open_teacher(str(tmp_path / "small"))(as_images(pixels))
+    plain = simulate.float_model(Bundle.load(tmp_path / "small"))
+    with torch.no_grad():
+        expected = plain(torch.from_numpy(saved[0].card.preprocess.normalize(pixels)))
+    assert torch.allclose(said["logits"], expected, atol=1e-3)
 
 
 def test_an_exported_file_gives_the_same_probabilities(saved, pixels, tmp_path):
@@ -44,8 +70,8 @@ def test_an_exported_file_gives_the_same_probabilities(saved, pixels, tmp_path):
     made = export.export_bundle(b, pixels, tmp_path / "m.onnx", "test")
     teacher = open_teacher(str(made.path))
     assert (teacher.labels, teacher.width) == (b.card.labels, 0)
-    said = teacher(as_images(pixels))
-    known = open_teacher(str(path))(as_images(pixels))[:, :10]
+    said = teacher(as_images(pixels))["logits"]
+    known = open_teacher(str(path))(as_images(pixels))["logits"]
     for t in (1.0, 4.0):  # logits up to a constant: softened alike
         assert torch.allclose((said / t).softmax(1), (known / t).softmax(1), atol=1e-3)
 
@@ -56,7 +82,8 @@ def test_an_int8_bundle_teaches_through_its_engine(saved, pixels, tmp_path):
     int8 = quantize_bundle(saved[0], pixels).save(tmp_path / "int8")
     teacher = open_teacher(str(tmp_path / "int8"))
     assert teacher.width == 0
-    assert np.allclose(teacher(as_images(pixels)).softmax(1), engines.load(tmp_path / "int8")(pixels), atol=1e-5)
+    probabilities = engines.load(tmp_path / "int8")(pixels)["probabilities"]
+    assert np.allclose(teacher(as_images(pixels))["logits"].softmax(1), probabilities, atol=1e-5)
     assert int8.card.precision == "int8"
 
 
@@ -64,7 +91,7 @@ def test_images_of_another_size_are_resized_to_the_teachers(saved, pixels):
     teacher = open_teacher(str(saved[1]))
     large = F.interpolate(as_images(pixels).float(), (64, 64), mode="nearest")
     back = F.interpolate(large, (32, 32), mode="bilinear", antialias=True)
-    assert torch.allclose(teacher(large), teacher(back), atol=1e-4)
+    assert torch.allclose(teacher(large)["logits"], teacher(back)["logits"], atol=1e-4)
 
 
 @pytest.fixture
@@ -97,8 +124,8 @@ def test_torchvision(local_torchvision):
     x = (images / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
     net = local_torchvision["shufflenet_v2_x0_5"]
     with torch.no_grad():
-        assert torch.allclose(said[:, :1000], net(x), atol=1e-4)
-        assert torch.allclose(net.fc(said[:, 1000:]), net(x), atol=1e-4)
+        assert torch.allclose(said["logits"], net(x), atol=1e-4)
+        assert torch.allclose(net.fc(said["embedding"]), net(x), atol=1e-4)
 
 
 def test_timm(monkeypatch):
@@ -109,7 +136,7 @@ def test_timm(monkeypatch):
     teacher = open_teacher("timm:mobilenetv3_small_050")
     assert teacher.labels == tuple(imagenet.classes().values())
     said = teacher(torch.randint(0, 256, (2, 3, 224, 224), dtype=torch.uint8))
-    assert said.shape == (2, 1000 + teacher.width)
+    assert {name: value.shape for name, value in said.items()} == {"logits": (2, 1000), "embedding": (2, 1024)}
     assert teacher.width == 1024
 
 

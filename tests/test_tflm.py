@@ -18,6 +18,7 @@ from mobilenets.compression.quantize import quantize_bundle
 from mobilenets.deploy import engines, export
 from mobilenets.deploy.engines import tflm
 from mobilenets.deploy.engines.torch import TorchEngine
+from mobilenets.deploy.lowering import lower
 from mobilenets.deploy.writers import c_array, tflite, tflite_graph
 from mobilenets.errors import UserError
 from mobilenets.model.bundle import Bundle, random_bundle
@@ -46,7 +47,7 @@ def written(b, path):
 def sure(b, count, of):
     """Images that the network is sure of: rounding decides between two classes that are alike."""
     images = smooth_images(of, b.card.arch.resolution, seed=5)
-    best = np.sort(TorchEngine(b, 1)(images), 1)
+    best = np.sort(TorchEngine(b, 1)(images)["probabilities"], 1)
     return images[np.argsort(best[:, -2] - best[:, -1])[:count]]
 
 
@@ -55,9 +56,8 @@ def sure(b, count, of):
 def test_it_is_what_the_reference_kernels_compute(int8, tmp_path, pixels, name, padding):
     """Bit for bit, and though the image is turned: the same integers, in another order."""
     b = int8(name, padding=padding)
-    writer = tflite._Writer(b.card, b.tensors, None, True)
-    writer.turned = False
-    model = writer.write({})
+    lowered = lower(b, in_float=lambda op: tflite.computed_in_float(op, micro=True), same_only=True)
+    model = tflite._Writer(lowered, None, turned=False).write({})
     other = Interpreter(model_content=model, experimental_op_resolver_type=OpResolverType.BUILTIN_REF)
     image, output = other.get_input_details()[0]["index"], other.get_output_details()[0]["index"]
     other.resize_tensor_input(image, pixels[:6].shape)
@@ -66,7 +66,7 @@ def test_it_is_what_the_reference_kernels_compute(int8, tmp_path, pixels, name, 
     other.invoke()
     engine = engines.load(written(b, tmp_path / "m.c-array"))
     assert (engine.name, engine.concurrent) == ("tflm", False)
-    np.testing.assert_allclose(engine(pixels[:6]), other.get_tensor(output), atol=1e-6)
+    np.testing.assert_allclose(engine(pixels[:6])["probabilities"], other.get_tensor(output), atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["v1", "v3-small"])
@@ -83,7 +83,10 @@ def test_near_the_reference(int8, tmp_path, name):
     """Its kernels round twice, so that one value in 500 is a step off after each layer."""
     b = int8(name)
     images = sure(b, 16, 64)
-    x, y = TorchEngine(b, 1)(images), engines.load(written(b, tmp_path / "m.c-array"))(images)
+    x, y = (
+        TorchEngine(b, 1)(images)["probabilities"],
+        engines.load(written(b, tmp_path / "m.c-array"))(images)["probabilities"],
+    )
     assert np.abs(x - y).mean() < 0.02
     assert (x.argmax(1) == y.argmax(1)).mean() >= 0.9
 
@@ -110,7 +113,7 @@ def test_more_pixels_need_more_memory_and_no_more_flash():
 
 def test_a_turned_image_saves_the_padded_maps():
     b = random_bundle(zoo.arch("v2", 0.35, 96, 10), "int8")
-    padded = tflm.arena_bytes(tflite.tflite_graph(b.card, b.tensors, 1))
+    padded = tflm.arena_bytes(tflite.tflite_graph(b, 1))
     assert tflm.needs(b)[0] < 0.8 * padded
 
 
@@ -118,7 +121,7 @@ def test_flash_holds_the_network_alone(int8):
     b = int8("v1")
     model = tflm.model(b)
     assert tflite_graph.entry(tflite_graph.opened(model), tflite_graph.CARD_KEY) is None
-    assert len(model) < len(tflite.tflite_model(b.card, b.tensors))
+    assert len(model) < len(tflite.tflite_model(b))
 
 
 def test_nothing_is_said_on_stderr(int8, capfd):
@@ -135,7 +138,7 @@ def test_a_program_has_the_same_bytes(int8, tmp_path):
         pytest.skip("there is no gcc")
     b = int8("v2")
     labels = ('quote " and \\', "trigraph ??/", "café", "*/ end", *b.card.labels[4:])
-    b = Bundle(b.card.replace(labels=labels), b.tensors)
+    b = Bundle(b.card.with_labels(labels), b.tensors)
     folder = written(b, tmp_path / "m.c-array")
     (tmp_path / "main.c").write_text("""\
 #include <stdint.h>

@@ -15,6 +15,8 @@ from mobilenets.data.open import of_card, open_data
 from mobilenets.errors import UserError
 from mobilenets.model.bundle import Bundle
 from mobilenets.model.images import Preprocess
+from mobilenets.tasks import augment
+from mobilenets.tasks.augment import augmentation
 from mobilenets.training import loader, run
 from mobilenets.training.recipes import Recipe
 
@@ -389,9 +391,13 @@ def test_the_features_of_a_frozen_epoch_are_computed_once_and_used_many_times(
 ):
     from mobilenets.model.module import MobileNet
 
+    def counted(net, values, *more):
+        seen.extend(len(x) for name, x in values.items() if name == net.graph.source)
+        return run_graph(net, values, *more)
+
     two = write_colours(tmp_path / "two", {f"{s}/{c}": 12 for s in ("train", "val") for c in ("red", "green")})
-    seen, pooled = [], MobileNet.pooled
-    monkeypatch.setattr(MobileNet, "pooled", lambda net, x: seen.append(len(x)) or pooled(net, x))
+    seen, run_graph = [], MobileNet.run
+    monkeypatch.setattr(MobileNet, "run", counted)
     losses = {}
     for passes in (0, 100):
         seen.clear()
@@ -429,7 +435,7 @@ def test_init_that_cannot_be(make_bundle, pixels, tiny_train, tmp_path, kind):
 
 def batches(split, kind, epoch, workers, seed=0, world=1, rank=0):
     recipe = Recipe(batch=16, workers=workers, erasing=0.5)
-    images = loader.TrainImages(split, loader.augmentation(kind, Preprocess(32), recipe), seed)
+    images = loader.TrainImages(split, augmentation(kind, Preprocess(32), recipe), seed)
     out = loader.train_loader(images, recipe, world, rank)
     out.sampler.set_epoch(epoch)
     return list(out)
@@ -451,9 +457,7 @@ def test_what_is_drawn_depends_on_seed_epoch_and_image_alone(colour_data, kind):
 
 
 def test_an_image_is_drawn_anew_each_epoch(colour_data):
-    images = loader.TrainImages(
-        colour_data.split("train"), loader.augmentation("photo", Preprocess(32), Recipe()), seed=0
-    )
+    images = loader.TrainImages(colour_data.split("train"), augmentation("photo", Preprocess(32), Recipe()), seed=0)
     a, b, c = images[0, 5][0], images[1, 5][0], images[0, 5][0]
     assert torch.equal(a, c)
     assert not torch.equal(a, b)
@@ -462,7 +466,7 @@ def test_an_image_is_drawn_anew_each_epoch(colour_data):
 
 
 def test_each_image_once_an_epoch_over_all_processes(colour_data):
-    images = loader.TrainImages(colour_data.split("train"), loader.augmentation("none", Preprocess(32), Recipe()), 0)
+    images = loader.TrainImages(colour_data.split("train"), augmentation("none", Preprocess(32), Recipe()), 0)
     recipe = Recipe(batch=16, workers=0)
     sampled = []
     for rank in range(2):
@@ -492,7 +496,7 @@ def mirrored(kind, left):
     from PIL import Image
 
     split = data.Split("train", ["x"], np.array([0]), lambda _i: Image.fromarray(arrow(left)))
-    images = loader.TrainImages(split, loader.augmentation(kind, Preprocess(32, 1.0), Recipe(min_scale=0.99)), 0)
+    images = loader.TrainImages(split, augmentation(kind, Preprocess(32, 1.0), Recipe(min_scale=0.99)), 0)
     sides = []
     for epoch in range(100):
         columns = images[epoch, 0][0].float().sum((0, 1))
@@ -524,10 +528,94 @@ def test_held_out_images_are_what_a_prediction_sees(colours, monkeypatch, in_mem
         assert np.array_equal(images[i], preprocess.read(colours / name))
 
 
+RED, GROUND = (230, 20, 20), (20, 20, 20)
+
+
+def red_square(width, height, box):
+    """An image with a red square on it, and where that is: a box, a mask, its centre, and its class."""
+    from PIL import Image
+    from torchvision import tv_tensors
+
+    left, top, right, bottom = box
+    pixels = np.full((height, width, 3), GROUND, np.uint8)
+    pixels[top:bottom, left:right] = RED
+    target = {
+        "box": tv_tensors.BoundingBoxes([box], format="XYXY", canvas_size=(height, width)),
+        "mask": tv_tensors.Mask(torch.from_numpy((pixels[..., 0] > 128).astype(np.uint8))[None]),
+        "centre": tv_tensors.KeyPoints([[(left + right) / 2, (top + bottom) / 2]], canvas_size=(height, width)),
+        "class": 3,
+    }
+    return Image.fromarray(pixels), target
+
+
+def red(image):
+    """Where an image, uint8 [3, H, W], is red: [H, W]."""
+    over = image[0].int() - image[1].int()
+    return over > max(over.max() / 2, 40)
+
+
+def extent(where):
+    """The box around the pixels that are true."""
+    rows, columns = where.any(1).nonzero(), where.any(0).nonzero()
+    return torch.tensor([columns[0, 0], rows[0, 0], columns[-1, 0] + 1, rows[-1, 0] + 1]).float()
+
+
+@pytest.mark.parametrize("kind", ["photo", "shift"])
+@pytest.mark.parametrize("factor", [1, 5])  # the larger one is read at a fraction of its size
+def test_boxes_and_masks_move_with_their_image(kind, factor):
+    image, target = red_square(160 * factor, 120 * factor, [n * factor for n in (60, 40, 100, 80)])
+    split = data.Split("train", ["x"], [target], lambda _i: image)
+    images = loader.TrainImages(split, augmentation(kind, Preprocess(64), Recipe()), 0)
+    boxes = []
+    for epoch in range(40):
+        got, said = images[epoch, 0]
+        assert (got.shape, said["class"]) == ((3, 64, 64), 3)
+        assert said["mask"].shape == (1, 64, 64)
+        assert said["box"].canvas_size == (64, 64)
+        where = red(got)
+        if where.sum() < 50:  # cropped away
+            continue
+        mask = said["mask"][0].bool()
+        assert (where & mask).sum() / (where | mask).sum() > 0.75  # nearest neighbours: a pixel off at the edges
+        boxes.append(said["box"][0].tolist())
+        assert (said["box"][0] - extent(where)).abs().max() <= 2
+        x, y = said["centre"][0].tolist()
+        if mask[:, [0, -1]].any() or mask[[0, -1]].any():  # part of it is outside
+            continue
+        middle = (said["box"][0, :2] + said["box"][0, 2:]) / 2
+        assert (middle - torch.tensor([x, y])).abs().max() <= 2
+    assert len({tuple(b) for b in boxes}) > 20
+
+
+@pytest.mark.parametrize("framing", ["crop", "letterbox", "stretch"])
+def test_held_out_boxes_are_where_the_input_has_them(framing):
+    image, target = red_square(800, 600, [300, 200, 500, 400])
+    split = data.Split("val", ["x"], [target], lambda _i: image)
+    (got, said), *_ = loader.HeldOutImages(split, Preprocess(64, 0.9, framing=framing, size=(64, 96)))
+    assert got.shape == (3, 64, 96)
+    assert said["mask"].shape == (1, 64, 96)
+    assert said["class"] == 3
+    where, mask = red(got), said["mask"][0].bool()
+    assert (where & mask).sum() / (where | mask).sum() > 0.85
+    assert (said["box"][0] - extent(where)).abs().max() <= 1
+
+
+def test_a_class_is_the_same_with_any_transform_around(colour_data):
+    """The draws of an image don't depend on what goes with it."""
+    split = colour_data.split("train")
+    plain = loader.TrainImages(split, augmentation("photo", Preprocess(32), Recipe(erasing=0.5, randaugment=9)), 0)
+    image, target = plain[2, 7]
+    assert type(target) is int
+    torch.default_generator.manual_seed(loader.mix(0, 2, 7))
+    from PIL import Image
+
+    assert torch.equal(plain.transform(Image.fromarray(split.cached(7))), image)
+
+
 def test_augmentation_follows_the_data(tiny_train, tmp_path, monkeypatch):
     kinds = []
-    real = loader.augmentation
-    monkeypatch.setattr(loader, "augmentation", lambda *a: (kinds.append(a[0]), real(*a))[1])
+    real = augment.augmentation
+    monkeypatch.setattr(augment, "augmentation", lambda *a: (kinds.append(a[0]), real(*a))[1])
     assert tiny_train(tmp_path / "a", "--epochs", 1).ran.code == 0
     assert tiny_train(tmp_path / "b", "--epochs", 1, "--augment", "glyph").ran.code == 0
     d = open_data("digits")

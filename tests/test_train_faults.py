@@ -115,7 +115,7 @@ def test_a_stopped_epoch_goes_on_in_its_middle(whole, command, tmp_path, monkeyp
 )
 def test_a_worker_that_dies_names_the_file(tiny_train, tmp_path, monkeypatch, death, how):
     """As a decoder's crash would end it; so does a system that is out of memory."""
-    monkeypatch.setattr(data.Split, "cached", lambda split, i: death() if i == 30 else split.cache[i])
+    monkeypatch.setattr(data.Split, "cached", lambda split, i, _side: death() if i == 30 else split.cache[i])
     run = tiny_train(tmp_path / "r", "--workers", 2)
     assert run.ran.err.splitlines()[-1].startswith(
         f"mobilenets: a process that prepares images died ({how}) reading train/green/006.png; go on with --resume"
@@ -128,7 +128,7 @@ def test_a_worker_that_dies_names_the_file(tiny_train, tmp_path, monkeypatch, de
 def test_an_image_that_goes_bad_while_training(tiny_train, tmp_path, monkeypatch):
     """The check before training saw it whole."""
 
-    def cached(split, i):
+    def cached(split, i, _side):
         if i == 30:
             raise BadImage(f"{split.names[i]}: no such file")
         return split.cache[i]

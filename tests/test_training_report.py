@@ -52,7 +52,7 @@ def write_run(run: Path, epochs: int = 20, *, finished: bool = True, balanced: f
         if "how" in changes:
             recipe["teacher"] = {"name": "the old one", "digest": changes["teacher"], **changes["how"]}
         card = bundle.card.replace(
-            labels=("cat", "dog"), recipe=recipe, metrics=(Metric("top1", 70.3, "some/pets", "val", 1234),),
+            config={"labels": ["cat", "dog"]}, recipe=recipe, metrics=(Metric("top1", 70.3, "some/pets", "val", 1234),),
             data={"source": "some/pets", "counts": {"train": 5678, "val": 1234}, "val_fraction": 0.2},
         )  # fmt: skip
         Bundle(card, bundle.tensors).save(run / "float")

@@ -20,6 +20,7 @@ from mobilenets.errors import UserError
 from mobilenets.model import imagenet
 from mobilenets.model import reference as simulate
 from mobilenets.model.bundle import Bundle
+from mobilenets.model.card import classifier_card
 from mobilenets.model.convert import namings, recognise, weights
 from mobilenets.model.convert.hubs import IMAGENET_PREPROCESS, Foreign
 from mobilenets.model.convert.weights import foreign_bundle
@@ -511,9 +512,10 @@ def slim_like(trained, classes):
     source = trained("v1")
     rng = np.random.default_rng(0)
     tensors = dict(source.tensors)
-    tensors["classifier.weight"] = rng.normal(0, 0.1, (classes, source.card.arch.width)).astype(np.float32)
+    tensors["classifier.weight"] = rng.normal(0, 0.1, (classes, source.card.arch.features)).astype(np.float32)
     tensors["classifier.bias"] = rng.normal(0, 0.1, classes).astype(np.float32)
-    card = source.card.replace(arch=source.card.arch.replace(classes=classes), labels=("",) * classes)
+    arch = source.card.arch.replace(classes=classes)
+    card = classifier_card(arch, source.card.preprocess, [""] * classes)
     source = Bundle(card, tensors)
     return source, named_arrays(source, slim_names("MobilenetV1"), "weights", "biases", NORM)
 

@@ -8,18 +8,19 @@ additions inside the dot products: outputs x (K*K*Cin/groups - 1).
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mobilenets.arch.graph import Op, OpKind
+from mobilenets.arch.graph import Op, Shape
 from mobilenets.arch.spec import Arch
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 # The layer types of V1's table 2.
-TYPE_NAMES: dict[OpKind, str] = {
+TYPE_NAMES: dict[str, str] = {
     "pointwise": "Conv 1x1",
     "depthwise": "Conv DW",
     "conv": "Conv",
@@ -28,7 +29,7 @@ TYPE_NAMES: dict[OpKind, str] = {
     "attend": "Attention",
 }
 FLOAT_BYTES = 4
-IN_PLACE: tuple[OpKind, ...] = ("activation", "add", "mul")  # write over an input
+IN_PLACE: tuple[str, ...] = ("activation", "add", "mul")  # write over an input
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class CostRow:
     """One layer. Shapes are (channels, height, width); `weights` has no BatchNorm and biases, `params` has."""
 
     layer: str
-    type: OpKind
+    type: str
     kernel: int
     stride: int
     in_shape: tuple[int, int, int]
@@ -58,20 +59,20 @@ class CostRow:
         return c * h * w
 
 
-def _row(op: Op, sides: Mapping[str, int]) -> CostRow:
-    size, out = sides[op.inputs[0]], sides[op.name]
-    outputs = op.cout * out * out
+def _row(op: Op, shapes: Mapping[str, Shape]) -> CostRow:
+    (_, height, width), (_, rows, columns) = shapes[op.inputs[0]], shapes[op.name]
+    outputs = op.cout * rows * columns
     weights = 0
     match op.kind:
         case "attend":  # every query by every key, then the values weighed by those scores
-            keys = sides[op.inputs[1]] ** 2
-            scores = op.heads * out * out * keys
+            keys = math.prod(shapes[op.inputs[1]][1:])
+            scores = op.heads * rows * columns * keys
             macs = scores * op.cin + outputs * keys
             adds = scores * (op.cin - 1) + outputs * (keys - 1)
         case "norm":
             macs = adds = 0
         case _:
-            fan_in = op.kernel**2 * op.cin // op.groups
+            fan_in = math.prod(op.weight_shape[1:])
             weights = op.cout * fan_in
             macs, adds = outputs * fan_in, outputs * (fan_in - 1)
     # BatchNorm trains a scale and a shift per channel.
@@ -81,8 +82,8 @@ def _row(op: Op, sides: Mapping[str, int]) -> CostRow:
         type=op.kind,
         kernel=op.kernel,
         stride=op.stride,
-        in_shape=(op.cin, size, size),
-        out_shape=(op.cout, out, out),
+        in_shape=(op.cin, height, width),
+        out_shape=(op.cout, rows, columns),
         macs=macs,
         adds=adds,
         weights=weights,
@@ -122,7 +123,7 @@ class Cost:
     def params(self) -> int:
         return sum(r.params for r in self.rows)
 
-    def shares(self) -> dict[OpKind, tuple[float, float]]:
+    def shares(self) -> dict[str, tuple[float, float]]:
         """Percent of macs and of weights by layer type, as in V1's table 2."""
         return {
             kind: (
@@ -234,10 +235,11 @@ def rows(arch: Arch) -> tuple[CostRow, ...]:
 
 def count(arch: Arch) -> Cost:
     """Count `arch`: its rows and its peak memory. Exact integers."""
-    rows = tuple(_row(op, arch.sides) for op in arch.ops if op.is_layer or op.kind == "attend")
-    sizes = {"input": 3 * arch.resolution**2} | {op.name: op.cout * arch.sides[op.name] ** 2 for op in arch.ops}
-    live, layerwise = {"input"}, 0
-    for op, unread in zip(arch.ops, arch.frees, strict=True):
+    graph = arch.graph
+    rows = tuple(_row(op, graph.shapes) for op in graph.ops if op.is_layer or op.kind == "attend")
+    sizes = {name: math.prod(shape) for name, shape in graph.shapes.items()}
+    live, layerwise = {graph.source}, 0
+    for op, unread in zip(graph.ops, graph.last_reads, strict=True):
         if op.kind not in IN_PLACE:
             layerwise = max(layerwise, sum(sizes[name] for name in live) + sizes[op.name])
         live = (live | {op.name}) - set(unread)

@@ -1,30 +1,44 @@
-"""The operations that networks are made of. No torch."""
+"""The operations that networks are made of, and graphs of them: shapes, readers, named outputs. No torch.
+
+A `Graph` is what every walker walks: the PyTorch module, the cost, int8's simulation, the writers of files. An `Arch`
+gives the graph of its rows; a task appends a `Head` to any operation in it and names the outputs.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+from mobilenets.errors import UserError, unknown
 
 Activation = Literal["relu", "relu6", "hard_swish", "hard_sigmoid", "gelu"]
-OpKind = Literal["conv", "depthwise", "pointwise", "linear", "norm", "activation", "pool", "add", "mul", "attend"]
+Padding = Literal["symmetric", "same"]
+Shape = tuple[int, ...]  # without the batch: of a map (channels, height, width)
 ACTIVATIONS: tuple[Activation, ...] = ("relu", "relu6", "hard_swish", "hard_sigmoid", "gelu")
+PADDINGS: tuple[Padding, ...] = ("symmetric", "same")
 # Clipping costs nothing after a layer, in any runtime; every other activation is an operation of its own.
 CLIPS = ("relu", "relu6")
-LAYERS = ("conv", "depthwise", "pointwise", "linear", "norm")
+IMAGE, INPUT = "image", "input"  # uint8 pixels [H, W, 3], which only lowered graphs know; normalized [3, H, W]
+MOST = 65536  # channels, or pixels of a kernel
 
 
 @dataclass(frozen=True)
 class Op:
-    """One operation of the network: a layer with weights, or what joins layers.
+    """One operation of a network: a layer with weights, or what joins layers.
 
-    `kind`: "conv", "depthwise", "pointwise", "linear": weights, then BatchNorm if `norm`, a bias if `bias`, then
-    `activation` ("relu", "relu6" or none); "norm": a BatchNorm alone; "activation": `activation` alone; "pool": the
-    mean over all positions; "add", "mul": of two inputs, broadcast; "attend": attention of query, key, value.
-    `inputs` are names of earlier operations; in a row's own ops, "" is the block's input.
+    `kind` is a name in KINDS. "conv", "depthwise", "pointwise", "linear" have weights, then BatchNorm if `norm`, a bias
+    if `bias`, then `activation` ("relu", "relu6" or none); "norm": a BatchNorm alone; "activation": `activation` alone.
+    `kernel` is its height, and its width too unless `kernel_width` says otherwise; `grouped` the groups of a
+    convolution that has some. `inputs` are names of earlier operations; in a row's own ops, "" is the block's input.
+    `pads` (above, left, below, right) are known once the graph is lowered.
     """
 
     name: str
-    kind: OpKind
+    kind: str
     cin: int
     cout: int
     kernel: int = 1
@@ -34,12 +48,348 @@ class Op:
     bias: bool = False
     heads: int = 0
     inputs: tuple[str, ...] = ()
+    kernel_width: int = 0
+    grouped: int = 0
+    pads: tuple[int, int, int, int] | None = None
 
     @property
     def groups(self) -> int:
-        return self.cin if self.kind in ("depthwise", "norm") else 1
+        return self.grouped or (self.cin if self.kind in ("depthwise", "norm") else 1)
+
+    @property
+    def kernels(self) -> tuple[int, int]:
+        """Height and width of the kernel."""
+        return self.kernel, self.kernel_width or self.kernel
+
+    @property
+    def weight_shape(self) -> tuple[int, int, int, int]:
+        return (self.cout, self.cin // self.groups, *self.kernels)
 
     @property
     def is_layer(self) -> bool:
         """Whether it has weights."""
-        return self.kind in LAYERS
+        return KINDS[self.kind].layer
+
+    def to_json(self) -> dict[str, Any]:
+        """Its fields, those left out that are as they are by default."""
+        values = ((f, getattr(self, f.name)) for f in dataclasses.fields(self))
+        return {f.name: list(v) if isinstance(v, tuple) else v for f, v in values if v != f.default}
+
+    @classmethod
+    def from_json(cls, d: Mapping[str, Any]) -> Op:
+        """The inverse of `to_json`. Raises `UserError`."""
+        known = {f.name: f for f in dataclasses.fields(cls)}
+        for k in d:
+            if k not in known:
+                raise unknown("operation field", str(k), known)
+        if d.get("kind") not in KINDS:
+            raise unknown("operation kind", str(d.get("kind")), KINDS)
+        if d.get("activation") not in (None, *ACTIVATIONS):
+            raise unknown("activation", str(d["activation"]), ACTIVATIONS)
+        numbers = {k: d[k] for k in ("cin", "cout", "kernel", "stride", "heads", "kernel_width", "grouped") if k in d}
+        if not all(type(v) is int and 0 <= v <= MOST for v in numbers.values()):
+            raise UserError(f"not an operation: its sizes must be whole numbers up to {MOST}, not {numbers}")
+        inputs = d.get("inputs", [])
+        names = [d.get("name"), *inputs] if isinstance(inputs, list) else [None]
+        if not all(isinstance(n, str) and n for n in names) or "pads" in d:
+            raise UserError(f"not an operation: {dict(d)}")
+        return cls(**{**d, "inputs": tuple(inputs)})
+
+
+# ---- kinds of operation
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What holds for all operations of a kind.
+
+    `shape`: the output's, of the operation and its inputs' shapes. `layer`: it has weights. `rounded`: an int8 network
+    rounds its output, which has a scale; what comes after the network's own operations, answers, stays float.
+    """
+
+    shape: Callable[[Op, Sequence[Shape]], Shape]
+    layer: bool = False
+    rounded: bool = True
+
+
+def _strided(op: Op, inputs: Sequence[Shape]) -> Shape:
+    """Of a layer that pads so that stride 1 keeps the size; once it is lowered, as its pads say."""
+    _, height, width = inputs[0]
+    if op.pads is None:
+        return op.cout, -(-height // op.stride), -(-width // op.stride)
+    (above, left, below, right), (rows, columns) = op.pads, op.kernels
+    return op.cout, (height + above + below - rows) // op.stride + 1, (width + left + right - columns) // op.stride + 1
+
+
+def _pooled(op: Op, _inputs: Sequence[Shape]) -> Shape:
+    return (op.cout, 1, 1)
+
+
+def _kept(_op: Op, inputs: Sequence[Shape]) -> Shape:
+    return inputs[0]
+
+
+def _attended(op: Op, inputs: Sequence[Shape]) -> Shape:
+    return (op.cout, *inputs[0][1:])
+
+
+def _flattened(_op: Op, inputs: Sequence[Shape]) -> Shape:
+    return (math.prod(inputs[0]),)
+
+
+def _concatenated(_op: Op, inputs: Sequence[Shape]) -> Shape:
+    return (sum(s[0] for s in inputs), *inputs[0][1:])
+
+
+def _planes_first(_op: Op, inputs: Sequence[Shape]) -> Shape:
+    height, width, planes = inputs[0]
+    return planes, height, width
+
+
+def _padded(op: Op, inputs: Sequence[Shape]) -> Shape:
+    above, left, below, right = op.pads or (0, 0, 0, 0)
+    channels, height, width = inputs[0]
+    return channels, height + above + below, width + left + right
+
+
+KINDS: dict[str, Kind] = {
+    "conv": Kind(_strided, layer=True),
+    "depthwise": Kind(_strided, layer=True),
+    "pointwise": Kind(_strided, layer=True),
+    "linear": Kind(_pooled, layer=True),
+    "norm": Kind(_kept, layer=True),
+    "activation": Kind(_kept),
+    "pool": Kind(_pooled),  # the mean over all positions
+    "add": Kind(_kept),  # of two inputs, broadcast, as mul
+    "mul": Kind(_kept),
+    "attend": Kind(_attended),  # attention of query, key, value
+    "concat": Kind(_concatenated),  # of channels
+    "flatten": Kind(_flattened, rounded=False),  # to one number after the other, channels first
+    "softmax": Kind(_kept, rounded=False),  # over the first axis, as l2norm
+    "l2norm": Kind(_kept, rounded=False),
+    # What lowering makes explicit. "pixels" reads the bytes as the numbers they stand for, "normalize" makes them.
+    "pixels": Kind(_planes_first),
+    "normalize": Kind(_planes_first),
+    "quantize": Kind(_kept),
+    "dequantize": Kind(_kept, rounded=False),
+    "pad": Kind(_padded),
+}
+
+
+# ---- graphs
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a network gives, under the `name` that every runtime's file has it by: the operation `op`'s output."""
+
+    name: str
+    op: str
+    meaning: str = ""
+
+
+@dataclass(frozen=True)
+class Head:
+    """What a task adds to an arch: operations on any of its own, and the outputs.
+
+    `own`: the layers that are the task's, which another task or other labels can't start from.
+    """
+
+    ops: tuple[Op, ...]
+    outputs: tuple[Output, ...]
+    own: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "ops": [op.to_json() for op in self.ops],
+            "outputs": [dataclasses.asdict(o) for o in self.outputs],
+            "own": list(self.own),
+        }
+
+    @classmethod
+    def from_json(cls, d: Mapping[str, Any]) -> Head:
+        """The inverse of `to_json`. Raises `UserError`."""
+        try:
+            ops = tuple(Op.from_json(op) for op in d["ops"])
+            outputs = tuple(Output(str(o["name"]), str(o["op"]), str(o["meaning"])) for o in d["outputs"])
+            return cls(ops, outputs, tuple(map(str, d["own"])))
+        except (KeyError, TypeError, AttributeError) as e:
+            raise UserError(f"not a head: {e}") from e
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Operations in an order in which each reads what is there already, from `source`, of `source_shape`, on.
+
+    `integers`: the values that an int8 graph holds as whole numbers (see `with_rounding`).
+    """
+
+    ops: tuple[Op, ...]
+    source_shape: Shape
+    outputs: tuple[Output, ...] = ()
+    padding: Padding = "symmetric"
+    source: str = INPUT
+    integers: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        there = {self.source}
+        for op in self.ops:
+            for name in op.inputs:
+                if name not in there:
+                    raise unknown(f"operation, which {op.name} reads,", name, there)
+            if op.name in there:
+                raise UserError(f"two operations are called {op.name!r}")
+            there.add(op.name)
+        for o in self.outputs:
+            if o.op not in there:
+                raise unknown("operation", o.op, there)
+        if len({o.name for o in self.outputs}) < len(self.outputs):
+            raise UserError(f"two outputs have one name: {', '.join(o.name for o in self.outputs)}")
+
+    @functools.cached_property
+    def by_name(self) -> dict[str, Op]:
+        return {op.name: op for op in self.ops}
+
+    def op(self, name: str) -> Op:
+        """The operation called `name`; a UserError suggests the nearest."""
+        if name not in self.by_name:
+            raise unknown("operation", name, self.by_name)
+        return self.by_name[name]
+
+    @functools.cached_property
+    def shapes(self) -> dict[str, Shape]:
+        """Shape, without the batch, of the source and of every operation's output."""
+        shapes = {self.source: self.source_shape}
+        for op in self.ops:
+            shapes[op.name] = KINDS[op.kind].shape(op, [shapes[name] for name in op.inputs])
+        return shapes
+
+    @functools.cached_property
+    def readers(self) -> dict[str, tuple[Op, ...]]:
+        """The operations that read each value."""
+        found: dict[str, list[Op]] = {name: [] for name in self.shapes}
+        for op in self.ops:
+            for name in dict.fromkeys(op.inputs):
+                found[name].append(op)
+        return {name: tuple(ops) for name, ops in found.items()}
+
+    @functools.cached_property
+    def last_reads(self) -> tuple[tuple[str, ...], ...]:
+        """For each operation, the values that nothing needs after it."""
+        reader = {name: i for i, op in enumerate(self.ops) for name in op.inputs}
+        kept = {o.op for o in self.outputs}
+        return tuple(
+            tuple(n for n in dict.fromkeys(op.inputs) if reader[n] == i and n not in kept)
+            for i, op in enumerate(self.ops)
+        )
+
+    @property
+    def layers(self) -> tuple[Op, ...]:
+        """The operations with weights, in order."""
+        return tuple(op for op in self.ops if op.is_layer)
+
+    @property
+    def activations(self) -> tuple[str, ...]:
+        """The values that an int8 network rounds, each to a scale of its own."""
+        return (self.source, *(op.name for op in self.ops if KINDS[op.kind].rounded))
+
+    @property
+    def output_shapes(self) -> dict[str, Shape]:
+        return {o.name: self.shapes[o.op] for o in self.outputs}
+
+    def replace(self, **changes: Any) -> Graph:
+        return dataclasses.replace(self, **changes)
+
+    def with_head(self, head: Head) -> Graph:
+        """The graph with a task's operations and outputs, without what these don't need."""
+        whole = self.replace(ops=(*self.ops, *head.ops), outputs=head.outputs)
+        return whole.upto(o.op for o in head.outputs)
+
+    def upto(self, names: Iterator[str] | Collection[str]) -> Graph:
+        """The part that computes `names`, with the outputs among it."""
+        needed = set(names)
+        for op in reversed(self.ops):
+            if op.name in needed:
+                needed |= {*op.inputs}
+        ops = tuple(op for op in self.ops if op.name in needed)
+        return self.replace(ops=ops, outputs=tuple(o for o in self.outputs if o.op in needed))
+
+    def after(self, names: Collection[str]) -> tuple[Op, ...]:
+        """The operations called `names`, and all that depends on them."""
+        found = set(names)
+        out = []
+        for op in self.ops:
+            if op.name in found or found & {*op.inputs}:
+                found.add(op.name)
+                out.append(op)
+        return tuple(out)
+
+    def activation_of(self, value: str) -> str:
+        """The activation whose scale a value held in whole numbers has."""
+        op = self.by_name.get(value)
+        same = op is not None and op.kind in ("quantize", "dequantize", "pad")
+        return self.activation_of(op.inputs[0]) if op and same else value
+
+
+def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
+    """Pixels TensorFlow's "SAME" adds before and after a side of `size`: the odd one goes after."""
+    total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+    return total // 2, total - total // 2
+
+
+def pads(op: Op, shape: Shape, padding: Padding) -> tuple[int, int, int, int]:
+    """What an operation adds above, left, below and right of a map of `shape`."""
+    if padding == "symmetric":
+        up, left = (k // 2 for k in op.kernels)
+        return up, left, up, left
+    (up, down), (left, right) = (
+        same_padding(side, k, op.stride) for side, k in zip(shape[1:], op.kernels, strict=True)
+    )
+    return up, left, down, right
+
+
+def with_rounding(
+    graph: Graph, float_ops: Collection[str] = (), in_float: Callable[[Op], bool] = lambda _op: False
+) -> Graph:
+    """An int8 network's graph: where values become whole numbers ("quantize") and floats again ("dequantize").
+
+    This is the one place for its rules. Every activation is rounded to its scale, but for those of `float_ops`, which
+    are computed in float and stay so; an int8 operation that reads one rounds what it reads. Answers (KINDS says which)
+    are computed in float. `in_float`: operations that a runtime computes in float though their output is rounded.
+    """
+    out: list[Op] = []
+    integers: set[str] = set()
+    forms: dict[tuple[str, bool], str] = {}  # (activation, in whole numbers) -> the value that is it
+
+    def convert(name: str, value: str, kind: str) -> str:
+        like = graph.by_name.get(name)
+        channels = like.cout if like else graph.source_shape[0]
+        new = f"{name}.{'int8' if kind == 'quantize' else 'float'}"
+        out.append(Op(new, kind, channels, channels, inputs=(value,)))
+        if kind == "quantize":
+            integers.add(new)
+        return new
+
+    def read(name: str, integer: bool) -> str:
+        if (name, integer) not in forms:
+            kind = "quantize" if integer else "dequantize"
+            forms[name, integer] = convert(name, forms[name, not integer], kind)
+        return forms[name, integer]
+
+    def made(name: str, integer: bool, rounded: bool) -> None:
+        forms[name, integer] = name
+        if integer:
+            integers.add(name)
+        elif rounded:  # whoever reads it in float reads it rounded
+            forms[name, True] = convert(name, name, "quantize")
+            del forms[name, False]
+
+    made(graph.source, False, True)
+    for op in graph.ops:
+        rounded = KINDS[op.kind].rounded and op.name not in float_ops
+        integer = rounded and not in_float(op)
+        inputs = tuple(read(name, integer) for name in op.inputs)
+        out.append(dataclasses.replace(op, inputs=inputs))
+        made(op.name, integer, rounded)
+    outputs = tuple(dataclasses.replace(o, op=read(o.op, False)) for o in graph.outputs)
+    return graph.replace(ops=tuple(out), outputs=outputs, integers=frozenset(integers))

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mobilenets.arch.graph import ACTIVATIONS, CLIPS, Activation, Op, OpKind
+from mobilenets.arch.graph import ACTIVATIONS, CLIPS, Activation, Op
 from mobilenets.errors import UserError, unknown
 
 
@@ -39,7 +39,7 @@ def _layer(op: Op) -> tuple[Op, ...]:
 
 
 def _conv(name: str, cin: int, cout: int, kernel: int, stride: int, act: Activation | None) -> tuple[Op, ...]:
-    kind: OpKind = "pointwise" if kernel == 1 else "conv"
+    kind = "pointwise" if kernel == 1 else "conv"
     return _layer(Op(name, kind, cin, cout, kernel, stride, act, norm=True))
 
 
@@ -69,7 +69,7 @@ class Conv:
     def ops(self, cin: int, scaling: Scaling) -> tuple[Op, ...]:
         if self.norm:
             return _chain(*_conv("conv", cin, self.channels, self.kernel, self.stride, scaling.activation))
-        kind: OpKind = "pointwise" if self.kernel == 1 else "conv"
+        kind = "pointwise" if self.kernel == 1 else "conv"
         op = Op("conv", kind, cin, self.channels, self.kernel, self.stride, scaling.activation, bias=True)
         return _chain(*_layer(op))
 

@@ -16,14 +16,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mobilenets.arch.graph import ACTIVATIONS, Activation, Op
+from mobilenets.arch.graph import ACTIVATIONS, PADDINGS, Activation, Graph, Op, Padding
 from mobilenets.arch.rows import RESIDUAL, InvertedResidual, Row, Scaling, round_channels, row_from_json
 from mobilenets.errors import UserError, unknown
 
-Padding = Literal["symmetric", "same"]
 Shortcut = Literal["bottleneck", "expansion", "none"]
 Convention = Literal["slim", "torchvision"]
-PADDINGS: tuple[Padding, ...] = ("symmetric", "same")
 SHORTCUTS: tuple[Shortcut, ...] = ("bottleneck", "expansion", "none")
 CONVENTIONS: tuple[Convention, ...] = ("slim", "torchvision")
 
@@ -88,7 +86,8 @@ class Arch:
     """A network resolved to final channels: the one description the model, its cost and its files share.
 
     `classes` is 0 for a headless network. `divisor`, `min_depth`, `keep_head`, `keep_stem` and `convention` record how
-    the channels were rounded (see `scale`). `padding` is "symmetric" (PyTorch's) or "same" (TensorFlow's: a stride-2
+    the channels were rounded (see `scale`). `size` is the input's (height, width) where it isn't a square of
+    `resolution`, the shorter of the two then. `padding` is "symmetric" (PyTorch's) or "same" (TensorFlow's: a stride-2
     convolution pads bottom and right first). `linear_bottleneck` and `shortcut` are V2's ablations (V2 paper, figure
     6): without the first, an activation follows the projection too; the shortcuts join the bottlenecks, or the
     expansions (over depthwise, project and the next expansion, as in a classical residual block), or there are none.
@@ -112,10 +111,14 @@ class Arch:
     keep_head: bool = False
     keep_stem: bool = False
     convention: Convention = "slim"
+    size: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         check_alpha(self.alpha)
-        check_resolution(self.resolution)
+        for side in (self.resolution, *self.input_size):
+            check_resolution(side)
+        if self.resolution != min(self.input_size):
+            raise UserError(f"an input of {self.input_size} has a resolution of {min(self.input_size)}")
         if self.classes < 0:
             raise UserError(f"classes must be 0 or more, not {self.classes}")
         for field, known in (
@@ -150,7 +153,7 @@ class Arch:
         if not self.classes:
             return ops
         inputs = (ops[-1].name,)
-        return *ops, Op("classifier", "linear", self.width, self.classes, bias=True, inputs=inputs)
+        return *ops, Op("classifier", "linear", self.features, self.classes, bias=True, inputs=inputs)
 
     @property
     def scaling(self) -> Scaling:
@@ -186,33 +189,29 @@ class Arch:
         """Every operation in order, from the image ("input") to the classes: what every walker walks."""
         return *(op for b in self.blocks for op in b.ops), *self.tail
 
-    @functools.cached_property
-    def sides(self) -> dict[str, int]:
-        """Height and width in pixels of "input" and of every operation's output, at `resolution`."""
-        sides = {"input": self.resolution}
-        for op in self.ops:
-            sides[op.name] = 1 if op.kind == "pool" else -(-sides[op.inputs[0]] // op.stride)
-        return sides
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width of the input in pixels."""
+        return self.size or (self.resolution, self.resolution)
 
     @functools.cached_property
-    def frees(self) -> tuple[tuple[str, ...], ...]:
-        """For each operation, the names of those whose outputs nothing after it reads."""
-        reader = {name: i for i, op in enumerate(self.ops) for name in op.inputs}
-        return tuple(tuple(n for n in dict.fromkeys(op.inputs) if reader[n] == i) for i, op in enumerate(self.ops))
+    def graph(self) -> Graph:
+        """The network's own operations, its classifier among them where it has one; a task adds its head to them."""
+        return Graph(self.ops, (3, *self.input_size), padding=self.padding)
+
+    @functools.cached_property
+    def sides(self) -> dict[str, int]:
+        """Height of "input" and of every operation's output; the width too in square networks, as the papers' are."""
+        return {name: shape[1] for name, shape in self.graph.shapes.items()}
 
     @property
     def layers(self) -> tuple[Op, ...]:
         """The operations with weights, in order, the classifier last."""
-        return tuple(op for op in self.ops if op.is_layer)
+        return self.graph.layers
 
     @property
-    def activations(self) -> tuple[str, ...]:
-        """Names of the tensors between the operations: what int8 gives a scale each."""
-        return ("input", *(op.name for op in self.ops))
-
-    @property
-    def width(self) -> int:
-        """Features that the classifier reads."""
+    def features(self) -> int:
+        """Numbers that the classifier reads."""
         return (self.head or self.rows)[-1].channels
 
     @property
@@ -224,13 +223,16 @@ class Arch:
 
     @property
     def title(self) -> str:
-        return f"{self.name} {self.alpha:g}-{self.resolution}"
+        side = f"{self.size[0]}x{self.size[1]}" if self.size else self.resolution
+        return f"{self.name} {self.alpha:g}-{side}"
 
     def replace(self, **changes: Any) -> Arch:
         return dataclasses.replace(self, **changes)
 
     def to_json(self) -> dict[str, Any]:
         d = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        if self.size is None:  # the digests of squares are those of before there were others
+            del d["size"]
         for part in ("rows", "head"):
             d[part] = [{"type": type(r).__name__, **dataclasses.asdict(r)} for r in d[part]]
         return d
@@ -244,7 +246,8 @@ class Arch:
                 raise unknown("Arch field", k, known)
         try:
             rows, head = (tuple(row_from_json(r) for r in part) for part in (d["rows"], d.get("head", ())))
-            return cls(**{**d, "rows": rows, "head": head})
+            size = {"size": tuple(d["size"])} if d.get("size") else {}
+            return cls(**{**d, "rows": rows, "head": head, **size})
         except (KeyError, TypeError, ValueError, AttributeError) as e:
             raise UserError(f"not an Arch: {e}") from e
 
@@ -291,16 +294,10 @@ def check_resolution(resolution: int) -> None:
         raise UserError(f"resolution must be a whole number from 32 to 4096 pixels, not {resolution}")
 
 
-def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
-    """Pixels TensorFlow's "SAME" adds before and after a side of `size`: the odd one goes after."""
-    total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
-    return total // 2, total - total // 2
-
-
 def scale(
     network: Network,
     alpha: float = 1.0,
-    resolution: int | None = None,
+    resolution: int | tuple[int, int] | None = None,
     classes: int = 1000,
     *,
     activation: Activation | None = None,
@@ -318,11 +315,11 @@ def scale(
 ) -> Arch:
     """Resolve a paper's table at width `alpha` and input `resolution` in pixels (V1 paper, sections 3.3 and 3.4).
 
-    `resolution` None is the one the paper leads with. Every row's channels are multiplied by alpha and rounded
-    (`round_channels`); `keep_head` spares the last row below alpha 1, `keep_stem` the first. At other widths than 1 two
-    conventions exist for the expanded channels: "slim" (TF-slim's and timm's, the papers' authors' own) applies the
-    expansion ratio to the rounded input; "torchvision" multiplies the table's expanded channels by alpha and narrows
-    the head too. They differ for V3 alone, since V2's ratios are whole numbers.
+    `resolution` is one side of a square, or (height, width); None is the one the paper leads with. Every row's channels
+    are multiplied by alpha and rounded (`round_channels`); `keep_head` spares the last row below alpha 1, `keep_stem`
+    the first. At other widths than 1 two conventions exist for the expanded channels: "slim" (TF-slim's and timm's, the
+    papers' authors' own) applies the expansion ratio to the rounded input; "torchvision" multiplies the table's
+    expanded channels by alpha and narrows the head too. They differ for V3 alone, since V2's ratios are whole numbers.
     """
     check_alpha(alpha)
     if convention not in CONVENTIONS:
@@ -347,10 +344,12 @@ def scale(
         rows.append(dataclasses.replace(row, channels=channels))
         table_cin, cin = row.channels, channels
     n = len(network.rows)
+    side = network.resolutions[-1] if resolution is None else resolution
+    size = side if isinstance(side, tuple) else (side, side)
     return Arch(
         name=network.name,
         alpha=float(alpha),
-        resolution=network.resolutions[-1] if resolution is None else resolution,
+        resolution=min(size),
         classes=classes,
         rows=tuple(rows[:n]),
         head=tuple(rows[n:]),
@@ -366,4 +365,5 @@ def scale(
         keep_head=keep,
         keep_stem=keep_stem,
         convention=convention,
+        size=size if size[0] != size[1] else None,
     )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from mobilenets import console
+from mobilenets import console, tasks
 from mobilenets.commands.options import commas
 from mobilenets.deploy import bench as timing
 from mobilenets.deploy import engines
@@ -37,7 +37,9 @@ class Bench:
     def to_json(self) -> list[dict[str, Any]]:
         out = []
         for t, e in zip(self.timings, self.exports, strict=True):
-            proof = {k: getattr(e, k) for k in ("top1", "agreement", "difference")} if e else {}
+            primary = tasks.find(e.task).primary if e else None
+            score = {primary.name: e.score} if e and primary else {}
+            proof = {**score, "agreement": e.agreement, "difference": e.difference} if e else {}
             out.append({**t.to_json(), **proof})
         return out
 
@@ -48,6 +50,8 @@ class Bench:
         first = self.timings[0]
         batches = list(first.images_per_s)
         scored = any(self.exports)
+        primary = next((tasks.find(e.task).primary for e in self.exports if e), None)
+        heading = f"{primary.label}\n{primary.unit}" if primary else "score"
         several = len({r.threads for r in self.timings}) > 1
         threads = "" if several else f" on {first.threads} thread{'s' * (first.threads > 1)}"
         t = console.table(
@@ -56,7 +60,7 @@ class Bench:
                 *([] if scored else ["file"]),
                 *("engine", "precision"),
                 *(["threads"] if several else []),
-                *(["top-1\n%", "as PyTorch\n%"] if scored else []),
+                *([heading, "as PyTorch\n%"] if scored else []),
                 *("median\nms", "p95\nms"),
                 *(f"images/s\nat {b}" for b in batches),
                 *("load\nms", "RSS\nMB", "size\nMB"),
@@ -65,7 +69,7 @@ class Bench:
         )
         best = min(self.timings, key=lambda r: r.median_ms)
         for r, e in zip(self.timings, self.exports, strict=True):
-            proof = [e and _percent(e.top1), e and _percent(e.agreement)] if scored else []
+            proof = [e and _percent(e.score), e and _percent(e.agreement)] if scored else []
             t.add_row(
                 *([] if scored else [r.path]),
                 r.engine,

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from cyclopts import Parameter
 
 from mobilenets import console
+from mobilenets.arch.heads import LOGITS
 from mobilenets.data import checks
 from mobilenets.data import dataset as data
 from mobilenets.data.dataset import Split
@@ -23,7 +24,7 @@ from mobilenets.model.bundle import Bundle
 from mobilenets.training import distributed as processes
 from mobilenets.training import recipes, run
 from mobilenets.training import trainer as train
-from mobilenets.training.distill import TEACHER, Teaching, _at_once
+from mobilenets.training.distill import TEACHER, Distiller, _at_once
 from mobilenets.training.recipes import Distillation, Overrides
 
 if TYPE_CHECKING:
@@ -123,9 +124,9 @@ def distill(
     _, rank = processes.world()
     if rank == 0:
         run.prepare(out, config, resume)
-        checks.check(d, skip_bad)
+        checks.check(d, skip_bad, data.cache_side(max(net.input_size)))
     else:
-        checks.scan(d)
+        checks.scan(d, side=data.cache_side(max(net.input_size)))
     if unlabelled:
         d.labels = classes
         for split in d.splits.values():
@@ -134,8 +135,8 @@ def distill(
         val = d.split("val")
         right = np.asarray(columns)[val.targets] == _says(knows, val)
         console.note(f"teacher  {knows.name}: {100 * right.mean():.2f}% top-1 on val")
-    teaching = Teaching(knows, how, columns, cache or out / TEACHER)
-    trained = train.train_bundle(d, net, chosen, out, seed=seed, resume=resume, init=start, teaching=teaching)
+    distiller = Distiller(knows, how, columns, cache or out / TEACHER)
+    trained = train.train_bundle(d, net, chosen, out, seed=seed, resume=resume, init=start, distiller=distiller)
     if rank != 0:
         return None
     run.say_where(out)
@@ -160,6 +161,6 @@ def _says(teacher: Teacher, split: Split) -> npt.NDArray[np.int64]:
         for at in range(0, len(split), at_once):
             chunk = split.subset(range(at, min(at + at_once, len(split))))
             pixels = torch.from_numpy(data.gather(chunk, teacher.preprocess).pixels).permute(0, 3, 1, 2)
-            best.append(teacher(pixels)[:, : len(teacher.labels)].argmax(1).cpu().numpy())
+            best.append(teacher(pixels)[LOGITS].argmax(1).cpu().numpy())
             bar.advance(task, len(chunk))
     return np.concatenate(best)

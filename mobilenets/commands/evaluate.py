@@ -7,7 +7,7 @@ from pathlib import Path
 from mobilenets.data.open import of_card
 from mobilenets.deploy import engines
 from mobilenets.deploy.evaluate import score
-from mobilenets.tasks.classify import Scores
+from mobilenets.tasks.task import Scores
 
 
 def evaluate(model: Path, source: str | None = None, *, split: str | None = None, root: Path | None = None) -> Scores:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
-from mobilenets.commands.pipeline import in_precision
+from mobilenets.commands.options import as_task
+from mobilenets.commands.pipeline import in_precision, make_file, parity_images
 from mobilenets.data.open import of_card
-from mobilenets.deploy import engines, evaluate
-from mobilenets.deploy.export import PARITY_IMAGES, Export, export_bundle
+from mobilenets.deploy import engines
+from mobilenets.deploy.export import Export
 from mobilenets.errors import UserError
 from mobilenets.model import bundle as bundles
 from mobilenets.model.bundle import Bundle
@@ -22,9 +22,11 @@ def export(
     to: str = "",
     precision: str = "",
     batch: int = 0,
+    task: str = "",
+    tap: str = "",
     root: Path | None = None,
 ) -> Export:
-    """Write a bundle as a file for a runtime: uint8 images [N, H, W, 3] in, probabilities out, the card inside.
+    """Write a bundle as a file for a runtime: uint8 images [N, H, W, 3] in, its task's answers out, the card inside.
 
     The file is proved against PyTorch on real images, held out from training, and scored on all of them; one that
     differs, or isn't of the precision asked for, isn't kept.
@@ -44,19 +46,20 @@ def export(
         default the bundle's own. int8 of a float bundle quantizes it first, on training images.
     batch
         Images in every call of the file; 0 leaves them open.
+    task
+        features: what the network sees instead of its answers, the pooled vector that its classifier reads.
+    tap
+        The operation whose output the features are, by its name in `mobilenets cost ARCH --layers`; it implies
+        --task features.
     root
         Where local copies of named data sets are.
     """
     engine = engines.for_format(to) if to else engines.for_suffix(out)
     if batch < 0:
         raise UserError(f"batch must be 0 or more, not {batch}")
-    source = Bundle.load(bundles.find_bundle(bundle))
+    source = as_task(Bundle.load(bundles.find_bundle(bundle)), task, tap)
     wanted = engines.check_precision(engine, precision or source.card.precision)
     engines.module(engine)  # says what to install before any data is read
     d = of_card(source.card, data_source, root)
-    images = d.sample(d.held_out, PARITY_IMAGES, source.card.preprocess)
-    made = export_bundle(in_precision(source, wanted, d), images.pixels, out, d.source, engine, wanted, batch or None)
-    if made.agreement is None:
-        return made
-    scores = evaluate.score(engines.load(out), d, d.held_out)
-    return dataclasses.replace(made, top1=scores.top1, split=d.held_out)
+    images = parity_images(d, source.card)
+    return make_file(in_precision(source, wanted, d), d, out, engine, wanted, images, batch or None).export

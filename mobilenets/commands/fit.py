@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,9 +20,11 @@ from mobilenets.data.checks import Scan
 from mobilenets.data.dataset import Data
 from mobilenets.data.open import open_data
 from mobilenets.deploy import choose, engines, latency
-from mobilenets.deploy.choose import Budget, Choice
+from mobilenets.deploy.choose import Budget, Choice, Chosen
 from mobilenets.model import bundle as bundles
 from mobilenets.model.bundle import Bundle
+from mobilenets.tasks import classify
+from mobilenets.tasks.task import MetricSpec
 from mobilenets.training import distributed as processes
 from mobilenets.training import recipes, run
 from mobilenets.training import trainer as train
@@ -51,13 +52,17 @@ class Fitted:
     def shipped(self) -> Step:
         return next(s for s in self.steps if Path(s.path) == self.file)
 
+    @property
+    def primary(self) -> MetricSpec:
+        return classify.PRIMARY
+
     def to_json(self) -> dict[str, Any]:
         return {
             "file": str(self.file),
             "arch": self.arch.name,
             "alpha": self.arch.alpha,
             "resolution": self.arch.resolution,
-            "top1": self.shipped.scores.top1,
+            self.primary.name: self.shipped.scores.value,
             "latency_ms": self.shipped.latency_ms,
             "predicted_latency_ms": self.predicted_ms,
             "size_bytes": self.shipped.size_bytes,
@@ -72,7 +77,7 @@ class Fitted:
         first = self.steps[0].scores
         t = console.table(
             f"{self.arch.title} on {first.data}, {first.split} split, {first.count} images",
-            ["step", "top-1 %", "size MB", "latency ms", "top-1 as PyTorch %"],
+            ["step", f"{self.primary.label} {self.primary.unit}", "size MB", "latency ms", "as PyTorch %"],
             left=("step",),
         )
         for s in self.steps:
@@ -80,7 +85,7 @@ class Fitted:
             agreement = "" if s.agreement is None else f"{s.agreement:.1f}"
             size = console.megabytes(s.size_bytes)
             style = "bold green" if s is self.shipped else ""
-            t.add_row(s.name, f"{s.scores.top1:.2f}", size, latency, agreement, style=style)
+            t.add_row(s.name, f"{s.scores.value:.2f}", size, latency, agreement, style=style)
         return Group(
             t,
             f"{self._budget_line()}; {self.seconds:.0f} s in all",
@@ -165,7 +170,7 @@ def fit(
         "precision": ",".join(precision), "table": str(table) if table else None,
         "threads": threads, "recipe": chosen_recipe.to_json(), "init": start.digest if start else None, "seed": seed,
     }  # fmt: skip
-    choice: dict[str, Any] | None = None
+    choice: Chosen | None = None
     found: Scan | None = None
     if rank == 0:
         run.prepare(out, config, resume)
@@ -177,8 +182,8 @@ def fit(
         )
     else:
         checks.scan(d)
-    choice = processes.from_rank_0(choice)
-    arch = Arch.from_json(choice["arch"])
+    chosen: Chosen = processes.from_rank_0(choice)
+    arch = chosen.arch
     if rank == 0 and resume and bundles.is_bundle(out / FLOAT):
         trained = Bundle.load(out / FLOAT)
     else:
@@ -187,14 +192,14 @@ def fit(
         trained = train.train_bundle(d, arch, chosen_recipe, out, seed=seed, resume=resume, init=start)
     if rank != 0:
         return None
-    steps, shipped = ship(d, trained, out, choice["precision"], threads, choice["engine"])
+    steps, shipped = ship(d, trained, out, chosen.precision, threads, chosen.engine)
     fitted = Fitted(
         out=out,
         file=shipped,
         arch=arch,
         steps=steps,
-        predicted_ms=choice["pick"]["latency_ms"],
-        elsewhere=choice["machine"] if table else "",
+        predicted_ms=chosen.latency_ms,
+        elsewhere=chosen.machine if table else "",
         budget=budget,
         seconds=time.monotonic() - started,
     )
@@ -206,14 +211,11 @@ def fit(
     return fitted
 
 
-def _choose(
-    out: Path, d: Data, found: Scan, start: Bundle | None, pick: Callable[[Sequence[Arch]], Choice]
-) -> dict[str, Any]:
-    """The choice as JSON, kept in the run's folder: a resumed run doesn't choose again."""
+def _choose(out: Path, d: Data, found: Scan, start: Bundle | None, pick: Callable[[Sequence[Arch]], Choice]) -> Chosen:
+    """The choice, kept in the run's folder: a resumed run doesn't choose again."""
     path = out / CHOICE
     if path.exists():
-        kept: dict[str, Any] = json.loads(path.read_text())
-        return kept
+        return Chosen.from_json(files.read_json(path, (), "a run of fit"), str(path))
     console.note("[bold]2/6 choose[/]")
     archs = choose.grid(len(d.labels), found.native_side)
     if start:
@@ -221,9 +223,8 @@ def _choose(
         archs = [train.initial_arch(start, len(d.labels), a.resolution) for a in archs if _same(a, of)]
     choice = pick(archs)
     console.note(choice)
-    value = choice.to_json()
-    files.write_json(path, value)
-    return value
+    files.write_json(path, choice.to_json())
+    return choice.chosen
 
 
 def _trained_before(out: Path) -> float:

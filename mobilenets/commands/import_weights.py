@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mobilenets.arch.spec import Padding
+from mobilenets.arch.graph import Padding
 from mobilenets.model.bundle import Bundle, check_out
 from mobilenets.model.convert.weights import foreign_bundle, open_foreign, read_labels
 

@@ -8,6 +8,8 @@ from typing import Any
 from cyclopts import Parameter
 
 from mobilenets.errors import UserError
+from mobilenets.model.bundle import Bundle
+from mobilenets.tasks import features, find
 
 
 def commas(kind: type) -> Any:
@@ -22,3 +24,16 @@ def commas(kind: type) -> Any:
             raise UserError(f"{tokens[0].keyword} takes {name} with commas between, not {','.join(words)!r}") from e
 
     return Parameter(converter=convert)
+
+
+def as_task(source: Bundle, task: str, tap: str = "") -> Bundle:
+    """The bundle, or the features of it where the command line asks for them. Raises `UserError`."""
+    if task:
+        find(task)  # says what there is
+    if tap and task not in ("", features.TASK.name):
+        raise UserError(f"--tap is for features, not for {task}")
+    if not (task or tap) or (task == source.card.task and not tap):
+        return source
+    if task and task != features.TASK.name:
+        raise UserError(f"a network for {source.card.task} gives no answers for {task}; it can give its features")
+    return features.of_bundle(source, tap)

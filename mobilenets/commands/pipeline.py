@@ -1,6 +1,4 @@
-"""A network in every format asked for: each file proved and scored, kept in the run's folder, made again only if the
-network changed.
-"""
+"""From a bundle to files that are proved, scored and measured: the one way that every verb goes."""
 
 from __future__ import annotations
 
@@ -12,19 +10,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mobilenets import console, files
+from mobilenets import console, files, tasks
 from mobilenets.compression import quantize
 from mobilenets.compression.scheme import CALIBRATION_IMAGES
 from mobilenets.data.dataset import Data
 from mobilenets.data.open import of_card
-from mobilenets.deploy import bench, engines, evaluate, export
+from mobilenets.deploy import bench, engines, evaluate
+from mobilenets.deploy.engines import Engine
 from mobilenets.deploy.export import PARITY_IMAGES, Export, export_bundle
 from mobilenets.errors import UserError, unknown
 from mobilenets.model import bundle as bundles
 from mobilenets.model.bundle import Bundle
-from mobilenets.model.card import PRECISIONS, Metric, Precision
-from mobilenets.tasks.classify import Scores
-from mobilenets.training.run import FLOAT, INT8
+from mobilenets.model.card import PRECISIONS, Card, Metric, Precision
+from mobilenets.model.images import Pixels
+from mobilenets.tasks.task import Scores
+from mobilenets.training.run import FLOAT, INT8, MANIFEST
+
+FOLDER, RECORD = "exports", "exports.json"
 
 
 def in_precision(source: Bundle, precision: Precision, d: Data) -> Bundle:
@@ -40,7 +42,51 @@ def in_precision(source: Bundle, precision: Precision, d: Data) -> Bundle:
     return quantize.correct_bundle(source, precision, images)
 
 
-FOLDER, RECORD = "exports", "exports.json"
+@dataclass(frozen=True)
+class Made:
+    """A file, proved; and its scores on what was held out, where it runs here and its task has a score."""
+
+    export: Export
+    scores: Scores | None
+
+
+def parity_images(d: Data, card: Card) -> Pixels:
+    """Held-out images that files are proved on."""
+    return d.sample(d.held_out, PARITY_IMAGES, card.preprocess).pixels
+
+
+def make_file(
+    source: Bundle, d: Data, path: Path, engine: str, precision: Precision, images: Pixels, batch: int | None = None
+) -> Made:
+    """A bundle (see `in_precision`) as a file for `engine`: exported, proved on `images`, scored on what was held out.
+
+    Raises `UserError`, and keeps no file, where the proof fails.
+    """
+    made = export_bundle(source, images, path, f"{d.source} {d.held_out}", engine, precision, batch)
+    if made.agreement is None or tasks.of(source.card).primary is None:
+        return Made(made, None)
+    scores = evaluate.score(engines.load(path), d, d.held_out)
+    return Made(dataclasses.replace(made, score=scores.value, split=d.held_out), scores)
+
+
+def metric_of(card: Card, scores: Scores) -> Metric:
+    """Scores as a card has them. Raises `UserError` for a task without any."""
+    primary = tasks.of(card).primary
+    if primary is None:
+        raise UserError(f"the task {card.task} has no score")
+    value = round(scores.value, 4)
+    return Metric(primary.name, value, scores.data, scores.split, scores.count, primary.unit, primary.higher_is_better)
+
+
+def scored(source: Bundle, engine: Engine, d: Data) -> tuple[Bundle, Scores]:
+    """A bundle with its score on what was held out on its card, in the place of earlier ones of that split."""
+    scores = evaluate.score(engine, d, d.held_out)
+    kept = tuple(m for m in source.card.metrics if m.split != d.held_out)
+    card = source.card.replace(metrics=(*kept, metric_of(source.card, scores)))
+    return Bundle(card, source.tensors), scores
+
+
+# ---- a network in every format asked for: kept in the run's folder, made again only if the network changed
 
 
 def combinations(engine: Sequence[str], precision: Sequence[str], of: Precision) -> list[tuple[str, Precision]]:
@@ -73,9 +119,9 @@ def make(
     """An `Export` for each pair, or the line that says why there is none; files of `path` go into `folder`."""
     source = Bundle.load(bundles.find_bundle(path))
     d = of_card(source.card, data_source, root)
-    images = d.sample(d.held_out, PARITY_IMAGES, source.card.preprocess).pixels
+    images = parity_images(d, source.card)
     record = folder / RECORD
-    made = json.loads(record.read_text()) if record.exists() else {}
+    before = json.loads(record.read_text()) if record.exists() else {}
     quantized = _int8(path, source)
     sources: dict[Precision, Bundle] = {"int8": quantized} if quantized else {}
     with console.progress("files") as bar:
@@ -85,21 +131,18 @@ def make(
             name = f"{engine}-{precision}{engines.runtime(engine).suffix}"
             of = quantized if quantized and precision == "int8" else source
             key = [of.digest, engines.version(engine), d.source]
-            if name in made and made[name]["of"] == key and (folder / name).exists():
-                yield Export(**{**made[name]["export"], "path": folder / name})
+            if name in before and before[name]["of"] == key and (folder / name).exists():
+                yield Export.from_json({**before[name]["export"], "path": folder / name})
                 continue
             try:
                 if precision not in sources:
                     sources[precision] = in_precision(source, precision, d)
-                one = export_bundle(sources[precision], images, folder / name, d.source, engine, precision)
-                if one.agreement is not None:
-                    scores = evaluate.score(engines.load(one.path), d, d.held_out)
-                    one = dataclasses.replace(one, top1=scores.top1, split=d.held_out)
+                one = make_file(sources[precision], d, folder / name, engine, precision, images).export
             except UserError as e:
                 yield f"{engine} {precision}: {e}"
                 continue
-            made[name] = {"of": key, "export": one.to_json()}
-            files.write_json(record, made)
+            before[name] = {"of": key, "export": one.to_json()}
+            files.write_json(record, before)
             yield one
 
 
@@ -107,11 +150,14 @@ def _int8(path: Path, source: Bundle) -> Bundle | None:
     """The int8 bundle that a run has of its float one."""
     if source.card.precision == "int8":
         return source
-    if bundles.is_bundle(path / "int8"):
-        b = Bundle.load(path / "int8")
+    if bundles.is_bundle(path / INT8):
+        b = Bundle.load(path / INT8)
         if b.card.parent == source.digest:
             return b
     return None
+
+
+# ---- the steps from a trained network to the file to ship
 
 
 @dataclass(frozen=True)
@@ -130,38 +176,42 @@ class Step:
 
     def to_json(self) -> dict[str, Any]:
         own = {k: v for k, v in vars(self).items() if k != "scores"}
-        return {**own, **self.scores.to_json(), "confusion": self.scores.confusion.tolist()}
+        return {**own, **self.scores.to_json(), **self.scores.details()}
+
+
+def _entry(export: Export) -> dict[str, Any]:
+    """A file that ships, as the manifest has it."""
+    return {k: getattr(export, k) for k in ("sha256", "size_bytes", "engine", "precision", "task")}
 
 
 def ship(
     d: Data, trained: Bundle, out: Path, precision: Precision, threads: int, engine: str = "onnxruntime"
 ) -> tuple[tuple[Step, ...], Path]:
     """Quantize, export for `engine`, evaluate and measure a trained bundle: the steps, and the file to ship."""
-    preprocess = trained.card.preprocess
-    held_out = d.held_out
-    console.note(f"[bold]4/6 quantize, export, evaluate on {held_out}[/]")
-    parity = d.sample(held_out, export.PARITY_IMAGES, preprocess).pixels
+    console.note(f"[bold]4/6 quantize, export, evaluate on {d.held_out}[/]")
+    images = parity_images(d, trained.card)
     cores = os.cpu_count() or 1
     steps: list[Step] = []
+    exports: list[Export] = []
     b, bundle_paths = trained, {"float32": out / FLOAT, "int8": out / INT8}
     precisions: list[Precision] = [p for p in ("float32", precision) if p in engines.runtime(engine).precisions]
     for p in dict.fromkeys(precisions):
         if p == "int8":  # from the float bundle as it was saved, with its scores: its parent is what is in OUT/float
-            b = quantize.quantize_bundle(b, d.sample("train", CALIBRATION_IMAGES, preprocess).pixels)
+            b = in_precision(b, p, d)
         if p in bundle_paths:
             where = bundle_paths[p]
-            scores = evaluate.score(engines.module("torch").TorchEngine(b, cores), d, held_out)
-            metric = Metric("top1", round(scores.top1, 4), d.source, held_out, scores.count)
-            kept = tuple(m for m in b.card.metrics if m.split != held_out)
-            b = Bundle(b.card.replace(metrics=(*kept, metric)), b.tensors).save(where)
+            b, scores = scored(b, engines.module("torch").TorchEngine(b, cores), d)
+            b = b.save(where)
             label = "float" if p == "float32" else "int8, simulated"
             steps.append(Step(f"{label} in PyTorch", str(where), "torch", p, files.size_on_disk(where), scores))
         path = out / engines.file_name(engine, p)
-        made = export.export_bundle(in_precision(b, p, d), parity, path, f"{d.source} {held_out}", engine, p)
-        console.note(made)
-        scores = evaluate.score(engines.load(made.path), d, held_out)
-        name, proof = f"{p} {engines.runtime(engine).format.upper()}", (made.agreement, made.difference)
-        steps.append(Step(name, str(made.path), engine, p, made.size_bytes, scores, None, *proof))
+        made = make_file(in_precision(b, p, d), d, path, engine, p, images)
+        console.note(made.export)
+        exports.append(made.export)
+        assert made.scores is not None  # what is trained and shipped has a score, and runs here
+        name, proof = f"{p} {engines.runtime(engine).format.upper()}", (made.export.agreement, made.export.difference)
+        steps.append(Step(name, str(path), engine, p, made.export.size_bytes, made.scores, None, *proof))
+    files.write_json(out / MANIFEST, {"files": {e.path.name: _entry(e) for e in exports}})
     exported = [s for s in steps if s.path not in map(str, bundle_paths.values())]
     console.note("[bold]5/6 measure the files[/]")
     timings = bench.bench_files([Path(s.path) for s in exported], threads)

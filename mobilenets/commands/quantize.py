@@ -95,8 +95,8 @@ def quantize(
     keep_float
         Operations to keep in float, by name, with commas between.
     max_drop
-        Points of top-1 that int8 may lose against float on the val split. If it loses more, nothing is written, and
-        the operations are named that would have to stay in float.
+        What int8 may lose of its task's score against float on the val split: a classifier, points of top-1. If it
+        loses more, nothing is written, and the operations are named that would have to stay in float.
     mixed
         Keep those in float then.
     qat
@@ -125,13 +125,13 @@ def quantize(
     pixels = d.sample("train", images, source.card.preprocess).pixels
     measured = measure(source, pixels, scheme)
     if qat:
-        from mobilenets.compression.qat import trained
+        from mobilenets.compression.qat import train_int8
 
-        measured = trained(source, measured, d, qat, keep_float, out)
+        measured = train_int8(source, measured, d, qat, keep_float, out)
     if max_drop is None:
         made = measured.bundle(keep_float)
     else:
-        made = mixing.within(max_drop, source, d, measured, pixels, keep_float, mixed=mixed)
+        made = mixing.quantize_within(max_drop, source, d, measured, pixels, keep_float, mixed=mixed)
     made = made.save(out)
     if layer_report is None:
         return made

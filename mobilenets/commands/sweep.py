@@ -16,6 +16,7 @@ from mobilenets.arch import cost, zoo
 from mobilenets.commands.options import commas
 from mobilenets.commands.sweep_jobs import cluster, finished, timed, train_network
 from mobilenets.data import checks
+from mobilenets.data.dataset import cache_side
 from mobilenets.data.open import open_data
 from mobilenets.deploy import latency
 from mobilenets.errors import UserError
@@ -98,7 +99,7 @@ def sweep(
     config = {"verb": "sweep", "source": source, "recipe": chosen.to_json(), "precision": precision}
     with cluster(address, ray_cpus) if address else contextlib.nullcontext() as on_ray:
         run.prepare(out, config, resume)
-        checks.check(d, skip_bad)
+        checks.check(d, skip_bad, cache_side(min(max(a.input_size) for a in archs)))
         jobs = [
             Job(source, root, a, chosen, precision, seed, out / f"{a.name}-{a.alpha:g}-{a.resolution}-seed{seed}")
             for seed in range(seeds)

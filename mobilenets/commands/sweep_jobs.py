@@ -13,13 +13,11 @@ from pathlib import Path
 
 from mobilenets import files
 from mobilenets.arch import cost
-from mobilenets.commands.pipeline import in_precision
-from mobilenets.compression import quantize
-from mobilenets.compression.scheme import CALIBRATION_IMAGES
+from mobilenets.commands.pipeline import in_precision, make_file, parity_images
 from mobilenets.data import checks
 from mobilenets.data.dataset import Data
 from mobilenets.data.open import open_data
-from mobilenets.deploy import bench, engines, evaluate, export
+from mobilenets.deploy import bench, engines
 from mobilenets.errors import Interrupted, UserError
 from mobilenets.model import bundle as bundles
 from mobilenets.model.bundle import Bundle
@@ -49,16 +47,13 @@ def train_network(d: Data, job: Job) -> Trained:
         else:
             begun = (job.out / CHECKPOINTS / "last.ckpt").exists()
             b = train.train_bundle(d, a, job.recipe, job.out, seed=job.seed, resume=begun)
-        preprocess = b.card.preprocess
-        if job.precision == "int8":
-            images = d.sample("train", CALIBRATION_IMAGES, preprocess).pixels
-            b = quantize.quantize_bundle(b, images).save(job.out / INT8)
-        held_out = d.held_out
-        parity = d.sample(held_out, export.PARITY_IMAGES, preprocess).pixels
-        path = job.out / engines.file_name(ENGINE, job.precision)
+        images = parity_images(d, b.card)
         b = in_precision(b, job.precision, d)
-        made = export.export_bundle(b, parity, path, f"{d.source} {held_out}", ENGINE, job.precision)
-        scores = evaluate.score(engines.load(made.path), d, held_out)
+        if job.precision == "int8":
+            b = b.save(job.out / INT8)
+        path = job.out / engines.file_name(ENGINE, job.precision)
+        made = make_file(b, d, path, ENGINE, job.precision, images)
+        assert made.scores is not None  # what is trained has a score
     except Interrupted:
         raise
     except UserError as e:
@@ -68,10 +63,10 @@ def train_network(d: Data, job: Job) -> Trained:
     log = plots.read_metrics(job.out / LOGS / METRICS)
     result = dataclasses.replace(
         result,
-        split=held_out,
-        images=scores.count,
-        top1=scores.top1,
-        size_bytes=made.size_bytes,
+        split=made.scores.split,
+        images=made.scores.count,
+        top1=made.scores.value,
+        size_bytes=made.export.size_bytes,
         train_seconds=sum(log["seconds"].values()),
     )
     files.write_json(job.out / RESULT, dataclasses.asdict(result))

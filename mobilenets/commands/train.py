@@ -8,6 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from mobilenets.data import checks
+from mobilenets.data.dataset import cache_side
 from mobilenets.data.open import open_data
 from mobilenets.errors import UserError
 from mobilenets.model import bundle as bundles
@@ -81,9 +82,9 @@ def train(
     _, rank = world()
     if rank == 0:
         run.prepare(out, config, resume)
-        checks.check(d, skip_bad)
+        checks.check(d, skip_bad, cache_side(max(net.input_size)))
     else:
-        checks.scan(d)
+        checks.scan(d, side=cache_side(max(net.input_size)))
     trained = train_bundle(
         d, net, chosen, out, seed=seed, resume=resume, init=start, checkpoint_minutes=checkpoint_minutes
     )

@@ -29,7 +29,7 @@ SAMPLE = 2**16
 CUT = 1e-4  # what `percentile` cuts off at either end
 
 
-class MinMax:
+class MinMaxObserver:
     """The smallest and the largest value seen of an activation, zero among them."""
 
     def __init__(self, name: str) -> None:
@@ -47,7 +47,7 @@ class MinMax:
         return self.low, self.high
 
 
-class Histogram(MinMax):
+class Histogram(MinMaxObserver):
     """How often values fell into bins of one width, [0, width) among them; it doubles when a value lies beyond them.
 
     Of an image's large maps, evenly spaced values are counted, SAMPLE to twice as many.
@@ -74,7 +74,7 @@ class Histogram(MinMax):
         return ((np.arange(2 * BINS) - BINS + 0.5) * self.width).clip(self.low, self.high)
 
 
-class Percentile(Histogram):
+class PercentileObserver(Histogram):
     def range(self) -> tuple[float, float]:
         below = np.cumsum(self.counts) / self.counts.sum()
         first, last = np.searchsorted(below, (CUT, 1 - CUT))
@@ -82,7 +82,7 @@ class Percentile(Histogram):
         return max(self.low, min(edge[first], 0.0)), min(self.high, max(edge[last + 1], 0.0))
 
 
-class LeastError(Histogram):
+class LeastErrorObserver(Histogram):
     def range(self) -> tuple[float, float]:
         seen = self.counts > 0
         values, counts = self.middles[seen], self.counts[seen]
@@ -101,7 +101,11 @@ class LeastError(Histogram):
         return low, high
 
 
-OBSERVERS: dict[Calibration, type[MinMax]] = {"minmax": MinMax, "percentile": Percentile, "mse": LeastError}
+OBSERVERS: dict[Calibration, type[MinMaxObserver]] = {
+    "minmax": MinMaxObserver,
+    "percentile": PercentileObserver,
+    "mse": LeastErrorObserver,
+}
 
 
 def batches(preprocess: Preprocess, images: Pixels, size: int = BATCH) -> Iterator[Tensor]:
@@ -114,7 +118,7 @@ def watch(network: FoldedNetwork, inputs: Iterator[Tensor], see: Watch) -> None:
     """Run a network and show `see` every operation: its module, inputs and output."""
     handles = [
         module.register_forward_hook(lambda m, x, y, op=op: see(op, m, x, y))
-        for op, module in zip(network.arch.ops, network.layers, strict=True)
+        for op, module in zip(network.graph.ops, network.layers, strict=True)
     ]
     try:
         with torch.inference_mode():
@@ -128,14 +132,15 @@ def watch(network: FoldedNetwork, inputs: Iterator[Tensor], see: Watch) -> None:
 def calibrate(
     network: FoldedNetwork, preprocess: Preprocess, images: Pixels, method: Calibration = "minmax"
 ) -> dict[str, tuple[float, float]]:
-    """The range of each operation's output over `images`, uint8 [N, H, W, 3]; zero is in it.
+    """The range of each output that int8 rounds (`graph.activations`) over `images`, uint8 [N, H, W, 3]; zero is in it.
 
     Raises `UserError` where an output isn't a number.
     """
-    seen = {op.name: OBSERVERS[method](op.name) for op in network.arch.ops}
+    seen = {name: OBSERVERS[method](name) for name in network.graph.activations[1:]}
 
     def see(op: Op, _module: nn.Module, _inputs: tuple[Tensor, ...], y: Tensor) -> None:
-        seen[op.name].add(y)
+        if op.name in seen:
+            seen[op.name].add(y)
 
     watch(network, batches(preprocess, images), see)
     return {name: observer.range() for name, observer in seen.items()}

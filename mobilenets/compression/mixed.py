@@ -1,4 +1,4 @@
-"""Int8 held to a limit on the accuracy it may lose, with the fewest operations in float that it takes."""
+"""Int8 held to a limit on the score it may lose, with the fewest operations in float that it takes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from mobilenets import console
+from mobilenets import console, tasks
 from mobilenets.compression.calibrate import batches
 from mobilenets.compression.quantize import Measured
 from mobilenets.data.dataset import Data
@@ -21,12 +21,13 @@ from mobilenets.model.card import Metric
 from mobilenets.model.encodings import Array
 from mobilenets.model.images import Pixels
 from mobilenets.model.reference import FoldedNetwork, SimulatedInt8
+from mobilenets.tasks.task import MetricSpec
 
 RANKING_IMAGES = 16
 DECIDES = "val"
 
 
-def within(
+def quantize_within(
     max_drop: float,
     source: Bundle,
     d: Data,
@@ -36,21 +37,27 @@ def within(
     *,
     mixed: bool,
 ) -> Bundle:
-    """`measured` as an int8 bundle that loses at most `max_drop` points of top-1 on the val split against `source`.
+    """`measured` as an int8 bundle that loses at most `max_drop` of its task's score on the val split against `source`.
 
     Its score there is on its card; `float_ops` are in float anyhow. The test split isn't looked at: what its images
     have chosen they can't test. Where int8 loses more: with `mixed`, the fewest operations that make up for it are kept
     in float too, those first that `images`, uint8 [N, H, W, 3], show to be the most sensitive; without, a `UserError`
     names them.
     """
-    floating = _top1(source, d).value
+    score = tasks.of(source.card).primary
+    if score is None:
+        raise UserError(f"the task {source.card.task} has no score that max-drop could be a limit to; leave it out")
+    floating = _scored(source, d, score).value
 
     @functools.cache
     def attempt(more: tuple[str, ...]) -> tuple[Bundle, float]:
         made = measured.bundle((*float_ops, *more))
-        metric = _top1(made, d)
-        lost, kept = floating - metric.value, len(made.card.float_ops)
-        console.note(f"operations in float: {kept}; top-1 {metric.value:.2f}%, {lost:.2f} points below {floating:.2f}%")
+        metric = _scored(made, d, score)
+        lost, kept = score.lost(floating, metric.value), len(made.card.float_ops)
+        console.note(
+            f"operations in float: {kept}; {score.label} {score.say(metric.value)}, {_points(score, lost)} worse than "
+            f"{score.say(floating)}"
+        )
         return Bundle(made.card.replace(metrics=(metric,)), made.tensors), lost
 
     plain, lost = attempt(())
@@ -61,41 +68,54 @@ def within(
     names = first[bisect.bisect_left(first, True, hi=len(ranked), key=lambda names: attempt(names)[1] <= max_drop)]
     made, left = attempt(names)
     if left > max_drop:
-        raise UserError(f"max-drop {max_drop:g} can't be met: {left:.2f} points are lost even with everything in float")
+        lost_anyway = f"{_points(score, left)} of {score.label} are lost even with everything in float"
+        raise UserError(f"max-drop {max_drop:g} can't be met: {lost_anyway}")
     if not mixed:
         raise UserError(
-            f"int8 loses {lost:.2f} points of top-1 ({floating:.2f}% in float, {d.source} {DECIDES}), more than the "
-            f"{max_drop:g} allowed; add --mixed, which keeps the most sensitive operations in float, or name them: "
-            f"--keep-float {','.join((*float_ops, *names))}"
+            f"int8 loses {_points(score, lost)} of {score.label} ({score.say(floating)} in float, {d.source} "
+            f"{DECIDES}), more than the {max_drop:g} allowed; add --mixed, which keeps the most sensitive operations "
+            f"in float, or name them: --keep-float {','.join((*float_ops, *names))}"
         )
     return made
 
 
 def sensitivity(measured: Measured, images: Pixels) -> dict[str, float]:
-    """What int8 costs in each operation: the signal over the noise in the logits, in dB, with it alone in int8.
+    """What int8 costs in each operation: signal over noise in what training reads, in dB, with it alone in int8.
 
-    `images`: uint8 [N, H, W, 3]. The operations with the lowest come first.
+    `images`: uint8 [N, H, W, 3]. Of several values that training reads, it is the noisiest's. The lowest come first.
     """
     card, folded = measured.card, measured.folded
+    graph, taps = card.graph, tasks.of(card).taps
     inputs = list(batches(card.preprocess, images))
+    are_logits = [{op.kind for op in graph.readers[tap]} == {"softmax"} for tap in taps]
 
-    def logits(network: FoldedNetwork) -> Array:
+    def values(network: FoldedNetwork) -> list[Array]:
+        """Of each tap; of logits, less what all classes share, which changes no probability."""
         with torch.inference_mode():
-            y = torch.cat([network(x) for x in inputs]).double()
-        return (y - y.mean(1, keepdim=True)).numpy()  # what all classes share changes no probability
+            made = [network.run({graph.source: x}, taps) for x in inputs]
+        whole = [torch.cat([m[tap] for m in made]).double() for tap in taps]
+        return [
+            (y - y.mean(1, keepdim=True) if logits else y).numpy() for y, logits in zip(whole, are_logits, strict=True)
+        ]
 
-    exact = logits(FoldedNetwork(card.arch, folded).eval())
+    exact = values(FoldedNetwork(card.arch, graph, folded).eval())
     out = {}
-    names = [op.name for op in card.arch.ops]
+    names = graph.activations[1:]
     for name in names:
-        alone = SimulatedInt8(measured.bundle([n for n in names if n != name])).eval()
-        noise = ((logits(alone) - exact) ** 2).mean()
-        out[name] = 10 * float(np.log10((exact**2).mean() / max(noise, 1e-30)))
+        alone = values(SimulatedInt8(measured.bundle([n for n in names if n != name])).eval())
+        ratios = [(e**2).mean() / max(((a - e) ** 2).mean(), 1e-30) for a, e in zip(alone, exact, strict=True)]
+        out[name] = 10 * float(np.log10(min(ratios)))
     return dict(sorted(out.items(), key=lambda item: item[1]))
 
 
-def _top1(bundle: Bundle, d: Data) -> Metric:
+def _points(score: MetricSpec, lost: float) -> str:
+    """So much of a score; of percent, points."""
+    return f"{lost:.2f} points" if score.unit == "%" else score.say(lost)
+
+
+def _scored(bundle: Bundle, d: Data, score: MetricSpec) -> Metric:
     """The score on the val split, run as the file that `export` makes by default."""
     engine, _ = engines.build("onnxruntime", bundle, bundle.card.precision, os.cpu_count() or 1)
     scores = evaluate.score(engine, d, DECIDES)
-    return Metric("top1", round(scores.top1, 4), d.source, DECIDES, scores.count)
+    value = round(scores.value, 4)
+    return Metric(score.name, value, d.source, DECIDES, scores.count, score.unit, score.higher_is_better)

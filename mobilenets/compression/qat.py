@@ -14,17 +14,16 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from mobilenets import console, files
-from mobilenets.arch.graph import Op
+from mobilenets import console, files, tasks
+from mobilenets.arch.graph import Op, with_rounding
 from mobilenets.compression.calibrate import BATCH
 from mobilenets.compression.quantize import Measured
 from mobilenets.data import checks
@@ -33,12 +32,13 @@ from mobilenets.errors import UserError
 from mobilenets.model.bundle import Bundle
 from mobilenets.model.encodings import TINY, affine, input_range
 from mobilenets.model.images import Pixels
-from mobilenets.model.module import MobileNet
-from mobilenets.model.reference import FoldedNetwork, Layer, float_model
+from mobilenets.model.module import Taps
+from mobilenets.model.reference import Layer, RoundedNetwork, float_model
+from mobilenets.tasks.task import Task
 from mobilenets.training import loop
 from mobilenets.training.recipes import Recipe
 
-# Whatever is trained is measured in a unit of its own (see `Trained`), so one learning rate suits every network.
+# Whatever is trained is measured in a unit of its own (see `QatLayer`), so one learning rate suits every network.
 RECIPE = Recipe(
     epochs=3,
     lr=3e-5,
@@ -56,7 +56,7 @@ CHECKED = 512  # held-out images on which int8 is compared with float, before an
 STARTED = "started.json"
 
 
-class _Through(torch.autograd.Function):
+class _StraightThrough(torch.autograd.Function):
     """`rounded` in the place of `value`; the gradient goes to `value`."""
 
     @staticmethod
@@ -90,7 +90,7 @@ class _Round(torch.autograd.Function):
         return passed, (grad * below).sum() - rounding, (grad * above).sum() + rounding
 
 
-class Range(nn.Module):
+class LearnedRange(nn.Module):
     """The range of an activation: rounds to it. Its ends are learned as shares of what they are at first: 0 stays 0."""
 
     def __init__(self, low: float, high: float, learned: bool = True) -> None:
@@ -113,14 +113,14 @@ class Range(nn.Module):
         return cast(Tensor, _Round.apply(x, *(self.start * self.share)))
 
 
-class Trained(nn.Module):
+class QatLayer(nn.Module):
     """A layer with int8 weights and int32 biases, before its output is rounded.
 
     A channel's weights are learned as shares of their largest at first, biases as shares of the output's range: the
     channels of a folded network differ a hundredfold, and steps of one size would be lost on some and ruin others.
     """
 
-    def __init__(self, layer: Layer, source: Range, out: Range, per_layer: bool) -> None:
+    def __init__(self, layer: Layer, source: LearnedRange, out: LearnedRange, per_layer: bool) -> None:
         super().__init__()
         self.layer, self.per_layer = layer, per_layer
         self.source = (source,)  # a tuple: it isn't this module's to learn
@@ -145,7 +145,7 @@ class Trained(nn.Module):
             each = step[:, None, None, None]
             w = (w / each).round_().clamp_(-127, 127).mul_(each)
             b = (b / (source * step)).round_().mul_(step).mul_(source)
-        through: Any = _Through.apply
+        through: Any = _StraightThrough.apply
         return through(weight, w.float()), through(bias, b.float())
 
     def forward(self, x: Tensor) -> Tensor:
@@ -157,53 +157,64 @@ def _power_of_2(x: Tensor) -> Tensor:
     return torch.exp2(x.clamp(min=TINY).log2().ceil())
 
 
-class FakeQuantized(FoldedNetwork):
-    """What `simulate.SimulatedInt8` is of `start.bundle(float_ops)`, ready to be trained; float operations are not."""
+class FakeQuantized(RoundedNetwork):
+    """What `reference.SimulatedInt8` is of `start.bundle(float_ops)`, ready to be trained; float operations are not."""
 
     def __init__(self, start: Measured, float_ops: Collection[str] = ()) -> None:
-        arch = start.card.arch
-        super().__init__(arch, {n: (start.folded if n in float_ops else start.corrected)[n] for n in start.folded})
-        self.start, self.float_ops = start, frozenset(float_ops)
-        self.at = {name: i for i, name in enumerate(arch.activations)}
-        images = input_range(start.card.preprocess)
-        learned = (Range(*start.ranges[op.name]) for op in arch.ops)
-        self.ranges = nn.ModuleList([Range(*images, learned=False), *learned])
-        for i, op in enumerate(arch.ops):
-            layer = self.layers[i]
-            if isinstance(layer, Layer) and op.name not in self.float_ops:
-                self.layers[i] = Trained(layer, self.range(op.inputs[0]), self.range(op.name), start.per_layer)
-        # In a Learner's eyes: what is pooled are the answers already.
-        self.dropout, self.classifier = nn.Identity(), nn.Identity()
+        card = start.card
+        weights = {n: (start.folded if n in float_ops else start.corrected)[n] for n in start.folded}
+        super().__init__(card.arch, with_rounding(card.graph, float_ops), weights)
+        self.start = start
+        source, *others = card.graph.activations
+        images = LearnedRange(*input_range(card.preprocess), learned=False)
+        self.ranges = nn.ModuleList([images, *(LearnedRange(*start.ranges[name]) for name in others)])
+        self.range_at = {name: i for i, name in enumerate((source, *others))}
+        for op in card.graph.layers:
+            if op.name not in float_ops:
+                layer = cast(Layer, self.of(op))
+                trained = QatLayer(layer, self.range(op.inputs[0]), self.range(op.name), start.per_layer)
+                self.layers[self.at[op.name]] = trained
 
-    @property
-    def blocks(self) -> nn.ModuleList:
-        return self.layers
+    def range(self, activation: str) -> LearnedRange:
+        return cast(LearnedRange, self.ranges[self.range_at[activation]])
 
-    def range(self, name: str) -> Range:
-        return cast(Range, self.ranges[self.at[name]])
+    def round(self, x: Tensor, activation: str) -> Tensor:
+        return cast(Tensor, self.range(activation)(x))
 
-    def made(self, x: Tensor, name: str) -> Tensor:
-        return x if name in self.float_ops else cast(Tensor, self.range(name)(x))
-
-    def read(self, x: Tensor, name: str, by: Op) -> Tensor:
-        return cast(Tensor, self.range(name)(x)) if name in self.float_ops and by.name not in self.float_ops else x
-
-    def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
-            return super().forward(x.float())
-
-    pooled = forward
+    def run(self, values: Mapping[str, Tensor], taps: Collection[str], ops: Sequence[Op] | None = None) -> Taps:
+        device = next(iter(values.values())).device.type
+        with torch.autocast(device, enabled=False):  # whose 16-bit floats would round everything again
+            return super().run({name: x.float() for name, x in values.items()}, taps, ops)
 
     def measured(self) -> Measured:
         """What was learned, in the place of what it started from."""
-        ops = self.arch.ops
-        trained = {op.name: m.folded() for op, m in zip(ops, self.layers, strict=True) if isinstance(m, Trained)}
+        layers = ((op.name, self.of(op)) for op in self.start.card.graph.layers)
+        trained = {name: m.folded() for name, m in layers if isinstance(m, QatLayer)}
         weights = {n: (w.detach().cpu().numpy(), b.detach().cpu().numpy()) for n, (w, b) in trained.items()}
-        ranges = {op.name: self.range(op.name).ends for op in ops}
+        ranges = {name: self.range(name).ends for name in self.start.card.graph.activations[1:]}
         return dataclasses.replace(self.start, corrected={**self.start.corrected, **weights}, ranges=ranges)
 
 
-def trained(source: Bundle, start: Measured, d: Data, epochs: int, float_ops: Collection[str], out: Path) -> Measured:
+class TeacherLoss(nn.Module):
+    """The objective: what `teacher` says of a batch's images is what the network is to say, as `task` compares it."""
+
+    def __init__(self, teacher: Callable[[Tensor], Taps], task: Task) -> None:
+        super().__init__()
+        self.teacher, self.task = teacher, task
+
+    def targets(self, batch: Sequence[Any]) -> Taps:
+        return self.teacher(batch[0])
+
+    def forward(self, outputs: Mapping[str, Tensor], targets: Taps) -> Tensor:
+        return self.task.teach(targets, outputs, temperature=TEMPERATURE)
+
+    def mixes(self) -> tuple[()]:
+        return ()
+
+
+def train_int8(
+    source: Bundle, start: Measured, d: Data, epochs: int, float_ops: Collection[str], out: Path
+) -> Measured:
     """`learn` for so many epochs, in a folder beside the bundle `out` that is to be."""
     recipe = dataclasses.replace(RECIPE, epochs=epochs)
     return learn(source, start, d, out.with_name(f"{out.name}.qat"), float_ops=float_ops, recipe=recipe)
@@ -223,12 +234,11 @@ def learn(
 
     `folder` holds the checkpoints of a training under way: called again with the same arguments, it goes on from the
     last one, to the same numbers; it is removed in the end. Where int8 comes no nearer to float on held-out images,
-    `start` comes back. Raises `UserError` (a full disk, a worker process that
-    died), `Interrupted` on Ctrl-C.
+    `start` comes back. Raises `UserError` (a full disk, a worker process that died), `Interrupted` on Ctrl-C.
     """
-    card = start.card
-    if card.arch.classes < 2:
-        raise UserError("quantization-aware training learns a classifier's answers, and this network gives none")
+    card, task = start.card, tasks.of(source.card)
+    if task.primary is None:
+        raise UserError(f"the task {task.name} has no score, which quantization-aware training needs: leave out --qat")
     arguments = {
         "start": _digest(start), "teacher": source.digest, "data": d.describe(), "float_ops": sorted(float_ops),
         "recipe": recipe.to_json(), "seed": seed,
@@ -239,32 +249,35 @@ def learn(
         console.note(f"{len(found.damaged)} damaged images left out: {'; '.join(found.damaged[:5])}")
     torch.manual_seed(seed)
     net = FakeQuantized(start, float_ops)
-    ready, resume = _ready(source, net, d, recipe, seed), (folder / loop.LAST).exists()
+    setup, resume = _setup(source, net, d, recipe, seed), (folder / loop.LAST).exists()
     with loop.quiet():
-        loop.train(ready, d.split("val"), folder, resume=resume, where=folder, go_on="the same command goes on")
+        loop.train(setup, d.split("val"), folder, resume=resume, where=folder, resume_hint="the same command goes on")
     held_out = d.sample("val", CHECKED, card.preprocess).pixels
-    before, after = (apart(n, source, held_out) for n in (FakeQuantized(start, float_ops), net))
-    console.note(f"int8 is {after:.4f} nats from float on held-out images, {before:.4f} before training")
+    before, after = (distance(n, source, held_out) for n in (FakeQuantized(start, float_ops), net))
+    console.note(f"int8's distance from float on held-out images is {after:.4f}, {before:.4f} before training")
     if after >= before:
         console.note("training brought it no nearer: what it started from is kept (more images or epochs may help)")
     how = {k: getattr(recipe, k) for k in ("epochs", "batch", "lr")}
-    how |= {"nats_before": round(before, 6), "nats_after": round(after, 6)}
+    how |= {"distance_before": round(before, 6), "distance_after": round(after, 6)}
     shutil.rmtree(folder, ignore_errors=True)
     learned = net.measured() if after < before else start
     return dataclasses.replace(learned, card=card.replace(recipe={**card.recipe, "qat": how}))
 
 
-def apart(net: FakeQuantized, source: Bundle, images: Pixels) -> float:
-    """The mean divergence of the answers of `net` from the float network's, in nats; `images` uint8 [N, H, W, 3]."""
-    ask, total = _teacher(source), 0.0
+def distance(net: FakeQuantized, source: Bundle, images: Pixels) -> float:
+    """How far the answers of `net` are from the float network's, as their task compares them; of a classifier, in nats.
+
+    The mean over `images`, uint8 [N, H, W, 3].
+    """
+    task, teacher, total = tasks.of(source.card), _teacher(source), 0.0
     net = net.cpu().eval()
     for i in range(0, len(images), BATCH):
         some = images[i : i + BATCH]
-        pixels = torch.from_numpy(some).permute(0, 3, 1, 2)
+        x = torch.from_numpy(net.start.card.preprocess.normalize(some))
         with torch.no_grad():
-            ours = net(torch.from_numpy(net.start.card.preprocess.normalize(some)))
-            log_p, log_q = ask(pixels).log_softmax(1), ours.log_softmax(1)
-        total += float(F.kl_div(log_q, log_p, reduction="sum", log_target=True))
+            ours = net.run({net.graph.source: x}, task.taps)
+            true = teacher(torch.from_numpy(some).permute(0, 3, 1, 2))
+            total += len(some) * float(task.teach(true, ours))
     return total / max(len(images), 1)
 
 
@@ -288,31 +301,28 @@ def _prepare(folder: Path, started: dict[str, Any]) -> None:
     files.write_json(path, started)
 
 
-def _ready(source: Bundle, net: FakeQuantized, d: Data, recipe: Recipe, seed: int) -> loop.Ready:
+def _setup(source: Bundle, net: FakeQuantized, d: Data, recipe: Recipe, seed: int) -> loop.Setup:
     from mobilenets.training import loader
     from mobilenets.training.learner import Learner
-    from mobilenets.training.objectives import Distilled, Labels
-    from mobilenets.training.recipes import Distillation
 
-    classes, preprocess = net.arch.classes, net.start.card.preprocess
-    how = Distillation(TEMPERATURE, labels=0.0, embedding=0.0, views=0)
-    objective = Distilled(Labels(recipe, classes), how, 0, classes, 0, _teacher(source))
+    task, preprocess = tasks.of(source.card), net.start.card.preprocess
     before = source.card.recipe.get("augment", "auto")
     kind = d.kind if before == "auto" else before
-    images = loader.TrainImages(d.split("train"), loader.augmentation(kind, preprocess, recipe), seed)
-    learner = Learner(cast(MobileNet, net), preprocess, recipe, seed, torch.cuda.is_available(), objective)
-    return loop.Ready(learner, images, preprocess, "32-true")
+    images = loader.TrainImages(d.split("train"), task.transforms(preprocess, recipe, kind), seed)
+    objective, channels_last = TeacherLoss(_teacher(source), task), torch.cuda.is_available()
+    learner = Learner(net, preprocess, recipe, seed, channels_last, task, source.card.config, objective)
+    return loop.Setup(learner, images, preprocess, "32-true")
 
 
-def _teacher(source: Bundle) -> Callable[[Tensor], Tensor]:
-    """What the float network says of uint8 images [N, 3, R, R]: logits. In 16-bit floats it would err as int8 does."""
+def _teacher(source: Bundle) -> Callable[[Tensor], Taps]:
+    """What the float network's taps are of uint8 images [N, 3, H, W]. In 16-bit floats it would err as int8 does."""
     net = float_model(source).requires_grad_(False)
-    p = source.card.preprocess
+    taps, p = tasks.of(source.card).taps, source.card.preprocess
 
-    def ask(images: Tensor) -> Tensor:
+    def ask(images: Tensor) -> Taps:
         net.to(images.device)
         mean, std = (torch.tensor(v, device=images.device).view(1, 3, 1, 1) for v in (p.mean, p.std))
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-            return cast(Tensor, net((images.float() - mean) / std))
+            return net.run({net.graph.source: (images.float() - mean) / std}, taps)
 
     return ask

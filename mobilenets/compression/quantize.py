@@ -5,7 +5,8 @@ asymmetric, a scale per tensor; biases int32 at the product of the two scales; B
 that V1 and V2 survive (with a scale per layer they collapse to 0.1% top-1) and that every runtime of interest takes.
 
 An int8 bundle's tensors, for each layer L: `L.weight` int8, `L.weight_scale` float32 [cout], `L.bias` int32 [cout];
-and for each activation A ("input" and every operation's output): `A.scale`, `A.zero_point`.
+and for each activation A ("input" and the outputs that are rounded, see `Graph.activations`): `A.scale`,
+`A.zero_point`.
 
 Operations in the card's `float_ops` stay in float: such a layer has `L.weight` float32 [cout, cin/groups, K, K] and
 `L.bias` float32 [cout], its BatchNorm in them, and no `weight_scale`. It reads what is there and its output isn't
@@ -43,9 +44,9 @@ class Measured:
     def bundle(self, float_ops: Collection[str] = ()) -> Bundle:
         """The int8 bundle that keeps `float_ops` in float."""
         kept = frozenset(float_ops)
-        card = self.card.replace(float_ops=tuple(op.name for op in self.card.arch.ops if op.name in kept))
+        card = self.card.replace(float_ops=tuple(op.name for op in self.card.graph.ops if op.name in kept))
         weights = {n: (self.folded if n in kept else self.corrected)[n] for n in self.folded}
-        tensors = pack(card.arch, card.preprocess, weights, self.ranges, per_layer=self.per_layer, float_ops=kept)
+        tensors = pack(card.graph, card.preprocess, weights, self.ranges, per_layer=self.per_layer, float_ops=kept)
         return Bundle(card, tensors)
 
 
@@ -55,7 +56,8 @@ def measure(source: Bundle, images: Pixels, scheme: Scheme = DEFAULT) -> Measure
     from mobilenets.compression.equalize import correct, equalize
     from mobilenets.model.reference import FoldedNetwork
 
-    card, arch = source.card, source.card.arch
+    source = source.dense()
+    card = source.card
     if card.precision != "float32":
         raise UserError(f"this bundle is {card.precision} already; quantize the float bundle it came from")
     if not len(images):
@@ -63,18 +65,19 @@ def measure(source: Bundle, images: Pixels, scheme: Scheme = DEFAULT) -> Measure
     if scheme.calibration not in OBSERVERS:
         raise unknown("calibration", scheme.calibration, OBSERVERS)
     for name in scheme.float_ops:
-        if name not in arch.activations[1:]:
-            raise unknown("operation", name, arch.activations[1:])
-    preprocess, folded = for_pixels(arch, card.preprocess, fold(arch, source.tensors))
-    if scheme.equalize:
-        folded = equalize(arch, preprocess, folded, images)
-    ranges = calibrate(FoldedNetwork(arch, folded).eval(), preprocess, images, scheme.calibration)
+        if name not in card.graph.activations[1:]:
+            raise unknown("operation", name, card.graph.activations[1:])
+    preprocess, folded = for_pixels(card.graph, card.preprocess, fold(card, source.tensors))
     card = card.replace(precision="int8", preprocess=preprocess, metrics=(), parent=source.digest)
+    if scheme.equalize:
+        folded = equalize(card, folded, images)
+    network = FoldedNetwork(card.arch, card.graph, folded).eval()
+    ranges = calibrate(network, preprocess, images, scheme.calibration)
     measured = Measured(card, folded, folded, ranges, scheme.per_layer)
     if not scheme.bias_correction:
         return measured
     stored = unpack(card, measured.bundle().tensors)
-    return dataclasses.replace(measured, corrected=correct(arch, preprocess, folded, stored, images))
+    return dataclasses.replace(measured, corrected=correct(card, folded, stored, images))
 
 
 def quantize_bundle(source: Bundle, images: Pixels, scheme: Scheme = DEFAULT) -> Bundle:
@@ -90,11 +93,11 @@ def correct_bundle(source: Bundle, precision: Precision, images: Pixels) -> Bund
     """
     from mobilenets.compression.equalize import correct
 
-    arch, tensors = source.card.arch, dict(source.tensors)
-    folded = fold(arch, tensors)
-    corrected = correct(arch, source.card.preprocess, folded, rounded(folded, precision), images)
-    for op in arch.layers:
+    card, tensors = source.card, dict(source.tensors)
+    folded = fold(card, source.dense().tensors)
+    corrected = correct(card, folded, rounded(folded, precision), images)
+    for op in card.graph.layers:
         name = f"{op.name}.bias" if op.kind == "linear" else f"{op.name}.{'norm' if op.norm else 'conv'}.bias"
         if op.norm or op.bias:
             tensors[name] = tensors[name] + corrected[op.name][1] - folded[op.name][1]
-    return Bundle(source.card, tensors, source.digest)
+    return Bundle(card, tensors, source.digest)

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mobilenets import console
-from mobilenets.arch.graph import OpKind
+from mobilenets import console, tasks
+from mobilenets.arch.graph import Op
 from mobilenets.compression.calibrate import batches
 from mobilenets.console import share
 from mobilenets.model.bundle import Bundle
@@ -28,6 +30,7 @@ from mobilenets.model.reference import FoldedNetwork, SimulatedInt8
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+Answers = dict[str, npt.NDArray[np.float32]]  # by the card's names
 IMAGES = 128  # that a report looks at
 SHOWN = 12  # operations in a terminal
 
@@ -61,7 +64,7 @@ class Line:
 
     order: int
     name: str
-    kind: OpKind
+    kind: str
     arriving_db: float | None
     alone_db: float | None
     seen: tuple[float, float]
@@ -75,7 +78,7 @@ class Line:
 class LayerReport:
     """Every operation of an int8 network in order, on `images` images of `data`.
 
-    `agreement`: percent of the images whose top-1 class is float's.
+    `agreement`: percent of the images whose answer is float's, as the task compares answers.
     """
 
     title: str
@@ -107,7 +110,7 @@ class LayerReport:
         which = f"the {SHOWN} worst of {len(self.lines)}" if len(self.lines) > SHOWN else "worst first"
         t.caption = (
             f"{which}, by what each loses alone; max/median: of the channels' largest weights\n"
-            f"{self.agreement:.1f}% of {self.images} images{f' of {self.data}' if self.data else ''} get float's label"
+            f"{self.agreement:.1f}% of {self.images} images{f' of {self.data}' if self.data else ''} get float's answer"
         )
         return t
 
@@ -145,37 +148,69 @@ def layer_errors(int8: Bundle, folded: Folded, images: Pixels, data: str = "") -
 
     `images`, uint8 [N, H, W, 3], go through both side by side, a few at a time: memory doesn't grow with N.
     """
-    card, arch = int8.card, int8.card.arch
-    rough, exact = SimulatedInt8(int8).eval(), FoldedNetwork(arch, folded).eval()
-    covered = {op.name: _covered(*rough.affine[op.name]) for op in arch.ops if op.name not in card.float_ops}
-    sums = {op.name: _Sums() for op in arch.ops}
+    card, graph, task = int8.card, int8.card.graph, tasks.of(int8.card)
+    rough, exact = SimulatedInt8(int8).eval(), FoldedNetwork(card.arch, graph, folded).eval()
+    rounded = graph.activations[1:]
+    covered = {name: _covered(*rough.affine[name]) for name in rounded if name not in card.float_ops}
+    sums = {name: _Sums() for name in rounded}
     for name, (low, high) in covered.items():
         half = rough.affine[name][0] / 2
         sums[name].ends = low - half, high + half
-    same = 0
+    same = 0.0
     with torch.inference_mode():
         for x in batches(card.preprocess, images):
-            true, come = {"input": x}, {"input": rough.made(x, "input")}
-            for op, ours, theirs, unread in zip(arch.ops, rough.layers, exact.layers, arch.frees, strict=True):
-                y = theirs(*(true[n] for n in op.inputs))
-                coming = ours(*(rough.read(come[n], n, op) for n in op.inputs))
-                alone = rough.made(ours(*(rough.read(true[n], n, op) for n in op.inputs)), op.name)
-                z = rough.made(coming, op.name)
-                sums[op.name].add(y, z, alone, coming)
-                for name in unread:
-                    del true[name], come[name]
-                true[op.name], come[op.name] = y, z
-            same += int((y.flatten(1).argmax(1) == z.flatten(1).argmax(1)).sum())
+            both = _walk(exact, rough, card.float_ops, x, lambda name, *values: sums[name].add(*values))
+            same += task.parity(*both, "int8").agreement * len(x)
     weights = unpack(card, int8.tensors)
     lines = []
-    for i, op in enumerate(arch.ops, 1):
-        s = sums[op.name]
+    for i, name in enumerate(rounded, 1):
+        op, s = graph.op(name), sums[name]
         line = Line(
-            i, op.name, op.kind, decibels(s.signal, s.arriving), decibels(s.signal, s.alone), (s.low, s.high),
-            covered.get(op.name), 100 * s.beyond / max(s.count, 1),
+            i, name, op.kind, decibels(s.signal, s.arriving), decibels(s.signal, s.alone), (s.low, s.high),
+            covered.get(name), 100 * s.beyond / max(s.count, 1),
         )  # fmt: skip
-        lines.append(_with_weights(line, folded[op.name][0], weights[op.name][0]) if op.is_layer else line)
-    return LayerReport(arch.title, data, len(images), 100 * same / max(len(images), 1), tuple(lines))
+        lines.append(_with_weights(line, folded[name][0], weights[name][0]) if op.is_layer else line)
+    return LayerReport(card.arch.title, data, len(images), same / max(len(images), 1), tuple(lines))
+
+
+def _walk(
+    exact: FoldedNetwork, rough: SimulatedInt8, float_ops: Collection[str], x: Tensor, see: Callable[..., None]
+) -> tuple[Answers, Answers]:
+    """Run both networks on images [N, 3, H, W] side by side, and give their answers.
+
+    `see` gets each operation that int8 rounds: its name, and what `_Sums.add` takes.
+    """
+    graph, graph_of_int8 = exact.graph, rough.graph
+    seen, unread = {*graph.activations}, {op.name: n for op, n in zip(graph.ops, graph.last_reads, strict=True)}
+    true, come = {graph.source: x}, {graph.source: x}
+
+    def made(op: Op, inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """An int8 operation's output before it is rounded, and after."""
+        y = rough.of(op)(*inputs)
+        return y, rough.round(y, graph_of_int8.activation_of(op.name)) if op.name in graph_of_int8.integers else y
+
+    for op, unread_of_int8 in zip(graph_of_int8.ops, graph_of_int8.last_reads, strict=True):
+        coming, come[op.name] = made(op, [come[name] for name in op.inputs])
+        if op.name in unread:  # it isn't between whole numbers and floats
+            same = graph.op(op.name)
+            y = true[op.name] = exact.compute(same, [true[name] for name in same.inputs])
+            if op.name in seen:
+                # Of float's values, those are rounded that the operation itself rounds, not what makes them.
+                read = [
+                    rough.round(true[name], name) if name in float_ops and name != own else true[name]
+                    for name, own in zip(same.inputs, op.inputs, strict=True)
+                ]
+                see(op.name, y, come[op.name], made(op, read)[1], coming)
+            for name in unread[op.name]:
+                del true[name]
+        for name in unread_of_int8:
+            del come[name]
+    return _answers(exact, true), _answers(rough, come)
+
+
+def _answers(network: FoldedNetwork, values: Mapping[str, Tensor]) -> Answers:
+    """What a network gives, among its values."""
+    return {o.name: values[o.op].numpy() for o in network.graph.outputs}
 
 
 def _covered(scale: float, zero: int) -> tuple[float, float]:

@@ -76,17 +76,18 @@ class Look:
     side: int
 
 
-def look(img: Image.Image) -> Look:
-    pixels = shrink(img)
+def look(img: Image.Image, side: int = CACHE_SIDE) -> Look:
+    pixels = shrink(img, side)
     digest = hashlib.blake2b(pixels.tobytes() + str(pixels.shape).encode(), digest_size=16).digest()
     return Look(pixels, digest, min(img.size))
 
 
-def scan(data: Data, keep: Iterable[str] = ("train",)) -> Scan:
+def scan(data: Data, keep: Iterable[str] = ("train",), side: int = CACHE_SIDE) -> Scan:
     """Decode every image once, on all cores; splits in `keep` keep the pixels in memory as far as CACHE_BYTES allows.
 
-    Damaged images leave their split (the caller decides whether to go on). Shards were looked at when they were
-    written: what was found then is in their index.
+    `side`: the short side that they are kept with (`dataset.cache_side` of the network, where that is known). Damaged
+    images leave their split (the caller decides whether to go on). Shards were looked at when they were written: what
+    was found then is in their index.
     """
     if data.scan is not None:
         return Scan(**{**data.scan, "source": data.source})
@@ -97,7 +98,7 @@ def scan(data: Data, keep: Iterable[str] = ("train",)) -> Scan:
 
     def one(split: Split, i: int) -> Look | str:
         try:
-            return look(split.rgb(i, CACHE_SIDE))
+            return look(split.rgb(i, side), side)
         except BadImage as e:
             return str(e)
 
@@ -106,6 +107,8 @@ def scan(data: Data, keep: Iterable[str] = ("train",)) -> Scan:
         task = bar.add_task("checking", total=total, status="")
         for name, split in data.splits.items():
             good = []
+            if name in keep:
+                split.cache, split.cached_at = {}, side
             for i, seen in enumerate(pool.map(lambda i, s=split: one(s, i), range(len(split)))):
                 bar.advance(task)
                 if isinstance(seen, str):
@@ -126,8 +129,11 @@ def scan(data: Data, keep: Iterable[str] = ("train",)) -> Scan:
 def compare(data: Data, found: Scan, hashes: Mapping[str, Mapping[bytes, str]], sides: Sequence[int]) -> None:
     """Complete `found` with what the splits say together. `hashes`: by split, an image's name by its hash."""
     for name, split in data.splits.items():
-        count = np.bincount(split.targets, minlength=len(data.labels))
-        found.counts[name] = {c: int(n) for c, n in zip(data.labels, count, strict=True)}
+        if isinstance(split.targets, np.ndarray) and split.targets.dtype.kind == "i":
+            count = np.bincount(split.targets, minlength=len(data.labels))
+            found.counts[name] = {c: int(n) for c, n in zip(data.labels, count, strict=True)}
+        else:  # what isn't a class has no counts but the images'
+            found.counts[name] = {"images": len(split)}
     train = hashes.get("train", {})
     for name, seen_in in hashes.items():
         if name != "train":
@@ -139,9 +145,9 @@ def compare(data: Data, found: Scan, hashes: Mapping[str, Mapping[bytes, str]], 
     found.native_side = int(np.median(sides)) if len(sides) else 0
 
 
-def check(data: Data, skip_bad: bool = False) -> Scan:
+def check(data: Data, skip_bad: bool = False, side: int = CACHE_SIDE) -> Scan:
     """Scan before training: prints what was found, and stops at what would spoil the training. Raises `UserError`."""
-    found = scan(data)
+    found = scan(data, side=side)
     console.note(found)
     stop_at_damage(found, skip_bad)
     if found.only_held_out:

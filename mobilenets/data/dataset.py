@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,23 +21,41 @@ from mobilenets.model.images import BadImage, Pixels, Preprocess, open_rgb
 Kind = Literal["photo", "glyph"]
 Read = Callable[[int], "Path | bytes | Image.Image"]
 
-CACHE_SIDE = 256  # cached training images keep at most this short side: enough for random crops at 224
-CACHE_BYTES = min(4 << 30, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4)
+CACHE_SIDE = 256  # the least short side that training images are cached with: enough for random crops at 224
+
+
+def memory() -> int:
+    """Bytes of this machine's memory; a guess at the low end where the system doesn't say, as Windows doesn't."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return 4 << 30
+
+
+CACHE_BYTES = min(4 << 30, memory() // 4)
+
+
+def cache_side(resolution: int) -> int:
+    """The short side that training images are cached with for a network: room for random crops at its resolution."""
+    return max(CACHE_SIDE, math.ceil(resolution * CACHE_SIDE / 224))
 
 
 @dataclass
 class Split:
-    """One split's images: names, class indices, and how to read image i (a path, its bytes, or decoded already).
+    """One split's images: names, targets, and how to read image i (a path, its bytes, or decoded already).
 
-    `shards`: how many lie together in each file, one file after another; empty if reading order doesn't matter.
+    `targets`: class indices, int64 [N]; or what another task knows of each image, any sequence. `cache`: images in
+    memory, none with a longer short side than `cached_at`. `shards`: how many lie together in each file, one file after
+    another; empty if reading order doesn't matter.
     """
 
     name: str
     names: Sequence[str]
-    targets: npt.NDArray[np.int64]
+    targets: Any
     read: Read
     cache: dict[int, Pixels] = field(default_factory=dict, repr=False)
     shards: tuple[int, ...] = ()
+    cached_at: int = CACHE_SIDE
 
     def __len__(self) -> int:
         return len(self.names)
@@ -46,9 +65,15 @@ class Split:
         source = self.read(i)
         return source.convert("RGB") if isinstance(source, Image.Image) else open_rgb(source, self.names[i], short_side)
 
-    def cached(self, i: int) -> Pixels:
-        """Image i as uint8 [H, W, 3], its short side at most CACHE_SIDE: from memory if the scan kept it there."""
-        return self.cache[i] if i in self.cache else shrink(self.rgb(i, CACHE_SIDE))
+    def cached(self, i: int, side: int = CACHE_SIDE) -> Pixels:
+        """Image i as uint8 [H, W, 3] for a training that needs a short side of no more than `side`.
+
+        From memory if a scan kept it there, and didn't shrink it below `side`.
+        """
+        kept = self.cache.get(i)
+        if kept is not None and (self.cached_at >= side or min(kept.shape[:2]) < self.cached_at):
+            return kept
+        return shrink(self.rgb(i, side), side)
 
     def pixels(self, i: int, preprocess: Preprocess) -> Pixels:
         """Image i as the network takes it, uint8 [R, R, 3]: the one path that training scores and predictions share."""
@@ -60,18 +85,19 @@ class Split:
         return Split(
             name or self.name,
             [self.names[i] for i in index],
-            self.targets[index],
+            some(self.targets, index),
             lambda j: read(index[j]),
             {j: self.cache[i] for j, i in enumerate(index) if i in self.cache},
+            cached_at=self.cached_at,
         )
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Preprocessed images, uint8 [N, R, R, 3], and their classes [N]."""
+    """Preprocessed images, uint8 [N, H, W, 3], and their classes [N], or what another task has for targets."""
 
     pixels: Pixels
-    targets: npt.NDArray[np.int64]
+    targets: Any
 
 
 @dataclass
@@ -138,21 +164,30 @@ def gather(split: Split, preprocess: Preprocess) -> Batch:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         out = list(pool.map(one, range(len(split))))
     keep = [i for i, p in enumerate(out) if p is not None]
-    r = preprocess.resolution
-    pixels = np.stack([p for p in out if p is not None]) if keep else np.empty((0, r, r, 3), np.uint8)
-    return Batch(pixels, split.targets[keep])
+    empty = np.empty((0, *preprocess.input_size, 3), np.uint8)
+    pixels = np.stack([p for p in out if p is not None]) if keep else empty
+    return Batch(pixels, some(split.targets, keep))
+
+
+def some(targets: Any, index: Sequence[int]) -> Any:
+    """Those of a split's targets: an array of an array's, a list of any other sequence's."""
+    return targets[index] if isinstance(targets, np.ndarray) else [targets[i] for i in index]
 
 
 def _joined(splits: list[Split]) -> Split:
     where = [(s, i) for s in splits for i in range(len(s))]
     names = [s.names[i] for s, i in where]
-    return Split("all", names, np.concatenate([s.targets for s in splits]), lambda j: where[j][0].read(where[j][1]))
+    if all(isinstance(s.targets, np.ndarray) for s in splits):
+        targets: Any = np.concatenate([s.targets for s in splits])
+    else:
+        targets = [t for s in splits for t in s.targets]
+    return Split("all", names, targets, lambda j: where[j][0].read(where[j][1]))
 
 
-def shrink(img: Image.Image) -> Pixels:
-    """RGB image -> uint8 [H, W, 3], its short side at most CACHE_SIDE."""
-    if min(img.size) > CACHE_SIDE:
-        f = CACHE_SIDE / min(img.size)
+def shrink(img: Image.Image, side: int = CACHE_SIDE) -> Pixels:
+    """RGB image -> uint8 [H, W, 3], its short side at most `side`."""
+    if min(img.size) > side:
+        f = side / min(img.size)
         img = img.resize((round(img.width * f), round(img.height * f)), Image.Resampling.BILINEAR)
     return np.asarray(img)
 

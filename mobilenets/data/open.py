@@ -82,10 +82,13 @@ def of_card(card: Card, source: str | None, root: Path | None = None) -> Data:
         raise UserError("the bundle doesn't say what data it was trained on; name some")
     try:
         val = card.data.get("val_fraction") if name == card.data.get("source") else None
-        data = open_data(str(name), root, card.data.get("split_seed", 0), val)
+        seed = card.data.get("split_seed", 0)
+        if source and not card.labels:  # what has no labels asks for none
+            return open_unlabelled(source, root, seed)
+        data = open_data(str(name), root, seed, val)
     except UserError as e:
         raise e if source else UserError(f"the data the bundle was trained on can't be opened; name some ({e})") from e
-    return in_order(data, card.labels)
+    return in_order(data, card.labels) if card.labels else data
 
 
 def _digits() -> Data:

@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mobilenets import console
-from mobilenets.arch import cost, published, zoo
-from mobilenets.arch.published import Top1
+from mobilenets.arch import cost, zoo
 from mobilenets.arch.spec import Arch
 from mobilenets.deploy import latency
 from mobilenets.deploy.latency import Measured, Setting
 from mobilenets.errors import UserError
 from mobilenets.model.bundle import random_bundle
-from mobilenets.model.card import Precision
+from mobilenets.model.card import PRECISIONS, Precision
+from mobilenets.tasks import classify
+from mobilenets.tasks.task import Prior
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -73,7 +74,7 @@ class Candidate:
 
     arch: Arch
     setting: Setting
-    top1: Top1
+    prior: Prior
     latency_ms: float
     size_mb: float
     macs_m: float
@@ -94,8 +95,8 @@ class Candidate:
             "resolution": self.arch.resolution,
             "engine": self.setting.engine,
             "precision": self.setting.precision,
-            "imagenet_top1": self.top1.value,
-            "imagenet_top1_source": self.top1.source,
+            "imagenet_top1": self.prior.value,
+            "imagenet_top1_source": self.prior.source,
             **{k: getattr(self, k) for k in ("latency_ms", "size_mb", "macs_m", "params_m", "memory_mb")},
             **({k: getattr(self, k) for k in ("ram_kb", "flash_kb", "at_least")} if self.ram_kb else {}),
         }
@@ -127,11 +128,16 @@ class Choice:
         return self.pick.setting.threads
 
     @property
+    def chosen(self) -> Chosen:
+        pick = self.pick
+        return Chosen(pick.arch, self.engine, self.precision, self.threads, pick.latency_ms, self.machine)
+
+    @property
     def front(self) -> list[Candidate]:
         """Networks that no other beats in both accuracy and latency, fastest first."""
         out: list[Candidate] = []
-        for c in sorted(self.candidates, key=lambda c: (c.latency_ms, -c.top1.value)):
-            if not out or c.top1.value > out[-1].top1.value:
+        for c in sorted(self.candidates, key=lambda c: (c.latency_ms, -c.prior.value)):
+            if not out or c.prior.value > out[-1].prior.value:
                 out.append(c)
         return out
 
@@ -169,7 +175,7 @@ class Choice:
             t.add_row(
                 f"{'→' if c is self.pick else ' '} {c.arch.title}",
                 *[c.setting.name] * several,
-                str(c.top1),
+                str(c.prior),
                 f"{c.latency_ms:.3f}",
                 f"{c.size_mb:.2f}",
                 f"{c.macs_m:.1f}",
@@ -184,14 +190,36 @@ class Choice:
         return Group(Text(scatter(self)), t)
 
     def _legend(self) -> str:
-        return ", ≈ extrapolated" if any(c.top1.source == "extrapolated" for c in self.candidates) else ""
+        return ", ≈ extrapolated" if any(c.prior.source == "extrapolated" for c in self.candidates) else ""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What was chosen, as whoever goes on with it needs it: the network, and what it is to be shipped as."""
+
+    arch: Arch
+    engine: str
+    precision: Precision
+    threads: int
+    latency_ms: float
+    machine: str
+
+    @classmethod
+    def from_json(cls, d: Mapping[str, Any], where: str) -> Chosen:
+        """Of what `Choice.to_json` gave. Raises `UserError`."""
+        try:
+            precision = next(p for p in PRECISIONS if p == d["precision"])
+            arch, ms = Arch.from_json(d["arch"]), float(d["pick"]["latency_ms"])
+            return cls(arch, str(d["engine"]), precision, int(d["threads"]), ms, str(d["machine"]))
+        except (KeyError, TypeError, ValueError, StopIteration) as e:
+            raise UserError(f"{where}: not a choice of mobilenets: {e!r}") from e
 
 
 def scatter(choice: Choice, width: int = 72, height: int = 14) -> str:
     """Accuracy over latency (log scale) in characters: · measured, o on the front, ● the pick, │ the latency budget."""
     points = choice.candidates
     xs = np.log10([c.latency_ms for c in points])
-    ys = np.array([c.top1.value for c in points])
+    ys = np.array([c.prior.value for c in points])
     limit = choice.budget.max_latency_ms
     x0, x1 = float(xs.min()), float(xs.max())
     if limit:
@@ -210,7 +238,7 @@ def scatter(choice: Choice, width: int = 72, height: int = 14) -> str:
     front = choice.front
     for mark, chosen in (("·", points), ("o", front), ("●", [choice.pick])):
         for c in chosen:
-            r, k = at(float(np.log10(c.latency_ms)), c.top1.value)
+            r, k = at(float(np.log10(c.latency_ms)), c.prior.value)
             grid[r][k] = mark
     lines = [f"{'top-1 %' if i == 0 else '':8}" + "".join(row) for i, row in enumerate(grid)]
     lines[0] = f"{y1:6.1f} ┤" + "".join(grid[0])
@@ -235,17 +263,20 @@ def grid(classes: int, native_side: int | None = None) -> list[Arch]:
             resolutions = [r for r in sorted({*small, *network.resolutions}) if r <= most]
         for alpha in network.alphas:
             for r in resolutions:
-                if published.imagenet_top1(network.name, alpha, r):
-                    out.append(zoo.arch(network.name, alpha, r, classes))  # noqa: PERF401  (three loops deep)
+                a = zoo.arch(network.name, alpha, r, classes)
+                if classify.TASK.prior(a):
+                    out.append(a)
     return out
 
 
 def _candidate(a: Arch, setting: Setting, measured: Measured) -> Candidate:
     c = cost.count(a)
-    top1 = published.imagenet_top1(a.name, a.alpha, a.resolution) or Top1(0.0, "extrapolated")
+    prior = classify.TASK.prior(a)
+    if prior is None:
+        raise UserError(f"nobody published how accurate {a.title} is, so there is nothing to rank it by")
     memory = c.peak_activation_elements * (1 if setting.precision == "int8" else 4)
     size = measured.size_bytes / 1e6
-    return Candidate(a, setting, top1, measured.latency_ms, size, c.macs / 1e6, c.params / 1e6, memory / 1e6)
+    return Candidate(a, setting, prior, measured.latency_ms, size, c.macs / 1e6, c.params / 1e6, memory / 1e6)
 
 
 def _on_microcontrollers(candidates: Sequence[Candidate], budget: Budget) -> list[Candidate]:
@@ -319,5 +350,5 @@ def pick(
             f"{near.latency_ms:.3f} ms, {near.size_mb:.2f} MB, {near.macs_m:.1f} M macs, {near.params_m:.2f} M params, "
             f"activations {near.memory_mb:.2f} MB{memory}"
         )
-    best = max(fitting, key=lambda c: (c.top1.value, -c.latency_ms))
+    best = max(fitting, key=lambda c: (c.prior.value, -c.latency_ms))
     return Choice(best, tuple(candidates), budget, found.machine, found.versions)

@@ -1,37 +1,46 @@
-"""How well a network does on labelled images, through its engine."""
+"""How well a network does on labelled images, through its engine, by its task's metrics."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-from mobilenets import console
+from mobilenets import console, tasks
 from mobilenets.data.dataset import Data
-from mobilenets.deploy import predict
-from mobilenets.deploy.engines import Engine
+from mobilenets.deploy import engines, predict
+from mobilenets.deploy.engines import Engine, Outputs
 from mobilenets.model.images import BadImage
-from mobilenets.tasks.classify import Scores, Tally
+from mobilenets.tasks.task import Scores
+
+AT_ONCE = 256  # images that the metrics get together
 
 
 def score(engine: Engine, d: Data, split: str) -> Scores:
     """Scores of `engine` on a split whose classes are in the network's order; damaged images are skipped and named."""
     s = d.split(split)
-    tally = Tally(engine.card.labels)
+    metrics = tasks.of(engine.card).metrics(engine.card)
     skipped: list[str] = []
-    rows: list[np.ndarray[tuple[int], np.dtype[np.float32]]] = []
-    targets: list[int] = []
+    rows: list[Outputs] = []
+    targets: list[Any] = []
+
+    def add() -> None:
+        metrics.update(engines.joined(rows), np.array(targets))
+        rows.clear()
+        targets.clear()
+
     with console.progress() as bar:
         task = bar.add_task(f"evaluating {engine.name}", total=len(s), status="")
         results = predict.stream(engine, range(len(s)), lambda i: s.pixels(i, engine.card.preprocess))
-        for i, scores in results:
+        for i, answer in results:
             bar.advance(task)
-            if isinstance(scores, BadImage):
-                skipped.append(str(scores))
+            if isinstance(answer, BadImage):
+                skipped.append(str(answer))
             else:
-                rows.append(scores)
-                targets.append(int(s.targets[i]))
-            if len(rows) == 256:
-                tally.add(np.stack(rows), np.array(targets))
-                rows, targets = [], []
+                rows.append(answer)
+                targets.append(s.targets[i])
+            if len(rows) == AT_ONCE:
+                add()
     if rows:
-        tally.add(np.stack(rows), np.array(targets))
-    return tally.scores(d.source, split, tuple(skipped))
+        add()
+    return metrics.compute(d.source, split, tuple(skipped))

@@ -2,45 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from mobilenets import files
+from mobilenets import files, tasks
 from mobilenets.deploy import engines
 from mobilenets.deploy.engines import Engine
 from mobilenets.errors import UserError
 from mobilenets.model.bundle import Bundle
 from mobilenets.model.card import Precision
 from mobilenets.model.images import Pixels
+from mobilenets.tasks.task import Parity
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 PARITY_IMAGES = 256
 BATCH = 8  # larger ones cost more in fresh memory than they save
-# What a right export may differ by, in percent of top-1 and in probability: float sums are taken in another order. In
-# int8, roundings at a tie fall either way, layer after layer: on photos of ImageNet's classes, runtimes that agree with
-# each other differ from PyTorch's simulation in up to 3% of the top-1, and by .15 in an unsure image's probability.
-LIMITS: dict[Precision, tuple[float, float]] = {
-    "float32": (99.0, 1e-3),
-    "float16": (99.0, 0.03),
-    "int8": (93.0, 0.25),
-    "dynamic": (92.0, 0.25),
-    "int4": (99.0, 0.03),
-}
 
 
 @dataclass(frozen=True)
 class Export:
     """An exported file and its proof over `images` images.
 
-    `agreement`: percent with the same top-1 as PyTorch; `difference`: the largest between two probabilities; both None
-    where this system has no runtime for the file. `top1`: its accuracy in percent on the whole `split`, if asked for.
+    `agreement`: percent with the same answer as PyTorch (the same label; of features, the same direction);
+    `difference`: the largest between two numbers of an answer (see the task's `parity`); both None where this system
+    has no runtime for the file. `sha256`: of the file, or of the folder (`files.sha256`). `score`: the task's primary
+    metric on the whole `split`, if asked for.
     """
 
     path: Path
@@ -51,11 +43,23 @@ class Export:
     difference: float | None
     images: int
     data: str
-    top1: float | None = None
+    task: str = "classify"
+    sha256: str = ""
+    score: float | None = None
     split: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        return {**vars(self), "path": str(self.path)}
+        primary = tasks.find(self.task).primary
+        own = {k: v for k, v in vars(self).items() if k != "score"}
+        return {**own, "path": str(self.path), **({primary.name: self.score} if primary else {})}
+
+    @classmethod
+    def from_json(cls, d: Mapping[str, Any]) -> Export:
+        """The inverse of `to_json`."""
+        fields = dict(d)
+        primary = tasks.find(fields.get("task", "classify")).primary
+        score = fields.pop(primary.name, None) if primary else None
+        return cls(**{**fields, "path": Path(fields["path"]), "score": score})
 
     def __rich__(self) -> RenderableType:
         from mobilenets.console import megabytes, table
@@ -67,10 +71,11 @@ class Export:
         if self.agreement is None:
             t.add_row("proof", "none: this system can't run it")
         else:
-            t.add_row(f"top-1 agreement with PyTorch (%), {self.images} images of {self.data}", f"{self.agreement:.2f}")
-            t.add_row("largest difference of a probability", f"{self.difference:.2g}")
-        if self.top1 is not None:
-            t.add_row(f"top-1 (%), {self.split} split", f"{self.top1:.2f}")
+            t.add_row(f"same answer as PyTorch (%), {self.images} images of {self.data}", f"{self.agreement:.2f}")
+            t.add_row("largest difference of a number", f"{self.difference:.2g}")
+        primary = tasks.find(self.task).primary
+        if self.score is not None and primary:
+            t.add_row(f"{primary.title}, {self.split} split", f"{self.score:.2f}")
         return t
 
 
@@ -86,8 +91,8 @@ def export_bundle(
     """Write `source` to `path` for `engine`, proved on `images`, uint8 [N, H, W, 3]; a failed proof leaves no file.
 
     `precision`: of the file, the bundle's own if None; an int8 bundle gives int8 files, a float one all others.
-    Raises `UserError` where the file's answers differ from PyTorch's by more than LIMITS, or the file isn't of the
-    precision asked for.
+    Raises `UserError` where the file's answers differ from PyTorch's by more than the task allows, or the file isn't of
+    the precision asked for.
     """
     from mobilenets.deploy.engines.torch import TorchEngine
 
@@ -96,7 +101,8 @@ def export_bundle(
     precision = engines.check_precision(engine, precision or source.card.precision)
     if (precision == "int8") != (source.card.precision == "int8"):
         raise UserError(f"a {source.card.precision} bundle gives no {precision} file; quantize makes an int8 bundle")
-    made = Bundle(source.card.replace(precision=precision, parent=source.digest), source.tensors)
+    plain = source.dense()
+    made = Bundle(plain.card.replace(precision=precision, parent=source.digest), plain.tensors)
     module, runtime = engines.module(engine), engines.runtime(engine)
     if path.suffix != runtime.suffix:  # by which its engine is found
         raise UserError(f"{path}: for {runtime.format}, its name has to end in {runtime.suffix}")
@@ -105,11 +111,12 @@ def export_bundle(
         found = module.stored(tmp)
         if found != precision:
             raise UserError(f"{path} was not kept: {engine} made it {found}, not the {precision} that was asked for")
-        size = files.size_on_disk(tmp)
+        size, digest, task = files.size_on_disk(tmp), files.sha256(tmp), made.card.task
+        unproved = Export(path, engine, precision, size, None, None, 0, data_name, task, digest)
         if not runtime.runs_here:
-            return Export(path, engine, precision, size, None, None, 0, data_name)
-        agreement, difference = compare(TorchEngine(made, threads=2), module.load(tmp, 1), images, path)
-    return Export(path, engine, precision, size, agreement, difference, len(images), data_name)
+            return unproved
+        proof = compare(TorchEngine(made, threads=2), module.load(tmp, 1), images, path)
+    return dataclasses.replace(unproved, agreement=proof.agreement, difference=proof.difference, images=len(images))
 
 
 @contextmanager
@@ -124,20 +131,13 @@ def written(path: Path, folder: bool) -> Iterator[Path]:
             yield tmp
 
 
-def compare(reference: Engine, engine: Engine, images: Pixels, path: Path) -> tuple[float, float]:
-    """Top-1 agreement in percent, and the largest difference; a UserError where they are beyond LIMITS."""
+def compare(reference: Engine, engine: Engine, images: Pixels, path: Path) -> Parity:
+    """How the answers of `engine`, the file at `path`, compare with the reference's; a UserError where too little."""
     pieces = [images[i : i + BATCH] for i in range(0, len(images), BATCH)]
-    a, b = (np.concatenate([e(piece) for piece in pieces]) for e in (reference, engine))
-    differ = int((a.argmax(1) != b.argmax(1)).sum())
-    agreement = 100 * (1 - differ / len(a))
-    difference = float(np.abs(a - b).max())
+    a, b = (engines.joined([e(piece) for piece in pieces]) for e in (reference, engine))
     precision = engine.card.precision
     own = engines.runtime(engine.name).int8_limits if precision == "int8" else None
-    agreement_limit, difference_limit = own or LIMITS[precision]
-    # Of few images, one at a tie would be more than the limit's share; how far it differs is bounded anyway.
-    if not ((differ <= 1 or agreement >= agreement_limit) and difference <= difference_limit):
-        raise UserError(
-            f"{path} was not kept: it differs from PyTorch (top-1 agreement {agreement:.2f}%, needs "
-            f"{agreement_limit}%; largest difference {difference:.3g}, limit {difference_limit})"
-        )
-    return agreement, difference
+    parity = tasks.of(engine.card).parity(a, b, precision, own)
+    if not parity.ok:
+        raise UserError(f"{path} was not kept: it differs from PyTorch ({parity.reason})")
+    return parity

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mobilenets.arch.heads import PROBABILITIES
 from mobilenets.arch.spec import Arch
-from mobilenets.deploy.engines import Engine, Scores
+from mobilenets.deploy.engines import Engine, Outputs
 from mobilenets.errors import unknown
 from mobilenets.model.bundle import Bundle, find_bundle
 from mobilenets.model.card import Card
@@ -49,12 +50,11 @@ class _Peer:
         self.name, self.card, self.run, self.form = name, card, run, form
         self.mean, self.std = (torch.tensor(v).view(1, 3, 1, 1) for v in (card.preprocess.mean, card.preprocess.std))
 
-    def __call__(self, images: Pixels) -> Scores:
+    def __call__(self, images: Pixels) -> Outputs:
         with torch.inference_mode():
             x = torch.from_numpy(images).permute(0, 3, 1, 2).float()
             x = ((x - self.mean) / self.std).contiguous(memory_format=self.form)
-            scores: Scores = torch.softmax(self.run(x), 1).numpy()
-        return scores
+            return {PROBABILITIES: torch.softmax(self.run(x), 1).numpy()}
 
 
 class _OnnxPeer:
@@ -66,20 +66,17 @@ class _OnnxPeer:
         from mobilenets.deploy.engines.onnxruntime import session
 
         self.name, self.card = name, card
-        r = card.preprocess.resolution
+        example = torch.zeros(2, 3, *card.preprocess.input_size)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
-            torch.onnx.export(
-                net, (torch.zeros(2, 3, r, r),), path, dynamic_shapes=({0: torch.export.Dim("batch")},), verbose=False
-            )
+            torch.onnx.export(net, (example,), path, dynamic_shapes=({0: torch.export.Dim("batch")},), verbose=False)
             self.session = session(str(path), threads)
         self.input = self.session.get_inputs()[0].name
 
-    def __call__(self, images: Pixels) -> Scores:
+    def __call__(self, images: Pixels) -> Outputs:
         logits = self.session.run(None, {self.input: self.card.preprocess.normalize(images)})[0]
         e = np.exp(logits - logits.max(1, keepdims=True))
-        scores: Scores = e / e.sum(1, keepdims=True)
-        return scores
+        return {PROBABILITIES: e / e.sum(1, keepdims=True)}
 
 
 def _torchvision(arch: Arch) -> nn.Module:

@@ -1,7 +1,8 @@
-"""Any number of images to labels: decoding and inference share all cores, memory stays constant."""
+"""Any number of images to answers: decoding and inference share all cores, memory stays constant."""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import threading
@@ -14,42 +15,45 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
+from mobilenets import tasks
 from mobilenets.data.folder import is_image_name, read_member
 from mobilenets.deploy import engines
-from mobilenets.deploy.engines import Engine
+from mobilenets.deploy.engines import Engine, Outputs
 from mobilenets.errors import UserError
 from mobilenets.model.images import BadImage, Pixels, upright_rgb
-from mobilenets.tasks import classify
+from mobilenets.tasks.classify import Labels
+from mobilenets.tasks.task import Answer
 
 T = TypeVar("T")
-Row = npt.NDArray[np.float32]
 BATCH = 8
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """One image's best labels with their probabilities, best first; or why it couldn't be read."""
+    """What a network's task makes of one image; or why it couldn't be read."""
 
     image: str
-    top: tuple[tuple[str, float], ...]
+    answer: Answer | None
     error: str | None = None
 
+    @property
+    def top(self) -> tuple[tuple[str, float], ...]:
+        """A classifier's best labels with their probabilities, best first; none of an image that couldn't be read."""
+        return self.answer.top if isinstance(self.answer, Labels) else ()
+
     def to_json(self) -> dict[str, Any]:
-        if self.error:
-            return {"image": self.image, "error": self.error}
-        return {"image": self.image, "top": [{"label": c, "probability": round(p, 6)} for c, p in self.top]}
+        return {"image": self.image, **(self.answer.to_json() if self.answer else {"error": self.error})}
 
     def __str__(self) -> str:
-        return f"{self.image}\t" + "\t".join(f"{c} {100 * p:.1f}%" for c, p in self.top)
+        return f"{self.image}\t{self.answer or self.error}"
 
 
 def stream(
     engine: Engine, items: Iterable[T], read: Callable[[T], Pixels], batch: int = BATCH, cores: int | None = None
-) -> Iterator[tuple[T, Row | BadImage]]:
-    """Each item with its probabilities [classes], or the `BadImage` that `read` raised; in order.
+) -> Iterator[tuple[T, Outputs | BadImage]]:
+    """Each item with its outputs, of one image each, or the `BadImage` that `read` raised; in order.
 
     Each thread decodes a batch and runs it, so every core is busy with whichever there is more of; only a few batches
     are in flight at any time.
@@ -57,7 +61,7 @@ def stream(
     cores = cores or os.cpu_count() or 1
     turn = threading.Lock()  # for an engine that uses all cores itself
 
-    def work(chunk: tuple[T, ...]) -> list[tuple[T, Row | BadImage]]:
+    def work(chunk: tuple[T, ...]) -> list[tuple[T, Outputs | BadImage]]:
         decoded: list[Pixels | BadImage] = []
         for item in chunk:
             try:
@@ -65,18 +69,16 @@ def stream(
             except BadImage as e:
                 decoded.append(e.with_traceback(None))  # which would hold this frame, and it the error
         good = [d for d in decoded if not isinstance(d, BadImage)]
-        if not good:
-            scores: Iterator[Row] = iter(())
-        elif engine.concurrent:
-            scores = iter(engine(np.stack(good)))
-        else:
-            with turn:
-                scores = iter(engine(np.stack(good)))
-        return [(i, d if isinstance(d, BadImage) else next(scores)) for i, d in zip(chunk, decoded, strict=True)]
+        outputs: Outputs = {}
+        if good:
+            with contextlib.nullcontext() if engine.concurrent else turn:
+                outputs = engine(np.stack(good))
+        each = iter([{name: x[n : n + 1] for name, x in outputs.items()} for n in range(len(good))])
+        return [(i, d if isinstance(d, BadImage) else next(each)) for i, d in zip(chunk, decoded, strict=True)]
 
     chunks = _chunks(items, batch)
     with ThreadPoolExecutor(cores) as pool:
-        flying: deque[Future[list[tuple[T, Row | BadImage]]]] = deque()
+        flying: deque[Future[list[tuple[T, Outputs | BadImage]]]] = deque()
         try:
             for chunk in itertools.islice(chunks, 2 * cores):
                 flying.append(pool.submit(work, chunk))
@@ -156,9 +158,10 @@ class Model:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.card = engine.card
+        self.task = tasks.of(engine.card)
 
     def predict(self, images: Iterable[Any], top: int = 5) -> list[Prediction]:
-        """The best `top` labels of each image: a path, a PIL image, or uint8 RGB pixels [H, W, 3].
+        """What the network says of each image: a path, a PIL image, or uint8 RGB pixels [H, W, 3]. `top`: labels.
 
         An image that can't be read gives a Prediction with its `error` set.
         """
@@ -166,29 +169,36 @@ class Model:
 
     def stream(self, images: Iterable[Any], top: int = 5) -> Iterator[Prediction]:
         """`predict` for any number of images, one at a time, at constant memory."""
-        numbered = enumerate(images)
-        for (i, item), scores in stream(self.engine, numbered, lambda pair: self._read(pair[1])):
+        sizes: dict[int, tuple[int, int]] = {}  # of the images under way
+
+        def read(numbered: tuple[int, Any]) -> Pixels:
+            pixels, sizes[numbered[0]] = self._read(numbered[1])
+            return pixels
+
+        for (i, item), outputs in stream(self.engine, enumerate(images), read):
             name = (
                 item.name if isinstance(item, Source) else str(item) if isinstance(item, str | Path) else f"image {i}"
             )
-            if isinstance(scores, BadImage):
-                yield Prediction(name, (), str(scores))
+            if isinstance(outputs, BadImage):
+                yield Prediction(name, None, str(outputs))
             else:
-                yield Prediction(name, tuple(classify.decode(scores[None], self.card.labels, top)[0]))
+                yield Prediction(name, self.task.decode(outputs, self.card, [sizes.pop(i)], top)[0])
 
-    def _read(self, item: Any) -> Pixels:
+    def _read(self, item: Any) -> tuple[Pixels, tuple[int, int]]:
+        """An image as the network takes it, and its own (width, height)."""
         p = self.card.preprocess
         if isinstance(item, Source):
-            return p.read(item.path if isinstance(item.path, Path) else _member(item.path, item), item.name)
+            return p.read_sized(item.path if isinstance(item.path, Path) else _member(item.path, item), item.name)
         if isinstance(item, str | Path):
-            return p.read(Path(item))
+            return p.read_sized(Path(item))
         if isinstance(item, np.ndarray):
             if item.dtype != np.uint8 or item.ndim != 3 or item.shape[2] != 3:
                 raise UserError(f"pixels must be uint8 [H, W, 3] RGB, not {item.dtype} {list(item.shape)}")
-            return p.fit(Image.fromarray(item))
+            return p.fit(Image.fromarray(item)), (item.shape[1], item.shape[0])
         if isinstance(item, Image.Image):
             try:
-                return p.fit(upright_rgb(item))
+                image = upright_rgb(item)
+                return p.fit(image), image.size
             except Exception as e:  # opened lazily, so damaged perhaps; Pillow's decoders raise nearly anything
                 raise BadImage(f"damaged image ({e})") from e
         raise UserError(f"not an image: {type(item).__name__}; give a path, a PIL image or a uint8 array")

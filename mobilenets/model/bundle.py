@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import safetensors
 import safetensors.numpy
 
@@ -19,8 +18,19 @@ from mobilenets import files
 from mobilenets.arch.graph import CLIPS
 from mobilenets.arch.spec import Arch
 from mobilenets.errors import UserError, disk_errors
-from mobilenets.model.card import Card, Precision, stamp
-from mobilenets.model.encodings import Array, Tensors, fold, pack, tensor_shapes
+from mobilenets.model.card import Card, Precision, classifier_card, stamp
+from mobilenets.model.encodings import (
+    PLAIN,
+    Array,
+    Tensors,
+    decode,
+    encode,
+    find,
+    fold,
+    pack,
+    tensor_shapes,
+    weight_name,
+)
 from mobilenets.model.images import Preprocess
 
 CARD, WEIGHTS = "card.json", "weights.safetensors"
@@ -43,17 +53,33 @@ class Bundle:
     def to_json(self) -> dict[str, Any]:
         return {**self.card.to_json(), "digest": self.digest}
 
-    def save(self, path: Path, half: bool = False) -> Bundle:
+    def dense(self) -> Bundle:
+        """The same bundle with every tensor stored plainly: what all that computes with weights takes."""
+        if not self.card.encodings:
+            return self
+        return Bundle(self.card.replace(encodings={}), decode(self.card, self.tensors), self.digest)
+
+    def encoded(self, encoding: str) -> Bundle:
+        """The same float bundle with weights stored as `encoding` says, but for those that it can't hold."""
+        plain = self.dense()
+        if plain.card.precision == "int8":
+            raise UserError("an int8 bundle's weights are stored as they are computed with")
+        how = find(encoding)
+        names = {
+            op.name: encoding
+            for op in plain.card.graph.layers
+            if encoding != PLAIN and op.kind != "norm" and how.holds(plain.tensors[weight_name(op)])
+        }
+        return Bundle(plain.card.replace(encodings=names), encode(plain.card, plain.tensors, names))
+
+    def save(self, path: Path) -> Bundle:
         """Write the folder atomically, in the place of a bundle that is there; returns the same Bundle with its digest.
 
-        `half` stores the weights (not norms and biases) as 16-bit floats: half the size, read back as float32.
         Raises `UserError` where anything but a bundle would be replaced.
         """
         check_out(path)
         with files.atomic_dir(path) as tmp:
             arrays = {k: np.asarray(v, order="C") for k, v in sorted(self.tensors.items())}
-            if half:
-                arrays = {k: v.astype(np.float16) if _halved(v) else v for k, v in arrays.items()}
             (tmp / WEIGHTS).write_bytes(safetensors.numpy.save(arrays))  # save_file hides a full disk's OSError
             card = stamp(self.card)
             d = card.to_json()
@@ -84,12 +110,12 @@ class Bundle:
         if hashlib.sha256(data).hexdigest() != d["files"][WEIGHTS]:
             raise UserError(f"{weights}: altered or damaged (its digest differs); restore or re-create the bundle")
         try:
-            tensors = {
-                k: v.astype(np.float32) if v.dtype == np.float16 else v for k, v in safetensors.numpy.load(data).items()
-            }
+            tensors = safetensors.numpy.load(data)
         except (safetensors.SafetensorError, ValueError) as e:
             raise UserError(f"{weights}: not readable as safetensors: {e}") from e
-        expected = tensor_shapes(card.arch, card.precision, card.float_ops)
+        if d["format"] == 1:  # whose weights were halved without a word on the card
+            tensors = {k: v.astype(np.float32) if v.dtype == np.float16 else v for k, v in tensors.items()}
+        expected = tensor_shapes(card)
         for name in sorted({*expected, *tensors}):
             if name not in tensors or name not in expected:
                 how = "is missing" if name in expected else "is not of this network"
@@ -97,11 +123,6 @@ class Bundle:
             if tensors[name].shape != expected[name]:
                 raise UserError(f"{weights}: tensor {name} is {tensors[name].shape}, not {expected[name]}")
         return cls(card, tensors, d["digest"])
-
-
-def _halved(v: npt.NDArray[Any]) -> bool:
-    """Whether a tensor is stored in 16 bits: a layer's weights, unless their values are beyond them."""
-    return v.dtype == np.float32 and v.ndim > 1 and bool(np.abs(v).max(initial=0) < np.finfo(np.float16).max)
 
 
 def is_bundle(path: Path) -> bool:
@@ -140,13 +161,20 @@ def _or_packaged() -> str:
     return f", or one of {', '.join(packaged())}" if packaged() else ""
 
 
-def random_bundle(arch: Arch, precision: Precision) -> Bundle:
+def random_bundle(arch: Arch, precision: Precision = "float32") -> Bundle:
     """A bundle with random weights, for measuring: latency and size don't depend on what the weights are."""
+    preprocess = Preprocess(arch.resolution, size=arch.size)
+    return with_random_weights(
+        classifier_card(arch, preprocess, [f"class {i}" for i in range(arch.classes)]), precision
+    )
+
+
+def with_random_weights(card: Card, precision: Precision = "float32") -> Bundle:
+    """The network of a card with random weights, in any precision."""
     rng = np.random.default_rng(0)
-    preprocess = Preprocess(arch.resolution)
-    card = Card(arch, preprocess, tuple(f"class {i}" for i in range(arch.classes)), precision=precision)
+    graph = card.graph
     tensors: dict[str, Array] = {}
-    for name, shape in tensor_shapes(arch, "float32").items():
+    for name, shape in tensor_shapes(card.replace(precision="float32")).items():
         if len(shape) > 1:
             fan_in = math.prod(shape[1:])
             tensors[name] = rng.standard_normal(shape, np.float32) * np.float32(np.sqrt(2 / fan_in))
@@ -154,7 +182,7 @@ def random_bundle(arch: Arch, precision: Precision) -> Bundle:
             ones = name.endswith(("norm.weight", "running_var"))
             tensors[name] = (np.ones if ones else np.zeros)(shape, np.float32 if shape else np.int64)
     if precision == "int8":
-        clipped = {op.name for op in arch.ops if op.activation in CLIPS}
-        ranges = {op.name: (0.0, 6.0) if op.name in clipped else (-3.0, 3.0) for op in arch.ops}
-        return Bundle(card, pack(arch, preprocess, fold(arch, tensors), ranges))
-    return Bundle(card, tensors)
+        clipped = {op.name for op in graph.ops if op.activation in CLIPS}
+        ranges = {op.name: (0.0, 6.0) if op.name in clipped else (-3.0, 3.0) for op in graph.ops}
+        return Bundle(card.replace(precision=precision), pack(graph, card.preprocess, fold(card, tensors), ranges))
+    return Bundle(card.replace(precision=precision), tensors)

@@ -5,17 +5,20 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import functools
 import importlib.metadata
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from mobilenets.arch.graph import Graph, Head, Shape
+from mobilenets.arch.heads import classifier_head, feature_head
 from mobilenets.arch.spec import Arch
 from mobilenets.errors import UserError, unknown
 from mobilenets.model.images import Preprocess
 
-FORMAT = 1
+FORMAT = 2
 
 # Of bundles, float32 and int8. The others are of exported files: their weights in 16-bit floats (activations too, where
 # the runtime can); dynamic: int8 weights, and activations that are quantized as they come; int4: weights in 4 bits.
@@ -25,28 +28,35 @@ PRECISIONS: tuple[Precision, ...] = ("float32", "float16", "int8", "dynamic", "i
 
 @dataclass(frozen=True)
 class Metric:
-    """A measured number and what it was measured on. Accuracies are in percent."""
+    """A measured number and what it was measured on. `unit` is "%" for accuracies."""
 
     name: str
     value: float
     data: str
     split: str
     count: int
+    unit: str = "%"
+    higher_is_better: bool = True
 
 
 @dataclass(frozen=True)
 class Card:
-    """What a network is, what it was trained on, how well it does, and where it came from.
+    """What a network is, what it is for, what it was trained on, how well it does, and where it came from.
 
-    `float_ops`: names of the operations that an int8 network keeps in float (`quantize` says how).
+    `task` is the task's name, `config` what it knows of its answers (a classifier's labels), as JSON; `head` are the
+    operations it adds to the arch's own, and the outputs. `precision` is what is computed in; `encodings` say, by
+    layer, how weights are stored where that isn't plainly (see `encodings`). `float_ops`: names of the operations that
+    an int8 network keeps in float (`arch.graph.with_rounding` says how).
     """
 
     arch: Arch
     preprocess: Preprocess
-    labels: tuple[str, ...]
+    head: Head
     task: str = "classify"
+    config: dict[str, Any] = field(default_factory=dict)
     precision: Precision = "float32"
     float_ops: tuple[str, ...] = ()
+    encodings: dict[str, str] = field(default_factory=dict)
     metrics: tuple[Metric, ...] = ()
     recipe: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
@@ -56,20 +66,47 @@ class Card:
     versions: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.arch.classes != len(self.labels):
-            raise UserError(f"the card has {len(self.labels)} labels for a network of {self.arch.classes} classes")
+        labels = self.config.get("labels", [])
+        if not isinstance(labels, list | tuple) or not all(isinstance(name, str) for name in labels):
+            raise UserError("the card's labels aren't a list of names")
+        if self.task == "classify" and self.arch.classes != len(labels):
+            raise UserError(f"the card has {len(labels)} labels for a network of {self.arch.classes} classes")
         if self.precision not in PRECISIONS:
             raise unknown("precision", self.precision, PRECISIONS)
         if self.float_ops and self.precision != "int8":
             raise UserError(
                 f"the card of a {self.precision} network names operations to keep in float; only int8's can"
             )
+        if not self.head.outputs:
+            raise UserError("the card names no outputs")
         for name in self.float_ops:
-            if name not in self.arch.activations[1:]:
-                raise unknown("operation", name, self.arch.activations[1:])
+            if name not in self.graph.activations[1:]:
+                raise unknown("operation", name, self.graph.activations[1:])
+        for name in (*self.encodings, *self.head.own):
+            if not self.graph.op(name).is_layer:
+                raise UserError(f"the card speaks of weights of {name}, which has none")
+
+    @functools.cached_property
+    def graph(self) -> Graph:
+        """The arch's operations and the task's, as far as its outputs need them."""
+        return self.arch.graph.with_head(self.head)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of a classifier's classes, in order; none for other tasks."""
+        return tuple(self.config.get("labels", ()))
+
+    @property
+    def outputs(self) -> dict[str, Shape]:
+        """What a call gives, by name: the shape of one image's."""
+        return self.graph.output_shapes
 
     def replace(self, **changes: Any) -> Card:
         return dataclasses.replace(self, **changes)
+
+    def with_labels(self, labels: Sequence[str]) -> Card:
+        """The same classifier, its classes called otherwise."""
+        return self.replace(config={**self.config, "labels": list(labels)})
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -77,14 +114,14 @@ class Card:
             **{f.name: getattr(self, f.name) for f in dataclasses.fields(self)},
             "arch": self.arch.to_json(),
             "preprocess": self.preprocess.to_json(),
-            "labels": list(self.labels),
+            "head": self.head.to_json(),
             "float_ops": list(self.float_ops),
             "metrics": [dataclasses.asdict(m) for m in self.metrics],
         }
 
     @classmethod
     def from_json(cls, d: Mapping[str, Any], where: str = "card") -> Card:
-        """The inverse of `to_json`; a UserError for one that is newer than this program, or malformed."""
+        """The inverse of `to_json`, of earlier formats too; a UserError for one that is newer, or malformed."""
         if not isinstance(d, dict) or not isinstance(d.get("format"), int):
             raise UserError(f"{where}: not a mobilenets card")
         if d["format"] > FORMAT:
@@ -93,17 +130,39 @@ class Card:
                 "upgrade with: pip install --upgrade mobilenets"
             )
         try:
-            fields = {f.name: d[f.name] for f in dataclasses.fields(cls) if f.name != "float_ops"}
+            arch = Arch.from_json(d["arch"])
+            d = migrate(d, arch)
             return cls(**{
-                **fields,
-                "arch": Arch.from_json(d["arch"]),
+                **{f.name: d[f.name] for f in dataclasses.fields(cls)},
+                "arch": arch,
                 "preprocess": Preprocess.from_json(d["preprocess"]),
-                "labels": tuple(d["labels"]),
-                "float_ops": tuple(d.get("float_ops", ())),  # earlier cards have none
+                "head": Head.from_json(d["head"]),
+                "config": dict(d["config"]),
+                "encodings": dict(d["encodings"]),
+                "float_ops": tuple(d["float_ops"]),
                 "metrics": tuple(Metric(**m) for m in d["metrics"]),
             })  # fmt: skip
-        except (KeyError, TypeError) as e:
+        except (KeyError, TypeError, ValueError, AttributeError) as e:
             raise UserError(f"{where}: a field is missing or malformed: {e}") from e
+
+
+def migrate(d: Mapping[str, Any], arch: Arch) -> dict[str, Any]:
+    """A card's JSON of any format as that of this one. It may raise what a malformed card makes it raise."""
+    d = dict(d)
+    if d["format"] == 1:  # a classifier, or the features of one: labels stood on the card, the head was understood
+        d["task"] = "classify" if arch.classes else "features"
+        d["head"] = (classifier_head if arch.classes else feature_head)(arch).to_json()
+        d["config"] = {"labels": list(d.pop("labels"))} if arch.classes else {}
+        d.setdefault("float_ops", [])
+        d["encodings"] = {}
+    return d
+
+
+def classifier_card(arch: Arch, preprocess: Preprocess, labels: Sequence[str], **fields: Any) -> Card:
+    """The card of a classifier of `labels`, with the arch's own classifier; of its features where that has none."""
+    if arch.classes:
+        return Card(arch, preprocess, classifier_head(arch), config={"labels": list(labels)}, **fields)
+    return Card(arch, preprocess, feature_head(arch), task="features", **fields)
 
 
 def stamp(card: Card) -> Card:

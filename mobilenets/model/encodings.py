@@ -4,28 +4,41 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from mobilenets.arch.spec import Arch
+from mobilenets.arch.graph import Graph, Op
+from mobilenets.errors import unknown
 from mobilenets.model.card import Card, Precision
 from mobilenets.model.images import Preprocess
 
 NORM_TENSORS = ("weight", "bias", "running_mean", "running_var")
-Tensors = Mapping[str, npt.NDArray[Any]]
+Array = npt.NDArray[Any]
+Tensors = Mapping[str, Array]
+Folded = dict[str, tuple[Array, Array]]
+
+Ranges = Mapping[str, tuple[float, float]]
+
+BLOCK = 32  # inputs that share a scale in 4 bits
+TINY = 1e-12  # the least scale, for weights that are all zero
 
 
-def tensor_shapes(arch: Arch, precision: Precision, float_ops: Collection[str] = ()) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every tensor a bundle of `arch` holds; `quantize` says what the int8 ones are."""
+def weight_name(op: Op) -> str:
+    """What the weights of a layer that isn't folded are called."""
+    return f"{op.name}.weight" if op.kind == "linear" else f"{op.name}.conv.weight"
+
+
+def tensor_shapes(card: Card) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every tensor that a bundle with this card holds; `quantize` says what the int8 ones are."""
     shapes: dict[str, tuple[int, ...]] = {}
-    for op in arch.layers:
-        name, weight = op.name, (op.cout, op.cin // op.groups, op.kernel, op.kernel)
-        if precision == "int8":
+    for op in card.graph.layers:
+        name, weight = op.name, op.weight_shape
+        if card.precision == "int8":
             shapes |= {f"{name}.weight": weight, f"{name}.bias": (op.cout,)}
-            if name not in float_ops:
+            if name not in card.float_ops:
                 shapes[f"{name}.weight_scale"] = (op.cout,)
         elif op.kind == "linear":
             shapes |= {f"{name}.weight": weight[:2], f"{name}.bias": (op.cout,)}
@@ -37,24 +50,22 @@ def tensor_shapes(arch: Arch, precision: Precision, float_ops: Collection[str] =
             if op.norm:
                 shapes |= {f"{name}.norm.{k}": (op.cout,) for k in NORM_TENSORS}
                 shapes[f"{name}.norm.num_batches_tracked"] = ()
-    if precision == "int8":
-        shapes |= {f"{a}.{k}": () for a in arch.activations for k in ("scale", "zero_point")}
+    for name, encoding in card.encodings.items():
+        key = weight_name(card.graph.op(name))
+        stored = find(encoding).shapes(shapes.pop(key))
+        shapes |= {key + suffix: shape for suffix, shape in stored.items()}
+    if card.precision == "int8":
+        shapes |= {f"{a}.{k}": () for a in card.graph.activations for k in ("scale", "zero_point")}
     return shapes
 
 
-Array = npt.NDArray[Any]
-Folded = dict[str, tuple[Array, Array]]
+def fold(card: Card, tensors: Tensors) -> Folded:
+    """Layer name -> (weight [cout, cin/groups, K, K], bias [cout]), BatchNorm in them, float32.
 
-Ranges = Mapping[str, tuple[float, float]]
-
-BLOCK = 32  # inputs that share a scale in 4 bits
-TINY = 1e-12  # the least scale, for weights that are all zero
-
-
-def fold(arch: Arch, tensors: Tensors) -> Folded:
-    """Layer name -> (weight [cout, cin/groups, K, K], bias [cout]), BatchNorm in them, float32."""
+    `tensors` are a float bundle's, stored plainly.
+    """
     out: Folded = {}
-    for op in arch.layers:
+    for op in card.graph.layers:
         name = op.name
         if op.kind == "linear":
             out[name] = tensors[f"{name}.weight"][:, :, None, None], tensors[f"{name}.bias"]
@@ -68,7 +79,7 @@ def fold(arch: Arch, tensors: Tensors) -> Folded:
         gamma, beta, mean, var = (
             tensors[f"{name}.norm.{k}"].astype(np.float64) for k in ("weight", "bias", "running_mean", "running_var")
         )
-        s = gamma / np.sqrt(var + arch.bn_eps)
+        s = gamma / np.sqrt(var + card.arch.bn_eps)
         out[name] = (w * s[:, None, None, None]).astype(np.float32), (beta - mean * s).astype(np.float32)
     return out
 
@@ -93,7 +104,7 @@ def input_range(preprocess: Preprocess) -> tuple[float, float]:
     return float(((0 - mean) / std).min()), float(((255 - mean) / std).max())
 
 
-def for_pixels(arch: Arch, preprocess: Preprocess, folded: Folded) -> tuple[Preprocess, Folded]:
+def for_pixels(graph: Graph, preprocess: Preprocess, folded: Folded) -> tuple[Preprocess, Folded]:
     """Preprocessing by one whole mean and one deviation, and the first layer changed so that it makes no difference.
 
     Then the image's own pixels are the quantized input, and no time goes into normalizing them: as much as the whole of
@@ -103,7 +114,10 @@ def for_pixels(arch: Arch, preprocess: Preprocess, folded: Folded) -> tuple[Prep
     whole, common = float(np.rint(mean.mean())), float(std.mean())
     if np.allclose(mean, whole) and np.allclose(std, common):
         return preprocess, folded
-    first = arch.layers[0].name
+    readers = graph.readers[graph.source]
+    if len(readers) != 1 or not readers[0].is_layer:  # what else reads the image would have to change too
+        return preprocess, folded
+    first = readers[0].name
     weight, bias = folded[first]  # of (pixel - mean) / std = (pixel - whole) / common x common / std + shift
     shift = ((whole - mean) / std)[None, :, None, None]
     changed = (weight * (common / std)[None, :, None, None]).astype(np.float32)
@@ -184,7 +198,7 @@ def half(weight: Array) -> Array:
 
 
 def pack(
-    arch: Arch,
+    graph: Graph,
     preprocess: Preprocess,
     folded: Folded,
     ranges: Ranges,
@@ -198,11 +212,11 @@ def pack(
     """
     out: dict[str, Array] = {}
     scales: dict[str, float] = {}
-    for name in arch.activations:
-        step, zero = affine(*(input_range(preprocess) if name == "input" else ranges[name]))
+    for name in graph.activations:
+        step, zero = affine(*(input_range(preprocess) if name == graph.source else ranges[name]))
         out[f"{name}.scale"], out[f"{name}.zero_point"] = np.asarray(step), np.asarray(zero)
         scales[name] = float(step)
-    for op in arch.layers:
+    for op in graph.layers:
         name, (weight, bias) = op.name, folded[op.name]
         if name in float_ops:
             out[f"{name}.weight"], out[f"{name}.bias"] = weight, bias
@@ -220,11 +234,107 @@ def pack(
 def unpack(card: Card, tensors: Tensors) -> Folded:
     """The weights and biases that an int8 bundle's tensors stand for, float32: what `pack` made of them, undone."""
     out: Folded = {}
-    for op in card.arch.layers:
+    for op in card.graph.layers:
         weight, bias = tensors[f"{op.name}.weight"], tensors[f"{op.name}.bias"]
         if op.name not in card.float_ops:
             step = tensors[f"{op.name}.weight_scale"].astype(np.float64)
             weight = (weight * _along(step, weight)).astype(np.float32)
             bias = (bias * step * float(tensors[f"{op.inputs[0]}.scale"])).astype(np.float32)
         out[op.name] = weight, bias
+    return out
+
+
+# ---- how a float bundle stores the weights of a layer
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoding:
+    """A way to store a layer's weights: as tensors by what is appended to the weights' own name.
+
+    `shapes`: of those tensors, by the weights' shape [cout, ...]. `encode` makes them of float32 weights, `decode`
+    gives float32 weights of them and the shape. `holds`: whether it can store these weights at all.
+    """
+
+    shapes: Callable[[tuple[int, ...]], dict[str, tuple[int, ...]]]
+    encode: Callable[[Array], dict[str, Array]]
+    decode: Callable[[Mapping[str, Array], tuple[int, ...]], Array]
+    holds: Callable[[Array], bool] = lambda _weight: True
+
+    def bits(self, weight: Array) -> float:
+        """Bits that each of these weights takes, scales and tables among them."""
+        return sum(8 * t.nbytes for t in self.encode(weight).values()) / weight.size
+
+
+def _blocks(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Of weights stored in 4 bits: values in a row of blocks, and blocks in it."""
+    count = -(-math.prod(shape[1:]) // BLOCK)
+    return count * BLOCK, count
+
+
+def _halves(weight: Array) -> bool:
+    """Whether weights are within what 16-bit floats can say."""
+    return bool(np.abs(weight).max(initial=0) < np.finfo(np.float16).max)
+
+
+def _encode_int8(weight: Array) -> dict[str, Array]:
+    codes, scale = int8_weights(weight)
+    return {"": codes, "_scale": scale}
+
+
+def _encode_int4(weight: Array) -> dict[str, Array]:
+    """Two codes to a byte, the first in its lower half; the last block of a channel is filled up."""
+    row, _ = _blocks(weight.shape)
+    flat = weight.reshape(len(weight), -1, 1, 1)
+    codes, scale = int4_weights(flat)
+    whole = np.zeros((len(weight), row), np.uint8)
+    whole[:, : flat.shape[1]] = codes[:, :, 0, 0].astype(np.uint8) & 15
+    return {"": whole[:, ::2] | whole[:, 1::2] << 4, "_scale": scale}
+
+
+def _decode_int4(stored: Mapping[str, Array], shape: tuple[int, ...]) -> Array:
+    both = np.stack([stored[""] & 15, stored[""] >> 4], 2).reshape(shape[0], -1).astype(np.int8)
+    codes = np.where(both > 7, both - 16, both).astype(np.float32)
+    values = codes * np.repeat(stored["_scale"], BLOCK, 1)
+    out: Array = values[:, : math.prod(shape[1:])].reshape(shape).astype(np.float32)
+    return out
+
+
+PLAIN = "plain"
+ENCODINGS: dict[str, Encoding] = {
+    PLAIN: Encoding(lambda s: {"": s}, lambda w: {"": w}, lambda t, _: t[""]),
+    "half": Encoding(lambda s: {"": s}, lambda w: {"": half(w)}, lambda t, _: t[""].astype(np.float32), _halves),
+    "int8": Encoding(
+        lambda s: {"": s, "_scale": (s[0],)},
+        _encode_int8,
+        lambda t, _: np.asarray(t[""] * _along(t["_scale"], t[""]), np.float32),
+    ),
+    "int4": Encoding(
+        lambda s: {"": (s[0], _blocks(s)[0] // 2), "_scale": (s[0], _blocks(s)[1])}, _encode_int4, _decode_int4
+    ),
+}
+
+
+def find(name: str) -> Encoding:
+    """The encoding called `name`; a UserError suggests the nearest."""
+    if name not in ENCODINGS:
+        raise unknown("encoding", str(name), ENCODINGS)
+    return ENCODINGS[name]
+
+
+def encode(card: Card, tensors: Tensors, encodings: Mapping[str, str]) -> dict[str, Array]:
+    """Plain tensors of a float bundle with the weights of the layers named in `encodings` stored so."""
+    out = dict(tensors)
+    for name, encoding in encodings.items():
+        key = weight_name(card.graph.op(name))
+        out |= {key + suffix: t for suffix, t in find(encoding).encode(out.pop(key)).items()}
+    return out
+
+
+def decode(card: Card, tensors: Tensors) -> dict[str, Array]:
+    """The plain tensors of a bundle whose card says that some are stored otherwise."""
+    out = dict(tensors)
+    for name, encoding in card.encodings.items():
+        op, how = card.graph.op(name), find(encoding)
+        key, shape = weight_name(op), op.weight_shape[:2] if op.kind == "linear" else op.weight_shape
+        out[key] = how.decode({suffix: out.pop(key + suffix) for suffix in how.shapes(shape)}, shape)
     return out

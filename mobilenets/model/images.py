@@ -6,7 +6,7 @@ import io
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,10 @@ from mobilenets.errors import UserError, unknown
 Pixels = npt.NDArray[np.uint8]
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+Framing = Literal["crop", "letterbox", "stretch"]
+FRAMINGS: tuple[Framing, ...] = ("crop", "letterbox", "stretch")
+FULL_SIZE = "full_size"  # in a decoded image's `info`: its (width, height) before it was decoded at a fraction
+GREY = 128  # around a letterboxed image
 INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 MAX_PIXELS = 100_000_000  # an image beyond this is taken for a decompression bomb, and costs 300 MB
 # A JPEG is decoded at a fraction that leaves this times the short side needed. It changes about as many answers as
@@ -34,17 +38,23 @@ def open_rgb(source: Path | bytes, name: str = "", short_side: int = 0) -> Image
 
     `short_side`: the size it will be resized to, if known. A large JPEG is then decoded at a half, quarter or eighth of
     its size, never under MARGIN times `short_side`, which saves most of the decoding.
-    Raises `BadImage` for a file that is damaged, truncated, too large or no image.
+    Its own size is in the image's `info` then, as FULL_SIZE. Raises `BadImage` for a file that is damaged, truncated,
+    too large or no image.
     """
     name = name or str(source if isinstance(source, Path) else "image")
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as img:
             if img.width * img.height > MAX_PIXELS:
                 raise ValueError(f"{img.width}x{img.height} pixels, over the limit of {MAX_PIXELS:,}")
+            before = img.size
             if short_side and img.format == "JPEG":
                 least = math.ceil(MARGIN * short_side)
                 img.draft(None, (least, least))
-            return upright_rgb(img)
+            drafted = img.size
+            out = upright_rgb(img)
+            turned = out.size != drafted
+            out.info[FULL_SIZE] = before[::-1] if turned else before
+            return out
     except (Exception, RecursionError) as e:  # Pillow's decoders raise nearly anything on hostile bytes
         if isinstance(e, FileNotFoundError):
             raise BadImage(f"{name}: no such file") from e
@@ -76,11 +86,30 @@ def _rgb(img: Image.Image) -> Image.Image:
     return img.convert("RGB")
 
 
+class Placement(NamedTuple):
+    """Where an image lies in a network's input: input = image x scale + offset, in pixels from the top left corner."""
+
+    scale_x: float
+    scale_y: float
+    left: float
+    top: float
+
+    def into(self, points: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        """Points of the image, [..., 2] as x and y, as points of the input."""
+        return np.asarray(np.asarray(points) * np.array(self[:2]) + np.array(self[2:]), np.float64)
+
+    def back(self, points: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        """Points of the input as points of the image."""
+        return np.asarray((np.asarray(points) - np.array(self[2:])) / np.array(self[:2]), np.float64)
+
+
 @dataclass(frozen=True)
 class Preprocess:
     """How an image becomes a network's input; it travels with the weights, inside the exported file too.
 
-    The centre square of `crop` x the short side is resized (antialiased) to `resolution` pixels: uint8 [H, W, 3] RGB.
+    `framing` "crop": the centre of `crop` x the short side, in the input's proportions, is resized (antialiased) to
+    `resolution` pixels, or to `size`, (height, width), where the input isn't a square: uint8 [H, W, 3] RGB.
+    "letterbox": the whole image, its proportions kept, grey around it; "stretch": the whole image, out of proportion.
     Then (pixel - mean) / std, in units of 0..255, per channel. The default mean and std, 128, make the uint8 pixels
     themselves the int8 network's quantized input: a scale of 1/128 and a zero point of 128, no arithmetic.
     """
@@ -90,9 +119,14 @@ class Preprocess:
     mean: tuple[float, float, float] = (128.0, 128.0, 128.0)
     std: tuple[float, float, float] = (128.0, 128.0, 128.0)
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    framing: Framing = "crop"
+    size: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
-        check_resolution(self.resolution)
+        for side in (self.resolution, *self.input_size):
+            check_resolution(side)
+        if self.framing not in FRAMINGS:
+            raise unknown("framing", str(self.framing), FRAMINGS)
         if not 0 < self.crop <= 1:
             raise UserError(f"crop must be above 0 and at most 1, not {self.crop}")
         if len(self.mean) != 3 or len(self.std) != 3 or not all(s > 0 for s in self.std):
@@ -101,21 +135,55 @@ class Preprocess:
             raise unknown("interpolation", str(self.interpolation), INTERPOLATIONS)
 
     @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width of the input in pixels."""
+        return self.size or (self.resolution, self.resolution)
+
+    @property
     def short_side(self) -> int:
-        """The short side an image would have if it were resized whole."""
-        return round(self.resolution / self.crop)
+        """The short side an image would have if it were resized whole; of an elongated one, more than is needed."""
+        crop = self.crop if self.framing == "crop" else 1.0
+        return round(max(self.input_size) / crop)
+
+    def place(self, width: int, height: int) -> Placement:
+        """Where an image of so many pixels lies in the input."""
+        rows, columns = self.input_size
+        if self.framing == "stretch":
+            return Placement(columns / width, rows / height, 0.0, 0.0)
+        if self.framing == "letterbox":
+            scale = min(columns / width, rows / height)
+            wide, high = max(1, round(width * scale)), max(1, round(height * scale))
+            return Placement(wide / width, high / height, (columns - wide) // 2, (rows - high) // 2)
+        scale = max(columns / width, rows / height) / self.crop
+        return Placement(scale, scale, (columns - width * scale) / 2, (rows - height * scale) / 2)
 
     def fit(self, img: Image.Image) -> Pixels:
-        """RGB image of any size -> uint8 [resolution, resolution, 3]."""
-        side = min(img.size) * self.crop
-        left, top = (img.width - side) / 2, (img.height - side) / 2
-        box = (left, top, left + side, top + side)
-        size = (self.resolution, self.resolution)
-        return np.asarray(img.resize(size, INTERPOLATIONS[self.interpolation], box=box))
+        """RGB image of any size -> uint8 [H, W, 3] of the input's size."""
+        rows, columns = self.input_size
+        method = INTERPOLATIONS[self.interpolation]
+        if self.framing == "crop":
+            wide = high = min(img.size) * self.crop
+            if rows != columns:
+                part = min(img.width / columns, img.height / rows) * self.crop  # pixels of it to one of the input
+                wide, high = columns * part, rows * part
+            left, top = (img.width - wide) / 2, (img.height - high) / 2
+            return np.asarray(img.resize((columns, rows), method, box=(left, top, left + wide, top + high)))
+        if self.framing == "stretch":
+            return np.asarray(img.resize((columns, rows), method))
+        at = self.place(*img.size)
+        whole = Image.new("RGB", (columns, rows), (GREY,) * 3)
+        inner = round(img.width * at.scale_x), round(img.height * at.scale_y)
+        whole.paste(img.resize(inner, method), (int(at.left), int(at.top)))
+        return np.asarray(whole)
 
     def read(self, source: Path | bytes, name: str = "") -> Pixels:
-        """Image file -> uint8 [resolution, resolution, 3]; raises `BadImage`."""
-        return self.fit(open_rgb(source, name, self.short_side))
+        """Image file -> uint8 [H, W, 3] of the input's size; raises `BadImage`."""
+        return self.read_sized(source, name)[0]
+
+    def read_sized(self, source: Path | bytes, name: str = "") -> tuple[Pixels, tuple[int, int]]:
+        """`read`, and the image's own (width, height)."""
+        image = open_rgb(source, name, self.short_side)
+        return self.fit(image), image.info[FULL_SIZE]
 
     def normalize(self, pixels: Pixels) -> npt.NDArray[np.float32]:
         """uint8 [N, H, W, 3] -> float32 [N, 3, H, W], what the PyTorch network takes."""
@@ -123,12 +191,18 @@ class Preprocess:
         return np.ascontiguousarray(x.transpose(0, 3, 1, 2))
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        d = asdict(self)
+        if self.size is None:
+            del d["size"]
+        return d
 
     @classmethod
     def from_json(cls, d: dict[str, Any]) -> Preprocess:
         try:
             interpolation = d.get("interpolation", "bilinear")  # earlier cards have none
-            return cls(int(d["resolution"]), float(d["crop"]), tuple(d["mean"]), tuple(d["std"]), interpolation)
+            framing = d.get("framing", "crop")
+            size = d.get("size") and (int(d["size"][0]), int(d["size"][1]))
+            mean, std = tuple(d["mean"]), tuple(d["std"])
+            return cls(int(d["resolution"]), float(d["crop"]), mean, std, interpolation, framing, size)
         except (KeyError, TypeError, ValueError) as e:
             raise UserError(f"not a Preprocess: {e}") from e

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
-from typing import cast
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mobilenets.arch import spec, zoo
-from mobilenets.arch.graph import Activation, Op, OpKind
-from mobilenets.arch.spec import Arch, Block, Convention, Padding, Shortcut, same_padding
+from mobilenets.arch.graph import Activation, Graph, Head, Op, Padding, same_padding
+from mobilenets.arch.spec import Arch, Block, Convention, Shortcut
+from mobilenets.errors import UserError
 from mobilenets.model.depthwise import DepthwiseConv2d
 
+Taps = dict[str, Tensor]  # values by the names of operations, or outputs by theirs
 ACTIVATIONS: dict[Activation, type[nn.Module]] = {
     "relu": nn.ReLU,
     "relu6": nn.ReLU6,
@@ -23,10 +26,10 @@ ACTIVATIONS: dict[Activation, type[nn.Module]] = {
 }
 
 
-def pad_same(x: Tensor, kernel: int, stride: int) -> Tensor:
+def pad_same(x: Tensor, kernels: Sequence[int], stride: int) -> Tensor:
     """Pad `x` [N, C, H, W] as TensorFlow's "SAME" does."""
-    top, bottom = same_padding(x.shape[2], kernel, stride)
-    left, right = same_padding(x.shape[3], kernel, stride)
+    top, bottom = same_padding(x.shape[2], kernels[0], stride)
+    left, right = same_padding(x.shape[3], kernels[1], stride)
     return F.pad(x, (left, right, top, bottom))
 
 
@@ -36,16 +39,54 @@ class ConvNormAct(nn.Module):
     def __init__(self, op: Op, arch: Arch) -> None:
         super().__init__()
         self.same = arch.padding == "same" and op.stride > 1  # at stride 1 and an odd kernel, "SAME" is symmetric
-        pad = 0 if self.same else op.kernel // 2
-        conv = DepthwiseConv2d if op.kind == "depthwise" else nn.Conv2d
-        self.conv = conv(op.cin, op.cout, op.kernel, op.stride, pad, groups=op.groups, bias=op.bias)
+        pad: Any = 0 if self.same else tuple(k // 2 for k in op.kernels)
+        if op.kind == "depthwise" and not op.kernel_width:
+            pad = pad if self.same else op.kernel // 2
+            self.conv: nn.Conv2d = DepthwiseConv2d(
+                op.cin, op.cout, op.kernel, op.stride, pad, groups=op.groups, bias=op.bias
+            )
+        else:
+            self.conv = nn.Conv2d(op.cin, op.cout, op.kernels, op.stride, pad, groups=op.groups, bias=op.bias)
         self.norm = nn.BatchNorm2d(op.cout, arch.bn_eps, arch.bn_momentum) if op.norm else nn.Identity()
         self.act = ACTIVATIONS[op.activation](inplace=True) if op.activation else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         if self.same:
-            x = pad_same(x, self.conv.kernel_size[0], self.conv.stride[0])
+            x = pad_same(x, self.conv.kernel_size, self.conv.stride[0])
         return cast(Tensor, self.act(self.norm(self.conv(x))))
+
+
+class Linear(nn.Linear):
+    """A fully connected layer for features [N, C] or [N, C, 1, 1], dropout before it: as many axes come out."""
+
+    def __init__(self, op: Op, arch: Arch) -> None:
+        super().__init__(op.cin, op.cout)
+        self.dropout = arch.dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(F.dropout(x.flatten(1), self.dropout, self.training))
+        return y if x.ndim == 2 else y[:, :, None, None]
+
+
+class Concat(nn.Module):
+    """Maps of one size, their channels one after another."""
+
+    def forward(self, *maps: Tensor) -> Tensor:
+        return torch.cat(maps, 1)
+
+
+class Softmax(nn.Module):
+    """Numbers [N, K, ...] as probabilities."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.softmax(x, 1)
+
+
+class L2Norm(nn.Module):
+    """Vectors [N, K, ...] of length 1."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.normalize(x, dim=1)
 
 
 class Pool(nn.Module):
@@ -89,16 +130,21 @@ def _norm(op: Op, arch: Arch) -> nn.Module:
     return nn.Sequential(OrderedDict(norm=nn.BatchNorm2d(op.cout, arch.bn_eps, arch.bn_momentum)))
 
 
-MODULES: dict[OpKind, Callable[[Op, Arch], nn.Module]] = {
+MODULES: dict[str, Callable[[Op, Arch], nn.Module]] = {
     "conv": ConvNormAct,
     "depthwise": ConvNormAct,
     "pointwise": ConvNormAct,
+    "linear": Linear,
     "norm": _norm,
     "activation": lambda op, _: ACTIVATIONS[cast(Activation, op.activation)](),
     "pool": lambda _op, _: Pool(),
     "add": lambda _op, _: Add(),
     "mul": lambda _op, _: Mul(),
     "attend": lambda op, _: Attend(op.heads),
+    "concat": lambda _op, _: Concat(),
+    "flatten": lambda _op, _: nn.Flatten(),
+    "softmax": lambda _op, _: Softmax(),
+    "l2norm": lambda _op, _: L2Norm(),
 }
 
 
@@ -109,7 +155,7 @@ class BlockModule(nn.Module):
         super().__init__()
         self.block = block
         for op in block.ops:
-            self.add_module(op.name.rsplit(".", 1)[1], MODULES[op.kind](op, arch))
+            self.add_module(op.name.rsplit(".", 1)[1], module_for(op, arch))
 
     def forward(self, x: Tensor) -> Tensor:
         values = {self.block.source: x}
@@ -119,20 +165,82 @@ class BlockModule(nn.Module):
         return x
 
 
-class MobileNet(nn.Module):
+def module_for(op: Op, arch: Arch) -> nn.Module:
+    """What computes an operation. Raises `UserError` for a kind that PyTorch's network has no module for."""
+    if op.kind not in MODULES:
+        raise UserError(f"PyTorch's network has no {op.kind} ({op.name})")
+    return MODULES[op.kind](op, arch)
+
+
+def _place(root: nn.Module, name: str, module: nn.Module) -> None:
+    """Make `module` the one called "a.b.c" below `root`, and what is between them."""
+    *way, last = name.split(".")
+    for part in way:
+        if part not in root._modules:
+            root.add_module(part, nn.Module())
+        root = root.get_submodule(part)
+    root.add_module(last, module)
+
+
+class Walker(nn.Module):
+    """A graph in PyTorch: any network that computes it operation by operation. Subclasses say by which modules."""
+
+    graph: Graph
+
+    def of(self, op: Op) -> nn.Module:
+        """What computes `op`."""
+        raise NotImplementedError  # pragma: no cover
+
+    def compute(self, op: Op, inputs: Sequence[Tensor]) -> Tensor:
+        """What `op` makes of its inputs."""
+        return cast(Tensor, self.of(op)(*inputs))
+
+    def run(self, values: Mapping[str, Tensor], taps: Collection[str], ops: Sequence[Op] | None = None) -> Taps:
+        """The values `taps`, of any of the graph's operations, computed from those that are there.
+
+        `ops`: those to run, in order; all that come before the last tap, if left out.
+        """
+        if ops is None:
+            ops = self.graph.upto(taps).ops
+        there = dict(values)
+        last = {name: i for i, op in enumerate(ops) for name in op.inputs}
+        out = {name: there[name] for name in taps if name in there}
+        for i, op in enumerate(ops):
+            x = there[op.name] = self.compute(op, [there[name] for name in op.inputs])
+            if op.name in taps:
+                out[op.name] = x
+            for name in op.inputs:
+                if last[name] == i:
+                    there.pop(name, None)
+        return out
+
+    def answers(self, x: Tensor) -> Taps:
+        """Images [N, 3, H, W], preprocessed, to the graph's outputs by name."""
+        made = self.run({self.graph.source: x}, {o.op for o in self.graph.outputs})
+        return {o.name: made[o.op] for o in self.graph.outputs}
+
+
+class MobileNet(Walker):
     """The network an `Arch` describes: images [N, 3, H, W], preprocessed, to logits [N, classes].
 
-    H and W may differ from `arch.resolution`: the network is fully convolutional up to its pooling.
+    H and W may differ from `arch.resolution`: the network is fully convolutional up to its pooling. `head` are a task's
+    operations: `answers` gives its outputs.
     """
 
-    def __init__(self, arch: Arch) -> None:
+    def __init__(self, arch: Arch, head: Head | None = None) -> None:
         super().__init__()
         self.arch = arch
+        self.graph = arch.graph.replace(ops=(*arch.graph.ops, *head.ops), outputs=head.outputs) if head else arch.graph
         self.blocks = nn.ModuleList(BlockModule(b, arch) for b in arch.blocks)
         self.pool = Pool()
         self.head = nn.ModuleList(BlockModule(b, arch) for b in arch.head_blocks)
-        self.dropout = nn.Dropout(arch.dropout)
-        self.classifier = nn.Linear(arch.width, arch.classes) if arch.classes else nn.Identity()
+        self.classifier = Linear(arch.ops[-1], arch) if arch.classes else nn.Identity()
+        self.answering = nn.ModuleDict()  # the head's operations without weights, whose names are free
+        for op in head.ops if head else ():
+            if op.is_layer:
+                _place(self, op.name, module_for(op, arch))
+            else:
+                self.answering[op.name.replace(".", "_")] = module_for(op, arch)
         for m in self.modules():
             if isinstance(m, nn.Conv2d):
                 nn.init.kaiming_normal_(m.weight, mode="fan_out")
@@ -141,6 +249,10 @@ class MobileNet(nn.Module):
             elif isinstance(m, nn.Linear):
                 nn.init.normal_(m.weight, std=0.01)
                 nn.init.zeros_(m.bias)
+
+    def of(self, op: Op) -> nn.Module:
+        key = op.name.replace(".", "_")
+        return self.answering[key] if key in self.answering else self.get_submodule(op.name)
 
     def features(self, x: Tensor) -> dict[str, Tensor]:
         """Each stage's map, [N, 3, H, W] -> {"stage1": [N, C, H/2, W/2], ..., "stage5": [N, C, H/32, W/32]}."""
@@ -153,7 +265,7 @@ class MobileNet(nn.Module):
         return maps
 
     def pooled(self, x: Tensor) -> Tensor:
-        """What the classifier reads, the last map averaged and through the head: [N, 3, H, W] -> [N, arch.width]."""
+        """What the classifier reads, the last map averaged and through the head: [N, 3, H, W] -> [N, arch.features]."""
         for block in self.blocks:
             x = block(x)
         x = self.pool(x)
@@ -162,12 +274,12 @@ class MobileNet(nn.Module):
         return x.flatten(1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return cast(Tensor, self.classifier(self.dropout(self.pooled(x))))
+        return cast(Tensor, self.classifier(self.pooled(x)))
 
 
-def build(arch: Arch) -> MobileNet:
-    """The network `arch` describes, randomly initialised from torch's global generator."""
-    return MobileNet(arch)
+def build(arch: Arch, head: Head | None = None) -> MobileNet:
+    """The network `arch` describes, randomly initialised from torch's global generator, with a task's `head`."""
+    return MobileNet(arch, head)
 
 
 def create(

@@ -5,15 +5,17 @@ It is the reference that exported files are proved against, and what `eval` of a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mobilenets.arch.graph import Op
+from mobilenets.arch.graph import Graph, Op, with_rounding
 from mobilenets.arch.spec import Arch
 from mobilenets.model.bundle import Bundle
 from mobilenets.model.encodings import Array, Folded, fold, rounded, unpack
-from mobilenets.model.module import ACTIVATIONS, MODULES, MobileNet, build, pad_same
+from mobilenets.model.module import ACTIVATIONS, MobileNet, Walker, build, module_for, pad_same
 
 
 class Layer(nn.Module):
@@ -33,8 +35,8 @@ class Layer(nn.Module):
         """The layer's convolution with other weights of its shape, before its activation."""
         op = self.op
         if self.same:
-            x = pad_same(x, op.kernel, op.stride)
-        pad = 0 if self.same else op.kernel // 2
+            x = pad_same(x, op.kernels, op.stride)
+        pad = (0, 0) if self.same else (op.kernels[0] // 2, op.kernels[1] // 2)
         return F.conv2d(x, weight, bias, op.stride, pad, groups=op.groups)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -42,76 +44,83 @@ class Layer(nn.Module):
         return y
 
 
-class FoldedNetwork(nn.Module):
-    """Folded layers, activations in float: images [N, 3, H, W] to logits [N, classes].
+class FoldedNetwork(Walker):
+    """Folded layers, activations in float: images [N, 3, H, W] to the graph's outputs by name.
 
-    `layers` has a module for each of `arch.ops`, in their order.
+    `layers` has a module for each of the graph's operations, in their order.
     """
 
-    def __init__(self, arch: Arch, folded: Folded) -> None:
+    def __init__(self, arch: Arch, graph: Graph, folded: Folded) -> None:
         super().__init__()
-        self.arch = arch
+        self.arch, self.graph = arch, graph
         self.layers = nn.ModuleList(
-            Layer(op, arch, *folded[op.name]) if op.is_layer else MODULES[op.kind](op, arch) for op in arch.ops
+            Layer(op, arch, *folded[op.name]) if op.is_layer else self.joint(op) for op in graph.ops
         )
+        self.at = {op.name: i for i, op in enumerate(graph.ops)}
 
-    def made(self, x: Tensor, _name: str) -> Tensor:
-        """What becomes of the activation `name` when it is made."""
-        return x
+    def joint(self, op: Op) -> nn.Module:
+        """What computes an operation without weights."""
+        return module_for(op, self.arch)
 
-    def read(self, x: Tensor, _name: str, _by: Op) -> Tensor:
-        """The activation `name` as the operation `by` reads it."""
-        return x
+    def of(self, op: Op) -> nn.Module:
+        return self.layers[self.at[op.name]]
 
-    def forward(self, x: Tensor) -> Tensor:
-        values = {"input": self.made(x, "input")}
-        for op, layer, unread in zip(self.arch.ops, self.layers, self.arch.frees, strict=True):
-            x = self.made(layer(*(self.read(values[name], name, op) for name in op.inputs)), op.name)
-            for name in unread:
-                del values[name]
-            values[op.name] = x
-        return x.flatten(1)
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return self.answers(x)
 
 
-class SimulatedInt8(FoldedNetwork):
-    """An int8 bundle as a module: float images [N, 3, H, W] to logits [N, classes]."""
+class RoundedNetwork(FoldedNetwork):
+    """Folded layers of an int8 network, computed in the floats that its whole numbers stand for.
+
+    `graph` is one that `with_rounding` made; subclasses say what rounds an activation.
+    """
+
+    def round(self, x: Tensor, activation: str) -> Tensor:
+        """`x` at the 256 values that `activation` can have."""
+        raise NotImplementedError  # pragma: no cover
+
+    def joint(self, op: Op) -> nn.Module:
+        return nn.Identity() if op.kind in ("quantize", "dequantize") else super().joint(op)
+
+    def compute(self, op: Op, inputs: Sequence[Tensor]) -> Tensor:
+        y = super().compute(op, inputs)
+        return self.round(y, self.graph.activation_of(op.name)) if op.name in self.graph.integers else y
+
+
+class SimulatedInt8(RoundedNetwork):
+    """An int8 bundle as a module."""
 
     def __init__(self, bundle: Bundle) -> None:
-        super().__init__(bundle.card.arch, unpack(bundle.card, bundle.tensors))
-        self.float_ops = frozenset(bundle.card.float_ops)
+        card = bundle.card
+        graph = with_rounding(card.graph, card.float_ops)
+        super().__init__(card.arch, graph, unpack(card, bundle.tensors))
         self.affine = {
             a: (float(bundle.tensors[f"{a}.scale"]), int(bundle.tensors[f"{a}.zero_point"]))
-            for a in self.arch.activations
+            for a in card.graph.activations
         }
 
-    def round(self, x: Tensor, name: str) -> Tensor:
-        """`x` at the 256 values that the activation `name` can have."""
-        scale, zero = self.affine[name]
+    def round(self, x: Tensor, activation: str) -> Tensor:
+        scale, zero = self.affine[activation]
         return torch.fake_quantize_per_tensor_affine(x, scale, zero, 0, 255)
-
-    def made(self, x: Tensor, name: str) -> Tensor:
-        return x if name in self.float_ops else self.round(x, name)
-
-    def read(self, x: Tensor, name: str, by: Op) -> Tensor:
-        return self.round(x, name) if name in self.float_ops and by.name not in self.float_ops else x
 
 
 def float_model(bundle: Bundle) -> MobileNet:
-    """The float network with the bundle's weights, in eval mode."""
-    model = build(bundle.card.arch)
-    state = {k: torch.from_numpy(v) for k, v in bundle.tensors.items()}
-    model.load_state_dict(state)
+    """The float network with the bundle's weights, in eval mode. What its outputs don't need stays as it is made."""
+    card = bundle.card
+    model = build(card.arch, card.head)
+    state = {k: torch.from_numpy(v) for k, v in bundle.dense().tensors.items()}
+    model.load_state_dict(state, strict=len(card.graph.layers) == len(model.graph.layers))
     return model.eval()
 
 
 def folded_network(bundle: Bundle) -> FoldedNetwork:
     """A float bundle's network with BatchNorm folded and its weights rounded as its card's precision says."""
-    arch = bundle.card.arch
-    folded = rounded(fold(arch, bundle.tensors), bundle.card.precision)
-    return FoldedNetwork(arch, folded).eval()
+    card = bundle.card
+    folded = rounded(fold(card, bundle.dense().tensors), card.precision)
+    return FoldedNetwork(card.arch, card.graph, folded).eval()
 
 
-def module(bundle: Bundle) -> nn.Module:
+def module(bundle: Bundle) -> Walker:
     """The bundle as a PyTorch module in eval mode, as its card's precision says.
 
     int8 tensors are an int8 bundle's, all others' a float bundle's. float16, dynamic and int4 round the weights alone.

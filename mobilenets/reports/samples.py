@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from mobilenets.arch.heads import PROBABILITIES
 from mobilenets.data.dataset import Split
 from mobilenets.data.open import of_card
 from mobilenets.deploy import engines, predict
@@ -63,9 +64,10 @@ def _search(engine: Engine, split: Split, confusion: npt.NDArray[np.int64], seed
     out: list[dict[str, Any]] = []
     mistakes, end = 0, time.monotonic() + SEARCH_SECONDS
     results = predict.stream(engine, order.tolist(), lambda i: split.pixels(i, engine.card.preprocess))
-    for i, scores in results:
-        if isinstance(scores, BadImage):
+    for i, outputs in results:
+        if isinstance(outputs, BadImage):
             continue
+        scores = outputs[PROBABILITIES][0]
         true, best = int(split.targets[i]), int(scores.argmax())
         mistakes += true != best
         out.append({

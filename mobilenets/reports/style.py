@@ -16,7 +16,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
 
 from mobilenets import files
-from mobilenets.arch.graph import OpKind
 from mobilenets.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ CSS_NAMES = {
     INK: "ink", MUTED: "muted", GRID: "grid", SHADE: "shade", BACK: "back",
     BLUE: "blue", ORANGE: "orange", GREEN: "green", PINK: "pink", SKY: "sky",
 }  # fmt: skip
-TYPE_COLOURS: dict[OpKind, str] = {
+TYPE_COLOURS: dict[str, str] = {
     "pointwise": BLUE,
     "depthwise": ORANGE,
     "conv": GREEN,

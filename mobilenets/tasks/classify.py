@@ -1,36 +1,68 @@
-"""Classification: one class per image."""
+"""Classification: one class per image. No torch but in what training asks for."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image, ImageDraw
+
+from mobilenets.arch import published
+from mobilenets.arch.graph import Head
+from mobilenets.arch.heads import LOGITS, PROBABILITIES, classifier_head
+from mobilenets.arch.spec import Arch
+from mobilenets.data.dataset import Data, Split
+from mobilenets.data.open import open_data
+from mobilenets.model.card import Card, Precision
+from mobilenets.tasks.task import Answer, MetricSpec, Outputs, Parity, Prior, Sizes
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-    from torch import Tensor
+    from torch import Tensor, nn
+    from torchvision.transforms import v2
+
+    from mobilenets.model.bundle import Bundle
+    from mobilenets.model.images import Preprocess
+    from mobilenets.tasks.losses import CrossEntropy
 
 TOP = 5
 
 
-def loss(logits: Tensor, targets: Tensor, smoothing: float = 0.0, weights: Tensor | None = None) -> Tensor:
-    """Cross-entropy in nats, float32: logits [N, C], targets [N] or, mixed, [N, C]; `weights` [C] of the classes.
+PRIMARY = MetricSpec("top1", "top-1")
+# What a right export may differ by, in percent of top-1 and in probability: float sums are taken in another order. In
+# int8, roundings at a tie fall either way, layer after layer: on photos of ImageNet's classes, runtimes that agree with
+# each other differ from PyTorch's simulation in up to 3% of the top-1, and by .15 in an unsure image's probability.
+LIMITS: dict[Precision, tuple[float, float]] = {
+    "float32": (99.0, 1e-3),
+    "float16": (99.0, 0.03),
+    "int8": (93.0, 0.25),
+    "dynamic": (92.0, 0.25),
+    "int4": (99.0, 0.03),
+}
 
-    With weights, the sum over images is divided by their number, whatever their classes weigh.
-    """
-    from torch.nn import functional as F
 
-    total = F.cross_entropy(logits.float(), targets, weights, label_smoothing=smoothing, reduction="sum")
-    return total / len(logits)
+@dataclass(frozen=True)
+class Labels:
+    """An image's best labels with their probabilities, best first."""
+
+    top: tuple[tuple[str, float], ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"top": [{"label": c, "probability": round(p, 6)} for c, p in self.top]}
+
+    def __str__(self) -> str:
+        return "\t".join(f"{c} {100 * p:.1f}%" for c, p in self.top)
 
 
-def decode(scores: npt.NDArray[np.float32], labels: tuple[str, ...], k: int) -> list[list[tuple[str, float]]]:
-    """Probabilities [N, C] -> for each image its k best (label, probability), best first."""
+def best(scores: npt.NDArray[np.float32], labels: tuple[str, ...], k: int) -> list[Labels]:
+    """Probabilities [N, C] -> for each image its k best."""
     k = min(k, len(labels))
-    best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-    return [[(labels[c], float(row[c])) for c in order] for row, order in zip(scores, best, strict=True)]
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    return [Labels(tuple((labels[c], float(row[c])) for c in some)) for row, some in zip(scores, order, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -46,6 +78,10 @@ class Scores:
     labels: tuple[str, ...]
     confusion: npt.NDArray[np.int64]
     skipped: tuple[str, ...] = ()
+
+    @property
+    def value(self) -> float:
+        return self.top1
 
     @property
     def per_class(self) -> dict[str, float]:
@@ -77,6 +113,9 @@ class Scores:
             "per_class_precision": self.precision,
             "skipped": list(self.skipped),
         }
+
+    def details(self) -> dict[str, Any]:
+        return {"confusion": self.confusion.tolist()}
 
     def __rich__(self) -> RenderableType:
         from rich.console import Group
@@ -114,15 +153,16 @@ class Tally:
         self.top5 = 0
         self.nats = 0.0
 
-    def add(self, scores: npt.NDArray[np.float32], targets: npt.NDArray[np.int64]) -> None:
+    def update(self, outputs: Outputs, targets: npt.NDArray[Any]) -> None:
         """Probabilities [N, C] and true classes [N]."""
+        scores = outputs[PROBABILITIES]
         best = np.argsort(-scores, axis=1, kind="stable")[:, :TOP]
         np.add.at(self.confusion, (targets, best[:, 0]), 1)
         self.top5 += int((best == targets[:, None]).any(1).sum())
         p = scores[np.arange(len(targets)), targets].astype(np.float64)
         self.nats -= float(np.log(np.maximum(p, 1e-12)).sum())
 
-    def scores(self, data: str, split: str, skipped: tuple[str, ...] = ()) -> Scores:
+    def compute(self, data: str, split: str, skipped: tuple[str, ...] = ()) -> Scores:
         n = int(self.confusion.sum())
         top1 = 100 * float(np.trace(self.confusion)) / max(n, 1)
         return Scores(
@@ -136,3 +176,108 @@ class Tally:
             self.confusion,
             skipped,
         )
+
+
+class Classify:
+    """One class per image: `config["labels"]` are their names, in the order of the probabilities."""
+
+    name = "classify"
+    primary: MetricSpec | None = PRIMARY
+    taps: tuple[str, ...] = (LOGITS,)
+
+    # ---- data
+
+    def open(self, source: str, root: Path | None, seed: int, val: float | None) -> Data:
+        return open_data(source, root, seed, val)
+
+    def transforms(self, preprocess: Preprocess, recipe: Any, kind: str) -> v2.Transform:
+        from mobilenets.tasks.augment import augmentation
+
+        return augmentation(kind, preprocess, recipe)
+
+    # ---- network
+
+    def config(self, data: Data) -> dict[str, Any]:
+        return {"labels": list(data.labels)}
+
+    def arch(self, arch: Arch, config: Mapping[str, Any]) -> Arch:
+        return arch.replace(classes=len(config["labels"]))
+
+    def head(self, arch: Arch, config: Mapping[str, Any]) -> Head:  # noqa: ARG002
+        return classifier_head(arch)
+
+    # ---- training
+
+    def objective(self, config: Mapping[str, Any], recipe: Any, training: Split) -> CrossEntropy:
+        from mobilenets.tasks.losses import CrossEntropy, class_weights
+
+        classes = len(config["labels"])
+        counts = np.bincount(training.targets, minlength=classes).tolist()
+        return CrossEntropy(recipe, classes, class_weights(counts) if recipe.class_weights == "balanced" else None)
+
+    def validation(self, config: Mapping[str, Any]) -> nn.ModuleDict:
+        from mobilenets.tasks.losses import accuracies
+
+        return accuracies(len(config["labels"]))
+
+    def validation_loss(self, outputs: Mapping[str, Tensor], targets: Tensor) -> Tensor:
+        from mobilenets.tasks.losses import cross_entropy
+
+        return cross_entropy(outputs[LOGITS], targets)
+
+    def monitor(self, recipe: Any) -> str:
+        return "val_balanced" if recipe.class_weights == "balanced" else "val_top1"
+
+    def transfer(self, bundle: Bundle, config: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
+        """Everything, or all but the classifier where the classes differ."""
+        tensors = bundle.dense().tensors
+        same = bundle.card.task == self.name and list(bundle.card.labels) == list(config["labels"])
+        own = tuple(f"{name}." for name in bundle.card.head.own)
+        return {k: np.array(v) for k, v in tensors.items() if same or not k.startswith(own)}
+
+    def teach(self, teacher: Mapping[str, Tensor], student: Mapping[str, Tensor], temperature: float = 1.0) -> Tensor:
+        """The divergence of the student's softened probabilities from the teacher's, nats (Hinton and others 2015)."""
+        from mobilenets.tasks.losses import divergence
+
+        return divergence(teacher[LOGITS], student[LOGITS], temperature)
+
+    # ---- answers
+
+    def decode(self, outputs: Outputs, card: Card, sizes: Sizes, top: int) -> list[Answer]:  # noqa: ARG002
+        return [*best(outputs[PROBABILITIES], card.labels, top)]
+
+    def draw(self, image: Image.Image, answer: Answer) -> Image.Image:
+        """The image with the best label in its corner."""
+        out = image.convert("RGB")
+        text = str(answer).partition("\t")[0]
+        pen = ImageDraw.Draw(out)
+        pen.rectangle(pen.textbbox((4, 4), text), fill="white")
+        pen.text((4, 4), text, fill="black")
+        return out
+
+    def metrics(self, card: Card) -> Tally:
+        return Tally(card.labels)
+
+    # ---- proof and choice
+
+    def parity(
+        self, reference: Outputs, other: Outputs, precision: Precision, limits: tuple[float, float] | None = None
+    ) -> Parity:
+        """Images with the same best label, and the largest difference of a probability, within `limits` or LIMITS."""
+        a, b = reference[PROBABILITIES], other[PROBABILITIES]
+        differ = int((a.argmax(1) != b.argmax(1)).sum())
+        agreement, difference = 100 * (1 - differ / len(a)), float(np.abs(a - b).max())
+        least, most = limits or LIMITS[precision]
+        # Of few images, one at a tie would be more than the limit's share; how far it differs is bounded anyway.
+        if (differ <= 1 or agreement >= least) and difference <= most:
+            return Parity(agreement, difference)
+        reason = f"top-1 agreement {agreement:.2f}%, needs {least}%; largest difference {difference:.3g}, limit {most}"
+        return Parity(agreement, difference, reason)
+
+    def prior(self, arch: Arch) -> Prior | None:
+        """ImageNet's top-1 as published: it ranks networks, it promises nothing."""
+        found = published.imagenet_top1(arch.name, arch.alpha, arch.resolution)
+        return Prior(found.value, found.source) if found else None
+
+
+TASK = Classify()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,18 +83,18 @@ class Checkpoints(TorchCheckpointIO):
 class EpochLog(pl.Callback):
     """A row per epoch in a CSV file, kept whole over `--resume` (Lightning's own logger starts the file anew)."""
 
-    COLUMNS = ("epoch", "train_loss", "val_loss", "val_top1", "val_balanced", "lr", "seconds")
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, scores: Sequence[str]) -> None:
+        """`scores`: names of the columns that the task has beside the losses, the primary metric's first."""
+        self.path, self.scores = path, tuple(scores)
+        self.columns = ("epoch", "train_loss", "val_loss", *self.scores, "lr", "seconds")
         self.rows: list[dict[str, str]] = []
         if path.exists():
             with path.open(newline="") as f:
                 self.rows = list(csv.DictReader(f))
 
-    def top1(self, epoch: int) -> float:
-        """The validation score of an epoch, counted from 1, in percent."""
-        return next(float(r["val_top1"]) for r in self.rows if r["epoch"] == str(epoch))
+    def score(self, epoch: int) -> float:
+        """The primary metric of an epoch, counted from 1, in its unit."""
+        return next(float(r[self.scores[0]]) for r in self.rows if r["epoch"] == str(epoch))
 
     def on_train_start(self, trainer: pl.Trainer, _module: pl.LightningModule) -> None:
         self.since = time.monotonic()
@@ -105,10 +106,10 @@ class EpochLog(pl.Callback):
         lr = trainer.optimizers[0].param_groups[-1]["lr"]
         row = {**m, "epoch": str(trainer.current_epoch + 1), "lr": f"{lr:.6g}", "seconds": f"{now - self.since:.2f}"}
         self.since = now
-        self.rows.append({c: row.get(c, "") for c in self.COLUMNS})
+        self.rows.append({c: row.get(c, "") for c in self.columns})
         if trainer.is_global_zero:
             with files.atomic_file(self.path) as tmp, tmp.open("w", newline="") as f:
-                writer = csv.DictWriter(f, self.COLUMNS)
+                writer = csv.DictWriter(f, self.columns)
                 writer.writeheader()
                 writer.writerows(self.rows)
 
@@ -148,9 +149,11 @@ class ProgressBar(pl.Callback):
             status = f"{left} left, {rate:.0f} images/s{self.score}"
             self.bar.update(self.task, completed=trainer.global_step, description=epoch, status=status)
 
-    def on_validation_end(self, trainer: pl.Trainer, _module: pl.LightningModule) -> None:
-        if "val_top1" in trainer.callback_metrics:
-            self.score = f", val top-1 {float(trainer.callback_metrics['val_top1']):.2f}%"
+    def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        assert isinstance(module, Learner)
+        primary, seen = module.task.primary, trainer.callback_metrics
+        if primary and f"val_{primary.name}" in seen:
+            self.score = f", val {primary.label} {primary.say(float(seen[f'val_{primary.name}']))}"
         if self.bar and self.bar.disable:
             done = trainer.current_epoch + 1
             console.note(f"epoch {done}/{trainer.max_epochs}{self.score}, {self.left(done, 0)} left")
@@ -187,7 +190,7 @@ class MidEpoch(Checkpoint):
         self, trainer: pl.Trainer, module: pl.LightningModule, _outputs: Any, _batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(module, Learner)
-        self._go_on_with_means(trainer)
+        self._resume_means(trainer)
         to_come = trainer.num_training_batches - (batch_idx + 1)
         stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         if not stepped or module.frozen or to_come < (module.recent.maxlen or 0):
@@ -209,10 +212,10 @@ class MidEpoch(Checkpoint):
         # Lightning has the workers draw the first batches before it tells the sampler the epoch.
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         whole = progress["is_last_batch"]
-        self.sampler.go_on(checkpoint["epoch"] + whole, 0 if whole else self.batch * progress["current"]["ready"])
+        self.sampler.resume_at(checkpoint["epoch"] + whole, 0 if whole else self.batch * progress["current"]["ready"])
         self.means = {} if whole else checkpoint.get(MEANS, {})
 
-    def _go_on_with_means(self, trainer: pl.Trainer) -> None:
+    def _resume_means(self, trainer: pl.Trainer) -> None:
         """Lightning's means of an epoch start with the process; those of a resumed epoch start with the epoch."""
         results = trainer.fit_loop.epoch_loop._results
         for key, (total, images) in self.means.items():

@@ -8,7 +8,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,14 +19,18 @@ import numpy as np
 import numpy.typing as npt
 
 from mobilenets import console, files
+from mobilenets.arch.graph import Graph
+from mobilenets.arch.heads import LOGITS
+from mobilenets.errors import UserError
 from mobilenets.training import distributed as processes
 from mobilenets.training.recipes import Distillation, Recipe
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from mobilenets.tasks.task import Objective
     from mobilenets.training.loader import TrainImages
-    from mobilenets.training.objectives import Distilled, Labels
+    from mobilenets.training.objectives import Distilled
     from mobilenets.training.teachers import Teacher
 
 
@@ -34,7 +40,7 @@ TEACHER = "teacher"
 
 
 @dataclass(frozen=True)
-class Views:
+class CachedAnswers:
     """A teacher's answers to `views` views of each training image, in files: float16 [images, K] each."""
 
     answers: tuple[npt.NDArray[np.float16], ...]
@@ -50,7 +56,7 @@ class Views:
 
 
 @dataclass(frozen=True)
-class Teaching:
+class Distiller:
     """A teacher, and how its student learns. `columns`: its logits of the student's classes; empty: not compared."""
 
     teacher: Teacher
@@ -63,20 +69,31 @@ class Teaching:
         return self.teacher.width if self.how.embedding else 0
 
     def ask(self, images: Tensor) -> Tensor:
-        """Answers to uint8 [N, 3, R, R]: float32 [N, columns + width]."""
+        """Answers to uint8 [N, 3, H, W]: float32 [N, columns + width]."""
         import torch
 
-        said = self.teacher(images)
-        embedding = said[:, len(self.teacher.labels) :] if self.width else said[:, :0]
-        return torch.cat([said[:, list(self.columns)], embedding], dim=1)
+        from mobilenets.training.teachers import EMBEDDING
 
-    def objective(self, labels: Labels, width: int, live: bool) -> Distilled:
-        """The loss of a student with `width` numbers before its classifier, its teacher asked in each step or not."""
+        said = self.teacher(images)
+        parts = [said[LOGITS][:, list(self.columns)]] if self.columns else []
+        parts += [said[EMBEDDING]] if self.width else []
+        return torch.cat(parts, dim=1) if parts else torch.empty(len(images), 0)
+
+    def objective(self, objective: Objective, graph: Graph, border: Sequence[str], live: bool) -> Distilled:
+        """The loss of a student whose task's part reads `border`; its teacher asked in each step or not.
+
+        Raises `UserError` where an embedding is to be compared, and that isn't one value.
+        """
         from mobilenets.training.objectives import Distilled
 
-        return Distilled(labels, self.how, width, len(self.columns), self.width, self.ask if live else None)
+        if self.width and len(border) != 1:
+            raise UserError(f"what this network's task reads isn't one embedding, but {len(border)} values of the body")
+        embedding = border[0] if self.width else ""
+        width = math.prod(graph.shapes[embedding]) if embedding else 0
+        ask = self.ask if live else None
+        return Distilled(objective, self.how, width, len(self.columns), self.width, ask, embedding)
 
-    def ask_beforehand(self, images: TrainImages, recipe: Recipe, kind: str) -> Views | None:
+    def ask_beforehand(self, images: TrainImages, recipe: Recipe, kind: str) -> CachedAnswers | None:
         """Have the teacher look at each training image's views, once, unless it is to be asked in each step.
 
         What it says is kept under `cache`, by everything that it depends on: other students with the same data,
@@ -91,14 +108,14 @@ class Teaching:
         depends = {
             "teacher": self.teacher.digest, "columns": self.columns, "width": self.width, "seed": images.seed,
             "views of": hashlib.sha256("\n".join(images.split.names).encode()).hexdigest(),
-            "augmentation": repr(images.transform),
+            "augmentation": repr(images.transform), "side": images.side,
         }  # fmt: skip
         key = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
         paths = [self.cache / key / f"view-{v:02d}.npy" for v in range(views)]
         if processes.first_here():
             self._fill(images, [(v, p) for v, p in enumerate(paths) if not p.exists()])
         processes.from_rank_0(None)  # until the files are there
-        return Views(tuple(np.load(p, mmap_mode="r") for p in paths))
+        return CachedAnswers(tuple(np.load(p, mmap_mode="r") for p in paths))
 
     def _fill(self, images: TrainImages, missing: list[tuple[int, Path]]) -> None:
         import torch

@@ -1,61 +1,74 @@
-"""The LightningModule that trains any recipe. Lightning owns the loop."""
+"""The LightningModule that trains any network for any task, by any recipe. Lightning owns the loop."""
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
 import torchmetrics
-from torch import Tensor, nn
+from torch import Tensor
+from torch.utils._pytree import tree_map
 from torchvision.transforms import v2
 
+from mobilenets.arch.graph import Graph, Op
 from mobilenets.errors import UserError
 from mobilenets.model.images import Preprocess
-from mobilenets.model.module import MobileNet
-from mobilenets.tasks import classify
+from mobilenets.model.module import Taps, Walker
+from mobilenets.tasks.task import Objective, Task
 from mobilenets.training.loader import mix
-from mobilenets.training.objectives import Labels, Objective
 from mobilenets.training.optim import OPTIMIZERS, STRAIGHT_DOWN, parameter_groups, schedule
 from mobilenets.training.recipes import Recipe
 
 RECENT = 16  # batches
 
 
+def own_part(graph: Graph, own: Collection[str], taps: Collection[str]) -> tuple[tuple[Op, ...], tuple[str, ...]]:
+    """Of the operations that compute `taps`, the task's: its `own` layers and all that depends on them; and its border.
+
+    The border: the values of the body, the rest of the network, that the task's part reads.
+    """
+    ops = graph.upto(taps).after(own)
+    there = {op.name for op in ops}
+    return ops, tuple(dict.fromkeys(name for op in ops for name in op.inputs if name not in there))
+
+
 class Learner(pl.LightningModule):
-    """A network in training: batches of uint8 [N, 3, R, R], classes [N], and what else the objective takes."""
+    """A network in training: batches of uint8 [N, 3, H, W], targets, and what else the objective takes.
+
+    `own`: the layers that are the task's own (`Head.own`). Frozen epochs train them alone, with what depends on them.
+    The task's metrics get its tap's value, or all of them by name where there are several, and targets.
+    """
 
     def __init__(
         self,
-        model: MobileNet,
+        model: Walker,
         preprocess: Preprocess,
         recipe: Recipe,
         seed: int,
         channels_last: bool,
-        objective: Objective | None = None,
+        task: Task,
+        config: Mapping[str, Any],
+        objective: Objective,
+        own: Collection[str] = (),
     ) -> None:
         super().__init__()
-        self.model, self.recipe, self.seed = model, recipe, seed
-        self.objective = objective or Labels(recipe, model.arch.classes)
+        self.model, self.recipe, self.seed, self.task, self.own = model, recipe, seed, task, tuple(own)
+        self.objective = objective
+        self.taps = tuple(dict.fromkeys((*task.taps, *getattr(objective, "taps", ()))))
+        self.own_ops, border = own_part(model.graph, self.own, self.taps)
+        ours = {op.name for op in model.graph.after(self.own)}
+        self.body_ops = tuple(op for op in model.graph.ops if op.name not in ours)
+        self.body_taps = tuple(dict.fromkeys((*border, *(name for name in self.taps if name not in ours))))
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.model.to(memory_format=self.memory_format)
-        classes = model.arch.classes
         self.recent: deque[Tensor] = deque(maxlen=RECENT * recipe.accumulate)  # images of the epoch's last batches
-        self.features: list[tuple[Tensor, Tensor]] = []  # of the frozen epoch so far, with their targets
-        self.mixes = [
-            mix(alpha=alpha, num_classes=self.objective.classes)
-            for mix, alpha in ((v2.MixUp, recipe.mixup), (v2.CutMix, recipe.cutmix))
-            if alpha
-        ]
-        self.scores = nn.ModuleDict(
-            {
-                "val_top1": torchmetrics.classification.MulticlassAccuracy(classes, average="micro"),
-                "val_balanced": torchmetrics.classification.MulticlassAccuracy(classes, average="macro"),
-            }
-        )
+        self.features: list[tuple[Taps, Any]] = []  # of the frozen epoch so far, with their targets
+        self.mixes = list(objective.mixes())
+        self.scores = task.validation(config)
         for name in ("mean", "std"):
             value = torch.tensor(getattr(preprocess, name)).view(1, 3, 1, 1)
             self.register_buffer(name, value, persistent=False)
@@ -64,37 +77,59 @@ class Learner(pl.LightningModule):
     std: Tensor
 
     @property
-    def frozen(self) -> bool:
-        return self.kind(self.current_epoch)[1]
+    def full(self) -> tuple[int, int]:
+        """Height and width of the network's input in pixels."""
+        _, height, width = self.model.graph.source_shape
+        return height, width
 
     @property
-    def side(self) -> int:
-        return self.kind(self.current_epoch)[0]
+    def idle(self) -> bool:
+        """Whether the network has layers that nothing here needs, as a task without its classifier leaves some."""
+        graph = self.model.graph
+        return len(graph.upto(self.taps).layers) < len(graph.layers)
 
-    def kind(self, epoch: int) -> tuple[int, bool]:
-        """Pixels that training images are shrunk to in `epoch`, a multiple of 4, at least 16; and if it is frozen."""
-        full, recipe = self.model.arch.resolution, self.recipe
+    @property
+    def frozen(self) -> bool:
+        return self.epoch_plan(self.current_epoch)[1]
+
+    def epoch_plan(self, epoch: int) -> tuple[tuple[int, int], bool]:
+        """(height, width) that training images have in `epoch`, multiples of 4, at least 16; and if it is frozen."""
+        recipe = self.recipe
         grown = min(1.0, epoch / max(1.0, 0.6 * recipe.epochs))
         share = recipe.progressive + (1 - recipe.progressive) * grown
-        side = full if share == 1 else min(full, max(16, 4 * math.floor(full * share / 4)))
-        return side, epoch < recipe.frozen_epochs
+        height, width = (
+            full if share == 1 else min(full, max(16, 4 * math.floor(full * share / 4))) for full in self.full
+        )
+        return (height, width), epoch < recipe.frozen_epochs and bool(self.own_ops)
 
     def shrink(self, images: Tensor) -> Tensor:
-        if images.shape[-1] == self.side:
+        size = self.epoch_plan(self.current_epoch)[0]
+        if images.shape[-2:] == size:
             return images
-        return cast(Tensor, v2.functional.resize(images.float(), [self.side, self.side], antialias=True))
+        return cast(Tensor, v2.functional.resize(images.float(), list(size), antialias=True))
 
     def normalize(self, images: Tensor) -> Tensor:
         return ((images.float() - self.mean) / self.std).contiguous(memory_format=self.memory_format)
 
-    def forward(self, images: Tensor) -> Tensor:
-        return cast(Tensor, self.model(self.normalize(images)))
+    def forward(self, images: Tensor) -> Taps:
+        """Images of any size -> the values that the task and the objective read, by name."""
+        return self.answers(self.body(images))
+
+    def body(self, images: Tensor) -> Taps:
+        """What the task's own part reads of the rest, and the taps among it."""
+        return self.model.run({self.model.graph.source: self.normalize(images)}, self.body_taps)
+
+    def answers(self, body: Taps) -> Taps:
+        """The taps, of what `body` gave."""
+        return self.model.run(body, self.taps, self.own_ops)
 
     def on_train_epoch_start(self) -> None:
         self.recent.clear()
-        self.model.blocks.train(not self.frozen)  # a frozen body keeps its BatchNorm statistics
+        frozen = self.frozen
+        for op in self.body_ops:  # a frozen body keeps its BatchNorm statistics
+            self.model.of(op).train(not frozen)
 
-    def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
         self.recent.append(batch[0])
         images, targets = self.shrink(batch[0]), self.objective.targets(batch)
         torch.manual_seed(mix(self.seed, self.current_epoch, batch_idx, self.global_rank))  # mixup and dropout
@@ -102,62 +137,68 @@ class Learner(pl.LightningModule):
             one = self.mixes[int(torch.randint(len(self.mixes), ()))]
             images, targets = one(images.float(), targets)
         with torch.set_grad_enabled(not self.frozen):
-            pooled = self.model.pooled(self.normalize(images))
+            body = self.body(images)
         if self.frozen:
-            self.features.append((pooled.float(), targets))
-        loss = self.loss(pooled, targets)
+            self.features.append(({name: value.float() for name, value in body.items()}, targets))
+        loss = self.objective(self.answers(body), targets)
         if not torch.isfinite(loss):
             raise UserError(
                 f"the loss became {loss.item()} in epoch {self.current_epoch + 1}: the learning rate is too high for "
                 f"this data; try again with --lr {self.recipe.lr / 4:g}"
             )
-        self.log("train_loss", loss, on_step=False, on_epoch=True, sync_dist=True)
+        self.log("train_loss", loss, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(images))
         return loss
-
-    def loss(self, pooled: Tensor, targets: Tensor) -> Tensor:
-        """What the classifier makes of `pooled`, [N, width], compared with the objective's targets."""
-        logits = self.model.classifier(self.model.dropout(pooled))
-        return cast(Tensor, self.objective(logits, pooled, targets))
 
     def on_train_batch_end(self, _outputs: Any, _batch: Any, _batch_idx: int) -> None:
         if self.features and self.trainer.is_last_batch:  # validation comes before the epoch's end
             self._reuse_features()
 
     def _reuse_features(self) -> None:
-        """Train the classifier on the frozen epoch's features, again and again: it costs next to nothing.
+        """Train the task's own part on the frozen epoch's features, again and again: it costs next to nothing.
 
         All processes do the same on the features of all.
         """
         recipe = self.recipe
-        learnt = [*self.model.classifier.parameters(), *self.objective.parameters()]
-        both = [cast(Tensor, self.all_gather(torch.cat(t))) for t in zip(*self.features, strict=True)]
+        modules = [self.model.of(op) for op in self.own_ops]
+        learnt = [*(p for m in modules for p in m.parameters()), *self.objective.parameters()]
+        x, y = tree_map(lambda *parts: self._of_all(torch.cat(parts)), *self.features)
         self.features.clear()
-        x, y = (t.flatten(0, 1) if self.trainer.world_size > 1 else t for t in both)
+        count = len(next(iter(x.values())))
         generator = torch.Generator().manual_seed(mix(self.seed, self.current_epoch))
         optimizer = torch.optim.AdamW(learnt, recipe.lr, weight_decay=recipe.weight_decay)
-        passes = [torch.randperm(len(x), generator=generator) for _ in range(recipe.frozen_passes)]
+        passes = [torch.randperm(count, generator=generator) for _ in range(recipe.frozen_passes)]
         batches = [index for order in passes for index in torch.split(order, recipe.batch)]
         for step, index in enumerate(batches):
             optimizer.param_groups[0]["lr"] = recipe.lr * schedule(step, len(batches), STRAIGHT_DOWN)
             optimizer.zero_grad()
-            torch.autograd.backward(self.loss(x[index], y[index]))
+            some, wanted = tree_map(lambda t, index=index: t[index], (x, y))
+            torch.autograd.backward(self.objective(self.answers(some), wanted))
             optimizer.step()
 
-    def validation_step(self, batch: Sequence[Tensor], _batch_idx: int) -> None:
+    def _of_all(self, rows: Tensor) -> Tensor:
+        """Rows [N, ...] of all processes, one after another."""
+        everywhere = cast(Tensor, self.all_gather(rows))
+        return everywhere.flatten(0, 1) if self.trainer.world_size > 1 else everywhere
+
+    def validation_step(self, batch: Sequence[Any], _batch_idx: int) -> None:
         images, targets = batch
-        logits = self(images)
+        outputs = self(images)
+        seen = outputs[self.task.taps[0]] if len(self.task.taps) == 1 else outputs
         for score in self.scores.values():
-            cast(torchmetrics.Metric, score).update(logits, targets)
-        self.log("val_loss", classify.loss(logits, targets), on_epoch=True, sync_dist=True)
+            cast(torchmetrics.Metric, score).update(seen, targets)
+        loss = self.task.validation_loss(outputs, targets)
+        self.log("val_loss", loss, on_epoch=True, sync_dist=True, batch_size=len(images))
 
     def on_validation_epoch_end(self) -> None:
+        primary = self.task.primary
+        unit = 100 if primary is None or primary.unit == "%" else 1  # shares become percent
         for name, score in self.scores.items():
             metric = cast(torchmetrics.Metric, score)
-            self.log(name, 100 * metric.compute(), sync_dist=True)  # percent
+            self.log(name, unit * metric.compute(), sync_dist=True)
             metric.reset()
 
     def configure_optimizers(self) -> Any:
-        groups = parameter_groups(self.model, self.recipe)
+        groups = parameter_groups(self.model, self.recipe, self.own)
         if learnt := list(self.objective.parameters()):
             groups.append({"params": learnt, "weight_decay": 0.0, "lr": self.recipe.peak_lr})
         optimizer = OPTIMIZERS[self.recipe.optimizer](groups, lr=self.recipe.peak_lr)

@@ -9,57 +9,61 @@ import contextlib
 import itertools
 import os
 import re
-from collections.abc import Iterable, Iterator
-from typing import Any, Literal, Protocol
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, get_worker_info
 from torchvision.transforms import v2
+from torchvision.tv_tensors import TVTensor
 
 from mobilenets.data import shard_reader as sharded
-from mobilenets.data.dataset import Split, gather
+from mobilenets.data.dataset import CACHE_SIDE, Split, gather
 from mobilenets.errors import UserError
 from mobilenets.model.images import Preprocess
 from mobilenets.training.recipes import Recipe
 
-Augment = Literal["photo", "shift", "glyph", "none"]
 MATERIALIZE_BYTES = 2 << 30
 SLOTS = 1024  # workers of one process
 
 
-def augmentation(kind: Augment, preprocess: Preprocess, recipe: Recipe) -> v2.Transform:
-    """RGB image of any size -> uint8 [3, R, R], random. On Pillow images: small tensor operations wait on threads."""
-    r = preprocess.resolution
-    random = [v2.RandAugment(magnitude=recipe.randaugment)] if recipe.randaugment else []
-    if kind == "photo":
-        return v2.Compose([
-            v2.RandomResizedCrop(r, scale=(recipe.min_scale, 1.0), antialias=True),
-            v2.RandomHorizontalFlip(),
-            *(random or [v2.ColorJitter(0.3, 0.3, 0.3)]),
-            v2.PILToTensor(),
-            v2.RandomErasing(recipe.erasing, value=128),
-        ])  # fmt: skip
-    if kind == "shift":
-        return v2.Compose([
-            v2.Resize((r, r), antialias=True),
-            v2.RandomCrop(r, padding=r // 8),
-            v2.RandomHorizontalFlip(),
-            *random,
-            v2.PILToTensor(),
-            v2.RandomErasing(recipe.erasing, scale=(0.05, 0.25), value=128),
-        ])  # fmt: skip
-    fit = [v2.Resize(preprocess.short_side, antialias=True), v2.CenterCrop(r)]
-    if kind == "glyph":
-        move = v2.RandomAffine(10, translate=(0.1, 0.1), scale=(0.85, 1.15), shear=8, interpolation=_BILINEAR)
-        return v2.Compose([*fit, move, *random, v2.PILToTensor()])
-    return v2.Compose([*fit, v2.PILToTensor()])
+def sized(target: Any, size: Sequence[int]) -> Any:
+    """A target whose boxes, masks and points are on an image of `size`, (height, width): it was decoded at a fraction.
+
+    They are torchvision's `tv_tensors`, and know their image's size; everything else, a class among it, stays as it is.
+    """
+
+    def one(part: Any) -> Any:
+        on_image = isinstance(part, TVTensor) and v2.functional.get_size(part) != list(size)
+        return v2.functional.resize(part, list(size)) if on_image else part
+
+    return tree_map(one, target)
 
 
-_BILINEAR = v2.InterpolationMode.BILINEAR
+def placed(target: Any, preprocess: Preprocess) -> Any:
+    """A target whose boxes, masks and points of the whole image are on a network's input, as `preprocess` fits it."""
+    rows, columns = preprocess.input_size
+
+    def one(part: Any) -> Any:
+        if not isinstance(part, TVTensor):
+            return part
+        height, width = v2.functional.get_size(part)
+        at = preprocess.place(width, height)
+        whole = v2.functional.resize(part, [round(height * at.scale_y), round(width * at.scale_x)])
+        return v2.functional.crop(whole, round(-at.top), round(-at.left), rows, columns)
+
+    return tree_map(one, target)
+
+
+def _target(targets: Any, i: int) -> Any:
+    """What is known of image i: a class as Python's int, anything else as it is."""
+    target = targets[i]
+    return int(target) if isinstance(target, np.integer) else target
 
 
 class Taught(Protocol):
@@ -72,13 +76,22 @@ class Taught(Protocol):
 
 
 class TrainImages(Dataset[tuple[Any, ...]]):
-    """Augmented training images: (epoch, index) -> uint8 [3, R, R], class, and what the teacher says of it, if any.
+    """Augmented training images: (epoch, index) -> uint8 [3, H, W], target, and what the teacher says of it, if any.
 
-    With a teacher who was asked beforehand, an image has as many views as were asked for, and they come round again.
+    A target is a class, or what the task has in its place: boxes, masks and points in it move with their image. With a
+    teacher who was asked beforehand, an image has as many views as were asked for, and they come round again. `side`:
+    the short side that images are read with, where they are larger.
     """
 
-    def __init__(self, split: Split, transform: v2.Transform, seed: int, taught: Taught | None = None) -> None:
-        self.split, self.transform, self.seed, self.taught = split, transform, seed, taught
+    def __init__(
+        self,
+        split: Split,
+        transform: v2.Transform,
+        seed: int,
+        taught: Taught | None = None,
+        side: int = CACHE_SIDE,
+    ) -> None:
+        self.split, self.transform, self.seed, self.taught, self.side = split, transform, seed, taught, side
         self.reading = torch.zeros(SLOTS, 2, dtype=torch.int64)  # by worker: process, image + 1
         self.reading.share_memory_()  # type: ignore[no-untyped-call]
 
@@ -90,8 +103,9 @@ class TrainImages(Dataset[tuple[Any, ...]]):
         view = epoch % self.taught.views if self.taught else epoch
         torch.default_generator.manual_seed(mix(self.seed, view, i))  # each training step seeds itself again
         with self._noted(i):
-            image: Tensor = self.transform(Image.fromarray(self.split.cached(i)))
-        target = int(self.split.targets[i])
+            pixels = self.split.cached(i, self.side)
+            target = sized(_target(self.split.targets, i), pixels.shape[:2])
+            image, target = self.transform(Image.fromarray(pixels), target)
         return (image, target, self.taught(view, i)) if self.taught else (image, target)
 
     @contextlib.contextmanager
@@ -104,22 +118,23 @@ class TrainImages(Dataset[tuple[Any, ...]]):
             self.reading[worker.id % SLOTS, 1] = 0
 
 
-class HeldOutImages(Dataset[tuple[Tensor, int]]):
-    """Images as a prediction sees them: index -> uint8 [3, R, R], class. In memory where they fit."""
+class HeldOutImages(Dataset[tuple[Tensor, Any]]):
+    """Images as a prediction sees them: index -> uint8 [3, H, W], target on it. In memory where they fit."""
 
     def __init__(self, split: Split, preprocess: Preprocess) -> None:
         self.split, self.preprocess = split, preprocess
         self.batch = None
-        if len(split) * preprocess.resolution**2 * 3 <= MATERIALIZE_BYTES:
+        rows, columns = preprocess.input_size
+        if len(split) * rows * columns * 3 <= MATERIALIZE_BYTES:
             self.batch = gather(split, preprocess)
 
     def __len__(self) -> int:
         return len(self.split if self.batch is None else self.batch.targets)
 
-    def __getitem__(self, i: int) -> tuple[Tensor, int]:
+    def __getitem__(self, i: int) -> tuple[Tensor, Any]:
         pixels = self.split.pixels(i, self.preprocess) if self.batch is None else self.batch.pixels[i]
         targets = self.split.targets if self.batch is None else self.batch.targets
-        return torch.from_numpy(np.array(pixels)).permute(2, 0, 1), int(targets[i])
+        return torch.from_numpy(np.array(pixels)).permute(2, 0, 1), placed(_target(targets, i), self.preprocess)
 
 
 class EpochSampler(DistributedSampler[Any]):
@@ -127,7 +142,7 @@ class EpochSampler(DistributedSampler[Any]):
 
     resumed = (-1, 0)
 
-    def go_on(self, epoch: int, seen: int) -> None:
+    def resume_at(self, epoch: int, seen: int) -> None:
         """Start with `epoch`, without its first `seen` images of this process."""
         self.epoch, self.resumed = epoch, (epoch, seen)
 

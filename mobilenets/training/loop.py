@@ -1,4 +1,4 @@
-"""The training loop: PyTorch Lightning's, with our checkpoints, progress and words. What is trained is a `Ready`."""
+"""The training loop: PyTorch Lightning's, with our checkpoints, progress and words. What is trained is a `Setup`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MINUTES = 10.0  # between checkpoints within an epoch
 
 
 @dataclass(frozen=True)
-class Ready:
+class Setup:
     """What is to be trained, and on what; a trainer is all it lacks. `precision` is Lightning's word for it."""
 
     learner: Learner
@@ -38,13 +38,13 @@ class Ready:
 
 
 def train(
-    ready: Ready,
+    setup: Setup,
     val: Split,
     folder: Path,
     *,
     resume: bool,
     where: Path,
-    go_on: str,
+    resume_hint: str,
     minutes: float = MINUTES,
     callbacks: Sequence[pl.Callback] = (),
     logger: Logger | None = None,
@@ -52,7 +52,7 @@ def train(
     """Train for the recipe's epochs, on all processes, with a checkpoint in `folder` every `minutes` and epoch.
 
     `resume`: from the last of them, where there is one. Raises `UserError` (a full disk, a worker process that died),
-    and on Ctrl-C `Interrupted`, which says `where` things are and how to `go_on`.
+    and on Ctrl-C `Interrupted`, which says `where` things are and how to go on, the `resume_hint`.
     """
     import pytorch_lightning as pl
     import torch
@@ -62,9 +62,9 @@ def train(
     from mobilenets.training.callbacks import Averaging, Checkpoints, MidEpoch, ProgressBar
 
     size, rank = world()
-    learner, recipe, last = ready.learner, ready.learner.recipe, folder / LAST
-    batches = loader.train_loader(ready.images, recipe, size, rank)
-    held_out = loader.held_out_loader(val, ready.preprocess, max(recipe.batch, 128) // size, size, rank)
+    learner, recipe, last = setup.learner, setup.learner.recipe, folder / LAST
+    batches = loader.train_loader(setup.images, recipe, size, rank)
+    held_out = loader.held_out_loader(val, setup.preprocess, max(recipe.batch, 128) // size, size, rank)
     assert isinstance(batches.sampler, loader.EpochSampler)
     every: list[pl.Callback] = [
         *callbacks,
@@ -76,13 +76,14 @@ def train(
         every.append(Averaging(recipe.ema * recipe.epochs * len(batches) / recipe.accumulate))
     if resume and rank == 0 and not last.exists():
         console.note(f"no checkpoint in {folder} yet: training starts from the beginning")
+    idle = recipe.frozen_epochs or learner.idle  # parameters without a gradient, in some step
     trainer = pl.Trainer(
         max_epochs=recipe.epochs,
         accelerator="auto" if torch.cuda.is_available() else "cpu",
         devices=size // machines(),
         num_nodes=machines(),
-        strategy=("ddp_find_unused_parameters_true" if recipe.frozen_epochs else "ddp") if size > 1 else "auto",
-        precision=ready.precision,
+        strategy=("ddp_find_unused_parameters_true" if idle else "ddp") if size > 1 else "auto",
+        precision=setup.precision,
         gradient_clip_val=recipe.clip or None,
         accumulate_grad_batches=recipe.accumulate,
         logger=logger or False,
@@ -95,10 +96,10 @@ def train(
         log_every_n_steps=1_000_000,  # by epoch
     )
     on_ctrl_c = contextlib.suppress(SystemExit)  # by which Lightning ends
-    with disk_errors(f"a checkpoint in {folder}"), loader.worker_errors(ready.images), on_ctrl_c:
+    with disk_errors(f"a checkpoint in {folder}"), loader.worker_errors(setup.images), on_ctrl_c:
         trainer.fit(learner, batches, held_out, ckpt_path=last if resume and last.exists() else None)
     if trainer.interrupted:
-        how = go_on if last.exists() else "no epoch was finished"
+        how = resume_hint if last.exists() else "no epoch was finished"
         raise Interrupted(f"interrupted; what was finished is in {where} ({how})")
 
 

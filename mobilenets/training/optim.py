@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from mobilenets.model.module import MobileNet
 from mobilenets.training.recipes import Recipe
 
 
-def parameter_groups(model: MobileNet, recipe: Recipe) -> list[dict[str, Any]]:
-    """Parameters by (decayed or not) x (classifier or body).
+def parameter_groups(model: nn.Module, recipe: Recipe, own: Collection[str] = ()) -> list[dict[str, Any]]:
+    """Parameters by (decayed or not) x (body or the task's `own` layers).
 
     One rule for decay: weights of more than one input each have it; depthwise filters (V1 paper, section 3.2), norms
     and biases don't.
@@ -26,15 +25,16 @@ def parameter_groups(model: MobileNet, recipe: Recipe) -> list[dict[str, Any]]:
         if (isinstance(m, nn.Conv2d) and m.groups == 1) or isinstance(m, nn.Linear)
     }
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    prefixes = tuple(f"{name}." for name in own)
     for name, p in model.named_parameters():
-        groups.setdefault((id(p) in plain, name.startswith("classifier")), []).append(p)
+        groups.setdefault((id(p) in plain, name.startswith(prefixes)), []).append(p)
     return [
         {
             "params": params,
             "weight_decay": recipe.weight_decay if decayed else 0.0,
-            "lr": recipe.peak_lr * (1.0 if head else recipe.body_lr),
+            "lr": recipe.peak_lr * (1.0 if of_task else recipe.body_lr),
         }
-        for (decayed, head), params in groups.items()
+        for (decayed, of_task), params in groups.items()
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,25 +39,27 @@ class Pace:
 
 def measure(learner: Learner, steps: int, batch: int, held_out: int) -> Pace:
     """The pace of `learner`'s recipe; steps of different kinds are tried, on noise, where it has any."""
-    plan = [learner.kind(epoch) for epoch in range(learner.recipe.epochs)]
-    full = learner.model.arch.resolution
-    sides = {side for side, _ in plan} | {full}
-    least, cheapest = min(sides), 1.0
+    plan = [learner.epoch_plan(epoch) for epoch in range(learner.recipe.epochs)]
+    full = learner.full
+    sizes = {size for size, _ in plan} | {full}
+    least, cheapest = min(sizes), 1.0
     if least < full:
-        rounds = [[_probe(learner, side, max(2, batch // PROBE)) for side in (least, full)] for _ in range(ROUNDS)]
+        rounds = [[_probe(learner, size, max(2, batch // PROBE)) for size in (least, full)] for _ in range(ROUNDS)]
         least_seconds, full_seconds = map(min, zip(*rounds, strict=True))  # nothing makes a step quicker than it is
         cheapest = least_seconds / full_seconds
 
-    def cost(side: int) -> float:  # seconds rise with the area
-        share = (side**2 - least**2) / max(full**2 - least**2, 1) if side < full else 1.0
+    smallest, largest = math.prod(least), math.prod(full)
+
+    def cost(size: tuple[int, int]) -> float:  # seconds rise with the area
+        share = (math.prod(size) - smallest) / max(largest - smallest, 1) if size < full else 1.0
         return share + (1 - share) * cheapest
 
-    whole = [cost(side) * (FORWARD if frozen else 1.0) for side, frozen in plan]
+    whole = [cost(size) * (FORWARD if frozen else 1.0) for size, frozen in plan]
     return Pace(whole, steps, held_out / batch * FORWARD)
 
 
-def _probe(learner: Learner, side: int, batch: int) -> float:
-    """Seconds of a training step on `batch` images of `side` pixels, the second of two; leaves no trace."""
+def _probe(learner: Learner, size: tuple[int, int], batch: int) -> float:
+    """Seconds of a training step on `batch` images of (height, width), the second of two; leaves no trace."""
     model = learner.model
     buffers = {k: b.clone() for k, b in model.named_buffers()}
     learnt = [p for p in model.parameters() if p.requires_grad]
@@ -65,8 +68,9 @@ def _probe(learner: Learner, side: int, batch: int) -> float:
     with torch.random.fork_rng(), learner.trainer.precision_plugin.forward_context():
         for _ in range(2):
             since = time.perf_counter()
-            noise = torch.randint(256, (batch, 3, side, side), dtype=torch.uint8, device=learner.device)
-            torch.autograd.grad(model(learner.normalize(noise)).float().square().sum(), learnt)
+            noise = torch.randint(256, (batch, 3, *size), dtype=torch.uint8, device=learner.device)
+            total = torch.stack([value.float().square().sum() for value in learner(noise).values()]).sum()
+            torch.autograd.grad(total, learnt, allow_unused=True)
             seconds = time.perf_counter() - since
     for k, b in model.named_buffers():
         b.copy_(buffers[k])

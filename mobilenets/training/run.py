@@ -16,6 +16,7 @@ from mobilenets.training.recipes import Recipe
 
 CHOICE, SCAN, STEPS, REPORT = "choice.json", "scan.json", "steps.json", "report.html"
 INT8 = "int8"
+MANIFEST = "manifest.json"  # what ships of a run, with its digests
 
 CONFIG = "run.json"
 COMMAND = "command"  # recorded beside the arguments, not compared

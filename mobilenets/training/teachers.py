@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mobilenets import files
+from mobilenets import files, tasks
+from mobilenets.arch.heads import LOGITS, PROBABILITIES
 from mobilenets.deploy import engines
 from mobilenets.errors import UserError, unknown
 from mobilenets.model import bundle, imagenet
@@ -21,16 +23,19 @@ from mobilenets.model.bundle import Bundle
 from mobilenets.model.convert import hubs
 from mobilenets.model.images import Preprocess
 from mobilenets.training.distributed import fast_bf16
+from mobilenets.training.learner import own_part
 
-Answers = Callable[[Tensor], Tensor]
+EMBEDDING = "embedding"
+Said = Mapping[str, Tensor]
 
 
 @dataclass
 class Teacher:
-    """A trained classifier that says what it sees. `width`: the numbers in its embedding, 0 if it can't be reached.
+    """A trained network that says what it sees. `width`: the numbers in its embedding, 0 if it can't be reached.
 
-    `answer` takes uint8 [N, 3, R, R] of the teacher's own resolution and gives float32 [N, labels + width]: logits (up
-    to a constant of each image, which no probability depends on), then what its classifier reads.
+    `answer` takes uint8 [N, 3, H, W] of the teacher's own size and gives float32 values by the names of its task's
+    taps: a classifier's "logits" [N, labels] (up to a constant of each image, which no probability depends on); and
+    what its task's own part reads, EMBEDDING, [N, width].
     """
 
     name: str
@@ -38,14 +43,14 @@ class Teacher:
     labels: tuple[str, ...]
     preprocess: Preprocess
     width: int
-    answer: Answers = field(repr=False)
+    answer: Callable[[Tensor], Said] = field(repr=False)
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """Answers for uint8 (or mixed, float) images of any resolution, [N, 3, R, R] -> [N, labels + width]."""
-        side = self.preprocess.resolution
-        if images.shape[-1] != side:
+    def __call__(self, images: Tensor) -> Said:
+        """Answers for uint8 (or mixed, float) images of any size, [N, 3, H, W]."""
+        size = self.preprocess.input_size
+        if images.shape[-2:] != size:
             mode = self.preprocess.interpolation
-            images = F.interpolate(images.float(), (side, side), mode=mode, antialias=True).clamp(0, 255)
+            images = F.interpolate(images.float(), size, mode=mode, antialias=True).clamp(0, 255)
         return self.answer(images)
 
 
@@ -68,46 +73,54 @@ def _best(path: Path) -> Path:
 
 
 def of_bundle(loaded: Bundle, name: str) -> Teacher:
-    """A float bundle, with its embedding; one without classes gives its embedding alone."""
+    """A float bundle: what its task is trained by, and its embedding; one of features gives these alone."""
     net, card = simulate.folded_network(loaded), loaded.card
-    classifier = net.layers[-1] if card.arch.classes else None
-    return _of_module(net, classifier, name, loaded.digest, card.labels, card.preprocess, card.arch.width)
+    graph, own = card.graph, card.head.own
+    taps = tasks.of(card).taps if own else ()
+    border = own_part(graph, own, taps)[1] if own else tuple(o.op for o in graph.outputs)
+    embedding = border[0] if len(border) == 1 else ""  # of several values, none is the one to compare
+    width = math.prod(graph.shapes[embedding]) if embedding else 0
+
+    def values(x: Tensor) -> Said:
+        made = net.run({graph.source: x}, [*taps, embedding] if embedding else taps)
+        said = {tap: made[tap].float() for tap in taps}
+        return {**said, EMBEDDING: made[embedding].flatten(1).float()} if embedding else said
+
+    return _of_module(net, values, name, loaded.digest, card.labels, card.preprocess, width)
 
 
 def _of_engine(engine: engines.Engine, name: str, path: Path) -> Teacher:
-    def answer(images: Tensor) -> Tensor:
+    def answer(images: Tensor) -> Said:
         pixels = images.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
-        return torch.from_numpy(np.log(np.maximum(engine(pixels), 1e-7)))  # below it, probabilities are rounding
+        probabilities = np.maximum(engine(pixels)[PROBABILITIES], 1e-7)  # below it, they are rounding
+        return {LOGITS: torch.from_numpy(np.log(probabilities))}
 
+    if PROBABILITIES not in engine.card.outputs:
+        raise UserError(f"{name} gives no probabilities that another network could learn")
     digest = files.sha256(path if path.is_file() else path / bundle.CARD)
     return Teacher(name, digest, engine.card.labels, engine.card.preprocess, 0, answer)
 
 
 def _of_module(
     net: nn.Module,
-    classifier: nn.Module | None,
+    values: Callable[[Tensor], Said],
     name: str,
     digest: str,
     labels: tuple[str, ...],
     preprocess: Preprocess,
     width: int,
 ) -> Teacher:
-    """A PyTorch network; its embedding is whatever goes into `classifier`."""
+    """A PyTorch network, of which `values` gives what it says of preprocessed images [N, 3, H, W]."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     bf16 = fast_bf16()
     form = torch.channels_last if bf16 else torch.contiguous_format
-    net = net.eval().requires_grad_(False).to(device, memory_format=form)  # type: ignore[call-overload]
+    net.eval().requires_grad_(False).to(device, memory_format=form)  # type: ignore[call-overload]
     mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (preprocess.mean, preprocess.std))
-    seen: list[Tensor] = []
-    if classifier is not None:
-        classifier.register_forward_pre_hook(lambda _m, x: seen.append(x[0].flatten(1).float()))
 
-    def answer(images: Tensor) -> Tensor:
-        seen.clear()
+    def answer(images: Tensor) -> Said:
         x = ((images.to(device).float() - mean) / std).contiguous(memory_format=form)
         with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=bf16):
-            logits = net(x).float()
-        return torch.cat([logits, *seen], dim=1)
+            return values(x)
 
     return Teacher(name, digest, labels, preprocess, width, answer)
 
@@ -154,4 +167,13 @@ def _foreign(net: nn.Module, name: str, labels: tuple[str, ...], preprocess: Pre
         digest.update(value.detach().cpu().numpy().tobytes())
     classifier = heads[-1] if heads else None
     width = classifier.in_features if classifier is not None else 0
-    return _of_module(net, classifier, name, digest.hexdigest(), labels, preprocess, width)
+    seen: list[Tensor] = []
+    if classifier is not None:
+        classifier.register_forward_pre_hook(lambda _m, x: seen.append(x[0].flatten(1).float()))
+
+    def values(x: Tensor) -> Said:
+        seen.clear()
+        said = {LOGITS: net(x).float()}
+        return {**said, EMBEDDING: seen[-1]} if seen else said
+
+    return _of_module(net, values, name, digest.hexdigest(), labels, preprocess, width)

@@ -1,4 +1,4 @@
-"""Train a network on labelled images: data + Arch + recipe -> Bundle. PyTorch Lightning runs the loop."""
+"""Train a network for a task: data + Arch + recipe -> Bundle. PyTorch Lightning runs the loop."""
 
 from __future__ import annotations
 
@@ -6,23 +6,26 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from mobilenets import tasks
 from mobilenets.arch import zoo
+from mobilenets.arch.graph import Head
 from mobilenets.arch.spec import Arch
-from mobilenets.data.dataset import Data, Split
+from mobilenets.data.dataset import Data, Split, cache_side
 from mobilenets.errors import UserError
 from mobilenets.model.bundle import Bundle
 from mobilenets.model.card import Card, Metric
+from mobilenets.model.encodings import tensor_shapes
 from mobilenets.model.images import Preprocess
+from mobilenets.tasks.task import Objective, Task
 from mobilenets.training import loop, run
 from mobilenets.training.distributed import world
-from mobilenets.training.loop import Ready
+from mobilenets.training.loop import Setup
 from mobilenets.training.recipes import Recipe
 from mobilenets.training.run import CHECKPOINTS, FLOAT, LOGS, METRICS
 
 if TYPE_CHECKING:
-    from mobilenets.training.distill import Teaching
+    from mobilenets.model.module import MobileNet
+    from mobilenets.training.distill import Distiller
 
 
 def network(arch: str | None, alpha: float | None, resolution: int | None, start: Bundle | None, classes: int) -> Arch:
@@ -38,7 +41,9 @@ def initial_arch(start: Bundle, classes: int, resolution: int) -> Arch:
     """The network of the bundle to start from, for other classes and another resolution."""
     if start.card.precision != "float32":
         raise UserError(f"--init needs a float bundle, not {start.card.precision}")
-    return start.card.arch.replace(classes=classes, resolution=resolution)
+    arch = start.card.arch
+    size = arch.size if resolution == arch.resolution else None
+    return arch.replace(classes=classes, resolution=resolution, size=size)
 
 
 @loop.quiet()
@@ -48,16 +53,17 @@ def train_bundle(
     recipe: Recipe,
     out: Path,
     *,
+    task: Task | None = None,
     seed: int = 0,
     resume: bool = False,
     init: Bundle | None = None,
-    teaching: Teaching | None = None,
+    distiller: Distiller | None = None,
     checkpoint_minutes: float = loop.MINUTES,
 ) -> Bundle:
     """Train `arch` on data that was checked already, perhaps with a teacher; writes and returns the bundle OUT/float.
 
-    Raises `UserError` (bad numbers, a full disk, a worker process that died), `Interrupted` on Ctrl-C: the last
-    checkpoint is then in `out`.
+    For the task, which is classification where none is named. Raises `UserError` (bad numbers, a full disk, a worker
+    process that died), `Interrupted` on Ctrl-C: the last checkpoint is then in `out`.
     """
     import pytorch_lightning as pl
     import torch
@@ -67,18 +73,25 @@ def train_bundle(
     from mobilenets.training.callbacks import EpochLog
 
     size, rank = world()
-    ready, val = make_ready(d, d.split("train"), arch, recipe, seed, init, teaching), d.split("val")
-    folder = out / CHECKPOINTS
-    monitor = "val_balanced" if recipe.class_weights == "balanced" else "val_top1"
+    task = task or tasks.find("classify")
+    primary = task.primary
+    if primary is None:
+        raise UserError(f"the task {task.name} has no score to train for")
+    config, arch = task.config(d), arch.replace(dropout=recipe.dropout)
+    head = task.head(arch, config)
+    made = setup(d, d.split("train"), arch, recipe, seed, init, distiller, task)
+    val, folder = d.split("val"), out / CHECKPOINTS
+    monitor, mode = task.monitor(recipe), primary.mode
     best = ModelCheckpoint(
-        folder, "best", monitor=monitor, mode="max", enable_version_counter=False, save_on_train_epoch_end=True
+        folder, "best", monitor=monitor, mode=mode, enable_version_counter=False, save_on_train_epoch_end=True
     )
-    log = EpochLog(out / LOGS / METRICS)
+    first = f"val_{primary.name}"
+    log = EpochLog(out / LOGS / METRICS, [first, *(name for name in made.learner.scores if name != first)])
     callbacks: list[pl.Callback] = [best, log]
     if recipe.patience:
-        callbacks.append(EarlyStopping(monitor, mode="max", patience=recipe.patience))
+        callbacks.append(EarlyStopping(monitor, mode=mode, patience=recipe.patience))
     loop.train(
-        ready, val, folder, resume=resume, where=out, go_on="go on with --resume", minutes=checkpoint_minutes,
+        made, val, folder, resume=resume, where=out, resume_hint="go on with --resume", minutes=checkpoint_minutes,
         callbacks=callbacks, logger=TensorBoardLogger(out, name=LOGS, version=""),
     )  # fmt: skip
 
@@ -89,70 +102,82 @@ def train_bundle(
         if k.startswith("model.")
     }
     epoch = int(state["epoch"]) + 1
+    score = round(log.score(epoch), 4)
     card = Card(
-        arch=ready.learner.model.arch,
-        preprocess=ready.preprocess,
-        labels=d.labels,
-        metrics=(Metric("top1", round(log.top1(epoch), 4), d.source, "val", len(val)),),
+        arch=arch,
+        preprocess=made.preprocess,
+        head=head,
+        task=task.name,
+        config=config,
+        metrics=(Metric(primary.name, score, d.source, "val", len(val), primary.unit, primary.higher_is_better),),
         recipe={
             **recipe.to_json(),
             "command": run.recorded_command(out),
             "seed": seed,
             "processes": size,
             "best_epoch": epoch,
-            **(teaching.to_json() if teaching else {}),
+            **(distiller.to_json() if distiller else {}),
         },
         data=d.describe(),
-        parent=init.digest if init else teaching.teacher.digest if teaching else None,
+        parent=init.digest if init else distiller.teacher.digest if distiller else None,
         licence=init.card.licence if init else "",
     )
-    done = Bundle(card, tensors)
+    done = Bundle(card, {name: tensors[name] for name in tensor_shapes(card)})
     return done.save(out / FLOAT) if rank == 0 else done
 
 
-def make_ready(
+def setup(
     d: Data,
     training: Split,
     arch: Arch,
     recipe: Recipe,
     seed: int,
     init: Bundle | None = None,
-    teaching: Teaching | None = None,
-) -> Ready:
+    distiller: Distiller | None = None,
+    task: Task | None = None,
+) -> Setup:
     """Network, objective and augmented images of a training on `training`, a split of `d`."""
     import torch
 
     from mobilenets.model import module as model
     from mobilenets.training import loader
     from mobilenets.training.distributed import fast_bf16
-    from mobilenets.training.learner import Learner
-    from mobilenets.training.objectives import Labels, Objective, class_weights
+    from mobilenets.training.learner import Learner, own_part
 
+    task = task or tasks.find("classify")
+    config = task.config(d)
     arch = arch.replace(dropout=recipe.dropout)
+    head = task.head(arch, config)
     kind = d.kind if recipe.augment == "auto" else recipe.augment
     preprocess = init.card.preprocess if init else Preprocess(arch.resolution, crop=1.0 if kind == "shift" else d.crop)
-    preprocess = dataclasses.replace(preprocess, resolution=arch.resolution)
+    preprocess = dataclasses.replace(preprocess, resolution=arch.resolution, size=arch.size)
     torch.manual_seed(seed)
-    net = model.build(arch)
+    net = model.build(arch, head)
     if init:
-        _start_from(net, init, d.labels)
-    balanced = recipe.class_weights == "balanced"
-    weights = class_weights(np.bincount(training.targets, minlength=arch.classes).tolist()) if balanced else None
-    labels = Labels(recipe, arch.classes, weights)
-    objective: Objective = labels
-    images = loader.TrainImages(training, loader.augmentation(kind, preprocess, recipe), seed)
-    if teaching:
-        images.taught = teaching.ask_beforehand(images, recipe, kind)
-        objective = teaching.objective(labels, arch.width, live=images.taught is None)
+        _start_from(net, init, task, config, head)
+    objective: Objective = task.objective(config, recipe, training)
+    side = cache_side(max(preprocess.input_size))
+    images = loader.TrainImages(training, task.transforms(preprocess, recipe, kind), seed, side=side)
+    if distiller:
+        images.taught = distiller.ask_beforehand(images, recipe, kind)
+        border = own_part(net.graph, head.own, task.taps)[1]
+        objective = distiller.objective(objective, net.graph, border, live=images.taught is None)
     bf16 = recipe.training_precision == "bf16" or (recipe.training_precision == "auto" and fast_bf16())
-    learner = Learner(net, preprocess, recipe, seed, bf16 or torch.cuda.is_available(), objective)
-    return Ready(learner, images, preprocess, "bf16-mixed" if bf16 else "32-true")
+    channels_last = bf16 or torch.cuda.is_available()
+    learner = Learner(net, preprocess, recipe, seed, channels_last, task, config, objective, head.own)
+    return Setup(learner, images, preprocess, "bf16-mixed" if bf16 else "32-true")
 
 
-def _start_from(net: Any, init: Bundle, labels: tuple[str, ...]) -> None:
-    """Load what fits: everything, or all but the classifier where the classes differ."""
+def _start_from(net: MobileNet, init: Bundle, task: Task, config: dict[str, Any], head: Head) -> None:
+    """Load what fits: everything, or all but the task's own layers. Raises `UserError` where more is missing."""
     import torch
 
-    same = init.card.labels == labels
-    state = {k: torch.from_numpy(np.array(v)) for k, v in init.tensors.items() if same or "classifier" not in k}
-    net.load_state_dict(state, strict=same)
+    state = {k: torch.from_numpy(v) for k, v in task.transfer(init, config).items()}
+    there = net.state_dict()
+    needed = net.graph.upto(o.op for o in head.outputs).layers
+    body = tuple(f"{op.name}." for op in needed if op.name not in head.own)
+    wrong = [k for k in state if k not in there or there[k].shape != state[k].shape]
+    wrong += [k for k in there if k.startswith(body) and k not in state]
+    if wrong:
+        raise UserError(f"--init: the bundle's network isn't the one to be trained, as {wrong[0]} shows")
+    net.load_state_dict(state, strict=False)

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from mobilenets import console
 from mobilenets.arch.spec import Arch
-from mobilenets.data.dataset import Data, Split
+from mobilenets.data.dataset import CACHE_SIDE, Data, Split, cache_side, memory
 from mobilenets.data.open import open_data
 from mobilenets.deploy import bench
 from mobilenets.errors import Interrupted, UserError
@@ -66,18 +66,19 @@ class Trial:
     seed: int
 
 
-def sample(d: Data) -> Split:
-    """Up to SAMPLE readable training images, decoded."""
+def sample(d: Data, side: int = CACHE_SIDE) -> Split:
+    """Up to SAMPLE readable training images, decoded, with a short side of at most `side`."""
     split = d.split("train")
     n = len(split)  # in shards, they lie in random order already, and near ones can be read without the others
     chosen = split.subset((np.arange(n) if split.shards else np.random.default_rng(d.seed).permutation(n))[:SAMPLE])
 
     def decode(i: int) -> None:
         with contextlib.suppress(BadImage):
-            chosen.cache[i] = chosen.cached(i)
+            chosen.cache[i] = chosen.cached(i, side)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(decode, range(len(chosen))))
+    chosen.cached_at = side
     return chosen.subset(sorted(chosen.cache))
 
 
@@ -89,14 +90,14 @@ def run_steps(trial: Trial, d: Data, images: Split, steps: int, callback: Any) -
     from mobilenets.training import loader
 
     init = Bundle.load(trial.init) if trial.init else None
-    ready = train.make_ready(d, images, trial.arch, trial.recipe, trial.seed, init)
+    made = train.setup(d, images, trial.arch, trial.recipe, trial.seed, init)
     with loop.quiet():
         trainer = pl.Trainer(
             max_epochs=-1,
             max_steps=steps,
             accelerator="auto" if torch.cuda.is_available() else "cpu",
             devices=1,
-            precision=ready.precision,
+            precision=made.precision,
             gradient_clip_val=trial.recipe.clip or None,
             logger=False,
             callbacks=[callback],
@@ -106,7 +107,7 @@ def run_steps(trial: Trial, d: Data, images: Split, steps: int, callback: Any) -
             use_distributed_sampler=False,
         )
         try:
-            trainer.fit(ready.learner, loader.train_loader(ready.images, trial.recipe, 1, 0))
+            trainer.fit(made.learner, loader.train_loader(made.images, trial.recipe, 1, 0))
         except SystemExit as e:  # how Lightning ends on Ctrl-C
             raise Interrupted("interrupted; nothing was written") from e
 
@@ -152,7 +153,7 @@ def _child(trial: Trial, pipe: Connection) -> None:
     with contextlib.suppress(EOFError, BrokenPipeError, KeyboardInterrupt, Interrupted):
         try:
             d = open_data(trial.source, trial.root, trial.seed)
-            images = sample(d)
+            images = sample(d, cache_side(max(trial.arch.input_size)))
             if len(images) < 2 * SMALLEST:
                 raise UserError(f"{trial.source}: {len(images)} readable training images are too few to try batches on")
             pipe.send(min(len(images) // 2, len(d.split("train")) // STEPS_IN_EPOCH))
@@ -241,7 +242,7 @@ def _available() -> int:
         lines = Path("/proc/meminfo").read_text().splitlines()
         free = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
     except (OSError, StopIteration):
-        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        free = memory()
     return int(MEMORY_SHARE * free)
 
 
@@ -296,7 +297,7 @@ def try_rates(trial: Trial, steps: int) -> tuple[list[float], list[float]]:
             trainer.should_stop = losses[-1] > DIVERGED * min(losses)
 
     d = open_data(trial.source, trial.root, trial.seed)
-    images = sample(d)
+    images = sample(d, cache_side(max(trial.arch.input_size)))
     with console.progress("steps") as bar:
         task = bar.add_task("learning rates", total=steps, status="")
         try:

@@ -1,4 +1,4 @@
-"""Runtimes behind one interface: an exported file (or a Bundle) -> a callable from uint8 images to probabilities.
+"""Runtimes behind one interface: an exported file (or a Bundle) -> a callable from uint8 images to named outputs.
 
 A new runtime is one file here and its line in `RUNTIMES`. The file has
 
@@ -17,9 +17,10 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.metadata
+import json
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -33,21 +34,21 @@ from mobilenets.model.bundle import CARD, Bundle, located, packaged
 from mobilenets.model.card import Card, Precision
 from mobilenets.model.images import Pixels
 
-Scores = npt.NDArray[np.float32]
+Outputs = Mapping[str, npt.NDArray[np.float32]]  # by the card's names, each [N, *shape] as the card says
 
 
 @runtime_checkable
 class Engine(Protocol):
-    """A loaded network. `engine(images)`: uint8 [N, H, W, 3] at the card's resolution -> probabilities [N, classes].
+    """A loaded network. `engine(images)`: uint8 [N, H, W, 3] of the card's size -> the card's outputs.
 
-    N is any number, also where the file has a fixed batch: `in_pieces` is for those.
+    N is any number, also where the file has a fixed batch: `run_batched` is for those.
     """
 
     name: str
     card: Card
     concurrent: bool  # whether several threads may call it at once
 
-    def __call__(self, images: Pixels) -> Scores: ...
+    def __call__(self, images: Pixels) -> Outputs: ...
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,10 @@ class Runtime:
     """What is known of a runtime without importing it.
 
     `format`: what `export --to` calls its files; `suffix`: what they, or their folders, end in; `package`: the
-    distribution that it needs, `extra`: ours that installs it; `runs_here`: whether files can be run on this system;
-    `timed`: whether their time here says anything (a microcontroller's doesn't).
-    `int8_limits`: of an int8 file, in the place of `export.LIMITS`, where the runtime's int8 isn't quite a bundle's.
+    distribution that it needs, `extra`: ours that installs it; `probe`: whether it is there, where no distribution says
+    so; `runs_here`: whether files can be run on this system; `timed`: whether their time here says anything (a
+    microcontroller's doesn't). `int8_limits`: of an int8 file, in the place of the task's own, where the runtime's int8
+    isn't quite a bundle's.
     """
 
     format: str
@@ -69,6 +71,7 @@ class Runtime:
     runs_here: bool = True
     timed: bool = True
     int8_limits: tuple[float, float] | None = None
+    probe: Callable[[], bool] | None = None
 
 
 # By the engine's name, in the order in which they are asked for a file.
@@ -130,16 +133,21 @@ def module(name: str) -> Any:
         raise UserError(f"{name} can't be loaded ({e}); install it with: pip install 'mobilenets{extra}'") from e
 
 
+def available(name: str) -> bool:
+    """Whether an engine's runtime is installed. It isn't imported."""
+    r = runtime(name)
+    if r.probe is not None:
+        return r.probe()
+    try:
+        importlib.metadata.version(r.package)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
 def installed() -> list[str]:
-    """The engines whose runtimes are installed, in the order of the table. None is imported."""
-    out = []
-    for name, r in RUNTIMES.items():
-        try:
-            importlib.metadata.version(r.package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-        out.append(name)
-    return out
+    """The engines whose runtimes are installed, in the order of the table."""
+    return [name for name in RUNTIMES if available(name)]
 
 
 def version(name: str) -> str:
@@ -197,30 +205,50 @@ def load(path: Path, threads: int = 1) -> Engine:
     return engine
 
 
-def check_card(card: Card, image: Iterable[int], scores: Iterable[int], where: str) -> None:
+def parse_card(text: str | bytes | None, where: str) -> Card:
+    """The card that a file has inside; a UserError where there is none, or it is damaged."""
+    if text is None:
+        raise UserError(f"{where}: has no card inside; export it with mobilenets")
+    try:
+        return Card.from_json(json.loads(text), where)
+    except ValueError as e:
+        raise UserError(f"{where}: the card inside isn't JSON: {e}") from e
+
+
+def check_card(card: Card, image: Iterable[int], outputs: Mapping[str, Iterable[int]], where: str) -> None:
     """A UserError where the file at `where` takes or gives other shapes, those of one image, than its card says."""
-    side = card.arch.resolution
-    if [*image] != [side, side, 3] or [*scores] != [card.arch.classes or card.arch.width]:
+    shapes = {name: tuple(shape) for name, shape in outputs.items()}
+    if tuple(image) != (*card.preprocess.input_size, 3) or shapes != card.outputs:
         raise UserError(
-            f"{where}: the card inside is another network's, {card.arch.title} with {len(card.labels)} labels; "
-            "export it again"
+            f"{where}: the card inside is another network's, {card.arch.title} with "
+            f"{', '.join(f'{name} {list(shape)}' for name, shape in card.outputs.items())}; export it again"
         )
 
 
-def in_pieces(run: Callable[[Pixels], Scores], images: Pixels, batch: int) -> Scores:
-    """What a file that takes `batch` images in every call gives for any number of them: the last piece is filled up."""
-    out = []
+def run_batched(run: Callable[[Pixels], Outputs], images: Pixels, batch: int | None) -> Outputs:
+    """What a file that takes `batch` images in every call gives for any number of them: the last piece is filled up.
+
+    `batch` None: any number in one call.
+    """
+    if batch is None or batch == len(images):
+        return run(images)
+    pieces = []
     for i in range(0, len(images), batch):
         piece = images[i : i + batch]
         missing = batch - len(piece)
         filled = np.concatenate([piece, np.repeat(piece[-1:], missing, 0)]) if missing else piece
-        out.append(run(filled)[: len(piece)])
-    return np.concatenate(out)
+        pieces.append({name: x[: len(piece)] for name, x in run(filled).items()})
+    return joined(pieces)
+
+
+def joined(pieces: Sequence[Outputs]) -> Outputs:
+    """The outputs of several calls as those of one."""
+    return {name: np.concatenate([p[name] for p in pieces]) for name in pieces[0]}
 
 
 def build(name: str, bundle: Bundle, precision: Precision, threads: int) -> tuple[Engine, int]:
     """A bundle as it would be exported, ready to run, and the bytes of its file."""
-    m = module(name)
+    m, bundle = module(name), bundle.dense()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"model{runtime(name).suffix}"
         m.write(Bundle(bundle.card.replace(precision=precision), bundle.tensors), path, None)

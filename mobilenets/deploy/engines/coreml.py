@@ -1,8 +1,8 @@
 """Core ML, Apple's runtime: .mlpackage folders, converted on any system, run on macOS alone.
 
-A model takes one RGB image of the card's resolution, as apps and Vision give it, and is a classifier: `classLabel` and
-`classLabel_probs`, from label to probability. Preprocessing is inside, the card is in the user-defined metadata. It
-needs iOS 17 or macOS 14. `graphs.coreml` says what its precisions are.
+A model takes one RGB image of the card's size, as apps and Vision give it. A classifier gives `classLabel` and
+`classLabel_probs`, from label to probability; other networks give the card's outputs by name. Preprocessing is inside,
+the card is in the user-defined metadata. It needs iOS 17 or macOS 14. `writers.coreml` says what its precisions are.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mobilenets.deploy.engines import RUNTIMES, Scores
+from mobilenets.arch.heads import PROBABILITIES
+from mobilenets.deploy.engines import RUNTIMES, Outputs, parse_card
 from mobilenets.errors import UserError
 from mobilenets.model.bundle import Bundle
-from mobilenets.model.card import Card, Precision
+from mobilenets.model.card import CARD_KEY, Card, Precision
 from mobilenets.model.images import Pixels
 
 NAME = "coreml"
-CARD_KEY = "mobilenets.card"
 
 
 @contextlib.contextmanager
@@ -60,6 +60,11 @@ def class_names(card: Card) -> list[str]:
     return [label if count[label] == 1 else f"{label} ({i})" for i, label in enumerate(card.labels)]
 
 
+def is_classifier(card: Card) -> bool:
+    """Whether the model says which of its labels an image is, as Core ML's classifiers do."""
+    return card.task == "classify"
+
+
 class CoremlEngine:
     name = NAME
     concurrent = False
@@ -70,9 +75,12 @@ class CoremlEngine:
             raise UserError(f"{path}: Core ML runs on macOS alone; run its bundle, or another file of it")
         self.model = ct.models.MLModel(str(path))
 
-    def __call__(self, images: Pixels) -> Scores:
+    def __call__(self, images: Pixels) -> Outputs:
         made = self.model.predict([{"image": Image.fromarray(image)} for image in images])
-        return np.array([[p["classLabel_probs"][name] for name in class_names(self.card)] for p in made], np.float32)
+        if is_classifier(self.card):
+            names = class_names(self.card)
+            return {PROBABILITIES: np.array([[p["classLabel_probs"][n] for n in names] for p in made], np.float32)}
+        return {name: np.concatenate([p[name] for p in made]).astype(np.float32) for name in self.card.outputs}
 
 
 def load(path: Path, threads: int) -> CoremlEngine:  # noqa: ARG001
@@ -84,16 +92,16 @@ def write(bundle: Bundle, path: Path, batch: int | None) -> None:
     """`bundle` as an .mlpackage. Raises `UserError` for a batch of more than one image: Core ML has none."""
     from mobilenets.deploy.writers.coreml import TARGET, program
 
-    card, r = bundle.card, bundle.card.arch.resolution
+    card, size = bundle.card, bundle.card.preprocess.input_size
     if batch not in (None, 1):
         raise UserError("a Core ML file takes one image in every call; leave --batch out")
     with quiet():
         model = ct.convert(
-            program(card, bundle.tensors),
+            program(bundle),
             source="milinternal",
             convert_to="mlprogram",
-            inputs=[ct.ImageType("image", (1, 3, r, r), color_layout=ct.colorlayout.RGB)],
-            classifier_config=ct.ClassifierConfig(class_names(card)) if card.labels else None,
+            inputs=[ct.ImageType("image", (1, 3, *size), color_layout=ct.colorlayout.RGB)],
+            classifier_config=ct.ClassifierConfig(class_names(card)) if is_classifier(card) else None,
             compute_precision=ct.precision.FLOAT32,  # as the program is written
             minimum_deployment_target=TARGET,
             skip_model_load=True,
@@ -116,12 +124,7 @@ def _spec(path: Path) -> Any:
 
 def _card(spec: Model_pb2.Model, path: Path) -> Card:
     text = dict(spec.description.metadata.userDefined).get(CARD_KEY)
-    if text is None:
-        raise UserError(f"{path}: has no card inside; export it with mobilenets")
-    try:
-        return Card.from_json(json.loads(text), str(path))
-    except ValueError as e:
-        raise UserError(f"{path}: the card inside isn't JSON: {e}") from e
+    return parse_card(text, str(path))
 
 
 def stored(path: Path) -> Precision:
@@ -143,7 +146,7 @@ def stored(path: Path) -> Precision:
                 kind = weight.outputs[0].type.tensorType.dataType
                 found["float16" if kind == MIL_pb2.DataType.FLOAT16 else "float32"] += 1
     card = _card(spec, path)
-    spared = sum(op.name in card.float_ops for op in card.arch.layers)
+    spared = sum(op.name in card.float_ops for op in card.graph.layers)
     if found["int8"] and set(found) <= {"int8", "float16"} and found["float16"] == spared:
         return "int8"
     if set(found) == {"dynamic"}:

@@ -1,6 +1,6 @@
 """ExecuTorch, PyTorch's runtime for phones: .pte files whose layers all run in XNNPACK, in float or in int8.
 
-A file takes uint8 images [N, H, W, 3], N up to MOST unless it is fixed, and gives probabilities [N, classes]; its other
+A file takes uint8 images [N, H, W, 3], N up to MOST unless it is fixed, and gives the card's outputs in order; other
 methods are constants: `card` (JSON text) and `batch` (0: open). Lowering is slow, up to a minute of CPU time for an
 int8 network. Threads are those of XNNPACK's pool, which the whole process shares: an engine of another number of
 threads makes a new one when it is called. No 16-bit floats: XNNPACK's files hold a convolution's float weights in 32.
@@ -23,11 +23,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from mobilenets.deploy.engines import Scores, in_pieces
+from mobilenets.deploy.engines import Outputs, check_card, joined, parse_card, run_batched
 from mobilenets.deploy.engines.stderr import captured
 from mobilenets.errors import UserError
 from mobilenets.model.bundle import Bundle
-from mobilenets.model.card import Card, Precision
+from mobilenets.model.card import Precision
 from mobilenets.model.images import Pixels
 
 
@@ -90,10 +90,12 @@ class ExecutorchEngine:
             raise UserError(
                 f"{path}: not readable by ExecuTorch {version()} ({reason}): damaged, or made for another version"
             ) from e
-        try:
-            self.card = Card.from_json(json.loads(text), str(path))
-        except ValueError as e:
-            raise UserError(f"{path}: the card inside isn't JSON: {e}") from e
+        self.card = parse_card(text, str(path))
+        meta = self.forward.metadata
+        outputs = [meta.output_tensor_meta(i).sizes() for i in range(meta.num_outputs())]
+        names = [*self.card.outputs, *(f"output {i}" for i in range(len(outputs)))]  # the card doesn't know these
+        shapes = {n: shape for n, (_, *shape) in zip(names, outputs, strict=False)}
+        check_card(self.card, meta.input_tensor_meta(0).sizes()[1:], shapes, str(path))
 
     def _open(self) -> None:
         with captured():  # its C++ side describes the processor, and says each error once more
@@ -101,17 +103,17 @@ class ExecutorchEngine:
             self.program = Runtime.get().load_program(self.data)
             self.forward = self.program.load_method("forward")
 
-    def _run(self, images: Pixels) -> Scores:
-        scores: Scores = self.forward.execute([torch.from_numpy(images)])[0].numpy()
-        return scores
+    def _run(self, images: Pixels) -> Outputs:
+        made = self.forward.execute([torch.from_numpy(images)])
+        return {name: x.numpy() for name, x in zip(self.card.outputs, made, strict=True)}
 
-    def __call__(self, images: Pixels) -> Scores:
+    def __call__(self, images: Pixels) -> Outputs:
         if _pool(self.threads) != self.pool:
             self._open()
         images = np.require(images, requirements=("C", "W"))  # PyTorch warns of arrays that can't be written to
         if self.batch:
-            return in_pieces(self._run, images, self.batch)
-        return np.concatenate([self._run(images[i : i + MOST]) for i in range(0, len(images), MOST)])
+            return run_batched(self._run, images, self.batch)
+        return joined([self._run(images[i : i + MOST]) for i in range(0, len(images), MOST)])
 
 
 def load(path: Path, threads: int) -> ExecutorchEngine:
@@ -190,5 +192,6 @@ def stored(path: Path) -> Precision:
                 else:
                     floats += 1
     card = load(path, 1).card
-    kept = sum(op.name in card.float_ops for op in card.arch.layers)
-    return "int8" if (integer, floats) == (len(card.arch.layers) - kept, kept) else "float32"
+    layers = card.graph.layers
+    kept = sum(op.name in card.float_ops for op in layers)
+    return "int8" if (integer, floats) == (len(layers) - kept, kept) else "float32"

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 from pathlib import Path
 
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 
-from mobilenets.deploy.engines import Scores, check_card, in_pieces
+from mobilenets.deploy.engines import Outputs, check_card, parse_card, run_batched
 from mobilenets.deploy.engines.stderr import captured
 from mobilenets.deploy.writers import tflite_graph
 from mobilenets.errors import UserError
@@ -31,12 +30,7 @@ def read_card(data: bytes, where: str) -> Card:
         text = tflite_graph.entry(tflite_graph.opened(data), tflite_graph.CARD_KEY)
     except Exception as e:  # flatbuffers raises nearly anything on damaged bytes
         raise UserError(f"{where}: not a readable TFLite file: {one_line(e)}") from e
-    if text is None:
-        raise UserError(f"{where}: has no card inside; export it with mobilenets")
-    try:
-        return Card.from_json(json.loads(text), where)
-    except ValueError as e:
-        raise UserError(f"{where}: the card inside isn't JSON: {e}") from e
+    return parse_card(text, where)
 
 
 class LiteRTEngine:
@@ -55,8 +49,13 @@ class LiteRTEngine:
             self.idle = [self._interpreter()]
         except (ValueError, RuntimeError) as e:
             raise UserError(f"{path}: not a readable TFLite file: {one_line(e)}") from e
-        image, scores = self.idle[0].get_input_details()[0], self.idle[0].get_output_details()[0]
-        check_card(self.card, image["shape"][1:], scores["shape"][1:], str(path))
+        image, outputs = self.idle[0].get_input_details()[0], self.idle[0].get_output_details()
+        names = [*self.card.outputs]
+        if len(names) != len(outputs):
+            names = [f"output {i}" for i in range(len(outputs))]  # which the card doesn't know
+        check_card(
+            self.card, image["shape"][1:], {n: o["shape"][1:] for n, o in zip(names, outputs, strict=True)}, str(path)
+        )
         self.batch = int(image["shape"][0]) if image["shape_signature"][0] > 0 else None
 
     def _interpreter(self) -> Interpreter:
@@ -65,25 +64,26 @@ class LiteRTEngine:
             interpreter.allocate_tensors()
         return interpreter
 
-    def _run(self, images: Pixels) -> Scores:
+    def _run(self, images: Pixels) -> Outputs:
         try:
             interpreter = self.idle.pop()  # one step, whatever other threads do
         except IndexError:
             interpreter = self._interpreter()
         try:
-            image, output = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
+            image = interpreter.get_input_details()[0]
             if image["shape"][0] != len(images):
                 interpreter.resize_tensor_input(image["index"], [len(images), *image["shape"][1:]])
                 interpreter.allocate_tensors()
             interpreter.set_tensor(image["index"], np.ascontiguousarray(images))
             interpreter.invoke()
-            scores: Scores = interpreter.get_tensor(output["index"])
+            details = interpreter.get_output_details()  # in the order in which they were written
+            values = [interpreter.get_tensor(o["index"]) for o in details]
         finally:
             self.idle.append(interpreter)
-        return scores
+        return dict(zip(self.card.outputs, values, strict=True))
 
-    def __call__(self, images: Pixels) -> Scores:
-        return in_pieces(self._run, images, self.batch) if self.batch else self._run(images)
+    def __call__(self, images: Pixels) -> Outputs:
+        return run_batched(self._run, images, self.batch)
 
 
 def load(path: Path, threads: int) -> LiteRTEngine:
@@ -94,7 +94,7 @@ def write(bundle: Bundle, path: Path, batch: int | None) -> None:
     """`bundle` as a TFLite file, with TFLite's own metadata, the labels, and the card in it."""
     from mobilenets.deploy.writers.tflite import tflite_model
 
-    path.write_bytes(tflite_model(bundle.card, bundle.tensors, batch))
+    path.write_bytes(tflite_model(bundle, batch))
 
 
 def stored(path: Path) -> Precision:

@@ -9,7 +9,7 @@ from pathlib import Path
 import ncnn
 import numpy as np
 
-from mobilenets.deploy.engines import Scores
+from mobilenets.deploy.engines import Outputs
 from mobilenets.errors import UserError
 from mobilenets.files import sha256
 from mobilenets.model.bundle import Bundle
@@ -56,21 +56,27 @@ class NcnnEngine:
         if self.net.load_param(str(path / PARAM)) or self.net.load_model(str(path / BIN)):
             raise UserError(f"{path}: ncnn {version()} can't load it; upgrade with: pip install --upgrade ncnn")
 
-    def _run(self, image: Pixels) -> Scores:
+    def _run(self, image: Pixels) -> Outputs:
+        """The outputs of one image, without the batch."""
         height, width, _ = image.shape
         pixels = ncnn.Mat.from_pixels(np.ascontiguousarray(image), ncnn.Mat.PixelType.PIXEL_RGB, width, height)
         extractor = self.net.create_extractor()
+        extractor.set_light_mode(len(self.card.outputs) == 1)  # else it forgets what the next output needs
         extractor.input("image", pixels)
-        failed, scores = extractor.extract("probabilities")
-        if failed:
-            raise UserError(f"ncnn {version()} can't run this network (code {failed}); out of memory?")
-        return np.array(scores)
+        out = {}
+        for name, shape in self.card.outputs.items():
+            failed, values = extractor.extract(name)
+            if failed:
+                raise UserError(f"ncnn {version()} can't run this network (code {failed}); out of memory?")
+            out[name] = np.array(values).reshape(shape)
+        return out
 
-    def __call__(self, images: Pixels) -> Scores:
-        scores = np.empty((len(images), len(self.card.labels)), np.float32)
-        for row, image in zip(scores, images, strict=True):
-            row[:] = self._run(image)
-        return scores
+    def __call__(self, images: Pixels) -> Outputs:
+        out = {name: np.empty((len(images), *shape), np.float32) for name, shape in self.card.outputs.items()}
+        for i, image in enumerate(images):
+            for name, values in self._run(image).items():
+                out[name][i] = values
+        return out
 
 
 def load(path: Path, threads: int) -> NcnnEngine:
@@ -83,7 +89,7 @@ def write(bundle: Bundle, path: Path, batch: int | None) -> None:
 
     if batch not in (None, 1):
         raise UserError(f"an ncnn file takes one image in a call, not {batch}; leave the batch out")
-    text, weights = ncnn_model(bundle.card, bundle.tensors)
+    text, weights = ncnn_model(bundle)
     path.mkdir()
     (path / PARAM).write_text(text)
     (path / BIN).write_bytes(weights)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 from pathlib import Path
 
 import onnxruntime as ort
 
-from mobilenets.deploy.engines import Scores, check_card, in_pieces
+from mobilenets.deploy.engines import Outputs, check_card, parse_card, run_batched
 from mobilenets.errors import UserError
 from mobilenets.model.bundle import Bundle
-from mobilenets.model.card import CARD_KEY, Card, Precision
+from mobilenets.model.card import CARD_KEY, Precision
 from mobilenets.model.images import Pixels
 
 # Importing it otherwise leaves a device's id and a database in the home folder, and reports to its makers.
@@ -49,26 +48,20 @@ class OnnxEngine:
             self.session = session(source, threads)
         except Exception as e:  # the runtime's own exception types aren't public; any of them means a damaged file
             raise UserError(f"{where}: not a readable ONNX file: {str(e).splitlines()[0][:200]}") from e
-        text = self.session.get_modelmeta().custom_metadata_map.get(CARD_KEY)
-        if text is None:
-            raise UserError(f"{where}: has no card inside; export it with mobilenets")
-        try:
-            self.card = Card.from_json(json.loads(text), where)
-        except ValueError as e:
-            raise UserError(f"{where}: the card inside isn't JSON: {e}") from e
+        self.card = parse_card(self.session.get_modelmeta().custom_metadata_map.get(CARD_KEY), where)
         if self.card.precision == "int4":  # else they would be widened in every call, which takes longer than the rest
             self.session = session(source, threads, widen=True)
-        image, scores = self.session.get_inputs()[0], self.session.get_outputs()[0]
-        check_card(self.card, image.shape[1:], scores.shape[1:], where)
+        image, outputs = self.session.get_inputs()[0], self.session.get_outputs()
+        check_card(self.card, image.shape[1:], {o.name: o.shape[1:] for o in outputs}, where)
         self.input, batch = image.name, image.shape[0]
         self.batch = batch if isinstance(batch, int) else None
+        self.names = list(self.card.outputs)
 
-    def _run(self, images: Pixels) -> Scores:
-        scores: Scores = self.session.run(None, {self.input: images})[0]
-        return scores
+    def _run(self, images: Pixels) -> Outputs:
+        return dict(zip(self.names, self.session.run(self.names, {self.input: images}), strict=True))
 
-    def __call__(self, images: Pixels) -> Scores:
-        return in_pieces(self._run, images, self.batch) if self.batch else self._run(images)
+    def __call__(self, images: Pixels) -> Outputs:
+        return run_batched(self._run, images, self.batch)
 
 
 def load(path: Path, threads: int) -> OnnxEngine:
@@ -79,7 +72,7 @@ def write(bundle: Bundle, path: Path, batch: int | None) -> None:
     """`bundle` as an ONNX file, the card in its metadata."""
     from mobilenets.deploy.writers.onnx import onnx_model
 
-    path.write_bytes(onnx_model(bundle.card, bundle.tensors, batch))
+    path.write_bytes(onnx_model(bundle, batch))
 
 
 def stored(path: Path) -> Precision:

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mobilenets.deploy.engines import Scores, check_card, in_pieces
+from mobilenets.deploy.engines import Outputs, check_card, parse_card, run_batched
 from mobilenets.errors import UserError
 from mobilenets.files import sha256
 from mobilenets.model.bundle import Bundle
@@ -73,15 +73,15 @@ def read(path: Path) -> tuple[ov.Model, Card]:
         raise UserError(f"{path / XML}: not a readable OpenVINO model: {_reason(e)}") from e
     if not digest or not model.has_rt_info(CARD):
         raise UserError(f"{path / XML}: has no card inside; export it with mobilenets")
-    try:
-        card = Card.from_json(json.loads(model.get_rt_info(CARD).astype(str)), str(path / XML))
-    except ValueError as e:
-        raise UserError(f"{path / XML}: the card inside isn't JSON: {e}") from e
-    image, scores = (
-        [d.get_length() for d in list(port.get_partial_shape())[1:]] for port in (model.input(0), model.output(0))
-    )
-    check_card(card, image, scores, str(path / XML))
+    card = parse_card(model.get_rt_info(CARD).astype(str), str(path / XML))
+    outputs = {name: _shape(port) for port in model.outputs for name in port.get_names() & {*card.outputs}}
+    check_card(card, _shape(model.input(0)), {n: outputs[n] for n in card.outputs if n in outputs}, str(path / XML))
     return model, card
+
+
+def _shape(port: ov.Output) -> list[int]:
+    """Of one image."""
+    return [d.get_length() for d in list(port.get_partial_shape())[1:]]
 
 
 def _reason(e: RuntimeError) -> str:
@@ -127,18 +127,17 @@ class OpenVinoEngine:
         request: ov.InferRequest = requests[batch]
         return request
 
-    def _run(self, images: Pixels) -> Scores:
+    def _run(self, images: Pixels) -> Outputs:
         request = self._request(len(images))
         request.infer([images], share_inputs=True)
-        scores: Scores = request.get_output_tensor(0).data.copy()
-        return scores
+        return {name: request.get_tensor(name).data.copy() for name in self.card.outputs}
 
-    def __call__(self, images: Pixels) -> Scores:
+    def __call__(self, images: Pixels) -> Outputs:
         n = len(images)
         # What is left of many isn't worth compiling for.
         larger = [b for b in list(self.compiled) if n < b <= 2 * n]
         batch = self.batch or (n if n in self.compiled or not larger else min(larger))
-        return in_pieces(self._run, images, batch)
+        return run_batched(self._run, images, batch)
 
 
 def load(path: Path, threads: int) -> OpenVinoEngine:
@@ -153,7 +152,7 @@ def write(bundle: Bundle, path: Path, batch: int | None) -> None:
     half = card.precision == "float16"
     wide = card.replace(precision="float32") if half else card
     try:
-        model = core().read_model(onnx_model(wide, bundle.tensors, batch))
+        model = core().read_model(onnx_model(Bundle(wide, bundle.tensors), batch))
     except RuntimeError as e:
         raise UserError(f"OpenVINO {version()} doesn't take {card.arch.title} in {card.precision}: {_reason(e)}") from e
     del model.rt_info["framework"]  # the ONNX file's card
@@ -177,8 +176,10 @@ def _integer_image(model: ov.Model, card: Card) -> None:
 
     From ONNX's kind it makes float pixels and a float first layer: a fifth of the time of the whole of V2.
     """
+    from mobilenets.deploy.writers.onnx import NORMALIZED
+
     first = next(node for node in model.get_ordered_ops() if node.get_type_name() == "Convolution")
-    if first.input_value(0).get_node().get_friendly_name() != "image.float":
+    if first.input_value(0).get_node().get_friendly_name() != NORMALIZED:
         return  # normalized by a mean or deviation for each channel, and rounded then
 
     def number(value: float) -> ov.Node:
@@ -195,10 +196,12 @@ def stored(path: Path) -> Precision:
 
     Those that the card names as kept in float are passed over; float32 if the others differ.
     """
+    from mobilenets.deploy.writers.onnx import CONV
+
     model, card = read(path)
     found = set()
     for node in model.get_ops():
-        name = node.get_friendly_name().removesuffix("/WithoutBiases").removesuffix(".conv")
+        name = node.get_friendly_name().removesuffix("/WithoutBiases").removesuffix(CONV)
         if not node.get_type_name().endswith("Convolution") or name in card.float_ops:
             continue
         weight = node.input_value(1).get_node()

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from tflite_micro import runtime
 
-from mobilenets.deploy.engines import Scores
+from mobilenets.deploy.engines import Outputs, joined
 from mobilenets.deploy.engines.stderr import captured
 from mobilenets.deploy.writers import c_array, tflite_graph
 from mobilenets.errors import UserError
@@ -50,13 +50,13 @@ class TFLMEngine:
         self.card = Card.from_json(card, str(path / CARD))
         self.interpreter = interpreter(model, arena, str(path))
 
-    def __call__(self, images: Pixels) -> Scores:
-        out = np.empty((len(images), self.card.arch.classes or self.card.arch.width), np.float32)
-        for i, image in enumerate(images):
-            self.interpreter.set_input(np.ascontiguousarray(image[None]), 0)
-            self.interpreter.invoke()
-            out[i] = self.interpreter.get_output(0)[0]
-        return out
+    def _run(self, image: Pixels) -> Outputs:
+        self.interpreter.set_input(np.ascontiguousarray(image[None]), 0)
+        self.interpreter.invoke()
+        return {name: np.array(self.interpreter.get_output(i)) for i, name in enumerate(self.card.outputs)}
+
+    def __call__(self, images: Pixels) -> Outputs:
+        return joined([self._run(image) for image in images])
 
 
 def load(path: Path, threads: int) -> TFLMEngine:
@@ -113,7 +113,7 @@ def model(bundle: Bundle) -> bytes:
 
     if bundle.card.precision != "int8":
         raise UserError(f"a microcontroller runs int8 networks, and this one is {bundle.card.precision}; quantize it")
-    return graph(bundle.card, bundle.tensors, 1, micro=True)
+    return graph(bundle, 1, micro=True)
 
 
 def needs(bundle: Bundle) -> tuple[int, int]:

@@ -1,19 +1,21 @@
 """PyTorch: runs a Bundle, float or simulated int8: the reference, not the fast way. And .pt2 files, torch.export's own.
 
 A .pt2 file runs in any Python with PyTorch: `torch.export.load(path).module()(images)`. PyTorch unpickles and executes
-parts of one that it loads, so `graphs.pt2.read` looks first whether it holds a network's operations and plain tensors,
+parts of one that it loads, so `writers.pt2.read` looks first whether it holds a network's operations and plain tensors,
 and nothing else.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mobilenets.deploy.engines import Scores, in_pieces
+from mobilenets.deploy.engines import Outputs, check_card, run_batched
 from mobilenets.deploy.writers import pt2
 from mobilenets.deploy.writers.program import exported
 from mobilenets.model.bundle import Bundle, find_bundle
@@ -22,20 +24,20 @@ from mobilenets.model.images import Pixels
 from mobilenets.model.reference import module
 
 NAME = "torch"
+T = TypeVar("T")
 
 
 def version() -> str:
     return importlib.metadata.version("torch")
 
 
-def _scores(module: nn.Module, x: Tensor, threads: int) -> Tensor:
+def _run(module: Callable[[Tensor], T], x: Tensor, threads: int) -> T:
     """`module(x)` on `threads` threads; the process's own number stays."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         with torch.inference_mode():
-            y: Tensor = module(x)
-            return y
+            return module(x)
     finally:
         torch.set_num_threads(before)
 
@@ -46,13 +48,12 @@ class TorchEngine:
 
     def __init__(self, bundle: Bundle, threads: int) -> None:
         self.card = bundle.card
-        self.module = module(bundle)
+        self.module = module(bundle.dense())
         self.threads = threads
 
-    def __call__(self, images: Pixels) -> Scores:
+    def __call__(self, images: Pixels) -> Outputs:
         x = torch.from_numpy(self.card.preprocess.normalize(images))
-        y: Scores = torch.softmax(_scores(self.module, x, self.threads), 1).numpy()
-        return y
+        return {name: y.numpy() for name, y in _run(self.module.answers, x, self.threads).items()}
 
 
 class ProgramEngine:
@@ -63,16 +64,20 @@ class ProgramEngine:
 
     def __init__(self, path: Path, threads: int) -> None:
         program, self.card = pt2.read(path)
-        self.batch = pt2.batch(program)
+        (batch, *image), outputs = pt2.sizes(program)
+        names = [*self.card.outputs, *(f"output {i}" for i in range(len(outputs)))]  # the card doesn't know these
+        check_card(self.card, image, {n: shape for n, (_, *shape) in zip(names, outputs, strict=False)}, str(path))
+        self.batch = batch or None
         self.module = program.module()
         self.threads = threads
 
-    def _run(self, images: Pixels) -> Scores:
-        y: Scores = _scores(self.module, torch.tensor(images), self.threads).numpy()
-        return y
+    def _run(self, images: Pixels) -> Outputs:
+        made = _run(self.module, torch.tensor(images), self.threads)
+        several = made if isinstance(made, tuple) else (made,)
+        return {name: y.numpy() for name, y in zip(self.card.outputs, several, strict=True)}
 
-    def __call__(self, images: Pixels) -> Scores:
-        return in_pieces(self._run, images, self.batch) if self.batch else self._run(images)
+    def __call__(self, images: Pixels) -> Outputs:
+        return run_batched(self._run, images, self.batch)
 
 
 def load(path: Path, threads: int) -> TorchEngine | ProgramEngine:

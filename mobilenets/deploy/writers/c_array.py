@@ -28,17 +28,23 @@ METHODS = {
 
 def header(card: Card, model: bytes, arena_bytes: int, operators: Sequence[str]) -> str:
     """model.h: the sizes, and what to call."""
-    side, p = card.arch.resolution, card.preprocess
+    (rows, columns), p = card.preprocess.input_size, card.preprocess
+    outputs = "; ".join(f"{name} float32 {[1, *shape]}" for name, shape in card.outputs.items())
+    if card.labels:
+        outputs = f"float32 [1, {card.arch.classes}], the probability of each of model_labels"
+    what = f"{card.arch.classes} classes" if card.labels else _comment(card.task)
+    labels = f"#define MODEL_CLASSES {card.arch.classes}\n" if card.labels else ""
+    names = "extern const char *const model_labels[MODEL_CLASSES];\n" if card.labels else ""
     resolver = "\n".join(f" *   resolver.{METHODS[kind]}();" for kind in operators)
     return f"""\
-/* MobileNet {_comment(card.arch.title)}, int8, {card.arch.classes} classes, for TensorFlow Lite Micro; by mobilenets.
+/* MobileNet {_comment(card.arch.title)}, int8, {what}, for TensorFlow Lite Micro; by mobilenets.
  *
  * Flash: the {len(model):,} bytes of model_data, and TensorFlow Lite Micro's code, which depends on the compiler.
  * RAM: an arena of MODEL_ARENA_BYTES, aligned to 16 bytes. It was measured on a 64-bit processor with the reference
  * kernels: pointers of 32 bits need less, kernels with scratch buffers (CMSIS-NN's) more.
  *
- * Input: uint8 [1, {side}, {side}, 3], RGB as a camera gives it: the centre square, {p.crop:g} of the short side.
- * Output: float32 [1, {card.arch.classes}], the probability of each of model_labels.
+ * Input: uint8 [1, {rows}, {columns}, 3], RGB as a camera gives it: the centre square, {p.crop:g} of the short side.
+ * Output: {outputs}.
  *
  *   static tflite::MicroMutableOpResolver<MODEL_OPERATORS> resolver;
 {resolver}
@@ -50,9 +56,8 @@ def header(card: Card, model: bytes, arena_bytes: int, operators: Sequence[str])
 #define MODEL_ARENA_BYTES {arena_bytes}
 #define MODEL_BYTES {len(model)}
 #define MODEL_OPERATORS {len(operators)}
-#define MODEL_SIDE {side}
-#define MODEL_CLASSES {card.arch.classes}
-/* The pixel that the network reads as (pixel - MODEL_INPUT_ZERO_POINT) * MODEL_INPUT_SCALE; nothing to do. */
+#define MODEL_SIDE {p.resolution}
+{labels}/* The pixel that the network reads as (pixel - MODEL_INPUT_ZERO_POINT) * MODEL_INPUT_SCALE; nothing to do. */
 #define MODEL_INPUT_SCALE {1 / p.std[0]:.9g}f
 #define MODEL_INPUT_ZERO_POINT {p.mean[0]:g}
 
@@ -61,8 +66,7 @@ extern "C" {{
 #endif
 
 extern const unsigned char model_data[MODEL_BYTES];
-extern const char *const model_labels[MODEL_CLASSES];
-
+{names}
 #ifdef __cplusplus
 }}
 #endif
@@ -75,7 +79,8 @@ def source(model: bytes, labels: Sequence[str]) -> str:
     """model.c: the file's bytes, and the labels."""
     rows = (model[i : i + PER_LINE] for i in range(0, len(model), PER_LINE))
     data = "\n".join("  " + "".join(f"0x{byte:02x}," for byte in row) for row in rows)
-    names = "\n".join(f"  {_string(label)}," for label in labels)
+    names = "".join(f"  {_string(label)},\n" for label in labels)
+    table = f"\nconst char *const model_labels[MODEL_CLASSES] = {{\n{names}}};\n" if labels else ""
     return f"""\
 #include "model.h"
 
@@ -84,11 +89,7 @@ def source(model: bytes, labels: Sequence[str]) -> str:
 alignas(16) const unsigned char model_data[MODEL_BYTES] = {{
 {data}
 }};
-
-const char *const model_labels[MODEL_CLASSES] = {{
-{names}
-}};
-"""
+{table}"""
 
 
 def model_bytes(text: str) -> bytes:

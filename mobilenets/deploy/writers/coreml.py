@@ -1,4 +1,4 @@
-"""Arch and weights -> a Core ML program in Apple's model intermediate language (MIL), row by row.
+"""A lowered network -> a Core ML program in Apple's model intermediate language (MIL).
 
 Written here rather than traced: the input can be an image, as apps give it, and the numbers are a bundle's own. The
 program computes in 16-bit floats, which the Neural Engine needs, but for float32. Where the card says int8, every
@@ -8,6 +8,7 @@ their scales and biases are 16-bit floats, the nearest to the bundle's. Core ML 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import coremltools as ct
@@ -16,61 +17,53 @@ from coremltools.converters.mil import Builder as mb  # noqa: N813  as Apple's o
 from coremltools.converters.mil.mil import Program, types
 
 from mobilenets.arch.graph import Op
-from mobilenets.arch.spec import same_padding
-from mobilenets.model.card import Card
-from mobilenets.model.encodings import Array, Tensors, fold, half, int8_weights, unpack
+from mobilenets.deploy.lowering import Lowered, lower, unsupported
+from mobilenets.model.bundle import Bundle
+from mobilenets.model.encodings import Array, half
 
 TARGET = ct.target.iOS17  # the first that quantizes activations
 
 
 class _Writer:
-    """Walks an arch's operations, calling coremltools' builder for each."""
+    """Walks a lowered graph, calling coremltools' builder for each operation."""
 
-    def __init__(self, card: Card, tensors: Tensors) -> None:
-        self.card, self.arch, self.tensors = card, card.arch, tensors
-        self.int8 = card.precision == "int8"
-        self.dtype = np.float32 if card.precision == "float32" else np.float16
-        self.floats = unpack(card, tensors) if self.int8 else fold(card.arch, tensors)
+    def __init__(self, lowered: Lowered) -> None:
+        self.lowered, self.graph = lowered, lowered.graph
+        self.dtype = np.float32 if lowered.precision == "float32" else np.float16
 
     def number(self, value: Any) -> Array:
         out: Array = np.asarray(value, np.float32).astype(self.dtype)
         return out
 
     def weight(self, op: Op) -> Any:
-        name, weight = op.name, self.floats[op.name][0]
-        if self.int8 and name not in self.card.float_ops:
-            codes, scale = self.tensors[f"{name}.weight"], self.tensors[f"{name}.weight_scale"]
-        elif self.card.precision == "dynamic":
-            codes, scale = int8_weights(weight)
-        else:
-            return weight if self.dtype is np.float32 else half(weight)
+        w = self.lowered.weights(op)
+        if w.scale is None:
+            return w.values if self.dtype is np.float32 else half(w.values)
         return mb.constexpr_affine_dequantize(
-            quantized_data=codes, zero_point=np.int8(0), scale=self.number(scale), axis=0, name=f"{name}.weight"
+            quantized_data=w.values, zero_point=np.int8(0), scale=self.number(w.scale), axis=0, name=f"{op.name}.weight"
         )
 
-    def rounded(self, x: Any, name: str) -> Any:
-        scale = self.number(self.tensors[f"{name}.scale"])
-        zero = np.uint8(self.tensors[f"{name}.zero_point"])
+    def rounded(self, x: Any, value: str) -> Any:
+        name = self.graph.activation_of(value)
+        numbers, point = self.lowered.scale(value)
+        scale, zero = self.number(numbers), np.uint8(point)
         q = mb.quantize(input=x, scale=scale, zero_point=zero, output_dtype="uint8", name=f"{name}.q")
         return mb.dequantize(input=q, scale=scale, zero_point=zero, name=f"{name}.dq")
 
-    def made(self, x: Any, name: str) -> Any:
-        return self.rounded(x, name) if self.int8 and name not in self.card.float_ops else x
-
-    def read(self, x: Any, name: str, by: Op) -> Any:
-        """A float operation's output is rounded for the int8 ones that read it."""
-        made_float, read_float = (n in self.card.float_ops for n in (name, by.name))
-        return self.rounded(x, name) if made_float and not read_float else x
+    def image(self, _op: Op, image: Any) -> Any:
+        """The image's pixels, float [1, 3, H, W] in 0..255, normalized."""
+        p = self.lowered.card.preprocess
+        mean, std = (self.number(v)[None, :, None, None] for v in (p.mean, p.std))
+        x = image if self.dtype is np.float32 else mb.cast(x=image, dtype="fp16", name="image.half")
+        return mb.real_div(x=mb.sub(x=x, y=mean, name="image.centred"), y=std, name="image.float")
 
     def layer(self, op: Op, x: Any) -> Any:
-        pads = [op.kernel // 2] * 4
-        if self.arch.padding == "same":
-            before, after = same_padding(self.arch.sides[op.inputs[0]], op.kernel, op.stride)
-            pads = [before, after, before, after]
-        bias = half(self.floats[op.name][1]) if self.dtype is np.float16 else self.floats[op.name][1]
+        above, left, below, right = op.pads or (0, 0, 0, 0)
+        bias = self.lowered.folded[op.name][1]
         y = mb.conv(
-            x=x, weight=self.weight(op), bias=bias, strides=[op.stride] * 2, pad_type="custom", pad=pads,
-            groups=op.groups, name=f"{op.name}.conv",
+            x=x, weight=self.weight(op), bias=half(bias) if self.dtype is np.float16 else bias,
+            strides=[op.stride] * 2, pad_type="custom", pad=[above, below, left, right], groups=op.groups,
+            name=f"{op.name}.conv",
         )  # fmt: skip
         return self.activation(op, y) if op.activation else y
 
@@ -91,47 +84,77 @@ class _Writer:
 
     def attend(self, op: Op, query: Any, key: Any, value: Any) -> Any:
         """Multi-query attention of one image: the heads see one key and value."""
-        name, dim, side = op.name, op.cin, self.arch.sides[op.name]
-        q = mb.reshape(x=query, shape=[1, op.heads, dim, side * side], name=f"{name}.queries")
+        name, dim, shape = op.name, op.cin, self.graph.shapes[op.name]
+        q = mb.reshape(x=query, shape=[1, op.heads, dim, shape[1] * shape[2]], name=f"{name}.queries")
         k, v = (mb.reshape(x=x, shape=[1, 1, dim, -1], name=f"{x.name}.flat") for x in (key, value))
         q = mb.mul(x=q, y=self.number(dim**-0.5), name=f"{name}.scaled")
         scores = mb.matmul(x=q, y=k, transpose_x=True, name=f"{name}.scores")
         mixed = mb.matmul(x=v, y=mb.softmax(x=scores, axis=-1), transpose_y=True, name=f"{name}.mix")
-        return mb.reshape(x=mixed, shape=[1, op.cout, side, side], name=f"{name}.map")
+        return mb.reshape(x=mixed, shape=[1, *shape], name=f"{name}.map")
 
-    def operation(self, op: Op, inputs: list[Any]) -> Any:
-        if op.is_layer:
-            return self.layer(op, *inputs)
-        match op.kind:
-            case "activation":
-                return self.activation(op, *inputs)
-            case "attend":
-                return self.attend(op, *inputs)
-            case "pool":
-                return mb.reduce_mean(x=inputs[0], axes=[2, 3], keep_dims=True, name=f"{op.name}.out")
-            case kind:
-                return {"add": mb.add, "mul": mb.mul}[kind](x=inputs[0], y=inputs[1], name=f"{op.name}.out")
+    def pool(self, op: Op, x: Any) -> Any:
+        return mb.reduce_mean(x=x, axes=[2, 3], keep_dims=True, name=f"{op.name}.out")
+
+    def concat(self, op: Op, *inputs: Any) -> Any:
+        return mb.concat(values=inputs, axis=1, name=f"{op.name}.out")
+
+    def flatten(self, op: Op, x: Any) -> Any:
+        return mb.reshape(x=x, shape=[1, -1], name=f"{op.name}.out")
+
+    def l2norm(self, op: Op, x: Any) -> Any:
+        """In 32-bit floats: 16 bits hold neither the squares of large values nor the least length."""
+        wide = x if self.dtype is np.float32 else mb.cast(x=x, dtype="fp32", name=f"{op.name}.wide")
+        length = mb.reduce_l2_norm(x=wide, axes=[1], keep_dims=True, name=f"{op.name}.length")
+        length = mb.maximum(x=length, y=np.float32(1e-12), name=f"{op.name}.divisor")
+        y = mb.real_div(x=wide, y=length, name=f"{op.name}.out")
+        return y if self.dtype is np.float32 else mb.cast(x=y, dtype="fp16", name=f"{op.name}.half")
 
     def write(self, image: Any) -> Any:
-        """The image's pixels, float [1, 3, H, W] in 0..255, to probabilities [1, classes]."""
-        mean, std = (self.number(v)[None, :, None, None] for v in (self.card.preprocess.mean, self.card.preprocess.std))
-        x = image if self.dtype is np.float32 else mb.cast(x=image, dtype="fp16", name="image.half")
-        x = mb.real_div(x=mb.sub(x=x, y=mean, name="image.centred"), y=std, name="image.float")
-        values = {"input": self.made(x, "input")}
-        for op in self.arch.ops:
-            x = self.operation(op, [self.read(values[name], name, op) for name in op.inputs])
-            x = values[op.name] = self.made(x, op.name)
-        x = mb.softmax(x=mb.reshape(x=x, shape=[1, -1], name="logits"), axis=1, name="softmax")
-        return mb.cast(x=x, dtype="fp32", name="probabilities")
+        """The image's pixels, float [1, 3, H, W] in 0..255, to the card's outputs, [1, ...] each."""
+        values = {self.graph.source: image}
+        for op in self.graph.ops:
+            if op.kind not in EMIT:
+                raise unsupported("Core ML", op)
+            x = EMIT[op.kind](self, op, *(values[name] for name in op.inputs))
+            values[op.name] = self.rounded(x, op.name) if self.lowered.in_integers(op) else x
+        out = []
+        named: dict[str, Any] = {}  # value -> the output that it is
+        for o in self.graph.outputs:
+            x = values[o.op]
+            if x.name in named:  # Core ML would leave out a second cast, and the output with it
+                out.append(mb.identity(x=named[x.name], name=o.name))
+            else:
+                named[x.name] = mb.cast(x=x, dtype="fp32", name=o.name)
+                out.append(named[x.name])
+        return out if len(out) > 1 else out[0]
 
 
-def program(card: Card, tensors: Tensors) -> Program:
-    """The network as a MIL program of one image, `image` float32 [1, 3, H, W], to `probabilities` [1, classes]."""
-    r = card.arch.resolution
+EMIT: dict[str, Callable[..., Any]] = {
+    "pixels": _Writer.image,
+    "normalize": _Writer.image,
+    "quantize": lambda writer, op, x: writer.rounded(x, op.name),
+    "dequantize": lambda _writer, _op, x: x,  # values are floats again as soon as they are rounded
+    **dict.fromkeys(("conv", "depthwise", "pointwise", "linear", "norm"), _Writer.layer),
+    "activation": _Writer.activation,
+    "pool": _Writer.pool,
+    "add": lambda _writer, op, x, y: mb.add(x=x, y=y, name=f"{op.name}.out"),
+    "mul": lambda _writer, op, x, y: mb.mul(x=x, y=y, name=f"{op.name}.out"),
+    "attend": _Writer.attend,
+    "concat": _Writer.concat,
+    "flatten": _Writer.flatten,
+    "softmax": lambda _writer, op, x: mb.softmax(x=x, axis=1, name=f"{op.name}.out"),
+    "l2norm": _Writer.l2norm,
+}
+
+
+def program(bundle: Bundle) -> Program:
+    """The network as a MIL program of one image, `image` float32 [1, 3, H, W], to the card's outputs."""
+    height, width = bundle.card.preprocess.input_size
+    lowered = lower(bundle)
 
     def main(image: Any) -> Any:
-        return _Writer(card, tensors).write(image)
+        return _Writer(lowered).write(image)
 
-    image = mb.TensorSpec(shape=(1, 3, r, r), dtype=types.fp32)
+    image = mb.TensorSpec(shape=(1, 3, height, width), dtype=types.fp32)
     made: Program = mb.program(input_specs=[image], opset_version=TARGET)(main)
     return made

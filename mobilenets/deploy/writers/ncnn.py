@@ -1,6 +1,7 @@
-"""Arch and weights -> ncnn's two files: layers as text (.param), their weights one after another (.bin). No torch.
+"""A lowered network -> ncnn's two files: layers as text (.param), their weights one after another (.bin). No torch.
 
-In: float pixels 0..255, as `ncnn.Mat.from_pixels` gives them, as blob "image"; out: "probabilities", one image a call.
+In: float pixels 0..255, as `ncnn.Mat.from_pixels` gives them, as blob "image"; out: blobs by the names of the card's
+outputs, of one image a call.
 
 int8: the weights are an int8 bundle's codes and scales, but ncnn knows no zero points. Of its activations, -127..127,
 half the codes would be lost on those that are never negative. Those are stored turned: 127 minus the bundle's code, so
@@ -13,9 +14,10 @@ stay float. So an int8 file's answers are near the bundle's, not the same.
 from __future__ import annotations
 
 import dataclasses
+import math
 import struct
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,13 +25,13 @@ import numpy as np
 import numpy.typing as npt
 
 from mobilenets.arch.graph import Activation, Op
-from mobilenets.arch.spec import same_padding
-from mobilenets.errors import UserError
-from mobilenets.model.card import Card, Precision
-from mobilenets.model.encodings import Tensors, fold, half
+from mobilenets.deploy.lowering import Lowered, lower, unsupported
+from mobilenets.model.bundle import Bundle
+from mobilenets.model.card import Precision
+from mobilenets.model.encodings import half
 
 Array = npt.NDArray[Any]
-Value = int | float | tuple[float, ...]
+Value = int | float | tuple[int, ...] | tuple[float, ...]
 MAGIC = "7767517"
 HARD: Mapping[int, Value] = {0: 1 / 6, 1: 0.5}
 ACTIVATIONS: dict[Activation, tuple[str, Mapping[int, Value]]] = {
@@ -44,7 +46,10 @@ TYPES: dict[Precision, str] = {"float32": "<f4", "float16": "<f2", "int8": "i1"}
 WEIGHTS = {"Convolution": "6", "ConvolutionDepthWise": "6", "InnerProduct": "2"}
 # Parameters of theirs. INT8: 1 with a float output, 101 with an int8 one; PAD: in codes, where the input is in int8.
 INT8, ACTIVATION, PAD = 8, 9, 18
-ADD, MUL, RSUB = 0, 2, 7  # kinds of BinaryOp; the last is of a number minus the input
+ADD, MUL, DIV, MAX, RSUB = 0, 2, 3, 4, 7  # kinds of BinaryOp; the last is of a number minus the input
+BINARY = {"add": ADD, "mul": MUL}
+L2 = 8  # of Reduction
+TINY = 1e-12  # what PyTorch takes for the length of a vector that has none
 
 
 @dataclass(frozen=True)
@@ -62,26 +67,29 @@ class _Layer:
 
 
 def _parameter(key: int, value: Value) -> str:
-    """A float is told from an int by its exponent; an array is told by its key, and has its length first."""
+    """An array is told by its key, and has its length first."""
     if isinstance(value, tuple):
-        return f"{-23300 - key}={len(value)}," + ",".join(f"{v:.8e}" for v in value)
-    return f"{key}={value:.8e}" if isinstance(value, float) else f"{key}={value}"
+        return f"{-23300 - key}={len(value)}," + ",".join(map(_number, value))
+    return f"{key}={_number(value)}"
+
+
+def _number(value: float) -> str:
+    """A float is told from an int by its exponent."""
+    return f"{value:.8e}" if isinstance(value, float) else str(value)
 
 
 class _Writer:
     """Layers and weights of a network."""
 
-    def __init__(self, card: Card, tensors: Tensors) -> None:
-        self.card, self.arch, self.tensors = card, card.arch, tensors
-        self.folded = {} if card.precision == "int8" else fold(card.arch, tensors)
+    def __init__(self, lowered: Lowered) -> None:
+        self.lowered, self.graph = lowered, lowered.graph
+        self.card, self.tensors = lowered.card, lowered.tensors
         self.layers: list[_Layer] = []
         self.weights: list[bytes] = []
         self.flat: set[str] = set()  # of one value a channel: ncnn drops the other two dimensions
         self.turned: set[str] = set()  # stored as 127 - code
-        self.readers: dict[str, list[Op]] = {}
-        for op in self.arch.ops:
-            for name in op.inputs:
-                self.readers.setdefault(name, []).append(op)
+        self.blobs: dict[str, str] = {}  # value -> the blob that holds it
+        self.given = {o.op for o in self.graph.outputs}
 
     def add(
         self,
@@ -98,12 +106,14 @@ class _Writer:
     def floats(self, *values: Any) -> None:
         self.weights += [np.asarray(v, "<f4").tobytes() for v in values]
 
-    def image(self) -> str:
-        p, side = self.card.preprocess, self.arch.resolution
+    def image(self, op: Op, image: str) -> None:
+        """The pixels, 0..255, normalized."""
+        p = self.card.preprocess
         mean, std = np.array(p.mean), np.array(p.std)
-        self.add("Input", "image", (), {0: side, 1: side, 2: 3})
+        height, width, planes = self.graph.source_shape
+        self.add("Input", image, (), {0: width, 1: height, 2: planes})
         self.floats(1 / std, -mean / std)
-        return self.add("Scale", "input", ("image",), {0: 3, 1: 1})
+        self.add("Scale", op.name, (image,), {0: 3, 1: 1})
 
     # ---- layers with weights
 
@@ -113,14 +123,13 @@ class _Writer:
     def layer(self, op: Op, x: str, end: Op) -> None:
         """`op` with its activation, or with that of `end`; on flat input a fully connected layer."""
         flat, groups = x in self.flat, op.groups
-        size = op.cout * op.cin // groups * op.kernel**2
+        size = math.prod(op.weight_shape)
         parameters: dict[int, Value] = {0: op.cout, 1: 1, 2: size}
         if not flat:
-            before = after = op.kernel // 2
-            if self.arch.padding == "same":
-                before, after = same_padding(self.arch.sides[op.inputs[0]], op.kernel, op.stride)
-            parameters = {0: op.cout, 1: op.kernel, 3: op.stride, 4: before, 14: before, 15: after, 16: after}
+            (above, left, below, right), (rows, columns) = op.pads or (0, 0, 0, 0), op.kernels
+            parameters = {0: op.cout, 1: columns, 3: op.stride, 4: left, 14: above, 15: right, 16: below}
             parameters |= {5: 1, 6: size} | ({7: groups} if groups > 1 else {})
+            parameters |= {11: rows} if rows != columns else {}
         match end.activation:
             case "relu":
                 parameters |= {9: 1}
@@ -145,10 +154,7 @@ class _Writer:
         self.weights.append(struct.pack("<I", TAGS[precision]) + data + bytes(-len(data) % 4))
 
     def float_weights(self, op: Op) -> None:
-        if self.card.precision == "int8":
-            weight, bias = self.tensors[f"{op.name}.weight"], self.tensors[f"{op.name}.bias"]
-        else:
-            weight, bias = self.folded[op.name]
+        weight, bias = self.lowered.folded[op.name]
         self.tagged(weight, "float16" if self.card.precision == "float16" else "float32")
         self.floats(bias)
 
@@ -164,7 +170,8 @@ class _Writer:
             parameters |= {} if flat else {PAD: 127.0}
         bias *= self.step(source) * scale
         # Between two integer convolutions the values stay integers.
-        between = not flat and all(self.in_int8(reader) for reader in self.readers[end.name])
+        readers = self.graph.readers[end.name]
+        between = not flat and end.name not in self.given and all(self.in_int8(reader) for reader in readers)
         if between and self.zero(end.name) == 0 and end is op:
             self.turned.add(end.name)
             sign = -sign
@@ -190,8 +197,8 @@ class _Writer:
 
     def attend(self, op: Op, query: str, key: str, value: str) -> None:
         """Multi-query attention: the heads see one key and value, so that all queries are rows of one matrix."""
-        name, dim, side = op.name, op.cin, self.arch.sides[op.name]
-        positions, seen = side * side, self.arch.sides[key] ** 2
+        name, dim, (_, rows, columns) = op.name, op.cin, self.graph.shapes[op.name]
+        positions, seen = rows * columns, math.prod(self.graph.shapes[op.inputs[1]][1:])
         q = self.add("Reshape", f"{name}.queries", (query,), {0: positions, 1: dim, 2: op.heads})
         q = self.add("Permute", f"{name}.turned", (q,), {0: 1})
         q = self.add("Reshape", f"{name}.rows", (q,), {0: dim, 1: positions * op.heads})
@@ -203,43 +210,86 @@ class _Writer:
         y = self.add("MatMul", f"{name}.mix", (y, v), {0: 1})
         y = self.add("Reshape", f"{name}.heads", (y,), {0: dim, 1: positions, 2: op.heads})
         y = self.add("Permute", f"{name}.mix.turned", (y,), {0: 1})
-        self.add("Reshape", name, (y,), {0: side, 1: side, 2: op.cout})
+        self.add("Reshape", name, (y,), {0: columns, 1: rows, 2: op.cout})
 
-    def operation(self, op: Op, inputs: tuple[str, ...]) -> None:
-        if op.kind == "pool" or (op.kind == "activation" and inputs[0] in self.flat):
-            self.flat.add(op.name)
-        match op.kind:
-            case "activation":
-                assert op.activation
-                kind, parameters = ACTIVATIONS[op.activation]
-                self.add(kind, op.name, inputs, parameters)
-            case "pool":
-                self.add("Pooling", op.name, inputs, {0: 1, 4: 1})
-            case "add":
-                self.add("BinaryOp", op.name, inputs, {0: ADD})
-            case "mul":
-                x, gate = inputs
-                gate = self.add("Reshape", f"{op.name}.gate", (gate,), {0: 1, 1: 1, 2: op.cout})
-                self.add("BinaryOp", op.name, (x, gate), {0: MUL})
-            case "attend":
-                self.attend(op, *inputs)
-            case _:
-                raise UserError(f"ncnn: unsupported operator {op.kind} ({op.name})")
+    def activation(self, op: Op, x: str) -> None:
+        if op.activation in ACTIVATIONS:
+            kind, parameters = ACTIVATIONS[op.activation]
+        else:
+            kind, parameters = ("ReLU", {}) if op.activation == "relu" else ("Clip", {0: 0.0, 1: 6.0})
+        self.add(kind, op.name, (x,), parameters)
+
+    def pool(self, op: Op, x: str) -> None:
+        self.add("Pooling", op.name, (x,), {0: 1, 4: 1})
+
+    def binary(self, op: Op, x: str, y: str) -> None:
+        """A sum or product; of a map and a value for each channel too."""
+        if y in self.flat and x not in self.flat:
+            y = self.add("Reshape", f"{op.name}.gate", (y,), {0: 1, 1: 1, 2: op.cout})
+        self.add("BinaryOp", op.name, (x, y), {0: BINARY[op.kind]})
+
+    def concat(self, op: Op, *inputs: str) -> None:
+        self.add("Concat", op.name, inputs, {0: 0})
+
+    def flatten(self, op: Op, x: str) -> None:
+        if x in self.flat:
+            self.blobs[op.name] = x
+        else:
+            self.add("Flatten", op.name, (x,))
+
+    def softmax(self, op: Op, x: str) -> None:
+        self.add("Softmax", op.name, (x,), {0: 0, 1: 1})
+
+    def l2norm(self, op: Op, x: str) -> None:
+        length = self.add("Reduction", f"{op.name}.length", (x,), {0: L2, 1: 0, 3: (0,), 4: 1, 5: 1})
+        length = self.add("BinaryOp", f"{op.name}.divisor", (length,), {0: MAX, 1: 1, 2: TINY})
+        self.add("BinaryOp", op.name, (x, length), {0: DIV})
+
+    def is_flat(self, op: Op, inputs: tuple[str, ...]) -> bool:
+        """Whether an operation's output has one value a channel, for which ncnn keeps one dimension."""
+        return op.kind in ("pool", "flatten") or (op.kind != "attend" and all(x in self.flat for x in inputs))
 
     def write(self) -> None:
-        self.image()
         inside = set()  # activations that layers end in
-        for op in self.arch.ops:
+        self.blobs[self.graph.source] = self.graph.source
+        for op in self.graph.ops:
             if op.name in inside:
                 continue
-            if not op.is_layer:
-                self.operation(op, op.inputs)
-                continue
-            readers = self.readers.get(op.name, [])
-            end = readers[0] if len(readers) == 1 and readers[0].activation == "hard_swish" else op
-            inside.add(end.name)
-            self.layer(op, op.inputs[0], end)
-        self.add("Softmax", "probabilities", (self.arch.ops[-1].name,), {0: 0, 1: 1})
+            if op.kind not in EMIT:
+                raise unsupported("ncnn", op)
+            inputs = tuple(self.blobs[name] for name in op.inputs)
+            end = op
+            if op.is_layer:
+                readers = self.graph.readers[op.name]
+                alone = len(readers) == 1 and op.name not in self.given and op.activation is None
+                end = readers[0] if alone and readers[0].activation == "hard_swish" else op
+                inside.add(end.name)
+                self.layer(op, inputs[0], end)
+            else:
+                EMIT[op.kind](self, op, *inputs)
+                if self.is_flat(op, inputs):
+                    self.flat.add(op.name)
+            for name in (op.name, end.name):
+                self.blobs.setdefault(name, end.name)
+        for o in self.graph.outputs:
+            if self.blobs[o.op] != o.name:  # a dropout of nothing gives it the name that it is asked for by
+                self.add("Dropout", f"{o.name}.named", (self.blobs[o.op],), {0: 1.0}, o.name)
+
+
+EMIT: dict[str, Callable[..., None]] = {
+    "pixels": _Writer.image,
+    "normalize": _Writer.image,
+    **dict.fromkeys(("conv", "depthwise", "pointwise", "linear", "norm"), _Writer.layer),
+    "activation": _Writer.activation,
+    "pool": _Writer.pool,
+    "add": _Writer.binary,
+    "mul": _Writer.binary,
+    "attend": _Writer.attend,
+    "concat": _Writer.concat,
+    "flatten": _Writer.flatten,
+    "softmax": _Writer.softmax,
+    "l2norm": _Writer.l2norm,
+}
 
 
 def _split(layers: list[_Layer]) -> list[_Layer]:
@@ -257,9 +307,9 @@ def _split(layers: list[_Layer]) -> list[_Layer]:
     return out
 
 
-def ncnn_model(card: Card, tensors: Tensors) -> tuple[str, bytes]:
-    """The text of model.param and the bytes of model.bin, in the card's precision."""
-    writer = _Writer(card, tensors)
+def ncnn_model(bundle: Bundle) -> tuple[str, bytes]:
+    """The text of model.param and the bytes of model.bin, in the card's precision. Its int8 rounds inside layers."""
+    writer = _Writer(lower(bundle, rounding=False))
     writer.write()
     layers = _split(writer.layers)
     blobs = sum(len(layer.outputs) for layer in layers)

@@ -1,12 +1,13 @@
-"""Arch and weights -> an ONNX graph, row by row. No torch.
+"""A lowered network -> an ONNX graph, operation by operation. No torch.
 
-Written here rather than traced, because the rows are at hand: milliseconds instead of a tracing exporter's seconds (the
-whole grid of `choose` is written in the time of one trace), and the input stays the image's own uint8 pixels.
+Written here rather than traced, because the operations are at hand: milliseconds instead of a tracing exporter's
+seconds (the whole grid of `choose` is written in the time of one trace), and the input stays the image's own pixels.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,66 +15,117 @@ import numpy as np
 import numpy.typing as npt
 
 from mobilenets.arch.graph import Op
-from mobilenets.arch.spec import same_padding
+from mobilenets.deploy.lowering import Lowered, lower, unsupported
 from mobilenets.deploy.writers import proto
-from mobilenets.model.card import CARD_KEY, Card, Precision
-from mobilenets.model.encodings import BLOCK, Tensors, fits_int4, fold, half, int4_weights, int8_weights
+from mobilenets.model.bundle import Bundle
+from mobilenets.model.card import CARD_KEY, Precision
+from mobilenets.model.encodings import BLOCK
+
+NAME = "ONNX"
 
 OPSET, IR = 17, 8  # 2022's: every runtime in use reads them, and they have all that int8 needs
 INT4_OPSET, INT4_IR = 21, 10  # 2024's, the first with 4 bits, and scales for blocks of weights
+# By these names OpenVINO's engine finds in its graph, which is this one's, the normalized image and layers: a layer's
+# convolution is called as the operation with this at the end.
+NORMALIZED, CONV = "image.float", ".conv"
 Array = npt.NDArray[Any]
 
 
 class _Writer:
-    """Nodes and constants of a float network; `_Int8Writer` puts quantization between its layers."""
+    """Nodes and constants of a lowered network. Values are known by the names of the nodes' outputs."""
 
-    def __init__(self, card: Card, tensors: Tensors) -> None:
-        self.card, self.tensors = card, tensors
+    def __init__(self, lowered: Lowered) -> None:
+        self.lowered, self.graph = lowered, lowered.graph
         self.nodes: list[bytes] = []
         self.constants: dict[str, Array] = {}
         self.int4: set[str] = set()  # the constants that are packed two to a byte
+        self.quantized: dict[str, str] = {}  # float value -> the whole numbers that it stands for
 
     def const(self, name: str, value: Array) -> str:
         self.constants[name] = value
         return name
 
+    def number(self, name: str, value: float) -> str:
+        return self.const(name, np.array(value, np.float32))
+
     def node(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
         self.nodes.append(proto.node(kind, inputs, [output], output, **attributes))
         return output
 
-    def parameters(self, op: Op) -> list[str]:
-        w, b = self.folded[op.name]
-        return [self.const(f"{op.name}.weight", w), self.const(f"{op.name}.bias", b)]
+    # ---- the image
 
-    def made(self, x: str, _name: str) -> str:
-        """What becomes of the activation `name` when it is made."""
-        return x
+    def pixels(self, op: Op, image: str) -> str:
+        """uint8 [N, H, W, 3] -> the float numbers [N, 3, H, W] that its bytes stand for."""
+        p = self.lowered.card.preprocess
+        x = self.node("Transpose", [image], "image.nchw", perm=[0, 3, 1, 2])
+        scale = self.const("image.scale", np.asarray(1 / np.float32(p.std[0])))
+        zero = self.const("image.zero_point", np.asarray(p.mean[0], np.uint8))
+        out = self.node("DequantizeLinear", [x, scale, zero], "image.float")
+        if op.name in self.graph.integers:
+            self.quantized[out] = x
+        return out
 
-    def read(self, x: str, _name: str, _by: Op) -> str:
-        """The activation `name` as the operation `by` reads it."""
-        return x
-
-    def image(self) -> str:
+    def normalize(self, _op: Op, image: str) -> str:
         """uint8 [N, H, W, 3] -> normalized float [N, 3, H, W]."""
-        p = self.card.preprocess
+        p = self.lowered.card.preprocess
         mean, std = np.array(p.mean, np.float32), np.array(p.std, np.float32)
-        x = self.node("Transpose", ["image"], "image.nchw", perm=[0, 3, 1, 2])
-        if len(set(p.mean)) == len(set(p.std)) == 1 and float(mean[0]).is_integer() and 0 <= mean[0] <= 255:
-            scale = self.const("image.scale", np.asarray(1 / std[0]))
-            zero = self.const("image.zero_point", np.asarray(mean[0], np.uint8))
-            return self.node("DequantizeLinear", [x, scale, zero], "image.float")
+        x = self.node("Transpose", [image], "image.nchw", perm=[0, 3, 1, 2])
         x = self.node("Cast", [x], "image.cast", to=proto.TYPES["float32"])
         x = self.node("Sub", [x, self.const("image.mean", mean[None, :, None, None])], "image.centred")
         return self.node("Mul", [x, self.const("image.std", (1 / std)[None, :, None, None])], "image.float")
 
+    # ---- int8: quantize/dequantize pairs, which runtimes fuse into integer layers
+
+    def rounded(self, x: str, value: str) -> str:
+        """`x` at the 256 values of an activation."""
+        name = self.graph.activation_of(value)
+        scale, zero = self.lowered.scale(value)
+        affine = [self.const(f"{name}.scale", scale), self.const(f"{name}.zero_point", zero)]
+        q = self.node("QuantizeLinear", [x, *affine], f"{name}.q")
+        out = self.node("DequantizeLinear", [q, *affine], f"{name}.dq")
+        self.quantized[out] = q
+        return out
+
+    def dequantize(self, op: Op, x: str) -> str:
+        """Whole numbers as layers in float read them: by their scale once for every channel.
+
+        Given one scale, ONNX Runtime takes such a layer for one whose weights were forgotten, and rounds them to int8.
+        """
+        if not any(reader.is_layer for reader in self.graph.readers[op.name]):
+            return x
+        scale, zero = (np.full(op.cin, v) for v in self.lowered.scale(op.inputs[0]))
+        affine = [self.const(f"{op.name}.scale", scale), self.const(f"{op.name}.zero_point", zero)]
+        return self.node("DequantizeLinear", [self.quantized[x], *affine], op.name, axis=1)
+
+    # ---- layers
+
+    def parameters(self, op: Op) -> list[str]:
+        """The weights and the bias that a layer reads, in float, of what is stored."""
+        w, name = self.lowered.weights(op), f"{op.name}.weight"
+        stored = self.const(name, w.values)
+        if w.scale is not None:
+            how: dict[str, int] = {"axis": 0}
+            scale = w.scale
+            if w.bits == 4:
+                self.int4.add(name)
+                how, scale = {"axis": 1, "block_size": BLOCK}, scale[:, :, None, None]
+            inputs = [stored, self.const(f"{op.name}.weight_scale", scale)]
+            stored = self.node("DequantizeLinear", inputs, f"{name}.float", **how)
+        elif w.values.dtype == np.float16:
+            # Activations stay in 32 bits: a processor has no 16-bit convolutions, and converting back and forth takes
+            # longer (V1 .25-224: 1.3 times as long, weights alone: as long as in float32).
+            stored = self.node("Cast", [stored], f"{name}.float", to=proto.TYPES["float32"])
+        bias = self.const(f"{op.name}.bias", w.bias)
+        if w.bias_scale is not None:
+            inputs = [bias, self.const(f"{op.name}.bias_scale", w.bias_scale)]
+            bias = self.node("DequantizeLinear", inputs, f"{op.name}.bias.float", axis=0)
+        return [stored, bias]
+
     def layer(self, op: Op, x: str) -> str:
-        pads = [op.kernel // 2] * 4
-        if self.card.arch.padding == "same":
-            before, after = same_padding(self.card.arch.sides[op.inputs[0]], op.kernel, op.stride)
-            pads = [before, before, after, after]
+        assert op.pads is not None
         y = self.node(
             "Conv", [x, *self.parameters(op)], f"{op.name}.conv",
-            kernel_shape=[op.kernel] * 2, strides=[op.stride] * 2, pads=pads, group=op.groups,
+            kernel_shape=[*op.kernels], strides=[op.stride] * 2, pads=[*op.pads], group=op.groups,
         )  # fmt: skip
         return self.activation(op, y) if op.activation else y
 
@@ -95,12 +147,14 @@ class _Writer:
                 y = self.node("Mul", [x, y], f"{op.name}.product")
                 return self.node("Mul", [y, self.number("half", 0.5)], out)
 
+    # ---- what joins layers
+
     def attend(self, op: Op, query: str, key: str, value: str) -> str:
         """Multi-query attention: the heads see one key and value, so that all queries are rows of one matrix."""
-        name, dim, side = op.name, op.cin, self.card.arch.sides[op.name]
+        name, dim = op.name, op.cin
         fold = self.const(f"{name}.fold", np.array([0, op.heads, dim, -1], np.int64))
         flat = self.const(f"{name}.flat", np.array([0, 1, dim, -1], np.int64))
-        unfold = self.const(f"{name}.unfold", np.array([0, op.cout, side, side], np.int64))
+        unfold = self.const(f"{name}.unfold", np.array([0, *self.graph.shapes[name]], np.int64))
         q = self.node(
             "Transpose",
             [self.node("Reshape", [query, fold], f"{name}.queries")],
@@ -117,143 +171,80 @@ class _Writer:
         y = self.node("Transpose", [y], f"{name}.mix.t", perm=[0, 1, 3, 2])
         return self.node("Reshape", [y, unfold], f"{name}.map")
 
-    def number(self, name: str, value: float) -> str:
-        return self.const(name, np.array(value, np.float32))
+    def pool(self, op: Op, x: str) -> str:
+        return self.node("GlobalAveragePool", [x], f"{op.name}.out")
 
-    def operation(self, op: Op, inputs: list[str]) -> str:
-        if op.is_layer:
-            return self.layer(op, *inputs)
-        match op.kind:
-            case "activation":
-                return self.activation(op, *inputs)
-            case "attend":
-                return self.attend(op, *inputs)
-            case kind:
-                names = {"pool": "GlobalAveragePool", "add": "Add", "mul": "Mul"}
-                return self.node(names[kind], inputs, f"{op.name}.out")
+    def add(self, op: Op, *inputs: str) -> str:
+        return self.node("Add", [*inputs], f"{op.name}.out")
+
+    def mul(self, op: Op, *inputs: str) -> str:
+        return self.node("Mul", [*inputs], f"{op.name}.out")
+
+    def concat(self, op: Op, *inputs: str) -> str:
+        return self.node("Concat", [*inputs], f"{op.name}.out", axis=1)
+
+    def flatten(self, op: Op, x: str) -> str:
+        return self.node("Flatten", [x], op.name)
+
+    def softmax(self, op: Op, x: str) -> str:
+        return self.node("Softmax", [x], op.name, axis=1)
+
+    def l2norm(self, op: Op, x: str) -> str:
+        return self.node("LpNormalization", [x], op.name, axis=1, p=2)
 
     def write(self) -> None:
-        values = {"input": self.made(self.image(), "input")}
-        x = ""
-        for op in self.card.arch.ops:
-            inputs = [self.read(values[name], name, op) for name in op.inputs]
-            x = values[op.name] = self.made(self.operation(op, inputs), op.name)
-        x = self.node("Flatten", [x], "logits")
-        self.node("Softmax", [x], "probabilities", axis=1)
-
-    @property
-    def folded(self) -> dict[str, tuple[Array, Array]]:
-        if not hasattr(self, "_folded"):
-            self._folded = fold(self.card.arch, self.tensors)
-        return self._folded
+        values = {self.graph.source: self.graph.source}
+        for op in self.graph.ops:
+            if op.kind not in EMIT:
+                raise unsupported(NAME, op)
+            x = EMIT[op.kind](self, op, *(values[name] for name in op.inputs))
+            if self.lowered.in_integers(op) and x not in self.quantized:
+                x = self.rounded(x, op.name)
+            values[op.name] = x
+        for o in self.graph.outputs:
+            if values[o.op] != o.name:
+                self.node("Identity", [values[o.op]], o.name)
 
 
-class _Int8Writer(_Writer):
-    """Quantize/dequantize pairs round every tensor as an int8 bundle says; runtimes fuse them into integer layers."""
-
-    def parameters(self, op: Op) -> list[str]:
-        name, source = op.name, op.inputs[0]
-        w = self.const(f"{name}.weight", self.tensors[f"{name}.weight"])
-        b = self.const(f"{name}.bias", self.tensors[f"{name}.bias"])
-        if name in self.card.float_ops:
-            return [w, b]
-        scale = self.const(f"{name}.weight_scale", self.tensors[f"{name}.weight_scale"])
-        product = self.tensors[f"{name}.weight_scale"] * self.tensors[f"{source}.scale"]
-        bias_scale = self.const(f"{name}.bias_scale", product.astype(np.float32))
-        return [
-            self.node("DequantizeLinear", [w, scale], f"{name}.weight.float", axis=0),
-            self.node("DequantizeLinear", [b, bias_scale], f"{name}.bias.float", axis=0),
-        ]
-
-    def made(self, x: str, name: str) -> str:
-        if name == "input" and "image.zero_point" in self.constants:
-            return x  # the image's own pixels are the quantized input already
-        return x if name in self.card.float_ops else self.rounded(x, name)
-
-    def read(self, x: str, name: str, by: Op) -> str:
-        made_float, read_float = (n in self.card.float_ops for n in (name, by.name))
-        if made_float and not read_float:
-            return self.rounded(x, name)
-        return self.spread(name, by) if read_float and not made_float and by.is_layer else x
-
-    def spread(self, name: str, by: Op) -> str:
-        """An int8 activation as a layer in float reads it: dequantized by its scale once for every channel.
-
-        Given one scale, ONNX Runtime takes the layer for one whose weights were forgotten, and rounds them to int8.
-        """
-        q = "image.nchw" if name == "input" and "image.zero_point" in self.constants else f"{name}.q"
-        scale, zero = (
-            self.const(f"{by.name}.input_{k}", np.full(by.cin, self.tensors[f"{name}.{k}"]))
-            for k in ("scale", "zero_point")
-        )
-        return self.node("DequantizeLinear", [q, scale, zero], f"{by.name}.input", axis=1)
-
-    def rounded(self, x: str, name: str) -> str:
-        if f"{name}.scale" in self.constants:  # another operation reads it too
-            return f"{name}.dq"
-        scale = self.const(f"{name}.scale", self.tensors[f"{name}.scale"])
-        zero = self.const(f"{name}.zero_point", self.tensors[f"{name}.zero_point"])
-        q = self.node("QuantizeLinear", [x, scale, zero], f"{name}.q")
-        return self.node("DequantizeLinear", [q, scale, zero], f"{name}.dq")
+EMIT: dict[str, Callable[..., str]] = {
+    "pixels": _Writer.pixels,
+    "normalize": _Writer.normalize,
+    "quantize": lambda writer, op, x: writer.rounded(x, op.name),
+    "dequantize": _Writer.dequantize,
+    **dict.fromkeys(("conv", "depthwise", "pointwise", "linear", "norm"), _Writer.layer),
+    "activation": _Writer.activation,
+    "pool": _Writer.pool,
+    "add": _Writer.add,
+    "mul": _Writer.mul,
+    "attend": _Writer.attend,
+    "concat": _Writer.concat,
+    "flatten": _Writer.flatten,
+    "softmax": _Writer.softmax,
+    "l2norm": _Writer.l2norm,
+}
 
 
-class _HalfWriter(_Writer):
-    """Weights in 16-bit floats, for half the bytes; a runtime widens them once, as it loads the file.
+def onnx_model(bundle: Bundle, batch: int | None = None) -> bytes:
+    """The whole network as a file: input `image` uint8 [N, H, W, 3], the card's outputs, float32 [N, ...].
 
-    Activations stay in 32 bits: a processor has no 16-bit convolutions, and converting back and forth takes longer
-    (V1 .25-224: 1.3 times as long, weights alone: as long as in float32).
+    `batch`: the N of every call; any, if None. Preprocessing is inside; the card is metadata under the key
+    "mobilenets.card". Raises `UserError` for an operation that ONNX has no node for here.
+
+    4-bit weights are widened in every call by ONNX Runtime (V1 .25-224: 2.6 times as long as float32), unless its
+    session is opened with session.disable_quant_qdq = 1, as our engine's is (as long as float32).
     """
-
-    def parameters(self, op: Op) -> list[str]:
-        w, b = self.folded[op.name]
-        stored = self.const(f"{op.name}.weight", half(w))
-        wide = self.node("Cast", [stored], f"{op.name}.weight.float", to=proto.TYPES["float32"])
-        return [wide, self.const(f"{op.name}.bias", b)]
-
-
-class _Int4Writer(_Writer):
-    """Weights of 1x1 layers in 4 bits, a scale for each block of inputs; the others' int8, a scale for each channel.
-
-    ONNX Runtime widens them in every call (V1 .25-224: 2.6 times as long as float32), unless its session is opened with
-    session.disable_quant_qdq = 1, as our engine's is (as long as float32).
-    """
-
-    def parameters(self, op: Op) -> list[str]:
-        name, (w, b) = op.name, self.folded[op.name]
-        if fits_int4(w):
-            codes, scale = int4_weights(w)
-            self.int4.add(f"{name}.weight")
-            how = {"axis": 1, "block_size": BLOCK}
-            scale = scale[:, :, None, None]
-        else:
-            codes, scale = int8_weights(w)
-            how = {"axis": 0}
-        inputs = [self.const(f"{name}.weight", codes), self.const(f"{name}.weight_scale", scale)]
-        return [self.node("DequantizeLinear", inputs, f"{name}.weight.float", **how), self.const(f"{name}.bias", b)]
-
-
-WRITERS: dict[Precision, type[_Writer]] = {
-    "float32": _Writer, "float16": _HalfWriter, "int8": _Int8Writer, "int4": _Int4Writer
-}  # fmt: skip
-
-
-def onnx_model(card: Card, tensors: Tensors, batch: int | None = None) -> bytes:
-    """The whole network as a file: input `image` uint8 [N, H, W, 3], output `probabilities` float32 [N, classes].
-
-    `batch`: the N of every call; any, if None.
-    Preprocessing and softmax are inside; the card is metadata under the key "mobilenets.card".
-    """
-    writer = WRITERS[card.precision](card, tensors)
+    lowered = lower(bundle)
+    writer = _Writer(lowered)
     writer.write()
-    n, r = batch or "N", card.arch.resolution
+    card, n = lowered.card, batch or "N"
     return proto.model(
         card.arch.title,
         writer.nodes,
         [proto.tensor(k, np.asarray(v), "int4" if k in writer.int4 else "") for k, v in writer.constants.items()],
-        [proto.value("image", "uint8", [n, r, r, 3])],
-        [proto.value("probabilities", "float32", [n, card.arch.classes or card.arch.width])],
+        [proto.value("image", "uint8", [n, *lowered.graph.source_shape])],
+        [proto.value(name, "float32", [n, *shape]) for name, shape in card.outputs.items()],
         *((INT4_OPSET, INT4_IR) if card.precision == "int4" else (OPSET, IR)),
-        {CARD_KEY: json.dumps(card.to_json())},
+        {CARD_KEY: json.dumps(bundle.card.to_json())},
     )
 
 

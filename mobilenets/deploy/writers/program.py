@@ -1,4 +1,4 @@
-"""Arch and weights -> a torch.export program, row by row: uint8 images [N, H, W, 3] in, probabilities out.
+"""A lowered network -> a torch.export program, operation by operation: uint8 images [N, H, W, 3] in, answers out.
 
 What a .pt2 file holds and what ExecuTorch lowers. An int8 network is written as PyTorch's own quantizers write one:
 every tensor between the operations is int8, dequantized for each reader and quantized after it, weights are int8 with
@@ -7,6 +7,9 @@ a scale per output channel, biases the float values of their int32 numbers. Runt
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import torch
 import torch.ao.quantization.fx._decomposed  # defines torch.ops.quantized_decomposed
 from torch import Tensor, nn
@@ -14,12 +17,12 @@ from torch.export import Dim, ExportedProgram
 from torch.nn import functional as F
 
 from mobilenets.arch.graph import Op
-from mobilenets.arch.spec import Arch
+from mobilenets.deploy.lowering import lower, unsupported
 from mobilenets.model.bundle import Bundle
-from mobilenets.model.card import Precision
-from mobilenets.model.encodings import Array, Tensors, fold, half, int8_weights, unpack
-from mobilenets.model.module import ACTIVATIONS, pad_same
+from mobilenets.model.encodings import Array
+from mobilenets.model.module import ACTIVATIONS
 
+NAME = "PyTorch's program"
 SHIFT = 128  # int8 values are the bundle's uint8 ones less this
 q = torch.ops.quantized_decomposed
 
@@ -48,92 +51,80 @@ class _Weights(nn.Module):
 
 
 class Network(nn.Module):
-    """The bundle as a module of plain operations, in its card's precision."""
+    """The bundle as a module of plain operations, in its card's precision.
+
+    uint8 [N, H, W, 3] -> the card's outputs [N, ...] in their order: a tensor, or a tuple of several. Raises
+    `UserError` for an operation that isn't in the table.
+    """
 
     mean: Tensor
     std: Tensor
 
     def __init__(self, bundle: Bundle) -> None:
         super().__init__()
-        card, arch = bundle.card, bundle.card.arch
-        self.arch: Arch = arch
-        self.precision: Precision = card.precision
-        self.float_ops = frozenset(card.float_ops)
-        self.register_buffer("mean", torch.tensor(card.preprocess.mean)[:, None, None])
-        self.register_buffer("std", torch.tensor(card.preprocess.std)[:, None, None])
-        self.affine: dict[str, tuple[float, int]] = {}
-        if self.precision == "int8":
-            for a in arch.activations:
-                zero = int(bundle.tensors[f"{a}.zero_point"])
-                self.affine[a] = float(bundle.tensors[f"{a}.scale"]), zero - SHIFT
-        floats = unpack(card, bundle.tensors) if self.precision == "int8" else fold(arch, bundle.tensors)
+        lowered = lower(bundle)
+        self.graph = lowered.graph
+        preprocess = lowered.card.preprocess
+        self.register_buffer("mean", torch.tensor(preprocess.mean)[:, None, None])
+        self.register_buffer("std", torch.tensor(preprocess.std)[:, None, None])
+        self.affine: dict[str, tuple[float, int]] = {}  # scale and zero point of what is held in whole numbers
+        for name in self.graph.integers:
+            scale, zero = lowered.scale(name)
+            self.affine[self.graph.activation_of(name)] = float(scale), int(zero) - SHIFT
         self.weights = nn.ModuleDict()
-        for op in arch.layers:
-            weight, bias = floats[op.name]
-            self.weights[op.name.replace(".", "_")] = _Weights(*self._held(op, weight, bundle.tensors), bias)
-
-    def _held(self, op: Op, weight: Array, tensors: Tensors) -> tuple[Array, Array | None]:
-        """A layer's weights as its precision holds them, and their scales where they are int8."""
-        match self.precision:
-            case "int8" if op.name not in self.float_ops:
-                return tensors[f"{op.name}.weight"], tensors[f"{op.name}.weight_scale"]
-            case "dynamic":
-                return int8_weights(weight)
-            case "float16":
-                return half(weight), None
-            case _:
-                return weight, None
+        for op in self.graph.ops:
+            if op.kind not in (*COMPUTE, "dequantize"):
+                raise unsupported(NAME, op)
+            if op.is_layer:
+                w, (_, bias) = lowered.weights(op), lowered.folded[op.name]  # the bias in float, in every precision
+                self.weights[op.name.replace(".", "_")] = _Weights(w.values, w.scale, bias)
 
     def _quantized(self, x: Tensor, name: str) -> Tensor:
-        scale, zero = self.affine[name]
+        scale, zero = self.affine[self.graph.activation_of(name)]
         y: Tensor = q.quantize_per_tensor(x, scale, zero, -SHIFT, SHIFT - 1, torch.int8)
         return y
 
-    def _dequantized(self, x: Tensor, name: str) -> Tensor:
-        scale, zero = self.affine[name]
+    def _read(self, x: Tensor, name: str) -> Tensor:
+        """A value as one reader takes it, in float: runtimes fuse a layer with what dequantizes for it alone."""
+        if x.dtype != torch.int8:
+            return x
+        scale, zero = self.affine[self.graph.activation_of(name)]
         y: Tensor = q.dequantize_per_tensor(x, scale, zero, -SHIFT, SHIFT - 1, torch.int8)
         return y
 
-    def _read(self, x: Tensor, name: str, op: Op) -> Tensor:
-        """What `op` reads of `name`: float values, rounded to int8's unless both sides are float."""
-        if not self.affine or (x.dtype != torch.int8 and op.name in self.float_ops):
-            return x
-        return self._dequantized(x if x.dtype == torch.int8 else self._quantized(x, name), name)
+    def normalize(self, _op: Op, images: Tensor) -> Tensor:
+        return (images.permute(0, 3, 1, 2).float() - self.mean) / self.std
 
-    def _layer(self, op: Op, x: Tensor) -> Tensor:
+    def layer(self, op: Op, x: Tensor) -> Tensor:
+        assert op.pads is not None
         weight, bias = self.weights[op.name.replace(".", "_")]()
-        pad = op.kernel // 2
-        if self.arch.padding == "same" and op.stride > 1:
-            x, pad = pad_same(x, op.kernel, op.stride), 0
+        above, left, below, right = op.pads
+        pad = above, left
+        if pad != (below, right):  # a convolution's own padding is as wide on both sides
+            x, pad = F.pad(x, (left, right, above, below)), (0, 0)
         y = F.conv2d(x, weight, bias, op.stride, pad, groups=op.groups)
         return activated(op, y) if op.activation else y
 
-    def _operation(self, op: Op, inputs: list[Tensor]) -> Tensor:
-        if op.is_layer:
-            return self._layer(op, *inputs)
-        match op.kind:
-            case "activation":
-                return activated(op, *inputs)
-            case "pool":
-                return inputs[0].mean((2, 3), keepdim=True)
-            case "attend":
-                return attend(op, *inputs)
-            case kind:
-                return torch.add(*inputs) if kind == "add" else torch.mul(*inputs)
+    def concat(self, op: Op, *maps: Tensor) -> Tensor:
+        if op.name in self.graph.integers:  # XNNPACK joins no whole numbers but those of its result's own scale
+            maps = tuple(self._read(self._quantized(x, op.name), op.name) for x in maps)
+        return torch.cat(maps, 1)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """uint8 [N, H, W, 3] -> probabilities [N, classes]."""
-        x = (images.permute(0, 3, 1, 2).float() - self.mean) / self.std
-        values = {"input": self._quantized(x, "input") if self.affine else x}
-        for op, unread in zip(self.arch.ops, self.arch.frees, strict=True):
-            x = self._operation(op, [self._read(values[name], name, op) for name in op.inputs])
-            for name in unread:
-                del values[name]
-            values[op.name] = self._quantized(x, op.name) if self.affine and op.name not in self.float_ops else x
-        (last,) = values
-        if values[last].dtype == torch.int8:
-            x = self._dequantized(values[last], last)
-        return torch.softmax(x.view(-1, x.shape[1]), 1)
+    def flatten(self, op: Op, x: Tensor) -> Tensor:
+        if math.prod(x.shape[2:]) > 1:  # a map, whose channels may lie last in memory
+            x = x.contiguous()
+        return x.view(-1, *self.graph.shapes[op.name])
+
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
+        values = {self.graph.source: images}
+        for op in self.graph.ops:
+            if op.kind == "dequantize":  # whoever reads it does that
+                values[op.name] = values[op.inputs[0]]
+                continue
+            x = COMPUTE[op.kind](self, op, *(self._read(values[name], name) for name in op.inputs))
+            values[op.name] = self._quantized(x, op.name) if op.name in self.graph.integers else x
+        answers = tuple(self._read(values[o.op], o.op) for o in self.graph.outputs)
+        return answers if len(answers) > 1 else answers[0]
 
 
 def activated(op: Op, x: Tensor) -> Tensor:
@@ -156,11 +147,53 @@ def attend(op: Op, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return mixed.view(-1, op.heads, h * w, dim).transpose(2, 3).contiguous().view(-1, wide, h, w)
 
 
+def over_channels(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """`function`, of the last axis, over the channels [N, C] or [N, C, H, W]: XNNPACK computes over no other axis.
+
+    Maps become [N, H*W, C]: with four axes, XNNPACK may take another for the last.
+    """
+    if x.ndim == 2:
+        return function(x)
+    channels, h, w = x.shape[1:]
+    rows = x.contiguous().view(-1, channels, h * w).transpose(1, 2).contiguous()
+    return function(rows).transpose(1, 2).contiguous().view(-1, channels, h, w)
+
+
+def softmax(x: Tensor) -> Tensor:
+    return torch.softmax(x, x.ndim - 1)
+
+
+def normalized(x: Tensor) -> Tensor:
+    """Vectors of length 1 along the last axis; XNNPACK has no sum, but the mean of a map [N, C, H, W] over H and W."""
+    *grid, count = x.shape[1:]
+    mean = (x * x).contiguous().view(-1, math.prod(grid), count, 1).mean((2, 3), keepdim=True)
+    length = mean.view(-1, *grid, 1).sqrt() * math.sqrt(count)
+    return x / length.clamp(min=1e-12)
+
+
+# What each kind of operation computes, in float.
+COMPUTE: dict[str, Callable[..., Tensor]] = {
+    "pixels": Network.normalize,
+    "normalize": Network.normalize,
+    "quantize": lambda _network, _op, x: x,  # rounded as every value in whole numbers is
+    **dict.fromkeys(("conv", "depthwise", "pointwise", "linear", "norm"), Network.layer),
+    "activation": lambda _network, op, x: activated(op, x),
+    "pool": lambda _network, _op, x: x.mean((2, 3), keepdim=True),
+    "add": lambda _network, _op, x, y: torch.add(x, y),
+    "mul": lambda _network, _op, x, y: torch.mul(x, y),
+    "attend": lambda _network, op, *inputs: attend(op, *inputs),
+    "concat": Network.concat,
+    "flatten": Network.flatten,
+    "softmax": lambda _network, _op, x: over_channels(softmax, x),
+    "l2norm": lambda _network, _op, x: over_channels(normalized, x),
+}
+
+
 def exported(bundle: Bundle, batch: int | None, most: int | None = None) -> ExportedProgram:
     """`bundle` as a program of its card's precision. `batch`: the N of every call; None: any up to `most`."""
-    r = bundle.card.arch.resolution
+    network = Network(bundle).eval()
     shapes = None if batch else ({0: Dim("N", min=1, max=most)},)
     # PyTorch chooses a convolution by its batch, and ExecuTorch takes that for a bound on it: the largest is shown.
-    example = torch.zeros(batch or most or 2, r, r, 3, dtype=torch.uint8)
+    example = torch.zeros(batch or most or 2, *network.graph.source_shape, dtype=torch.uint8)
     with torch.no_grad():
-        return torch.export.export(Network(bundle).eval(), (example,), dynamic_shapes=shapes)
+        return torch.export.export(network, (example,), dynamic_shapes=shapes)

@@ -28,8 +28,8 @@ CONFIGS = "data/weights/model_weights_config.json", "data/constants/model_consta
 MEMBERS = {MODEL, INPUTS, *CONFIGS, f"extra/{CARD}", "archive_format", "archive_version", "byteorder"}
 TENSOR = re.compile(r"data/(weights/weight|constants/tensor)_\d+|\.data/\w+|\.\w+")
 OPERATION = re.compile(
-    r"torch\.ops\.aten\.(add|bmm|clamp|contiguous|conv2d|div|gelu|hardswish|hardtanh|mean|mul|pad|permute|relu|softmax"
-    r"|sub|to|transpose|view|_assert_tensor_metadata)\.\w+"
+    r"torch\.ops\.aten\.(add|bmm|cat|clamp|contiguous|conv2d|div|gelu|hardswish|hardtanh|mean|mul|pad|permute|relu"
+    r"|softmax|sqrt|sub|to|transpose|view|_assert_tensor_metadata)\.\w+"
     r"|torch\.ops\.quantized_decomposed\.(de)?quantize_per_(tensor|channel)\.default"
 )
 SIZE = re.compile(r"s\d+|\d+|Symbol\('s\d+'(, \w+=True)*\)")
@@ -104,12 +104,16 @@ def _values(json_value: Any, key: str) -> Iterator[Any]:
             yield from _values(v, key)
 
 
-def batch(program: ExportedProgram) -> int | None:
-    """The N of every call of the program; None: any."""
-    (name,) = program.graph_signature.user_inputs
-    image = next(n for n in program.graph.nodes if n.name == name)
-    n = image.meta["val"].shape[0]
-    return n if isinstance(n, int) else None
+def sizes(program: ExportedProgram) -> tuple[list[int], list[list[int]]]:
+    """Those of the images that a call takes, and of each tensor that it gives; 0 where any will do."""
+    signature = program.graph_signature
+    named = {n.name: n for n in program.graph.nodes}
+
+    def of(name: str) -> list[int]:
+        return [n if isinstance(n, int) else 0 for n in named[name].meta["val"].shape]
+
+    (image,) = signature.user_inputs
+    return of(image), [of(name) for name in signature.user_outputs]
 
 
 def stored_precision(program: ExportedProgram, card: Card) -> Precision:

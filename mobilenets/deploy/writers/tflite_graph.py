@@ -26,18 +26,23 @@ VERSIONS: dict[str, dict[str, tuple[int, str]]] = {
     "ADD": {"": (1, "1.5.0"), "int8": (2, "1.14.0")},
     "BATCH_MATMUL": {"": (1, "2.3.0")},
     "CONV_2D": {"": (1, "1.5.0"), "int8": (3, "1.14.0"), "hybrid": (5, "2.4.0")},
+    "CONCATENATION": {"": (1, "1.5.0"), "int8": (2, "1.14.0")},
     "DEPTHWISE_CONV_2D": {"": (1, "1.5.0"), "int8": (3, "1.14.0"), "hybrid": (6, "2.3.0")},
     "DEQUANTIZE": {"": (1, "1.13.1"), "int8": (2, "1.14.0"), "float16": (3, "1.15.0"), "channels": (5, "2.7.0")},
     "GELU": {"": (1, "2.9.0"), "int8": (2, "2.9.0")},
     "HARD_SWISH": {"": (1, "1.15.0")},
+    "L2_NORMALIZATION": {"": (1, "1.5.0")},
     "MEAN": {"": (1, "1.6.0"), "int8": (2, "1.14.0")},
     "MUL": {"": (1, "1.5.0"), "int8": (2, "1.14.0")},
     "PAD": {"": (1, "1.5.0"), "int8": (2, "1.14.0")},
     "QUANTIZE": {"": (1, "1.14.0")},
+    "RELU": {"": (1, "1.5.0"), "int8": (2, "1.14.0")},
+    "RELU6": {"": (1, "1.5.0"), "int8": (2, "1.14.0")},
     "RESHAPE": {"": (1, "1.5.0")},
     "REVERSE_V2": {"": (1, "1.14.0")},
     "SOFTMAX": {"": (1, "1.5.0"), "int8": (2, "1.14.0")},
     "SUB": {"": (1, "1.6.0")},
+    "TRANSPOSE": {"": (1, "1.6.0")},
 }
 
 
@@ -127,17 +132,17 @@ class Graph:
         out = self._add(schema.TensorT(name=name, shape=self.tensors[const].shape, type=schema.TensorType.FLOAT32))
         return self.op("DEQUANTIZE", [const], out)
 
-    def write(self, name: str, image: int, output: int, metadata: Mapping[str, bytes]) -> bytes:
-        """The file: `image` in, `output` out, under the names "image" and "probabilities"."""
+    def write(self, name: str, image: int, outputs: Mapping[str, int], metadata: Mapping[str, bytes]) -> bytes:
+        """The file: `image` in, `outputs` out, under the names "image" and theirs."""
         entries = {**metadata, RUNTIME_KEY: self.runtime.encode().ljust(16, b"\0")}
         first = len(self.buffers)
         graph = schema.SubGraphT(
-            tensors=self.tensors, inputs=[image], outputs=[output], operators=self.operators, name=name
+            tensors=self.tensors, inputs=[image], outputs=list(outputs.values()), operators=self.operators, name=name
         )
-        ends = {"inputs": ("image", image), "outputs": ("probabilities", output)}
         signature = schema.SignatureDefT(
             signatureKey="serving_default",
-            **{k: [schema.TensorMapT(name=n, tensorIndex=i)] for k, (n, i) in ends.items()},
+            inputs=[schema.TensorMapT(name="image", tensorIndex=image)],
+            outputs=[schema.TensorMapT(name=n, tensorIndex=i) for n, i in outputs.items()],
         )
         model = schema.ModelT(
             version=SCHEMA_VERSION,

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 import flatbuffers
 import numpy as np
 
+from mobilenets.arch.heads import PROBABILITIES
+from mobilenets.deploy.lowering import reads_pixels
 from mobilenets.model.card import Card
 
 KEY, IDENTIFIER, PARSER = "TFLITE_METADATA", b"M001", "1.0.0"
@@ -28,10 +30,8 @@ def normalization(card: Card) -> tuple[float, float]:
 
     Else 0 and 1: the graph takes the pixels as they are, and normalizes them itself.
     """
-    mean, std = card.preprocess.mean, card.preprocess.std
-    if len(set(mean)) == len(set(std)) == 1 and float(mean[0]).is_integer() and 0 <= mean[0] <= 255:
-        return mean[0], std[0]
-    return 0.0, 1.0
+    p = card.preprocess
+    return (p.mean[0], p.std[0]) if reads_pixels(p) else (0.0, 1.0)
 
 
 class _Tables:
@@ -62,15 +62,21 @@ class _Tables:
         return int(self.builder.CreateNumpyVector(np.array(values, np.float32)))
 
     def image(self, card: Card) -> int:
-        mean, std = normalization(card)
+        (mean, std), (height, width) = normalization(card), card.preprocess.input_size
         options = self.table({0: self.floats([mean]), 1: self.floats([std])})
         unit = self.table({1: options}, {0: NORMALIZATION})
         return self.table({
             0: self.text("image"),
-            1: self.text(f"RGB pixels, uint8 [N, {card.arch.resolution}, {card.arch.resolution}, 3]"),
+            1: self.text(f"RGB pixels, uint8 [N, {height}, {width}, 3]"),
             3: self.table({1: self.table({}, {0: RGB})}, {0: IMAGE}),
             4: self.tables(unit),
             5: self.table({0: self.floats([255.0]), 1: self.floats([0.0])}),
+        })  # fmt: skip
+
+    def plain(self, name: str, meaning: str) -> int:
+        """An output that is just numbers."""
+        return self.table({
+            0: self.text(name), 1: self.text(meaning), 3: self.table({1: self.table({})}, {0: FEATURE}),
         })  # fmt: skip
 
     def probabilities(self) -> int:
@@ -87,10 +93,12 @@ class _Tables:
 def metadata(card: Card) -> bytes:
     """The ModelMetadata table."""
     t = _Tables()
-    graph = t.table({2: t.tables(t.image(card)), 3: t.tables(t.probabilities())})
+    outputs = [t.probabilities() if o.name == PROBABILITIES else t.plain(o.name, o.meaning) for o in card.head.outputs]
+    graph = t.table({2: t.tables(t.image(card)), 3: t.tables(*outputs)})
+    what = f"image classifier of {len(card.labels)} classes" if card.labels else f"network for {card.task}"
     root = t.table({
         0: t.text(f"MobileNet {card.arch.title}"),
-        1: t.text(f"{card.precision} image classifier of {len(card.labels)} classes"),
+        1: t.text(f"{card.precision} {what}"),
         3: t.tables(graph),
         5: t.text(card.licence),
         7: t.text(PARSER),

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from mobilenets.arch import published
-from mobilenets.arch.spec import Padding
+from mobilenets.arch.graph import Padding
 from mobilenets.errors import UserError, unknown
 from mobilenets.model.card import Metric
 from mobilenets.model.convert.formats import tflite

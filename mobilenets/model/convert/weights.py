@@ -12,11 +12,12 @@ from pathlib import Path
 
 from mobilenets import files
 from mobilenets.arch import published, zoo
-from mobilenets.arch.spec import Arch, Padding
+from mobilenets.arch.graph import Padding
+from mobilenets.arch.spec import Arch
 from mobilenets.errors import UserError
 from mobilenets.model import imagenet
 from mobilenets.model.bundle import Bundle
-from mobilenets.model.card import Card, Metric
+from mobilenets.model.card import Metric, classifier_card
 from mobilenets.model.convert import formats
 from mobilenets.model.convert.formats import hdf5, pytorch, tf_checkpoint, tflite
 from mobilenets.model.convert.hubs import IMAGENET_PREPROCESS, TF_PREPROCESS, Foreign
@@ -110,10 +111,10 @@ def foreign_bundle(
     if resolution:
         net = net.replace(resolution=resolution)
     net, tensors, names = without_background(net, tensors, labels or foreign.labels)
-    card = Card(
-        arch=net,
-        preprocess=dataclasses.replace(preprocess, resolution=net.resolution),
-        labels=names,
+    card = classifier_card(
+        net,
+        dataclasses.replace(preprocess, resolution=net.resolution),
+        names,
         metrics=foreign.metrics or _published(net, library, precision),
         recipe={"imported_from": foreign.where, "library": library, "stored_as": precision, **foreign.facts},
         licence=foreign.licence,

@@ -79,7 +79,7 @@ def ideas_of(arch: Arch, kinds: Collection[str]) -> tuple[Idea, ...]:
          "nothing extra." + " V1's paper says ReLU, its published weights have ReLU6." * arch.name.startswith("v1"),
          "V2 paper, section 4"),
         (bool(arch.head), "A late last layer",
-         f"The widest 1x1 layer, to {arch.width} channels, comes after the pooling: on one position instead of "
+         f"The widest 1x1 layer, to {arch.features} channels, comes after the pooling: on one position instead of "
          "a whole map, it costs that many times less.",
          "V3 paper, section 5.1, figure 5"),
         (arch.name.endswith("minimalistic"), "Minimalistic",

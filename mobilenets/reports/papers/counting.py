@@ -76,7 +76,7 @@ def _kept(arch: Arch, after: bool) -> dict[int, int]:
     Where a network has bottlenecks, only theirs count. With `after`, those of the blocks that read a map of that side.
     """
     bottlenecks = [b for b, row in zip(arch.blocks, arch.rows, strict=True) if isinstance(row, InvertedResidual)]
-    out = {1: arch.width}
+    out = {1: arch.features}
     for b in bottlenecks or arch.blocks:
         side = arch.sides[b.source if after else b.output]
         out[side] = max(out.get(side, 0), b.cout)

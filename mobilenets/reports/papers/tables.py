@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mobilenets.arch import published
-from mobilenets.arch.graph import OpKind
 
 # What a cell counts. weights: no BatchNorm, no biases. params: trainable. folded: weights and the one bias per channel
 # that a folded BatchNorm leaves. slim: weights, biases and three of BatchNorm's four numbers per channel. channels and
@@ -50,7 +49,7 @@ class Net:
     min_depth: int = 8
     last_stride: int = 1
     layers: tuple[str, ...] = ()
-    kind: OpKind | None = None
+    kind: str | None = None
     side: int = 0
 
 

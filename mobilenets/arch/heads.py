@@ -1,0 +1,32 @@
+"""The heads that need nothing but an arch: probabilities of its classes, and features. No torch."""
+
+from __future__ import annotations
+
+from mobilenets.arch.graph import Head, Op, Output
+from mobilenets.arch.spec import Arch
+
+PROBABILITIES, LOGITS, FEATURES = "probabilities", "logits", "features"
+
+
+def classifier_head(arch: Arch) -> Head:
+    """Softmax of what the arch's own classifier gives, its values by the name "logits"."""
+    last = arch.ops[-1]
+    ops = (
+        Op(LOGITS, "flatten", last.cout, last.cout, inputs=(last.name,)),
+        Op(PROBABILITIES, "softmax", last.cout, last.cout, inputs=(LOGITS,)),
+    )
+    return Head(ops, (Output(PROBABILITIES, PROBABILITIES, "of each label"),), (last.name,))
+
+
+def feature_head(arch: Arch, tap: str = "") -> Head:
+    """What the network sees, before any classifier: its pooled vector; or the output of the operation `tap`.
+
+    A tapped map is given as it is, [channels, height, width], a single position as a vector. Raises `UserError`.
+    """
+    graph = arch.graph
+    op = graph.op(tap) if tap else graph.ops[-2 if arch.classes else -1]
+    channels, height, width = graph.shapes[op.name]
+    if height * width > 1:
+        return Head((), (Output(FEATURES, op.name, f"output of {op.name}"),))
+    what = f"output of {op.name}" if tap else "pooled features"
+    return Head((Op(FEATURES, "flatten", channels, channels, inputs=(op.name,)),), (Output(FEATURES, FEATURES, what),))

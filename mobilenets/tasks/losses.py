@@ -1,0 +1,67 @@
+"""What classifiers' training minimises and is scored by, in PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import torch
+import torchmetrics
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.transforms import v2
+
+from mobilenets.arch.heads import LOGITS
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0, weights: Tensor | None = None) -> Tensor:
+    """Cross-entropy in nats, float32: logits [N, C], targets [N] or, mixed, [N, C]; `weights` [C] of the classes.
+
+    With weights, the sum over images is divided by their number, whatever their classes weigh.
+    """
+    total = F.cross_entropy(logits.float(), targets, weights, label_smoothing=smoothing, reduction="sum")
+    return total / len(logits)
+
+
+def divergence(teacher: Tensor, student: Tensor, temperature: float = 1.0) -> Tensor:
+    """T^2 x the Kullback-Leibler divergence of logits [N, C] at temperature T, nats (Hinton, Vinyals, Dean 2015)."""
+    log_p, soft = F.log_softmax(student.float() / temperature, 1), (teacher.float() / temperature).softmax(1)
+    return temperature**2 * F.kl_div(log_p, soft, reduction="batchmean")
+
+
+def class_weights(counts: Sequence[int]) -> Tensor:
+    """Weights [C] that make every class count the same, their mean over the images 1; 0 for a class without images."""
+    n = torch.tensor(counts, dtype=torch.float32)
+    return torch.where(n > 0, n.sum() / ((n > 0).sum() * n.clamp(min=1)), 0.0)
+
+
+class CrossEntropy(nn.Module):
+    """Cross-entropy with the true classes, smoothed, weighted and mixed as the recipe says."""
+
+    def __init__(self, recipe: Any, classes: int, weights: Tensor | None = None) -> None:
+        super().__init__()
+        self.recipe, self.classes = recipe, classes
+        self.register_buffer("weights", weights, persistent=False)
+
+    weights: Tensor | None
+
+    def targets(self, batch: Sequence[Any]) -> Tensor:
+        """Classes [N]."""
+        return cast(Tensor, batch[1])
+
+    def forward(self, outputs: Mapping[str, Tensor], targets: Tensor) -> Tensor:
+        """Logits [N, C] and classes [N] or, mixed, [N, C] -> nats."""
+        return cross_entropy(outputs[LOGITS], targets, self.recipe.label_smoothing, self.weights)
+
+    def mixes(self, rows: bool = False) -> list[v2.Transform]:
+        """MixUp and CutMix where the recipe has them; `rows`: targets are rows already, not numbers of classes."""
+        ways = ((v2.MixUp, self.recipe.mixup), (v2.CutMix, self.recipe.cutmix))
+        return [way(alpha=alpha, num_classes=None if rows else self.classes) for way, alpha in ways if alpha]
+
+
+def accuracies(classes: int) -> nn.ModuleDict:
+    """Of all images, and the mean over classes; shares of 1."""
+    accuracy = torchmetrics.classification.MulticlassAccuracy
+    return nn.ModuleDict(
+        {"val_top1": accuracy(classes, average="micro"), "val_balanced": accuracy(classes, average="macro")}
+    )

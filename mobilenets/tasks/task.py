@@ -1,0 +1,191 @@
+"""What a task is: the one place that knows what a network's answers mean. No torch but in what training asks for.
+
+Everything else (training, distillation, quantization-aware training, the choice of a network, proofs, scores, reports)
+asks the card's task instead of assuming one. A new task is a file with a class that has these methods, and its line in
+`tasks.TASKS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from mobilenets.arch.graph import Head
+from mobilenets.arch.spec import Arch
+from mobilenets.data.dataset import Data, Split
+from mobilenets.model.card import Card, Precision
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from torch import Tensor, nn
+    from torchvision.transforms import v2
+
+    from mobilenets.model.bundle import Bundle
+    from mobilenets.model.images import Preprocess
+
+Outputs = Mapping[str, npt.NDArray[np.float32]]  # by the card's names, each [N, *shape]
+Sizes = Sequence[tuple[int, int]]  # (width, height) of each image before it was fitted to the input
+
+
+@dataclass(frozen=True)
+class MetricSpec:
+    """A task's score: its `name` on cards and in logs, how tables call it (`label`), its unit, which way is better."""
+
+    name: str
+    label: str
+    unit: str = "%"
+    higher_is_better: bool = True
+
+    @property
+    def mode(self) -> str:
+        """How training frameworks say which way is better: "max" or "min"."""
+        return "max" if self.higher_is_better else "min"
+
+    @property
+    def title(self) -> str:
+        return f"{self.label} ({self.unit})" if self.unit else self.label
+
+    def lost(self, before: float, after: float) -> float:
+        """By how much `after` is worse than `before`, in the metric's unit; below 0 where it is better."""
+        return before - after if self.higher_is_better else after - before
+
+    def say(self, value: float) -> str:
+        """A value with its unit, as a line of text has it."""
+        return f"{value:.2f}{self.unit if self.unit == '%' else f' {self.unit}' if self.unit else ''}"
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How a file's answers compare with PyTorch's: percent of images with the same answer, the largest difference.
+
+    `reason` says what is wrong where they differ by more than they may; empty where they don't.
+    """
+
+    agreement: float
+    difference: float
+    reason: str = ""
+
+    @property
+    def ok(self) -> bool:
+        return not self.reason
+
+
+@dataclass(frozen=True)
+class Prior:
+    """What is known of a network before it is trained, to rank it by: higher is better."""
+
+    value: float
+    source: str
+
+    def __str__(self) -> str:
+        return f"≈{self.value:.0f}" if self.source == "extrapolated" else f"{self.value:.1f}"
+
+
+class Answer(Protocol):
+    """What a network says of one image."""
+
+    def to_json(self) -> dict[str, Any]: ...
+
+    def __str__(self) -> str: ...
+
+
+class Scores(Protocol):
+    """How well a network did on a split: `value` is the primary metric's."""
+
+    split: str
+    data: str
+    count: int
+    skipped: tuple[str, ...]
+
+    @property
+    def value(self) -> float: ...
+
+    def to_json(self) -> dict[str, Any]: ...
+
+    def details(self) -> dict[str, Any]:
+        """What a report needs besides, as JSON."""
+
+    def __rich__(self) -> RenderableType: ...
+
+
+class Metrics(Protocol):
+    """Adds up batches of answers at constant memory."""
+
+    def update(self, outputs: Outputs, targets: npt.NDArray[Any]) -> None: ...
+
+    def compute(self, data: str, split: str, skipped: tuple[str, ...] = ()) -> Scores: ...
+
+
+class Objective(Protocol):
+    """What a training minimises; a `torch.nn.Module`, its parameters are learned too."""
+
+    def targets(self, batch: Sequence[Any]) -> Any:
+        """What the network is to say of a batch, as `__call__` takes it, mixed with other images' perhaps."""
+
+    def __call__(self, outputs: Mapping[str, Tensor], targets: Any) -> Tensor:
+        """The loss of the values of the task's `taps`."""
+
+    def mixes(self) -> Sequence[v2.Transform]:
+        """Ways to mix the images of a batch with their targets, of which each step draws one; none is usual."""
+
+    def parameters(self) -> Any: ...
+
+
+class Task(Protocol):
+    """`name` is Card.task. `primary`: what is monitored, kept, tabled and bounded; None for what has no score.
+
+    `taps`: the operations whose values training reads, by name; `embedding`: that of them which another network's can
+    be compared with, of any task, if there is one.
+    """
+
+    name: str
+    primary: MetricSpec | None
+    taps: tuple[str, ...]
+
+    # data
+    def open(self, source: str, root: Any, seed: int, val: float | None) -> Data: ...
+
+    def transforms(self, preprocess: Preprocess, recipe: Any, kind: str) -> v2.Transform: ...
+
+    # network
+    def config(self, data: Data) -> dict[str, Any]: ...
+
+    def arch(self, arch: Arch, config: Mapping[str, Any]) -> Arch: ...
+
+    def head(self, arch: Arch, config: Mapping[str, Any]) -> Head: ...
+
+    # training
+    def objective(self, config: Mapping[str, Any], recipe: Any, training: Split) -> Objective: ...
+
+    def validation(self, config: Mapping[str, Any]) -> nn.ModuleDict: ...
+
+    def validation_loss(self, outputs: Mapping[str, Tensor], targets: Any) -> Tensor: ...
+
+    def monitor(self, recipe: Any) -> str: ...
+
+    def transfer(self, bundle: Bundle, config: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]: ...
+
+    def teach(self, teacher: Mapping[str, Tensor], student: Mapping[str, Tensor], temperature: float = 1.0) -> Tensor:
+        """How far the student's taps are from the teacher's, the mean over images; 0 where they say the same.
+
+        `temperature` softens answers that are probabilities; others it leaves as they are.
+        """
+
+    # answers
+    def decode(self, outputs: Outputs, card: Card, sizes: Sizes, top: int) -> list[Answer]: ...
+
+    def draw(self, image: Image.Image, answer: Answer) -> Image.Image: ...
+
+    def metrics(self, card: Card) -> Metrics: ...
+
+    # proof and choice
+    def parity(
+        self, reference: Outputs, other: Outputs, precision: Precision, limits: tuple[float, float] | None = None
+    ) -> Parity: ...
+
+    def prior(self, arch: Arch) -> Prior | None: ...

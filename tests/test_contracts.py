@@ -1,0 +1,310 @@
+"""What every runtime, task, operation and encoding owes the others; and that a new one is a line in a table."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mobilenets import tasks
+from mobilenets.arch import graph as graphs
+from mobilenets.arch.graph import ACTIVATIONS, KINDS, Head, Kind, Op, Output
+from mobilenets.arch.rows import Conv, Separable
+from mobilenets.arch.spec import Arch
+from mobilenets.deploy import engines
+from mobilenets.deploy.engines import RUNTIMES
+from mobilenets.deploy.engines.torch import TorchEngine
+from mobilenets.deploy.export import export_bundle
+from mobilenets.deploy.writers import onnx
+from mobilenets.errors import UserError
+from mobilenets.model import encodings, module
+from mobilenets.model.bundle import Bundle, random_bundle, with_random_weights
+from mobilenets.model.card import Card
+from mobilenets.model.images import Pixels, Preprocess
+from mobilenets.tasks import features
+from mobilenets.tasks.classify import Classify
+
+ARCH = Arch("small", 1.0, 32, 0, (Conv(8, stride=2), Separable(16, stride=2)), activation="relu6")
+LAST, MIDDLE = "blocks.1.pointwise", "blocks.1.depthwise"
+# ExecuTorch takes ten seconds a file; Core ML runs on macOS alone; TensorFlow Lite Micro runs int8 alone.
+QUICK = [name for name in ("onnxruntime", "litert", "openvino", "ncnn", "torch") if engines.available(name)]
+OF_LOWERING = {"pixels", "normalize", "quantize", "dequantize", "pad"}  # in every file: other tests see them
+
+
+def layer(kind: str, **how: object) -> tuple[Op, ...]:
+    return (Op("extra", kind, 16, 16, bias=True, inputs=(LAST,), **how),)  # type: ignore[arg-type]
+
+
+# Of each kind, operations that end in "made"'s place, on maps of 16 channels.
+EXAMPLES: dict[str, tuple[Op, ...]] = {
+    "conv": layer("conv", kernel=3),
+    "conv grouped": layer("conv", kernel=3, grouped=4),
+    "conv 3x5": layer("conv", kernel=3, kernel_width=5),
+    "depthwise": layer("depthwise", kernel=5),
+    "pointwise": layer("pointwise"),
+    "linear": (
+        Op("mean", "pool", 16, 16, inputs=(LAST,)),
+        Op("extra", "linear", 16, 5, bias=True, inputs=("mean",)),
+    ),
+    "norm": (Op("extra", "norm", 16, 16, norm=True, inputs=(LAST,)),),
+    **{f"activation {a}": (Op("extra", "activation", 16, 16, activation=a, inputs=(LAST,)),) for a in ACTIVATIONS},
+    "pool": (Op("extra", "pool", 16, 16, inputs=(LAST,)),),
+    "add": (*layer("pointwise"), Op("sum", "add", 16, 16, inputs=("extra", LAST))),
+    "mul": (
+        Op("mean", "pool", 16, 16, inputs=(LAST,)),
+        Op("extra", "mul", 16, 16, inputs=(LAST, "mean")),
+    ),
+    "attend": (
+        Op("query", "pointwise", 16, 16, inputs=(LAST,)),
+        Op("key", "pointwise", 16, 8, inputs=(LAST,)),
+        Op("value", "pointwise", 16, 8, inputs=(LAST,)),
+        Op("extra", "attend", 8, 16, heads=2, inputs=("query", "key", "value")),
+    ),
+    "concat": (Op("extra", "concat", 24, 24, inputs=(LAST, MIDDLE)),),
+    "flatten": (Op("extra", "flatten", 16 * 64, 16 * 64, inputs=(LAST,)),),
+    "softmax": (
+        Op("mean", "pool", 16, 16, inputs=(LAST,)),
+        Op("flat", "flatten", 16, 16, inputs=("mean",)),
+        Op("extra", "softmax", 16, 16, inputs=("flat",)),
+    ),
+    "l2norm": (
+        Op("mean", "pool", 16, 16, inputs=(LAST,)),
+        Op("flat", "flatten", 16, 16, inputs=("mean",)),
+        Op("extra", "l2norm", 16, 16, inputs=("flat",)),
+    ),
+}
+
+
+def network(ops: tuple[Op, ...], precision: str = "float32", arch: Arch = ARCH, **fields: object) -> Bundle:
+    """A network whose only output, "answer", is the last of `ops`."""
+    head = Head(ops, (Output("answer", ops[-1].name),))
+    card = Card(arch, Preprocess(arch.resolution, size=arch.size), head, task="features", **fields)  # type: ignore[arg-type]
+    return with_random_weights(card, precision)  # type: ignore[arg-type]
+
+
+def answers(bundle: Bundle, name: str, pixels: Pixels, folder: Path) -> tuple[engines.Outputs, engines.Outputs]:
+    """What PyTorch and what the file of the runtime `name` say."""
+    path = folder / f"m{RUNTIMES[name].suffix}"
+    engines.module(name).write(bundle, path, None)
+    return TorchEngine(bundle, 1)(pixels), engines.load(path)(pixels)
+
+
+def test_every_kind_has_an_example() -> None:
+    assert {name.partition(" ")[0] for name in EXAMPLES} == set(KINDS) - OF_LOWERING
+
+
+@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("kind", EXAMPLES)
+def test_every_operation_in_every_runtime(kind: str, name: str, pixels: Pixels, tmp_path: Path) -> None:
+    """It computes what PyTorch does, or says which operation the runtime hasn't got."""
+    bundle = network(EXAMPLES[kind])
+    try:
+        expected, got = answers(bundle, name, pixels[:3], tmp_path)
+    except UserError as e:
+        assert f"has no {kind.partition(' ')[0]} (extra)" in str(e)  # noqa: PT017  (either is right)
+        return
+    assert got.keys() == expected.keys() == {"answer"}
+    assert got["answer"].shape == expected["answer"].shape == (3, *bundle.card.outputs["answer"])
+    np.testing.assert_allclose(
+        got["answer"], expected["answer"], rtol=2e-3, atol=2e-3 * np.abs(expected["answer"]).max()
+    )
+
+
+@pytest.mark.parametrize("name", [n for n in QUICK if "int8" in RUNTIMES[n].precisions and n != "ncnn"])
+@pytest.mark.parametrize("kind", ["concat", "conv grouped", "add", "mul"])
+def test_int8_operations(kind: str, name: str, pixels: Pixels, tmp_path: Path) -> None:
+    """Ncnn's int8 knows no zero points: its numbers are its own."""
+    expected, got = answers(network(EXAMPLES[kind], "int8"), name, pixels[:3], tmp_path)
+    step = float(np.ptp(expected["answer"])) / 255
+    assert np.quantile(np.abs(got["answer"] - expected["answer"]), 0.98) <= 2 * step + 1e-6
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_several_outputs_and_a_rectangle(name: str, tmp_path: Path) -> None:
+    """A map from inside a block, [C, H, W], and a vector, of an input that isn't square."""
+    arch = dataclasses.replace(ARCH, size=(32, 48))
+    flat = (Op("mean", "pool", 16, 16, inputs=(LAST,)), Op("vector", "flatten", 16, 16, inputs=("mean",)))
+    head = Head(flat, (Output("vector", "vector"), Output("map", MIDDLE, "before the projection")))
+    bundle = with_random_weights(Card(arch, Preprocess(32, size=(32, 48)), head, task="features"))
+    assert bundle.card.outputs == {"vector": (16,), "map": (8, 8, 12)}
+    images = np.random.default_rng(0).integers(0, 256, (5, 32, 48, 3), dtype=np.uint8)
+    expected, got = answers(bundle, name, images, tmp_path)
+    assert list(got) == ["vector", "map"]
+    for output, values in expected.items():
+        np.testing.assert_allclose(got[output], values, rtol=2e-3, atol=2e-3 * np.abs(values).max())
+
+
+# ---- tasks ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("tap", [None, "", "blocks.3.depthwise"])
+def test_every_task_in_every_runtime(
+    tap: str | None, name: str, make_bundle: Callable[..., Bundle], pixels: Pixels, tmp_path: Path
+) -> None:
+    """Answers, pooled features, and a map: each proved by its own task."""
+    bundle = make_bundle("v1") if tap is None else features.of_bundle(make_bundle("v1"), tap)
+    made = export_bundle(bundle, pixels, tmp_path / f"m{RUNTIMES[name].suffix}", "noise", name)
+    assert made.task == ("classify" if tap is None else "features")
+    assert made.agreement == 100
+    engine = engines.load(made.path)
+    assert engine.card.task == made.task
+    assert {k: v.shape[1:] for k, v in engine(pixels).items()} == bundle.card.outputs
+
+
+def test_features_are_what_the_classifier_reads(make_bundle: Callable[..., Bundle], pixels: Pixels) -> None:
+    bundle = make_bundle("v2")
+    net = module.build(bundle.card.arch)
+    net.load_state_dict({k: torch.from_numpy(v) for k, v in bundle.tensors.items()})
+    with torch.inference_mode():
+        pooled = net.eval().pooled(torch.from_numpy(bundle.card.preprocess.normalize(pixels))).numpy()
+    got = TorchEngine(features.of_bundle(bundle), 1)(pixels)
+    np.testing.assert_allclose(got["features"], pooled, rtol=1e-6, atol=1e-6)
+    assert not np.allclose(got["features"].sum(1), 1)  # no softmax of them
+
+
+def test_a_tap_that_is_not_there(make_bundle: Callable[..., Bundle]) -> None:
+    with pytest.raises(
+        UserError, match=r"unknown operation 'blocks\.3\.depthwse': did you mean 'blocks\.3\.depthwise'"
+    ):
+        features.of_bundle(make_bundle("v1"), "blocks.3.depthwse")
+
+
+def test_an_unknown_task() -> None:
+    with pytest.raises(UserError, match="unknown task 'clasify': did you mean 'classify'"):
+        tasks.find("clasify")
+
+
+# ---- encodings -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("encoding", [e for e in encodings.ENCODINGS if e != "plain"])
+def test_every_encoding_in_every_runtime(
+    encoding: str, name: str, make_bundle: Callable[..., Bundle], pixels: Pixels, tmp_path: Path
+) -> None:
+    """What is stored so, and loaded again, is exported as the plain weights that it stands for."""
+    stored = make_bundle("v1").encoded(encoding).save(tmp_path / "bundle")
+    loaded = Bundle.load(tmp_path / "bundle")
+    assert set(loaded.card.encodings.values()) == {encoding}
+    path = tmp_path / f"m{RUNTIMES[name].suffix}"
+    made = export_bundle(loaded, pixels, path, "noise", name, "float32")
+    assert made.agreement == 100
+    plain = engines.build(name, stored.dense(), "float32", 1)[0](pixels)
+    assert np.array_equal(engines.load(path)(pixels)["probabilities"], plain["probabilities"])
+
+
+@pytest.mark.parametrize("encoding", encodings.ENCODINGS)
+@pytest.mark.parametrize("shape", [(6, 40, 1, 1), (5, 1, 3, 3), (7, 33)])
+def test_an_encoding_keeps_its_word(encoding: str, shape: tuple[int, ...]) -> None:
+    how = encodings.find(encoding)
+    weight = np.random.default_rng(0).standard_normal(shape, np.float32)
+    stored = how.encode(weight)
+    assert {k: v.shape for k, v in stored.items()} == how.shapes(shape)
+    back = how.decode(stored, shape)
+    assert (back.shape, back.dtype) == (shape, np.float32)
+    bits = {"plain": 32, "half": 16, "int8": 8, "int4": 4}[encoding]
+    assert np.abs(back - weight).max() <= (0 if bits == 32 else 4 / 2**bits)
+    assert how.bits(weight) >= bits
+
+
+# ---- a new one is a line in a table --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def square(monkeypatch: pytest.MonkeyPatch) -> tuple[Op, ...]:
+    """A kind of operation that the package doesn't know: it multiplies its input by itself."""
+
+    class Square(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * x
+
+    monkeypatch.setitem(KINDS, "square", Kind(lambda _op, inputs: inputs[0]))
+    monkeypatch.setitem(module.MODULES, "square", lambda _op, _arch: Square())
+    monkeypatch.setitem(onnx.EMIT, "square", lambda writer, op, x: writer.node("Mul", [x, x], f"{op.name}.out"))
+    return (Op("extra", "square", 16, 16, inputs=(LAST,)),)
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16", "int8"])
+def test_a_toy_operation(square: tuple[Op, ...], precision: str, pixels: Pixels, tmp_path: Path) -> None:
+    bundle = network(square, precision)
+    expected, got = answers(bundle, "onnxruntime", pixels[:3], tmp_path)
+    np.testing.assert_allclose(got["answer"], expected["answer"], rtol=1e-3, atol=0.3 if precision == "int8" else 1e-3)
+    bundle.save(tmp_path / "bundle")
+    assert Bundle.load(tmp_path / "bundle").card.graph == bundle.card.graph
+
+
+@pytest.mark.parametrize("name", [n for n in QUICK if n not in ("onnxruntime", "openvino")])
+def test_a_runtime_that_does_not_know_the_toy_says_so(square: tuple[Op, ...], name: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"has no square \(extra\)"):
+        engines.module(name).write(network(square), tmp_path / f"m{RUNTIMES[name].suffix}", None)
+
+
+def test_a_toy_encoding(
+    monkeypatch: pytest.MonkeyPatch, make_bundle: Callable[..., Bundle], pixels: Pixels, tmp_path: Path
+) -> None:
+    """Signs and one size for each layer: nothing but the table hears of it."""
+    signs = encodings.Encoding(
+        lambda shape: {"_sign": shape, "_size": ()},
+        lambda w: {"_sign": np.sign(w).astype(np.int8), "_size": np.asarray(np.abs(w).mean())},
+        lambda t, _shape: t["_sign"] * t["_size"],
+    )
+    monkeypatch.setitem(encodings.ENCODINGS, "signs", signs)
+    bundle = make_bundle("v1").encoded("signs").save(tmp_path / "bundle")
+    loaded = Bundle.load(tmp_path / "bundle")
+    assert len(np.unique(loaded.dense().tensors["classifier.weight"])) <= 3
+    made = export_bundle(loaded, pixels, tmp_path / "m.onnx", "noise", precision="float32")
+    assert made.agreement == 100
+    assert bundle.digest != make_bundle("v1").digest
+
+
+def test_a_toy_task(
+    monkeypatch: pytest.MonkeyPatch, make_bundle: Callable[..., Bundle], pixels: Pixels, tmp_path: Path
+) -> None:
+    """Whether the first class is the likeliest: another head, other answers, proved and run by the task alone."""
+
+    class First(Classify):
+        name = "first"
+
+        def head(self, arch, config):  # type: ignore[no-untyped-def]  # noqa: ARG002
+            last = arch.ops[-1]
+            ops = (
+                Op("first.pair", "concat", 2 * last.cout, 2 * last.cout, inputs=(last.name, last.name)),
+                Op("answer", "flatten", 2 * last.cout, 2 * last.cout, inputs=("first.pair",)),
+            )
+            return Head(ops, (Output("answer", "answer"),), (last.name,))
+
+        def parity(self, reference, other, precision, limits=None):  # type: ignore[no-untyped-def]  # noqa: ARG002
+            renamed = ({"probabilities": x["answer"]} for x in (reference, other))
+            return super().parity(*renamed, precision, (99.0, 1e9))
+
+        def decode(self, outputs, card, sizes, top):  # type: ignore[no-untyped-def]  # noqa: ARG002
+            return [f"first: {row.argmax() == 0}" for row in outputs["answer"]]
+
+    import sys
+    import types
+
+    toy = types.ModuleType("toy_task")
+    toy.TASK = First()  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "toy_task", toy)
+    monkeypatch.setitem(tasks.TASKS, "first", "toy_task")
+    base = make_bundle("v1")
+    card = base.card.replace(task="first", head=toy.TASK.head(base.card.arch, {}))
+    bundle = Bundle(card, base.tensors).save(tmp_path / "bundle")
+    made = export_bundle(Bundle.load(tmp_path / "bundle"), pixels, tmp_path / "m.onnx", "noise")
+    assert (made.task, made.agreement) == ("first", 100)
+
+    from mobilenets.deploy.predict import load
+
+    said = [str(p) for p in load(made.path).predict([*pixels[:2]])]
+    assert all("first: " in line for line in said)
+    assert bundle.card.outputs == {"answer": (20,)}
+
+
+def test_the_random_bundle_of_a_rectangle() -> None:
+    arch = dataclasses.replace(ARCH, classes=3, size=(32, 64))
+    bundle = random_bundle(arch)
+    assert bundle.card.preprocess.input_size == (32, 64)
+    assert graphs.pads(arch.ops[0], (3, 32, 64), "same") == (0, 0, 1, 1)

@@ -206,7 +206,9 @@ def test_an_encoding_keeps_its_word(encoding: str, shape: tuple[int, ...]) -> No
     back = how.decode(stored, shape)
     assert (back.shape, back.dtype) == (shape, np.float32)
     bits = {"plain": 32, "half": 16, "int8": 8, "int4": 4}[encoding]
-    assert np.abs(back - weight).max() <= (0 if bits == 32 else 4 / 2**bits)
+    # Of the largest weight, 16-bit floats keep 11 bits, codes a half step; in 4 bits a few are cut off for the others.
+    off = {"plain": 0, "half": 2**-11, "int8": 0.51 / 127, "int4": 0.51}[encoding]
+    assert np.abs(back - weight).max() <= off * np.abs(weight).max()
     assert how.bits(weight) >= bits
 
 

@@ -6,10 +6,9 @@ import onnx
 import pytest
 
 from mobilenets.arch import zoo
-from mobilenets.arch.graph import same_padding
 from mobilenets.commands.evaluate import evaluate
 from mobilenets.compression.quantize import quantize_bundle
-from mobilenets.deploy import engines, export
+from mobilenets.deploy import engines, export, lowering
 from mobilenets.deploy.writers import onnx as onnx_graph
 from mobilenets.errors import UserError
 from mobilenets.model.bundle import Bundle, random_bundle
@@ -45,7 +44,7 @@ def test_a_file_and_its_proof(bundle, pixels, tmp_path, precision, name):
     assert made.path == tmp_path / "m.onnx"
     assert made.size_bytes == made.path.stat().st_size
     assert made.images == 24
-    a, o = engines.load(tmp_path / precision)(pixels), engines.load(made.path)(pixels)
+    a, o = (engines.load(p)(pixels)["probabilities"] for p in (tmp_path / precision, made.path))
     assert made.difference == pytest.approx(np.abs(a - o).max(), rel=1e-3, abs=1e-6)
     assert made.agreement == pytest.approx(100 * (a.argmax(1) == o.argmax(1)).mean())
     assert not [p for p in tmp_path.iterdir() if "tmp" in p.name]
@@ -78,21 +77,21 @@ def shrunk(tensors, precision):
 def test_a_wrong_export_leaves_no_file(bundle, pixels, tmp_path, monkeypatch, precision, spoil):
     b, right = bundle(precision), onnx_graph.onnx_model
     before = sorted(tmp_path.iterdir())
-    monkeypatch.setattr(onnx_graph, "onnx_model", lambda card, t, *a: right(card, spoil(t, precision), *a))
+    monkeypatch.setattr(onnx_graph, "onnx_model", lambda b, *a: right(Bundle(b.card, spoil(b.tensors, precision)), *a))
     with pytest.raises(UserError, match=r"m\.onnx was not kept: it differs from PyTorch"):
         export.export_bundle(b, pixels, tmp_path / "m.onnx", "noise")
     assert sorted(tmp_path.iterdir()) == before
 
 
-@pytest.mark.parametrize("name", ["fold", "same_padding"])
-def test_a_wrong_writer_is_caught(make_bundle, pixels, tmp_path, monkeypatch, name):
+@pytest.mark.parametrize("name", ["fold", "pads"])
+def test_a_wrong_lowering_is_caught(make_bundle, pixels, tmp_path, monkeypatch, name):
     b = make_bundle("v1", padding="same")
+    right = getattr(lowering, name)
     wrong = {
-        "fold": lambda arch, tensors: onnx_fold(arch.replace(bn_eps=0.3), tensors),
-        "same_padding": lambda *sizes: same_padding(*sizes)[::-1],
+        "fold": lambda card, tensors: right(card.replace(arch=card.arch.replace(bn_eps=0.3)), tensors),
+        "pads": lambda *of: (*right(*of)[2:], *right(*of)[:2]),
     }
-    onnx_fold = onnx_graph.fold
-    monkeypatch.setattr(onnx_graph, name, wrong[name])
+    monkeypatch.setattr(lowering, name, wrong[name])
     with pytest.raises(UserError, match="differs from PyTorch"):
         export.export_bundle(b, pixels, tmp_path / "m.onnx", "noise")
     assert not list(tmp_path.iterdir())
@@ -103,7 +102,7 @@ def test_a_wrong_export_leaves_the_old_file(bundle, pixels, tmp_path, monkeypatc
     export.export_bundle(b, pixels, tmp_path / "m.onnx", "noise")
     before = (tmp_path / "m.onnx").read_bytes()
     right = onnx_graph.onnx_model
-    monkeypatch.setattr(onnx_graph, "onnx_model", lambda card, t, *a: right(card, turned(t, "float32"), *a))
+    monkeypatch.setattr(onnx_graph, "onnx_model", lambda b, *a: right(Bundle(b.card, turned(b.tensors, "float32")), *a))
     with pytest.raises(UserError):
         export.export_bundle(b, pixels, tmp_path / "m.onnx", "noise")
     assert (tmp_path / "m.onnx").read_bytes() == before
@@ -211,7 +210,8 @@ def test_a_file_of_one_batch_takes_any_number_of_images(bundle, pixels, tmp_path
     engine = engines.load(made.path)
     assert onnx.load(made.path).graph.input[0].type.tensor_type.shape.dim[0].dim_value == 4
     for n in (1, 4, 7):
-        np.testing.assert_allclose(engine(pixels[:n]), engines.load(tmp_path / "float32")(pixels[:n]), atol=1e-4)
+        x, y = (e(pixels[:n])["probabilities"] for e in (engine, engines.load(tmp_path / "float32")))
+        np.testing.assert_allclose(x, y, atol=1e-4)
 
 
 def test_a_file_of_another_precision_is_not_kept(bundle, pixels, tmp_path, monkeypatch):

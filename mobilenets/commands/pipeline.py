@@ -62,7 +62,7 @@ def make_file(
 
     Raises `UserError`, and keeps no file, where the proof fails.
     """
-    made = export_bundle(source, images, path, f"{d.source} {d.held_out}", engine, precision, batch)
+    made = export_bundle(source, images, path, d.source, engine, precision, batch)
     if made.agreement is None or tasks.of(source.card).primary is None:
         return Made(made, None)
     scores = evaluate.score(engines.load(path), d, d.held_out)

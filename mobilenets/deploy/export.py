@@ -71,7 +71,7 @@ class Export:
         if self.agreement is None:
             t.add_row("proof", "none: this system can't run it")
         else:
-            t.add_row(f"same answer as PyTorch (%), {self.images} images of {self.data}", f"{self.agreement:.2f}")
+            t.add_row(f"agreement with PyTorch (%), {self.images} images of {self.data}", f"{self.agreement:.2f}")
             t.add_row("largest difference of a number", f"{self.difference:.2g}")
         primary = tasks.find(self.task).primary
         if self.score is not None and primary:

@@ -6,6 +6,8 @@ import importlib.metadata
 import os
 from pathlib import Path
 
+# Importing it otherwise leaves a device's id and a database in the home folder, and reports to its makers.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime as ort
 
 from mobilenets.deploy.engines import Outputs, check_card, parse_card, run_batched
@@ -13,9 +15,6 @@ from mobilenets.errors import UserError
 from mobilenets.model.bundle import Bundle
 from mobilenets.model.card import CARD_KEY, Precision
 from mobilenets.model.images import Pixels
-
-# Importing it otherwise leaves a device's id and a database in the home folder, and reports to its makers.
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 NAME = "onnxruntime"
 

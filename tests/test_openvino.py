@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -39,7 +40,7 @@ def decided(bundle, count=24):
 
 
 def has_vnni():
-    """Whether this processor multiplies 8-bit numbers into 32 bits at once; of no x86 processor it is taken for true."""
+    """Whether this processor multiplies 8-bit numbers into 32 bits at once; others than x86 are taken to."""
     about = Path("/proc/cpuinfo")
     flags = about.read_text() if about.exists() else ""
     return "avx2" not in flags or "avx512_vnni" in flags or "avx_vnni" in flags

@@ -294,14 +294,18 @@ def seconds(*line):
 
 @pytest.mark.parametrize(("line", "limit"), [(("--help",), 0.3), (("cost", "v1"), 0.5)])
 def test_it_starts_at_once(line, limit):
-    """The quickest of several runs, paired with an empty program's; a busy machine gets more tries."""
+    """The quickest of several runs, paired with an empty program's; a busy machine gets more tries.
+
+    The limit is for a processor that starts Python in 25 ms; a slower one has as much more.
+    """
     ours, empty = [], []
     for i in range(20):
         empty.append(seconds(sys.executable, "-c", "pass"))
         ours.append(seconds(sys.executable, "-m", "mobilenets", *line))
-        if i >= 4 and min(ours) - min(empty) < limit:
+        allowed = limit * max(1.0, min(empty) / 0.025)
+        if i >= 4 and min(ours) - min(empty) < allowed:
             break
-    assert min(ours) - min(empty) < limit
+    assert min(ours) - min(empty) < allowed
 
 
 @pytest.mark.parametrize("line", [["--help"], ["cost", "v1"], ["cost", "v2", "--json"], ["cots"]])

@@ -14,14 +14,15 @@ pytest.importorskip("ai_edge_litert")
 from ai_edge_litert import schema_py_generated as schema
 
 from mobilenets.arch import zoo
+from mobilenets.arch.graph import Head, Op, Output
 from mobilenets.arch.spec import scale
 from mobilenets.compression import quantize
 from mobilenets.deploy import engines, export
 from mobilenets.deploy.engines.torch import TorchEngine
 from mobilenets.deploy.writers import tflite, tflite_graph, tflite_metadata
 from mobilenets.errors import UserError
-from mobilenets.model.bundle import Bundle, random_bundle
-from mobilenets.model.card import PRECISIONS
+from mobilenets.model.bundle import Bundle, random_bundle, with_random_weights
+from mobilenets.model.card import PRECISIONS, Card
 from mobilenets.model.convert.formats import tflite as reader
 from mobilenets.model.encodings import fold
 from mobilenets.model.images import Preprocess
@@ -76,7 +77,7 @@ def test_a_file_and_its_proof(bundle, tmp_path, name, precision):
     made = export.export_bundle(source_of(b), sure(b), tmp_path / "m.tflite", "noise", "litert", precision)
     assert made.precision == precision
     assert made.agreement > 95
-    assert made.difference < {"float32": 1e-4, "float16": 1e-4, "dynamic": 0.15, "int8": 0.25}[precision]
+    assert made.difference < {"float32": 1e-4, "float16": 1e-4, "dynamic": 0.15, "int8": 0.15}[precision]
 
 
 @pytest.mark.parametrize(
@@ -236,6 +237,23 @@ def test_constants_are_aligned(bundle, tmp_path):
     assert not any(place % 16 for place in found)
 
 
+@pytest.mark.parametrize("padding", ["symmetric", "same"])
+def test_layers_of_few_inputs_are_not_dynamic(bundle, padding):
+    """The first, whether its image is padded before it or by it, those of single channels, and those of groups."""
+    model = schema.ModelT.InitFromPackedBuf(tflite.tflite_model(bundle("dynamic", padding=padding)))
+    tensors = {t.name.decode(): tflite_graph.TYPES[t.type] for t in model.subgraphs[0].tensors}
+    assert tensors["blocks.0.conv.weight"] == tensors["blocks.1.depthwise.weight"] == "float32"
+    assert tensors["blocks.1.pointwise.weight"] == tensors["classifier.weight"] == "int8"
+    arch = zoo.arch("v1", 0.25, 32, 0)
+    last = arch.graph.op("blocks.2.pointwise")
+    grouped = Op("extra", "conv", last.cout, last.cout, 3, bias=True, grouped=4, inputs=(last.name,))
+    head = Head((grouped,), (Output("map", "extra"),))
+    data = tflite.tflite_model(with_random_weights(Card(arch, Preprocess(32), head, task="features"), "dynamic"))
+    model = schema.ModelT.InitFromPackedBuf(data)
+    assert {t.name.decode(): t.type for t in model.subgraphs[0].tensors}["extra.weight"] == schema.TensorType.FLOAT32
+    assert 6 in {c.version for c in model.operatorCodes if c.builtinCode == schema.BuiltinOperator.CONV_2D}
+
+
 @pytest.mark.parametrize(("precision", "least"), [("float32", "1.13.1"), ("dynamic", "2.7.0"), ("int8", "1.14.0")])
 def test_the_oldest_runtime_is_told(bundle, precision, least):
     b = bundle(precision)
@@ -332,6 +350,40 @@ def test_names_of_the_signature(bundle, tmp_path, pixels):
     run = Interpreter(model_path=str(path)).get_signature_runner("serving_default")
     y = run(image=pixels[:1])["probabilities"]
     np.testing.assert_allclose(y, engines.load(path)(pixels[:1])["probabilities"], atol=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_outputs_of_another_task(tmp_path, precision):
+    """Each by its name in the signature, whatever their order in the file; no labels, though its config has some."""
+    arch = zoo.arch("v1", 0.25, 32, 0)
+    tap, last = "blocks.3.depthwise", arch.ops[-1]
+    flat = Op("probabilities", "flatten", last.cout, last.cout, inputs=(last.name,))
+    head = Head((flat,), (Output("probabilities", "probabilities", "that isn't so"), Output("map", tap, "of edges")))
+    card = Card(arch, Preprocess(32), head, task="segment", config={"labels": ["a", "b"]})
+    b = with_random_weights(card, precision)
+    path = written(b, tmp_path / "m.tflite")
+    assert not zipfile.is_zipfile(path)
+    root = Table.root(tflite_graph.entry(tflite_graph.opened(path.read_bytes()), "TFLITE_METADATA"))
+    assert root.text(1) == f"{precision} network for segment"
+    outputs = root.tables(3)[0].tables(3)
+    assert [(o.text(0), o.text(1)) for o in outputs] == [("probabilities", "that isn't so"), ("map", "of edges")]
+    assert not any(o.at(6) for o in outputs)
+    model = schema.ModelT.InitFromPackedBuf(path.read_bytes())
+    model.subgraphs[0].outputs = model.subgraphs[0].outputs[::-1]
+    builder = flatbuffers.Builder()
+    builder.Finish(model.Pack(builder), tflite_graph.IDENTIFIER)
+    (tmp_path / "other.tflite").write_bytes(builder.Output())
+    images = smooth_images(3)
+    expected = TorchEngine(b, 1)(images)
+    for file in (path, tmp_path / "other.tflite"):
+        got = engines.load(file)(images)
+        assert {k: v.shape for k, v in got.items()} == {
+            "probabilities": (3, last.cout),
+            "map": (3, *card.outputs["map"]),
+        }
+        for name, y in got.items():
+            step = 1e-6 if precision == "float32" else np.ptp(expected[name]) / 255
+            assert np.quantile(np.abs(y - expected[name]), 0.99) <= 1.01 * step
 
 
 @pytest.mark.parametrize("name", ["v1", "v2", "v3-small"])
@@ -461,6 +513,19 @@ def test_a_file_that_has_a_card_and_no_network(tmp_path):
     )
     (tmp_path / "m.tflite").write_bytes(data)
     with pytest.raises(UserError, match=r"m\.tflite: not a readable TFLite file"):
+        engines.load(tmp_path / "m.tflite")
+
+
+@pytest.mark.parametrize("signatures", [[], ["other"]])
+def test_a_file_of_other_outputs(bundle, tmp_path, signatures):
+    model = schema.ModelT.InitFromPackedBuf(tflite.tflite_model(bundle("float32")))
+    for name in signatures:
+        model.signatureDefs[0].outputs[0].name = name
+    model.signatureDefs = model.signatureDefs if signatures else []
+    builder = flatbuffers.Builder()
+    builder.Finish(model.Pack(builder), tflite_graph.IDENTIFIER)
+    (tmp_path / "m.tflite").write_bytes(builder.Output())
+    with pytest.raises(UserError, match=r"m\.tflite: the card inside is another network's.*export it again"):
         engines.load(tmp_path / "m.tflite")
 
 

@@ -13,7 +13,9 @@ pytest.importorskip("ai_edge_litert")
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from mobilenets.arch import zoo
-from mobilenets.arch.spec import scale
+from mobilenets.arch.graph import Head, Op, Output
+from mobilenets.arch.rows import Conv, Separable
+from mobilenets.arch.spec import Arch, scale
 from mobilenets.compression.quantize import quantize_bundle
 from mobilenets.deploy import engines, export
 from mobilenets.deploy.engines import tflm
@@ -21,7 +23,9 @@ from mobilenets.deploy.engines.torch import TorchEngine
 from mobilenets.deploy.lowering import lower
 from mobilenets.deploy.writers import c_array, tflite, tflite_graph
 from mobilenets.errors import UserError
-from mobilenets.model.bundle import Bundle, random_bundle
+from mobilenets.model.bundle import Bundle, random_bundle, with_random_weights
+from mobilenets.model.card import Card
+from mobilenets.model.images import Preprocess
 
 NETWORKS = ["v1", "v2", "v3-small", "v4-conv-s"]
 
@@ -51,22 +55,29 @@ def sure(b, count, of):
     return images[np.argsort(best[:, -2] - best[:, -1])[:count]]
 
 
+def reference(b, images):
+    """What TensorFlow Lite's reference kernels compute, of the image as it is."""
+    lowered = lower(b, in_float=lambda op: tflite.computed_in_float(op, micro=True), same_only=True)
+    model = tflite._Writer(lowered, None, turned=False).write({})
+    other = Interpreter(model_content=model, experimental_op_resolver_type=OpResolverType.BUILTIN_REF)
+    image = other.get_input_details()[0]["index"]
+    other.resize_tensor_input(image, images.shape)
+    other.allocate_tensors()
+    other.set_tensor(image, images)
+    other.invoke()
+    outputs = tflite_graph.signature_outputs(tflite_graph.opened(model))
+    return {name: other.get_tensor(i) for name, i in outputs.items()}
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("padding", ["symmetric", "same"])
 def test_it_is_what_the_reference_kernels_compute(int8, tmp_path, pixels, name, padding):
     """Bit for bit, and though the image is turned: the same integers, in another order."""
     b = int8(name, padding=padding)
-    lowered = lower(b, in_float=lambda op: tflite.computed_in_float(op, micro=True), same_only=True)
-    model = tflite._Writer(lowered, None, turned=False).write({})
-    other = Interpreter(model_content=model, experimental_op_resolver_type=OpResolverType.BUILTIN_REF)
-    image, output = other.get_input_details()[0]["index"], other.get_output_details()[0]["index"]
-    other.resize_tensor_input(image, pixels[:6].shape)
-    other.allocate_tensors()
-    other.set_tensor(image, pixels[:6])
-    other.invoke()
     engine = engines.load(written(b, tmp_path / "m.c-array"))
     assert (engine.name, engine.concurrent) == ("tflm", False)
-    np.testing.assert_allclose(engine(pixels[:6])["probabilities"], other.get_tensor(output), atol=1e-6)
+    (expected,) = reference(b, pixels[:6]).values()
+    np.testing.assert_allclose(engine(pixels[:6])["probabilities"], expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["v1", "v3-small"])
@@ -89,6 +100,51 @@ def test_near_the_reference(int8, tmp_path, name):
     )
     assert np.abs(x - y).mean() < 0.02
     assert (x.argmax(1) == y.argmax(1)).mean() >= 0.9
+
+
+# ---- other tasks
+
+ARCH = Arch("small", 1.0, 32, 0, (Conv(8, stride=2), Separable(16, stride=2)), activation="relu6")
+LAST, MIDDLE = "blocks.1.pointwise", "blocks.1.depthwise"
+FLAT = (Op("mean", "pool", 16, 16, inputs=(LAST,)), Op("vector", "flatten", 16, 16, inputs=("mean",)))
+UNIT = Op("unit", "l2norm", 16, 16, inputs=("vector",))
+
+
+def network(ops, outputs, size=(32, 32), **fields):
+    card = Card(ARCH.replace(size=size), Preprocess(32, size=size), Head(ops, outputs), task="features", **fields)
+    return with_random_weights(card, "int8")
+
+
+@pytest.mark.parametrize(
+    ("ops", "outputs", "turned"),
+    [
+        (FLAT, (Output("vector", "vector"),), True),
+        ((*FLAT, UNIT), (Output("unit", "unit"), Output("vector", "vector")), True),
+        (FLAT, (Output("vector", "vector"), Output("map", MIDDLE)), False),  # a map would be seen turned
+        ((Op("all", "flatten", 16 * 96, 16 * 96, inputs=(LAST,)),), (Output("all", "all"),), False),
+        # Of a side of 8, a kernel of 1 sees the first pixel of two, and turned the last; of 5, all.
+        ((Op("x", "pointwise", 16, 16, 1, 2, inputs=(LAST,)), *FLAT), (Output("v", "vector"), Output("x", "x")), False),
+        ((Op("x", "conv", 16, 16, 5, 2, inputs=(LAST,)), FLAT[1], UNIT), None, True),
+        ((Op("x", "conv", 16, 16, 1, 2, inputs=(LAST,)), FLAT[1], UNIT), None, False),
+        ((Op("x", "conv", 16, 16, 3, 4, inputs=(LAST,)), FLAT[1], UNIT), None, False),
+        ((Op("x", "conv", 16, 16, 3, kernel_width=5, grouped=4, inputs=(LAST,)), FLAT[1], UNIT), None, True),
+    ],
+)
+def test_outputs_by_name_and_turned_where_no_answer_changes(tmp_path, ops, outputs, turned):
+    """Of an input that isn't square."""
+    if outputs is None:  # the layer's mean, of length 1
+        ops, outputs = (ops[0], Op("mean", "pool", 16, 16, inputs=("x",)), *ops[1:]), (Output("unit", "unit"),)
+    b = network(ops, outputs, (32, 48))
+    assert tflite.can_be_turned(b.card.graph) == turned
+    assert ("REVERSE_V2" in tflite_graph.operators(tflite_graph.opened(tflm.model(b)))) == turned
+    images = np.random.default_rng(0).integers(0, 256, (3, 32, 48, 3), dtype=np.uint8)
+    expected, got = reference(b, images), engines.load(written(b, tmp_path / "m.c-array"))(images)
+    assert [*got] == [*expected] == [o.name for o in outputs]
+    torch = TorchEngine(b, 1)(images)
+    for name, y in got.items():
+        assert y.shape == (3, *b.card.outputs[name])
+        np.testing.assert_allclose(y, expected[name], atol=1e-6)
+        np.testing.assert_allclose(y, torch[name], atol=0.1 * np.abs(torch[name]).max())
 
 
 # ---- memory
@@ -166,6 +222,39 @@ int main(void) {
     assert text.count("resolver.Add") == int(defined["OPERATORS"])
 
 
+def test_the_header_of_another_task(tmp_path):
+    """Its outputs by name and shape, in their order; no labels, though its config has some."""
+    outputs = (Output("vector", "vector", "pooled */ features"), Output("map", MIDDLE))
+    folder = written(network(FLAT, outputs, (32, 48), config={"labels": ["a"]}), tmp_path / "m.c-array")
+    header = (folder / "model.h").read_text()
+    assert (
+        " * Output 0, vector: float32 [1, 16], pooled * / features.\n * Output 1, map: float32 [1, 8, 8, 12].\n"
+        in header
+    )
+    assert "[1, 32, 48, 3], RGB as a camera gives it: the centre, 0.875 of the largest part in these" in header
+    assert "#define MODEL_HEIGHT 32\n#define MODEL_WIDTH 48\n/*" in header
+    assert "AddTranspose();" in header
+    assert not re.search("MODEL_CLASSES|MODEL_SIDE|labels", header + (folder / "model.c").read_text())
+    gcc = shutil.which("gcc")
+    if gcc is not None:
+        line = [gcc, "-Wall", "-Wextra", "-Werror", "-std=c11", "-pedantic", "-fsyntax-only", str(folder / "model.c")]
+        assert subprocess.run(line, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, "the centre square, 0.875 of the short side."),
+        ({"framing": "letterbox"}, "the whole image, its proportions kept, 128 around it."),
+        ({"framing": "stretch"}, "the whole image, out of proportion."),
+        ({"mean": (1.0, 2.0, 3.0)}, "MODEL_INPUT_SCALE 1f\n#define MODEL_INPUT_ZERO_POINT 0\n"),
+    ],
+)
+def test_the_header_says_what_the_input_is(int8, changes, said):
+    card = int8("v1").card
+    assert said in c_array.header(card.replace(preprocess=Preprocess(32, **changes)), b"", 0, ["ADD"])
+
+
 def test_a_header_is_cpp_too(int8, tmp_path):
     gpp = shutil.which("g++")
     if gpp is None:
@@ -188,6 +277,7 @@ def test_the_resolver_is_told_of_every_operator():
         kinds = tflite_graph.operators(tflite_graph.opened(tflm.model(b)))
         assert set(kinds) <= set(c_array.METHODS)
         assert {"CONV_2D", "DEPTHWISE_CONV_2D", "SOFTMAX"} <= set(kinds)
+    assert set(tflite_graph.VERSIONS) - set(c_array.METHODS) == {"GELU"}  # which it hasn't got
 
 
 # ---- faults
@@ -229,7 +319,8 @@ def change(path, old, new):
         (lambda p: (p / "model.c").write_text("int x;"), "no model_data in it"),
         (lambda p: change(p / "model.c", "0x", "0y"), "not a readable c-array folder"),
         (lambda p: change(p / "model.c", "0x54,", "0x55,"), "TensorFlow Lite Micro can't run this: no TFL3"),
-        (lambda p: (p / "model.json").write_text("{"), "not a readable c-array folder"),
+        (lambda p: (p / "model.json").unlink(), "not a readable c-array folder: .*model.json"),
+        (lambda p: (p / "model.json").write_text("{"), r"model\.json: the card inside isn't JSON"),
         (lambda p: (p / "model.json").write_text(json.dumps({"format": 99})), "newer mobilenets"),
         (lambda p: change(p / "model.h", "ARENA_BYTES ", "ARENA_BYTES 1 // "), "no MODEL_ARENA_BYTES"),
     ],
@@ -241,6 +332,23 @@ def test_a_damaged_folder(int8, tmp_path, spoil, message):
         engines.load(folder)
     assert "\n" not in str(e.value)
     assert "m.c-array" in str(e.value)
+
+
+def test_the_card_of_another_network(int8, tmp_path):
+    folder = written(int8("v1"), tmp_path / "m.c-array")
+    for card in (
+        random_bundle(zoo.arch("v1", 0.25, 64, 10), "int8").card,
+        network(FLAT, (Output("v", "vector"),)).card,
+    ):
+        (folder / "model.json").write_text(json.dumps(card.to_json()))
+        with pytest.raises(UserError, match=r"m\.c-array: the card inside is another network's.*export it again"):
+            engines.load(folder)
+    two = network(FLAT, (Output("vector", "vector"), Output("again", "vector")))
+    folder = written(two, tmp_path / "two.c-array")
+    assert [*engines.load(folder)(smooth_images(2))] == ["vector", "again"]
+    (folder / "model.json").write_text(json.dumps(network(FLAT, (Output("vector", "vector"),)).card.to_json()))
+    with pytest.raises(UserError, match="the card inside is another network's"):
+        engines.load(folder)
 
 
 def test_the_folder_is_proved_as_it_is_written(int8, tmp_path, monkeypatch):

@@ -49,13 +49,11 @@ class LiteRTEngine:
             self.idle = [self._interpreter()]
         except (ValueError, RuntimeError) as e:
             raise UserError(f"{path}: not a readable TFLite file: {one_line(e)}") from e
-        image, outputs = self.idle[0].get_input_details()[0], self.idle[0].get_output_details()
-        names = [*self.card.outputs]
-        if len(names) != len(outputs):
-            names = [f"output {i}" for i in range(len(outputs))]  # which the card doesn't know
-        check_card(
-            self.card, image["shape"][1:], {n: o["shape"][1:] for n, o in zip(names, outputs, strict=True)}, str(path)
-        )
+        image = self.idle[0].get_input_details()[0]
+        shapes = {o["index"]: o["shape"][1:] for o in self.idle[0].get_output_details()}
+        self.outputs = tflite_graph.signature_outputs(tflite_graph.opened(self.data))
+        given = {name: shapes[i] for name, i in self.outputs.items() if i in shapes}
+        check_card(self.card, image["shape"][1:], given, str(path))
         self.batch = int(image["shape"][0]) if image["shape_signature"][0] > 0 else None
 
     def _interpreter(self) -> Interpreter:
@@ -76,11 +74,9 @@ class LiteRTEngine:
                 interpreter.allocate_tensors()
             interpreter.set_tensor(image["index"], np.ascontiguousarray(images))
             interpreter.invoke()
-            details = interpreter.get_output_details()  # in the order in which they were written
-            values = [interpreter.get_tensor(o["index"]) for o in details]
+            return {name: interpreter.get_tensor(self.outputs[name]) for name in self.card.outputs}
         finally:
             self.idle.append(interpreter)
-        return dict(zip(self.card.outputs, values, strict=True))
 
     def __call__(self, images: Pixels) -> Outputs:
         return run_batched(self._run, images, self.batch)

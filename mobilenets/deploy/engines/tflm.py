@@ -17,12 +17,12 @@ from pathlib import Path
 import numpy as np
 from tflite_micro import runtime
 
-from mobilenets.deploy.engines import Outputs, joined
+from mobilenets.deploy.engines import Outputs, check_card, parse_card, run_batched
 from mobilenets.deploy.engines.stderr import captured
-from mobilenets.deploy.writers import c_array, tflite_graph
+from mobilenets.deploy.writers import c_array, tflite_graph, tflite_metadata
 from mobilenets.errors import UserError
 from mobilenets.model.bundle import Bundle
-from mobilenets.model.card import Card, Precision
+from mobilenets.model.card import Precision
 from mobilenets.model.convert.formats import one_line
 from mobilenets.model.images import Pixels
 
@@ -44,19 +44,25 @@ class TFLMEngine:
         try:
             model = c_array.model_bytes((path / SOURCE).read_text())
             arena = c_array.number((path / HEADER).read_text(), "MODEL_ARENA_BYTES")
-            card = json.loads((path / CARD).read_bytes())
+            card = (path / CARD).read_bytes()
         except (OSError, ValueError) as e:
             raise UserError(f"{path}: not a readable c-array folder: {e}") from e
-        self.card = Card.from_json(card, str(path / CARD))
+        self.card = parse_card(card, str(path / CARD))
         self.interpreter = interpreter(model, arena, str(path))
+        # It knows outputs by their order alone.
+        count = tflite_graph.opened(model).Subgraphs(0).OutputsLength()
+        names = [*self.card.outputs, *(f"output {i}" for i in range(len(self.card.outputs), count))]
+        shapes = [self.interpreter.get_output_details(i)["shape"][1:] for i in range(count)]
+        image = self.interpreter.get_input_details(0)["shape"][1:]
+        check_card(self.card, image, dict(zip(names, shapes, strict=False)), str(path))
 
-    def _run(self, image: Pixels) -> Outputs:
-        self.interpreter.set_input(np.ascontiguousarray(image[None]), 0)
+    def _run(self, images: Pixels) -> Outputs:
+        self.interpreter.set_input(np.ascontiguousarray(images), 0)
         self.interpreter.invoke()
         return {name: np.array(self.interpreter.get_output(i)) for i, name in enumerate(self.card.outputs)}
 
     def __call__(self, images: Pixels) -> Outputs:
-        return joined([self._run(image) for image in images])
+        return run_batched(self._run, images, 1)
 
 
 def load(path: Path, threads: int) -> TFLMEngine:
@@ -131,12 +137,12 @@ def write(bundle: Bundle, path: Path, batch: int | None) -> None:
     arena = arena_bytes(data, bundle.card.arch.title)
     path.mkdir()
     (path / HEADER).write_text(c_array.header(bundle.card, data, arena, kinds))
-    (path / SOURCE).write_text(c_array.source(data, bundle.card.labels))
+    (path / SOURCE).write_text(c_array.source(data, tflite_metadata.class_names(bundle.card)))
     (path / CARD).write_text(json.dumps(bundle.card.to_json(), indent=2) + "\n")
 
 
 def stored(path: Path) -> Precision:
     """What the convolutions in the folder's model.c read, but for those that its card keeps in float."""
     opened = tflite_graph.opened(c_array.model_bytes((path / SOURCE).read_text()))
-    float_ops = Card.from_json(json.loads((path / CARD).read_bytes()), str(path / CARD)).float_ops
-    return tflite_graph.stored_precision(opened, float_ops)
+    card = parse_card((path / CARD).read_bytes(), str(path / CARD))
+    return tflite_graph.stored_precision(opened, card.float_ops)

@@ -5,36 +5,53 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from mobilenets.deploy.writers.tflite_metadata import class_names, normalization
 from mobilenets.model.card import Card
+from mobilenets.model.images import GREY, Preprocess
 
 PER_LINE = 20  # bytes
 # TFLite Micro's resolver is told of each kind of operator by a method.
 METHODS = {
     "ADD": "AddAdd",
     "BATCH_MATMUL": "AddBatchMatMul",
+    "CONCATENATION": "AddConcatenation",
     "CONV_2D": "AddConv2D",
     "DEPTHWISE_CONV_2D": "AddDepthwiseConv2D",
     "DEQUANTIZE": "AddDequantize",
     "HARD_SWISH": "AddHardSwish",
+    "L2_NORMALIZATION": "AddL2Normalization",
     "MEAN": "AddMean",
     "MUL": "AddMul",
+    "PAD": "AddPad",
     "QUANTIZE": "AddQuantize",
+    "RELU": "AddRelu",
+    "RELU6": "AddRelu6",
     "RESHAPE": "AddReshape",
     "REVERSE_V2": "AddReverseV2",
     "SOFTMAX": "AddSoftmax",
     "SUB": "AddSub",
+    "TRANSPOSE": "AddTranspose",
 }
 
 
 def header(card: Card, model: bytes, arena_bytes: int, operators: Sequence[str]) -> str:
     """model.h: the sizes, and what to call."""
-    (rows, columns), p = card.preprocess.input_size, card.preprocess
-    outputs = "; ".join(f"{name} float32 {[1, *shape]}" for name, shape in card.outputs.items())
-    if card.labels:
-        outputs = f"float32 [1, {card.arch.classes}], the probability of each of model_labels"
-    what = f"{card.arch.classes} classes" if card.labels else _comment(card.task)
-    labels = f"#define MODEL_CLASSES {card.arch.classes}\n" if card.labels else ""
-    names = "extern const char *const model_labels[MODEL_CLASSES];\n" if card.labels else ""
+    (rows, columns), classes = card.preprocess.input_size, len(class_names(card))
+    mean, std = normalization(card)
+    sides = f"#define MODEL_SIDE {rows}"
+    if rows != columns:
+        sides = f"#define MODEL_HEIGHT {rows}\n#define MODEL_WIDTH {columns}"
+    if classes:
+        what = f"{classes} classes"
+        outputs = f" * Output: float32 [1, {classes}], the probability of each of model_labels."
+        sides += f"\n#define MODEL_CLASSES {classes}"
+        names = "extern const char *const model_labels[MODEL_CLASSES];\n"
+    else:
+        what, names = _comment(card.task), ""
+        outputs = "\n".join(
+            f" * Output {i}, {_comment(f'{o.name}: float32 {[1, *card.outputs[o.name]]}, {o.meaning}'.rstrip(', '))}."
+            for i, o in enumerate(card.head.outputs)
+        )
     resolver = "\n".join(f" *   resolver.{METHODS[kind]}();" for kind in operators)
     return f"""\
 /* MobileNet {_comment(card.arch.title)}, int8, {what}, for TensorFlow Lite Micro; by mobilenets.
@@ -43,8 +60,8 @@ def header(card: Card, model: bytes, arena_bytes: int, operators: Sequence[str])
  * RAM: an arena of MODEL_ARENA_BYTES, aligned to 16 bytes. It was measured on a 64-bit processor with the reference
  * kernels: pointers of 32 bits need less, kernels with scratch buffers (CMSIS-NN's) more.
  *
- * Input: uint8 [1, {rows}, {columns}, 3], RGB as a camera gives it: the centre square, {p.crop:g} of the short side.
- * Output: {outputs}.
+ * Input: uint8 [1, {rows}, {columns}, 3], RGB as a camera gives it: {_framing(card.preprocess)}.
+{outputs}
  *
  *   static tflite::MicroMutableOpResolver<MODEL_OPERATORS> resolver;
 {resolver}
@@ -56,10 +73,10 @@ def header(card: Card, model: bytes, arena_bytes: int, operators: Sequence[str])
 #define MODEL_ARENA_BYTES {arena_bytes}
 #define MODEL_BYTES {len(model)}
 #define MODEL_OPERATORS {len(operators)}
-#define MODEL_SIDE {p.resolution}
-{labels}/* The pixel that the network reads as (pixel - MODEL_INPUT_ZERO_POINT) * MODEL_INPUT_SCALE; nothing to do. */
-#define MODEL_INPUT_SCALE {1 / p.std[0]:.9g}f
-#define MODEL_INPUT_ZERO_POINT {p.mean[0]:g}
+{sides}
+/* The pixel that the network reads as (pixel - MODEL_INPUT_ZERO_POINT) * MODEL_INPUT_SCALE; nothing to do. */
+#define MODEL_INPUT_SCALE {1 / std:.9g}f
+#define MODEL_INPUT_ZERO_POINT {mean:g}
 
 #ifdef __cplusplus
 extern "C" {{
@@ -107,6 +124,20 @@ def number(text: str, name: str) -> int:
     if found is None:
         raise ValueError(f"no {name} in it")
     return int(found[1])
+
+
+def _framing(p: Preprocess) -> str:
+    """Which part of an image the input is."""
+    rows, columns = p.input_size
+    match p.framing:
+        case "letterbox":
+            return f"the whole image, its proportions kept, {GREY} around it"
+        case "stretch":
+            return "the whole image, out of proportion"
+        case _ if rows == columns:
+            return f"the centre square, {p.crop:g} of the short side"
+        case _:
+            return f"the centre, {p.crop:g} of the largest part in these proportions"
 
 
 def _comment(text: str) -> str:

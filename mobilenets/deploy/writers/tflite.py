@@ -16,10 +16,11 @@ import numpy as np
 import numpy.typing as npt
 from ai_edge_litert import schema_py_generated as schema
 
-from mobilenets.arch.graph import Op
+from mobilenets.arch import graph as graphs
+from mobilenets.arch.graph import Op, pads
 from mobilenets.deploy.lowering import Lowered, lower, unsupported
 from mobilenets.deploy.writers.tflite_graph import CARD_KEY, Graph, quantization
-from mobilenets.deploy.writers.tflite_metadata import KEY, metadata, normalization, with_labels
+from mobilenets.deploy.writers.tflite_metadata import KEY, class_names, metadata, normalization, with_labels
 from mobilenets.model.bundle import Bundle
 
 Array = npt.NDArray[Any]
@@ -90,8 +91,9 @@ class _Writer:
 
     def pad(self, op: Op, x: int) -> int:
         above, left, below, right = op.pads or (0, 0, 0, 0)
+        out = self.value(op.name, op.name)
         around = self.integers(f"{op.name}s", (0, 0), (above, below), (left, right), (0, 0))
-        return self.graph.op("PAD", [x, around], self.value(op.name, op.name), schema.PadOptionsT())
+        return self.graph.op("PAD", [x, around], out, schema.PadOptionsT())
 
     def layer(self, op: Op, x: int) -> int:
         depthwise = op.kind in ("depthwise", "norm")
@@ -103,8 +105,13 @@ class _Writer:
         options = schema.DepthwiseConv2DOptionsT(depthMultiplier=1) if depthwise else schema.Conv2DOptionsT()
         options.padding, options.strideH, options.strideW = padding, op.stride, op.stride
         options.fusedActivationFunction = _fused(op.activation)
-        inputs = [x, *self.parameters(op, depthwise)]
-        return self.graph.op(kind, inputs, self.value(op.name, op.name), options)
+        out = self.value(op.name, op.name)
+        return self.graph.op(kind, [x, *self.parameters(op, depthwise)], out, options)
+
+    def reads_image(self, op: Op) -> bool:
+        """Whether an operation's input is the normalized image, padded or not."""
+        before = self.source.by_name[op.inputs[0]]
+        return self.reads_image(before) if before.kind == "pad" else before.kind in ("pixels", "normalize")
 
     def parameters(self, op: Op, depthwise: bool) -> tuple[int, int]:
         """Weights [cout, KH, KW, cin], or [1, KH, KW, cout] where each channel is by itself, and the bias."""
@@ -121,8 +128,7 @@ class _Writer:
         added = self.graph.const(f"{op.name}.bias", w.bias)
         if w.scale is not None:
             affine = quantization(w.scale, np.zeros(len(w.scale)), axis)
-            first = self.source.by_name[op.inputs[0]].kind in ("pixels", "normalize")
-            if not depthwise and not first:
+            if op.groups == 1 and not depthwise and not self.reads_image(op):
                 return self.graph.const(name, laid, affine), added
             # For few inputs to an output, float is faster than rounding them, and nearer.
             return self.graph.unpacked(name, self.graph.const(f"{name}.int8", laid, affine)), added
@@ -131,10 +137,10 @@ class _Writer:
         return self.graph.const(name, laid), added
 
     def activation(self, op: Op, x: int) -> int:
-        if op.activation == "hard_sigmoid":
-            return self.hard_sigmoid(op, x)
         out = self.value(op.name, op.name)
         match op.activation:
+            case "hard_sigmoid":
+                return self.hard_sigmoid(op, x, out)
             case "hard_swish":
                 return self.graph.op("HARD_SWISH", [x], out, schema.HardSwishOptionsT())
             case "gelu":
@@ -142,7 +148,7 @@ class _Writer:
             case clip:
                 return self.graph.op(str(FUSED[clip]), [x], out)
 
-    def hard_sigmoid(self, op: Op, x: int) -> int:
+    def hard_sigmoid(self, op: Op, x: int, out: int) -> int:
         """relu6(x + 3) / 6. In int8 the sum has six times the output's scale: it rounds once, and dividing is exact."""
         int8, affine = self.is_int8(op.name), self.affine(op.name)
         if int8:
@@ -151,7 +157,7 @@ class _Writer:
         total = self.graph.value(f"{op.name}.sum", self.shape(op.name), kind, affine)
         self.graph.op("ADD", [x, self.number(f"{op.name}.three", 3, int8)], total, _options("ADD", "relu6"))
         sixth = self.number(f"{op.name}.sixth", 1 / 6, int8)
-        return self.graph.op("MUL", [total, sixth], self.value(op.name, op.name), _options("MUL"))
+        return self.graph.op("MUL", [total, sixth], out, _options("MUL"))
 
     def attend(self, op: Op, query: int, key: int, value: int) -> int:
         """Multi-query attention in float: the heads see one key and value, so all queries are rows of one matrix."""
@@ -270,6 +276,24 @@ def computed_in_float(op: Op, micro: bool = False) -> bool:
     return op.kind == "attend" or (op.activation in ("hard_swish", "gelu") and not micro)
 
 
+def can_be_turned(graph: graphs.Graph) -> bool:
+    """Whether nothing but TFLite's own padding is needed, and no answer changes, with the image and kernels turned."""
+    if graph.padding != "symmetric":
+        return False
+    places = [graph.shapes[o.op][1:] for o in graph.outputs]  # where a turned map would be seen
+    places += [graph.shapes[op.inputs[0]][1:] for op in graph.ops if op.kind == "flatten"]
+    return all(math.prod(p) == 1 for p in places) and all(_turns(op, graph) for op in graph.layers)
+
+
+def _turns(op: Op, graph: graphs.Graph) -> bool:
+    """Whether what symmetric padding reads beyond the end of a map is what TFLite adds before it."""
+    _, *sides = graph.shapes[op.inputs[0]]
+    _, *counts = graph.shapes[op.name]
+    before = pads(op, graph.shapes[op.inputs[0]], "same")[:2]
+    ends = [(n - 1) * op.stride + k - k // 2 for n, k in zip(counts, op.kernels, strict=True)]
+    return all(end - side == b for end, side, b in zip(ends, sides, before, strict=True))
+
+
 def _fused(activation: str | None) -> int:
     return int(getattr(schema.ActivationFunctionType, FUSED[activation]))
 
@@ -288,13 +312,10 @@ def tflite_graph(
 
     `micro`: as TensorFlow Lite Micro runs it in the least memory. The image is turned by half a circle first, and all
     kernels with it: the answers are the same, and "symmetric" padding at stride 2 becomes TFLite's own, without padded
-    copies of maps, which would be the largest values. (XNNPACK makes none anyhow.) Where a map is given out, it would
-    be turned too: then nothing is.
+    copies of maps, which would be the largest values. (XNNPACK makes none anyhow.) A map that is given out would be
+    turned too: then nothing is.
     """
-    graph = bundle.card.graph
-    vectors = all(op.kind != "flatten" or graph.shapes[op.inputs[0]][1:] == (1, 1) for op in graph.ops)
-    vectors &= all(len(graph.shapes[o.op]) == 1 for o in graph.outputs)
-    turned = micro and graph.padding == "symmetric" and vectors
+    turned = micro and can_be_turned(bundle.card.graph)
     lowered = lower(bundle, in_float=lambda op: computed_in_float(op, micro), same_only=not turned)
     return _Writer(lowered, batch, turned).write(entries or {})
 
@@ -303,4 +324,5 @@ def tflite_model(bundle: Bundle, batch: int | None = None) -> bytes:
     """The network with all that is known of it: TFLite's own metadata, the labels behind it as a zip, the card."""
     entries = {KEY: metadata(bundle.card), CARD_KEY: json.dumps(bundle.card.to_json()).encode()}
     model = tflite_graph(bundle, batch, entries)
-    return with_labels(model, bundle.card.labels) if bundle.card.labels else model
+    names = class_names(bundle.card)
+    return with_labels(model, names) if names else model

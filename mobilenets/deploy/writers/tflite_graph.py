@@ -21,11 +21,12 @@ ALIGNMENT = 16  # bytes; of constants, by the schema: kernels read vectors from 
 TYPES: dict[int, str] = {v: k.lower() for k, v in vars(schema.TensorType).items() if isinstance(v, int)}
 OPERATORS: dict[int, str] = {v: k for k, v in vars(schema.BuiltinOperator).items() if isinstance(v, int)}
 # The operator's version with these types, and the first TensorFlow Lite that has it, by the operator and what decides:
-# its first input's type, "hybrid" for int8 weights of a float layer, "channels" for a scale per channel. "": any other.
+# its first input's type, "hybrid" for int8 weights of a float layer, "groups" for a convolution of groups, "channels"
+# for a scale per channel. "": any other.
 VERSIONS: dict[str, dict[str, tuple[int, str]]] = {
     "ADD": {"": (1, "1.5.0"), "int8": (2, "1.14.0")},
     "BATCH_MATMUL": {"": (1, "2.3.0")},
-    "CONV_2D": {"": (1, "1.5.0"), "int8": (3, "1.14.0"), "hybrid": (5, "2.4.0")},
+    "CONV_2D": {"": (1, "1.5.0"), "int8": (3, "1.14.0"), "hybrid": (5, "2.4.0"), "groups": (6, "2.9.0")},
     "CONCATENATION": {"": (1, "1.5.0"), "int8": (2, "1.14.0")},
     "DEPTHWISE_CONV_2D": {"": (1, "1.5.0"), "int8": (3, "1.14.0"), "hybrid": (6, "2.3.0")},
     "DEQUANTIZE": {"": (1, "1.13.1"), "int8": (2, "1.14.0"), "float16": (3, "1.15.0"), "channels": (5, "2.7.0")},
@@ -110,7 +111,9 @@ class Graph:
     def op(self, kind: str, inputs: Sequence[int], output: int, options: Any = None) -> int:
         """Append an operator; gives `output`."""
         decides = self.type(inputs[0])
-        if kind.endswith("CONV_2D") and decides == "float32" and self.type(inputs[1]) == "int8":
+        if kind == "CONV_2D" and self.tensors[inputs[0]].shape[-1] != self.tensors[inputs[1]].shape[-1]:
+            decides = "groups"
+        elif kind.endswith("CONV_2D") and decides == "float32" and self.type(inputs[1]) == "int8":
             decides = "hybrid"
         elif kind == "DEQUANTIZE" and decides == "int8" and len(self.tensors[inputs[0]].quantization.scale) > 1:
             decides = "channels"
@@ -176,6 +179,15 @@ def entry(model: schema.Model, key: str) -> bytes | None:
         if model.Metadata(i).Name() == key.encode():
             return bytes(model.Buffers(model.Metadata(i).Buffer()).DataAsNumpy())
     return None
+
+
+def signature_outputs(model: schema.Model) -> dict[str, int]:
+    """The outputs by the names of its first signature: their tensors. None where it has no signature."""
+    if not model.SignatureDefsLength():
+        return {}
+    signature = model.SignatureDefs(0)
+    found = [signature.Outputs(i) for i in range(signature.OutputsLength())]
+    return {o.Name().decode(): o.TensorIndex() for o in found}
 
 
 def operators(model: schema.Model) -> list[str]:

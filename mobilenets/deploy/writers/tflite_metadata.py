@@ -34,6 +34,11 @@ def normalization(card: Card) -> tuple[float, float]:
     return (p.mean[0], p.std[0]) if reads_pixels(p) else (0.0, 1.0)
 
 
+def class_names(card: Card) -> tuple[str, ...]:
+    """What a classifier's probabilities are of; nothing for other tasks, whatever they call labels."""
+    return card.labels if card.task == "classify" else ()
+
+
 class _Tables:
     """Tables of one flatbuffer, inner ones first."""
 
@@ -92,10 +97,14 @@ class _Tables:
 
 def metadata(card: Card) -> bytes:
     """The ModelMetadata table."""
-    t = _Tables()
-    outputs = [t.probabilities() if o.name == PROBABILITIES else t.plain(o.name, o.meaning) for o in card.head.outputs]
-    graph = t.table({2: t.tables(t.image(card)), 3: t.tables(*outputs)})
-    what = f"image classifier of {len(card.labels)} classes" if card.labels else f"network for {card.task}"
+    t, names = _Tables(), class_names(card)
+    images = t.tables(t.image(card))
+    outputs = [
+        t.probabilities() if names and o.name == PROBABILITIES else t.plain(o.name, o.meaning)
+        for o in card.head.outputs
+    ]
+    graph = t.table({2: images, 3: t.tables(*outputs)})
+    what = f"image classifier of {len(names)} classes" if names else f"network for {card.task}"
     root = t.table({
         0: t.text(f"MobileNet {card.arch.title}"),
         1: t.text(f"{card.precision} {what}"),

@@ -37,7 +37,7 @@ def clock(monkeypatch, tmp_path):
     monkeypatch.setattr(engines, "build", build)
     monkeypatch.setattr(latency, "time_calls", time_calls)
     monkeypatch.setattr(
-        "mobilenets.model.bundle.random_bundle", lambda arch, _p: SimpleNamespace(card=SimpleNamespace(arch=arch))
+        "mobilenets.deploy.latency.random_bundle", lambda arch, _p: SimpleNamespace(card=SimpleNamespace(arch=arch))
     )
     return measured
 

@@ -7,6 +7,7 @@ operation, by its kind in a table; a kind that isn't in its table is a `UserErro
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -53,7 +54,11 @@ class Lowered:
     card: Card
     graph: Graph
     tensors: Tensors
-    folded: Folded
+
+    @functools.cached_property
+    def folded(self) -> Folded:
+        """Every layer's weights and bias in float32, whatever they are stored as."""
+        return (unpack if self.precision == "int8" else fold)(self.card, self.tensors)
 
     @property
     def precision(self) -> Precision:
@@ -70,13 +75,13 @@ class Lowered:
 
     def weights(self, op: Op) -> Weights:
         """A layer's weights as the precision stores them."""
+        if self.precision == "int8" and self.in_integers(op):
+            scale = self.tensors[f"{op.name}.weight_scale"]
+            bias_scale = (scale * self.scale(op.inputs[0])[0]).astype(np.float32)
+            codes, whole = self.tensors[f"{op.name}.weight"], self.tensors[f"{op.name}.bias"]
+            return Weights(codes, whole, scale, bias_scale=bias_scale)
         values, bias = self.folded[op.name]
         match self.precision:
-            case "int8" if self.in_integers(op):
-                scale = self.tensors[f"{op.name}.weight_scale"]
-                bias_scale = (scale * self.scale(op.inputs[0])[0]).astype(np.float32)
-                codes, whole = self.tensors[f"{op.name}.weight"], self.tensors[f"{op.name}.bias"]
-                return Weights(codes, whole, scale, bias_scale=bias_scale)
             case "float16":
                 return Weights(half(values), bias)
             case "int4" if fits_int4(values):
@@ -113,9 +118,8 @@ def lower(
     graph = card.graph
     if card.precision == "int8" and rounding:
         graph = with_rounding(graph, card.float_ops, in_float)
-    folded = unpack(card, bundle.tensors) if card.precision == "int8" else fold(card, bundle.tensors)
     graph = _with_pads(_from_image(graph, card.preprocess), same_only)
-    return Lowered(card, graph, bundle.tensors, folded)
+    return Lowered(card, graph, bundle.tensors)
 
 
 def _from_image(graph: Graph, preprocess: Preprocess) -> Graph:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from mobilenets import console, files
 from mobilenets.compression import qat
-from mobilenets.compression.quantize import measure
+from mobilenets.compression.quantize import measure_ranges
 from mobilenets.compression.scheme import CALIBRATION_IMAGES, Scheme
 from mobilenets.data.open import of_card
 from mobilenets.deploy import engines, evaluate
@@ -46,7 +46,7 @@ def main() -> None:
             return Bundle.load(out)
         d = of_card(source.card, a.data, a.root)
         images = d.sample("train", CALIBRATION_IMAGES, source.card.preprocess).pixels
-        measured = measure(source, images, Scheme(per_layer=per_layer))
+        measured = measure_ranges(source, images, Scheme(per_layer=per_layer))
         if trained:
             measured = qat.learn(source, measured, d, out.with_name(f"{out.name}.work"), recipe=recipe)
         return measured.bundle().save(out)

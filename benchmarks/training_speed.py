@@ -30,7 +30,7 @@ class Steps:
 
     def __init__(self, name: str, side: int, batch: int, ours: bool, route: bool) -> None:
         torch.manual_seed(0)
-        self.net = model.create(name, resolution=side, classes=10).train()
+        self.net = model.create(name, resolution=side, num_classes=10).train()
         self.bf16, self.forward = ours, FAST if route else nn.Conv2d.forward
         self.x, self.y = torch.randn(batch, 3, side, side), torch.randint(0, 10, (batch,))
         if self.bf16:

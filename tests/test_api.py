@@ -46,7 +46,7 @@ def test_the_check_itself_can_fail():
 
 
 def test_names_at_the_top():
-    net = mobilenets.create("v2", alpha=0.5, resolution=160, classes=10)
+    net = mobilenets.create("v2", alpha=0.5, resolution=160, num_classes=10)
     assert net.arch == zoo.arch("v2", 0.5, 160, 10)
     assert isinstance(net.arch, mobilenets.Arch)
     assert mobilenets.UserError is UserError

@@ -306,7 +306,7 @@ def test_a_toy_task(
 
 
 def test_the_random_bundle_of_a_rectangle() -> None:
-    arch = dataclasses.replace(ARCH, classes=3, size=(32, 64))
+    arch = dataclasses.replace(ARCH, num_classes=3, size=(32, 64))
     bundle = random_bundle(arch)
     assert bundle.card.preprocess.input_size == (32, 64)
     assert graphs.pads(arch.ops[0], (3, 32, 64), "same") == (0, 0, 1, 1)

@@ -92,7 +92,7 @@ def test_keep_stem_spares_the_first_row():
 @pytest.mark.parametrize("name", NAMES)
 def test_tensors_are_the_state_dicts(name):
     with torch.device("meta"):
-        net = model.create(name, classes=7)
+        net = model.create(name, num_classes=7)
     state = {k: tuple(v.shape) for k, v in net.state_dict().items()}
     labels = [f"class {i}" for i in range(7)]
     assert state == tensor_shapes(classifier_card(net.arch, Preprocess(net.arch.resolution), labels))

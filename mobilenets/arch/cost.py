@@ -143,7 +143,7 @@ class Cost:
             "arch": self.arch.name,
             "alpha": self.arch.alpha,
             "resolution": self.arch.resolution,
-            "classes": self.arch.classes,
+            "classes": self.arch.num_classes,
             "macs": self.macs,
             "adds": self.adds,
             "weights": self.weights,
@@ -200,7 +200,7 @@ class Cost:
     def _total_table(self) -> RenderableType:
         from mobilenets.console import megabytes, table
 
-        t = table(f"{self.arch.title}, {self.arch.classes} classes", ["", "value", "exactly"], left=("",))
+        t = table(f"{self.arch.title}, {self.arch.num_classes} classes", ["", "value", "exactly"], left=("",))
         for name, n in (
             ("macs (M)", self.macs),
             ("additions (M)", self.adds),

@@ -24,7 +24,7 @@ def feature_head(arch: Arch, tap: str = "") -> Head:
     A tapped map is given as it is, [channels, height, width], a single position as a vector. Raises `UserError`.
     """
     graph = arch.graph
-    op = graph.op(tap) if tap else graph.ops[-2 if arch.classes else -1]
+    op = graph.op(tap) if tap else graph.ops[-2 if arch.num_classes else -1]
     channels, height, width = graph.shapes[op.name]
     if height * width > 1:
         return Head((), (Output(FEATURES, op.name, f"output of {op.name}"),))

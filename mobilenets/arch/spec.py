@@ -85,8 +85,8 @@ class Network:
 class Arch:
     """A network resolved to final channels: the one description the model, its cost and its files share.
 
-    `classes` is 0 for a headless network. `divisor`, `min_depth`, `keep_head`, `keep_stem` and `convention` record how
-    the channels were rounded (see `scale`). `size` is the input's (height, width) where it isn't a square of
+    `num_classes` is 0 for a headless network. `divisor`, `min_depth`, `keep_head`, `keep_stem` and `convention` record
+    how the channels were rounded (see `scale`). `size` is the input's (height, width) where it isn't a square of
     `resolution`, the shorter of the two then. `padding` is "symmetric" (PyTorch's) or "same" (TensorFlow's: a stride-2
     convolution pads bottom and right first). `linear_bottleneck` and `shortcut` are V2's ablations (V2 paper, figure
     6): without the first, an activation follows the projection too; the shortcuts join the bottlenecks, or the
@@ -96,7 +96,7 @@ class Arch:
     name: str
     alpha: float
     resolution: int
-    classes: int
+    num_classes: int
     rows: tuple[Row, ...]
     head: tuple[Row, ...] = ()
     activation: Activation = "relu6"
@@ -119,8 +119,8 @@ class Arch:
             check_resolution(side)
         if self.resolution != min(self.input_size):
             raise UserError(f"an input of {self.input_size} has a resolution of {min(self.input_size)}")
-        if self.classes < 0:
-            raise UserError(f"classes must be 0 or more, not {self.classes}")
+        if self.num_classes < 0:
+            raise UserError(f"classes must be 0 or more, not {self.num_classes}")
         for field, known in (
             ("padding", PADDINGS),
             ("activation", ACTIVATIONS),
@@ -150,10 +150,10 @@ class Arch:
         last = self.blocks[-1]
         pool = Op("pool", "pool", last.cout, last.cout, inputs=(last.output,))
         ops = (pool, *(op for b in self.head_blocks for op in b.ops))
-        if not self.classes:
+        if not self.num_classes:
             return ops
         inputs = (ops[-1].name,)
-        return *ops, Op("classifier", "linear", self.features, self.classes, bias=True, inputs=inputs)
+        return *ops, Op("classifier", "linear", self.features, self.num_classes, bias=True, inputs=inputs)
 
     @property
     def scaling(self) -> Scaling:
@@ -233,6 +233,7 @@ class Arch:
         d = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         if self.size is None:  # the digests of squares are those of before there were others
             del d["size"]
+        d["classes"] = d.pop("num_classes")  # as it was called when the first digests were made
         for part in ("rows", "head"):
             d[part] = [{"type": type(r).__name__, **dataclasses.asdict(r)} for r in d[part]]
         return d
@@ -240,14 +241,15 @@ class Arch:
     @classmethod
     def from_json(cls, d: Mapping[str, Any]) -> Arch:
         """The inverse of `to_json`; a UserError names a field that is missing, unknown or of the wrong type."""
-        known = {f.name for f in dataclasses.fields(cls)}
+        known = {"classes" if f.name == "num_classes" else f.name for f in dataclasses.fields(cls)}
         for k in d:
             if k not in known:
                 raise unknown("Arch field", k, known)
         try:
             rows, head = (tuple(row_from_json(r) for r in part) for part in (d["rows"], d.get("head", ())))
             size = {"size": tuple(d["size"])} if d.get("size") else {}
-            return cls(**{**d, "rows": rows, "head": head, **size})
+            fields = {k: v for k, v in d.items() if k != "classes"}
+            return cls(**{**fields, "num_classes": d["classes"], "rows": rows, "head": head, **size})
         except (KeyError, TypeError, ValueError, AttributeError) as e:
             raise UserError(f"not an Arch: {e}") from e
 
@@ -298,7 +300,7 @@ def scale(
     network: Network,
     alpha: float = 1.0,
     resolution: int | tuple[int, int] | None = None,
-    classes: int = 1000,
+    num_classes: int = 1000,
     *,
     activation: Activation | None = None,
     padding: Padding = "symmetric",
@@ -350,7 +352,7 @@ def scale(
         name=network.name,
         alpha=float(alpha),
         resolution=min(size),
-        classes=classes,
+        num_classes=num_classes,
         rows=tuple(rows[:n]),
         head=tuple(rows[n:]),
         activation=activation or network.activation,

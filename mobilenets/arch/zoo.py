@@ -379,9 +379,9 @@ def network(name: str) -> Network:
     return NETWORKS[canonical(name)]
 
 
-def arch(name: str, alpha: float = 1.0, resolution: int | None = None, classes: int = 1000) -> Arch:
+def arch(name: str, alpha: float = 1.0, resolution: int | None = None, num_classes: int = 1000) -> Arch:
     """`name` at width `alpha` and input `resolution`, with the papers' conventions; `spec.scale` takes every other.
 
     `resolution` None is the one the paper leads with: 224, but for the CIFAR variants (32), larger V4 (256, 384).
     """
-    return spec.scale(network(name), alpha, resolution, classes)
+    return spec.scale(network(name), alpha, resolution, num_classes)

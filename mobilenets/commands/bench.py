@@ -183,6 +183,6 @@ def bench(
             names = others.available(bundles.Bundle.load(of).card.arch)
             beside = [Subject(of, n, name) for n in threads for name in names]
             subjects, proofs = subjects + beside, proofs + [None] * len(beside)
-        timings = timing.measure(subjects, batch, rounds)
+        timings = timing.time_files(subjects, batch, rounds)
         kept = [dataclasses.replace(t, path=s.peer) if s.peer else t for t, s in zip(timings, subjects, strict=True)]
     return Bench(tuple(kept), tuple(proofs), tuple(failed))

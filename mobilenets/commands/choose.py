@@ -8,7 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from mobilenets import files
-from mobilenets.commands.options import commas
+from mobilenets.commands.options import NumClasses, commas
 from mobilenets.deploy import latency
 from mobilenets.deploy.choose import SMALL, Budget, Choice, grid, pick
 from mobilenets.deploy.latency import Table
@@ -20,7 +20,7 @@ def choose(
     engine: Annotated[tuple[str, ...], commas(str)] = ("onnxruntime",),
     precision: Annotated[tuple[str, ...], commas(str)] = ("int8",),
     threads: int = 1,
-    classes: int = 1000,
+    num_classes: NumClasses = 1000,
     table: Path | None = None,
     plot: Path | None = None,
 ) -> Choice:
@@ -36,14 +36,14 @@ def choose(
         Precisions of the exported file, with commas between: int8, float32, ...; a runtime hasn't all.
     threads
         Threads (and processors) to run on.
-    classes
+    num_classes
         Outputs of the classifier.
     table
         Latencies measured on another machine (`mobilenets latency-table`), instead of measuring here.
     plot
         Draw accuracy over latency into this file too (.png, .svg, .pdf).
     """
-    chosen = pick(grid(classes), budget or Budget(), engine, precision, threads, table)
+    chosen = pick(grid(num_classes), budget or Budget(), engine, precision, threads, table)
     if plot:
         from mobilenets.reports import plots, style
 
@@ -56,7 +56,7 @@ def latency_table(
     engine: Annotated[tuple[str, ...], commas(str)] = ("onnxruntime",),
     precision: Annotated[tuple[str, ...], commas(str)] = ("int8",),
     threads: Annotated[tuple[int, ...], commas(int)] = (1,),
-    classes: int = 1000,
+    num_classes: NumClasses = 1000,
     out: Path,
 ) -> Table:
     """Measure every network here, as a file for `choose --table` on another machine.
@@ -71,12 +71,12 @@ def latency_table(
         Precisions, with commas between: int8, float32, ...; a runtime hasn't all.
     threads
         Numbers of threads (and processors), with commas between.
-    classes
+    num_classes
         Outputs of the classifier.
     out
         The file to write (.json).
     """
-    everything = {a.digest: a for side in (None, SMALL // 2 - 1) for a in grid(classes, side)}
+    everything = {a.digest: a for side in (None, SMALL // 2 - 1) for a in grid(num_classes, side)}
     made = latency.here(list(everything.values()), latency.settings(engine, precision, threads))
     files.write_json(out, made.to_json())
     return made

@@ -6,12 +6,18 @@ import dataclasses
 
 from mobilenets.arch import zoo
 from mobilenets.arch.cost import Cost, count
+from mobilenets.commands.options import NumClasses
 from mobilenets.errors import UserError
 from mobilenets.model.convert.foreign_cost import ForeignCost, count_foreign, is_foreign
 
 
 def cost(
-    arch: str, *, alpha: float = 1.0, resolution: int | None = None, classes: int = 1000, layers: bool = False
+    arch: str,
+    *,
+    alpha: float = 1.0,
+    resolution: int | None = None,
+    num_classes: NumClasses = 1000,
+    layers: bool = False,
 ) -> Cost | ForeignCost:
     """What a network costs: macs, additions, parameters, weight bytes, peak activation memory.
 
@@ -24,13 +30,13 @@ def cost(
         Width multiplier, above 0 and at most 2.
     resolution
         Input height and width in pixels, 32 or more; the one the network's paper leads with, if left out.
-    classes
+    num_classes
         Outputs of the classifier.
     layers
         Print a row per layer too.
     """
     if is_foreign(arch):
-        if alpha != 1.0 or classes != 1000 or layers:
+        if alpha != 1.0 or num_classes != 1000 or layers:
             raise UserError(f"{arch} is counted as it is; of the options, only --resolution applies")
         return count_foreign(arch, resolution)
-    return dataclasses.replace(count(zoo.arch(arch, alpha, resolution, classes)), show_layers=layers)
+    return dataclasses.replace(count(zoo.arch(arch, alpha, resolution, num_classes)), show_layers=layers)

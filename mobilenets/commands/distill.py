@@ -14,8 +14,7 @@ from cyclopts import Parameter
 from mobilenets import console
 from mobilenets.arch.heads import LOGITS
 from mobilenets.data import checks
-from mobilenets.data import dataset as data
-from mobilenets.data.dataset import Split
+from mobilenets.data.dataset import Split, cache_side, gather
 from mobilenets.data.open import open_data, open_unlabelled
 from mobilenets.errors import UserError
 from mobilenets.model import bundle as bundles
@@ -102,21 +101,21 @@ def distill(
     chosen = recipes.recipe(recipe or ("finetune" if init else "modern"), overrides)
     how = Distillation(temperature, (0.0 if unlabelled else 0.1) if labels is None else labels, embedding, views)
     start = Bundle.load(bundles.find_bundle(init)) if init else None
-    knows = open_teacher(teacher, threads=os.cpu_count() or 1)
-    if embedding and not knows.width:
+    loaded = open_teacher(teacher, threads=os.cpu_count() or 1)
+    if embedding and not loaded.width:
         raise UserError(f"{teacher} shows no embedding, as a file doesn't: leave out --embedding, or name its bundle")
-    d = open_unlabelled(source, root, seed) if unlabelled else open_data(source, root, seed)
-    classes = knows.labels if unlabelled else d.labels
-    columns = _columns(knows.labels, classes)
+    data = open_unlabelled(source, root, seed) if unlabelled else open_data(source, root, seed)
+    classes = loaded.labels if unlabelled else data.labels
+    columns = _columns(loaded.labels, classes)
     if not columns and how.labels < 1:
-        stranger = next(c for c in classes if c not in knows.labels)
+        stranger = next(c for c in classes if c not in loaded.labels)
         raise UserError(
             f"{source}: class {stranger!r} isn't one the teacher knows: match its embedding instead (--labels 1 "
             "--embedding 1), or learn its classes (--unlabelled)"
         )
     net = train.network(arch, alpha, resolution, start, len(classes))
     config = {
-        "verb": "distill", "teacher": knows.digest, "source": source, "unlabelled": unlabelled, "arch": net.to_json(),
+        "verb": "distill", "teacher": loaded.digest, "source": source, "unlabelled": unlabelled, "arch": net.to_json(),
         "recipe": chosen.to_json(), "how": dataclasses.asdict(how), "init": start.digest if start else None,
         "seed": seed,
     }  # fmt: skip
@@ -124,19 +123,19 @@ def distill(
     _, rank = processes.world()
     if rank == 0:
         run.prepare(out, config, resume)
-        checks.check(d, skip_bad, data.cache_side(max(net.input_size)))
+        checks.check(data, skip_bad, cache_side(max(net.input_size)))
     else:
-        checks.scan(d, side=data.cache_side(max(net.input_size)))
+        checks.scan(data, side=cache_side(max(net.input_size)))
     if unlabelled:
-        d.labels = classes
-        for split in d.splits.values():
-            split.targets = processes.from_rank_0(_says(knows, split) if rank == 0 else None)
+        data.labels = classes
+        for split in data.splits.values():
+            split.targets = processes.from_rank_0(_predict_classes(loaded, split) if rank == 0 else None)
     elif columns and rank == 0:
-        val = d.split("val")
-        right = np.asarray(columns)[val.targets] == _says(knows, val)
-        console.note(f"teacher  {knows.name}: {100 * right.mean():.2f}% top-1 on val")
-    distiller = Distiller(knows, how, columns, cache or out / TEACHER)
-    trained = train.train_bundle(d, net, chosen, out, seed=seed, resume=resume, init=start, distiller=distiller)
+        val = data.split("val")
+        right = np.asarray(columns)[val.targets] == _predict_classes(loaded, val)
+        console.note(f"teacher  {loaded.name}: {100 * right.mean():.2f}% top-1 on val")
+    distiller = Distiller(loaded, how, columns, cache or out / TEACHER)
+    trained = train.train_bundle(data, net, chosen, out, seed=seed, resume=resume, init=start, distiller=distiller)
     if rank != 0:
         return None
     run.say_where(out)
@@ -151,7 +150,7 @@ def _columns(teacher: tuple[str, ...], student: tuple[str, ...]) -> tuple[int, .
     return tuple(at[c] for c in student) if set(student) <= set(at) else ()
 
 
-def _says(teacher: Teacher, split: Split) -> npt.NDArray[np.int64]:
+def _predict_classes(teacher: Teacher, split: Split) -> npt.NDArray[np.int64]:
     """The class that the teacher gives each image, seen as in a prediction: [N]."""
     import torch
 
@@ -160,7 +159,7 @@ def _says(teacher: Teacher, split: Split) -> npt.NDArray[np.int64]:
         task = bar.add_task(f"asking the teacher of {split.name}", total=len(split), status="")
         for at in range(0, len(split), at_once):
             chunk = split.subset(range(at, min(at + at_once, len(split))))
-            pixels = torch.from_numpy(data.gather(chunk, teacher.preprocess).pixels).permute(0, 3, 1, 2)
+            pixels = torch.from_numpy(gather(chunk, teacher.preprocess).pixels).permute(0, 3, 1, 2)
             best.append(teacher(pixels)[LOGITS].argmax(1).cpu().numpy())
             bar.advance(task, len(chunk))
     return np.concatenate(best)

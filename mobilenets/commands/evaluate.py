@@ -26,8 +26,10 @@ def evaluate(model: Path, source: str | None = None, *, split: str | None = None
         Where local copies of named data sets are.
     """
     engine = engines.load(model)
-    d = of_card(engine.card, source, root)
+    data = of_card(engine.card, source, root)
     trained_on = engine.card.data
-    same = d.source == trained_on.get("source") or len(d.split("all")) == sum(trained_on.get("counts", {}).values())
-    default = d.held_out if same or d.val_fraction is None else "all"
-    return score(engine, d, split or default)
+    same = data.source == trained_on.get("source") or len(data.split("all")) == sum(
+        trained_on.get("counts", {}).values()
+    )
+    default = data.held_out if same or data.val_fraction is None else "all"
+    return score(engine, data, split or default)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mobilenets import files
 from mobilenets.arch import cost, zoo
+from mobilenets.commands.options import NumClasses
 from mobilenets.reports.explain.explanation import Explanation
 
 
@@ -14,7 +15,7 @@ def explain(
     *,
     alpha: float = 1.0,
     resolution: int | None = None,
-    classes: int = 1000,
+    num_classes: NumClasses = 1000,
     blocks: bool = False,
     html: Path | None = None,
 ) -> Explanation:
@@ -28,14 +29,14 @@ def explain(
         Width multiplier, above 0 and at most 2.
     resolution
         Input height and width in pixels, 32 or more; the one the network's paper leads with, if left out.
-    classes
+    num_classes
         Outputs of the classifier.
     blocks
         Draw every block, each beside a standard convolution.
     html
         Write a page to this file instead of printing.
     """
-    out = Explanation(cost.count(zoo.arch(arch, alpha, resolution, classes)), blocks, html)
+    out = Explanation(cost.count(zoo.arch(arch, alpha, resolution, num_classes)), blocks, html)
     if html:
         from mobilenets.reports.explain.page import page
 

@@ -60,6 +60,6 @@ def export(
     source = as_task(Bundle.load(bundles.find_bundle(bundle)), task, tap)
     wanted = engines.check_precision(engine, precision or source.card.precision)
     engines.module(engine)  # says what to install before any data is read
-    d = of_card(source.card, data_source, root)
-    images = parity_images(d, source.card)
-    return make_file(in_precision(source, wanted, d), d, out, engine, wanted, images, batch or None).export
+    data = of_card(source.card, data_source, root)
+    images = parity_images(data, source.card)
+    return make_file(in_precision(source, wanted, data), data, out, engine, wanted, images, batch or None).export

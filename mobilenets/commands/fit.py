@@ -163,7 +163,7 @@ def fit(
         engines.module(setting.engine)  # says what to install before anything is trained
     chosen_recipe = recipes.recipe(recipe or ("finetune" if init else "modern"), overrides)
     start = Bundle.load(bundles.find_bundle(init)) if init else None
-    d = open_data(source, root, seed)
+    data = open_data(source, root, seed)
     _, rank = processes.world()
     config = {
         "verb": "fit", "source": source, "budget": budget.limits(), "engine": ",".join(engine),
@@ -175,13 +175,13 @@ def fit(
     if rank == 0:
         run.prepare(out, config, resume)
         console.note("[bold]1/6 check the images[/]")
-        found = checks.check(d, skip_bad)
+        found = checks.check(data, skip_bad)
         files.write_json(out / SCAN, found.to_json())
         choice = _choose(
-            out, d, found, start, lambda archs: choose.pick(archs, budget, engine, precision, threads, table)
+            out, data, found, start, lambda archs: choose.pick(archs, budget, engine, precision, threads, table)
         )
     else:
-        checks.scan(d)
+        checks.scan(data)
     chosen: Chosen = processes.from_rank_0(choice)
     arch = chosen.arch
     if rank == 0 and resume and bundles.is_bundle(out / FLOAT):
@@ -189,10 +189,10 @@ def fit(
     else:
         if rank == 0:
             console.note(f"[bold]3/6 train {arch.title}, {chosen_recipe.epochs} epochs[/]")
-        trained = train.train_bundle(d, arch, chosen_recipe, out, seed=seed, resume=resume, init=start)
+        trained = train.train_bundle(data, arch, chosen_recipe, out, seed=seed, resume=resume, init=start)
     if rank != 0:
         return None
-    steps, shipped = ship(d, trained, out, chosen.precision, threads, chosen.engine)
+    steps, shipped = ship(data, trained, out, chosen.precision, threads, chosen.engine)
     fitted = Fitted(
         out=out,
         file=shipped,
@@ -211,16 +211,18 @@ def fit(
     return fitted
 
 
-def _choose(out: Path, d: Data, found: Scan, start: Bundle | None, pick: Callable[[Sequence[Arch]], Choice]) -> Chosen:
+def _choose(
+    out: Path, data: Data, found: Scan, start: Bundle | None, pick: Callable[[Sequence[Arch]], Choice]
+) -> Chosen:
     """The choice, kept in the run's folder: a resumed run doesn't choose again."""
     path = out / CHOICE
     if path.exists():
         return Chosen.from_json(files.read_json(path, (), "a run of fit"), str(path))
     console.note("[bold]2/6 choose[/]")
-    archs = choose.grid(len(d.labels), found.native_side)
+    archs = choose.grid(len(data.labels), found.native_side)
     if start:
         of = start.card.arch
-        archs = [train.initial_arch(start, len(d.labels), a.resolution) for a in archs if _same(a, of)]
+        archs = [train.initial_arch(start, len(data.labels), a.resolution) for a in archs if _same(a, of)]
     choice = pick(archs)
     console.note(choice)
     files.write_json(path, choice.to_json())

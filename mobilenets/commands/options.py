@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from mobilenets.errors import UserError
-from mobilenets.model.bundle import Bundle
-from mobilenets.tasks import features, find
+
+if TYPE_CHECKING:
+    from mobilenets.model.bundle import Bundle
+
+NumClasses = Annotated[int, Parameter(name="--classes")]
 
 
 def commas(kind: type) -> Any:
@@ -28,6 +31,8 @@ def commas(kind: type) -> Any:
 
 def as_task(source: Bundle, task: str, tap: str = "") -> Bundle:
     """The bundle, or the features of it where the command line asks for them. Raises `UserError`."""
+    from mobilenets.tasks import features, find  # with NumPy and Pillow: what only counts needs neither
+
     if task:
         find(task)  # says what there is
     if tap and task not in ("", features.TASK.name):

@@ -29,14 +29,14 @@ from mobilenets.training.run import FLOAT, INT8, MANIFEST
 FOLDER, RECORD = "exports", "exports.json"
 
 
-def in_precision(source: Bundle, precision: Precision, d: Data) -> Bundle:
+def in_precision(source: Bundle, precision: Precision, data: Data) -> Bundle:
     """The bundle that a file of `precision` is made from.
 
     Of a float one and training images: quantized where int8 is asked for, its biases corrected for coarser weights.
     """
     if source.card.precision != "float32" or precision not in ("int8", "dynamic", "int4"):
         return source
-    images = d.sample("train", CALIBRATION_IMAGES, source.card.preprocess).pixels
+    images = data.sample("train", CALIBRATION_IMAGES, source.card.preprocess).pixels
     if precision == "int8":
         return quantize.quantize_bundle(source, images)
     return quantize.correct_bundle(source, precision, images)
@@ -50,23 +50,23 @@ class Made:
     scores: Scores | None
 
 
-def parity_images(d: Data, card: Card) -> Pixels:
+def parity_images(data: Data, card: Card) -> Pixels:
     """Held-out images that files are proved on."""
-    return d.sample(d.held_out, PARITY_IMAGES, card.preprocess).pixels
+    return data.sample(data.held_out, PARITY_IMAGES, card.preprocess).pixels
 
 
 def make_file(
-    source: Bundle, d: Data, path: Path, engine: str, precision: Precision, images: Pixels, batch: int | None = None
+    source: Bundle, data: Data, path: Path, engine: str, precision: Precision, images: Pixels, batch: int | None = None
 ) -> Made:
     """A bundle (see `in_precision`) as a file for `engine`: exported, proved on `images`, scored on what was held out.
 
     Raises `UserError`, and keeps no file, where the proof fails.
     """
-    made = export_bundle(source, images, path, d.source, engine, precision, batch)
+    made = export_bundle(source, images, path, data.source, engine, precision, batch)
     if made.agreement is None or tasks.of(source.card).primary is None:
         return Made(made, None)
-    scores = evaluate.score(engines.load(path), d, d.held_out)
-    return Made(dataclasses.replace(made, score=scores.value, split=d.held_out), scores)
+    scores = evaluate.score(engines.load(path), data, data.held_out)
+    return Made(dataclasses.replace(made, score=scores.value, split=data.held_out), scores)
 
 
 def metric_of(card: Card, scores: Scores) -> Metric:
@@ -78,10 +78,10 @@ def metric_of(card: Card, scores: Scores) -> Metric:
     return Metric(primary.name, value, scores.data, scores.split, scores.count, primary.unit, primary.higher_is_better)
 
 
-def scored(source: Bundle, engine: Engine, d: Data) -> tuple[Bundle, Scores]:
+def scored(source: Bundle, engine: Engine, data: Data) -> tuple[Bundle, Scores]:
     """A bundle with its score on what was held out on its card, in the place of earlier ones of that split."""
-    scores = evaluate.score(engine, d, d.held_out)
-    kept = tuple(m for m in source.card.metrics if m.split != d.held_out)
+    scores = evaluate.score(engine, data, data.held_out)
+    kept = tuple(m for m in source.card.metrics if m.split != data.held_out)
     card = source.card.replace(metrics=(*kept, metric_of(source.card, scores)))
     return Bundle(card, source.tensors), scores
 
@@ -118,8 +118,8 @@ def make(
 ) -> Iterator[Export | str]:
     """An `Export` for each pair, or the line that says why there is none; files of `path` go into `folder`."""
     source = Bundle.load(bundles.find_bundle(path))
-    d = of_card(source.card, data_source, root)
-    images = parity_images(d, source.card)
+    data = of_card(source.card, data_source, root)
+    images = parity_images(data, source.card)
     record = folder / RECORD
     before = json.loads(record.read_text()) if record.exists() else {}
     quantized = _int8(path, source)
@@ -130,14 +130,14 @@ def make(
             bar.update(task, advance=1, status=f"{engine} {precision}")
             name = f"{engine}-{precision}{engines.runtime(engine).suffix}"
             of = quantized if quantized and precision == "int8" else source
-            key = [of.digest, engines.version(engine), d.source]
+            key = [of.digest, engines.version(engine), data.source]
             if name in before and before[name]["of"] == key and (folder / name).exists():
                 yield Export.from_json({**before[name]["export"], "path": folder / name})
                 continue
             try:
                 if precision not in sources:
-                    sources[precision] = in_precision(source, precision, d)
-                one = make_file(sources[precision], d, folder / name, engine, precision, images).export
+                    sources[precision] = in_precision(source, precision, data)
+                one = make_file(sources[precision], data, folder / name, engine, precision, images).export
             except UserError as e:
                 yield f"{engine} {precision}: {e}"
                 continue
@@ -185,11 +185,11 @@ def _entry(export: Export) -> dict[str, Any]:
 
 
 def ship(
-    d: Data, trained: Bundle, out: Path, precision: Precision, threads: int, engine: str = "onnxruntime"
+    data: Data, trained: Bundle, out: Path, precision: Precision, threads: int, engine: str = "onnxruntime"
 ) -> tuple[tuple[Step, ...], Path]:
     """Quantize, export for `engine`, evaluate and measure a trained bundle: the steps, and the file to ship."""
-    console.note(f"[bold]4/6 quantize, export, evaluate on {d.held_out}[/]")
-    images = parity_images(d, trained.card)
+    console.note(f"[bold]4/6 quantize, export, evaluate on {data.held_out}[/]")
+    images = parity_images(data, trained.card)
     cores = os.cpu_count() or 1
     steps: list[Step] = []
     exports: list[Export] = []
@@ -197,15 +197,15 @@ def ship(
     precisions: list[Precision] = [p for p in ("float32", precision) if p in engines.runtime(engine).precisions]
     for p in dict.fromkeys(precisions):
         if p == "int8":  # from the float bundle as it was saved, with its scores: its parent is what is in OUT/float
-            b = in_precision(b, p, d)
+            b = in_precision(b, p, data)
         if p in bundle_paths:
             where = bundle_paths[p]
-            b, scores = scored(b, engines.module("torch").TorchEngine(b, cores), d)
+            b, scores = scored(b, engines.module("torch").TorchEngine(b, cores), data)
             b = b.save(where)
             label = "float" if p == "float32" else "int8, simulated"
             steps.append(Step(f"{label} in PyTorch", str(where), "torch", p, files.size_on_disk(where), scores))
         path = out / engines.file_name(engine, p)
-        made = make_file(in_precision(b, p, d), d, path, engine, p, images)
+        made = make_file(in_precision(b, p, data), data, path, engine, p, images)
         console.note(made.export)
         exports.append(made.export)
         assert made.scores is not None  # what is trained and shipped has a score, and runs here

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from mobilenets import files
 from mobilenets.commands.options import commas
-from mobilenets.compression.quantize import measure
+from mobilenets.compression.quantize import measure_ranges
 from mobilenets.compression.scheme import CALIBRATION_IMAGES, DEFAULT, Calibration, Scheme
 from mobilenets.data.dataset import Data
 from mobilenets.errors import UserError
@@ -39,16 +39,16 @@ class Reported(Bundle):
         return Group(bundle_table(self), self.report, f"page {self.path}")
 
 
-def reported(int8: Bundle, folded: Folded, d: Data, path: Path) -> Reported:
-    """Report on `int8` with held-out images of `d`, and write the page to `path`: one file with everything in it.
+def reported(int8: Bundle, folded: Folded, data: Data, path: Path) -> Reported:
+    """Report on `int8` with held-out images of `data`, and write the page to `path`: one file with everything in it.
 
     `folded` is the float network it was rounded from. Raises `UserError` where the page can't be written.
     """
     from mobilenets.compression.sensitivity import IMAGES, layer_errors
     from mobilenets.reports.layers import page
 
-    images = d.sample(d.held_out, IMAGES, int8.card.preprocess).pixels
-    report = layer_errors(int8, folded, images, f"{d.source} {d.held_out}")
+    images = data.sample(data.held_out, IMAGES, int8.card.preprocess).pixels
+    report = layer_errors(int8, folded, images, f"{data.source} {data.held_out}")
     with files.atomic_file(path) as tmp:
         tmp.write_text(page(report))
     return Reported(int8.card, int8.tensors, int8.digest, report=report, path=path)
@@ -121,19 +121,19 @@ def quantize(
     if mixed and max_drop is None:
         raise UserError("--mixed keeps in float what --max-drop needs; say how many points may be lost: --max-drop 1")
     scheme = Scheme(calibration, per_layer, equalize, not no_bias_correction, keep_float)
-    d = of_card(source.card, data, root)
-    pixels = d.sample("train", images, source.card.preprocess).pixels
-    measured = measure(source, pixels, scheme)
+    dataset = of_card(source.card, data, root)
+    pixels = dataset.sample("train", images, source.card.preprocess).pixels
+    measured = measure_ranges(source, pixels, scheme)
     if qat:
         from mobilenets.compression.qat import train_int8
 
-        measured = train_int8(source, measured, d, qat, keep_float, out)
+        measured = train_int8(source, measured, dataset, qat, keep_float, out)
     if max_drop is None:
         made = measured.bundle(keep_float)
     else:
-        made = mixing.quantize_within(max_drop, source, d, measured, pixels, keep_float, mixed=mixed)
+        made = mixing.quantize_within(max_drop, source, dataset, measured, pixels, keep_float, mixed=mixed)
     made = made.save(out)
     if layer_report is None:
         return made
 
-    return reported(made, measured.folded, d, layer_report)
+    return reported(made, measured.folded, dataset, layer_report)

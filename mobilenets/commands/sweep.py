@@ -93,13 +93,13 @@ def sweep(
     chosen = recipes.recipe(recipe, overrides)
     address = ray or _ray_of_environment()
     grid = {a.title: a for n in arch for alpha in alphas for r in resolutions for a in [zoo.arch(n, alpha, r)]}
-    d = open_data(source, root)
-    archs = sorted((a.replace(classes=len(d.labels)) for a in grid.values()), key=lambda a: cost.count(a).macs)
+    data = open_data(source, root)
+    archs = sorted((a.replace(num_classes=len(data.labels)) for a in grid.values()), key=lambda a: cost.count(a).macs)
     out = out or run.folder(source, "sweep")
     config = {"verb": "sweep", "source": source, "recipe": chosen.to_json(), "precision": precision}
     with cluster(address, ray_cpus) if address else contextlib.nullcontext() as on_ray:
         run.prepare(out, config, resume)
-        checks.check(d, skip_bad, cache_side(min(max(a.input_size) for a in archs)))
+        checks.check(data, skip_bad, cache_side(min(max(a.input_size) for a in archs)))
         jobs = [
             Job(source, root, a, chosen, precision, seed, out / f"{a.name}-{a.alpha:g}-{a.resolution}-seed{seed}")
             for seed in range(seeds)
@@ -109,7 +109,7 @@ def sweep(
         left = [job for job in jobs if not before[job.out]]
         runs = timed([r for r in before.values() if r], precision, threads)
         made = Sweep(out, source, chosen, precision, threads, len(jobs), tuple(runs))
-        for result in on_ray(left) if on_ray else (train_network(d, job) for job in left):
+        for result in on_ray(left) if on_ray else (train_network(data, job) for job in left):
             same = next((r for r in runs if r.key == result.key and not r.error), None)  # of another seed
             known = [dataclasses.replace(result, latency_ms=same.latency_ms)] if same else []
             runs += known or timed([result], precision, threads)

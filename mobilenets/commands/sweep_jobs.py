@@ -28,7 +28,7 @@ from mobilenets.training.run import CHECKPOINTS, FLOAT, INT8, LOGS, METRICS
 from mobilenets.training.sweep import ENGINE, RESULT, Job, Trained
 
 
-def train_network(d: Data, job: Job) -> Trained:
+def train_network(data: Data, job: Job) -> Trained:
     """Train, export and score one network, or go on where that stopped; data that was checked already.
 
     A `UserError` (a loss that isn't a number, a full disk) is the result's `error`; `Interrupted` is raised.
@@ -46,13 +46,13 @@ def train_network(d: Data, job: Job) -> Trained:
             b = Bundle.load(job.out / FLOAT)
         else:
             begun = (job.out / CHECKPOINTS / "last.ckpt").exists()
-            b = train.train_bundle(d, a, job.recipe, job.out, seed=job.seed, resume=begun)
-        images = parity_images(d, b.card)
-        b = in_precision(b, job.precision, d)
+            b = train.train_bundle(data, a, job.recipe, job.out, seed=job.seed, resume=begun)
+        images = parity_images(data, b.card)
+        b = in_precision(b, job.precision, data)
         if job.precision == "int8":
             b = b.save(job.out / INT8)
         path = job.out / engines.file_name(ENGINE, job.precision)
-        made = make_file(b, d, path, ENGINE, job.precision, images)
+        made = make_file(b, data, path, ENGINE, job.precision, images)
         assert made.scores is not None  # what is trained has a score
     except Interrupted:
         raise
@@ -133,6 +133,6 @@ def _on_worker(job: Job, folder: Path) -> Trained:
 @functools.cache
 def _opened(source: str, root: Path | None) -> Data:
     """Data as it is after the check, once for each worker process."""
-    d = open_data(source, root)
-    checks.scan(d)
-    return d
+    data = open_data(source, root)
+    checks.scan(data)
+    return data

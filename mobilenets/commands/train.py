@@ -74,19 +74,19 @@ def train(
         raise UserError(f"checkpoint_minutes must be 0 or more, not {checkpoint_minutes}")
     chosen = recipes.recipe(recipe or ("finetune" if init else "modern"), overrides)
     start = Bundle.load(bundles.find_bundle(init)) if init else None
-    d = open_data(source, root, seed, val)
-    net = network(arch, alpha, resolution, start, len(d.labels))
+    data = open_data(source, root, seed, val)
+    net = network(arch, alpha, resolution, start, len(data.labels))
     config = {"verb": "train", "source": source, "arch": net.to_json(), "recipe": chosen.to_json(), "seed": seed}
-    config |= {"init": start.digest if start else None, "val": d.val_fraction}
+    config |= {"init": start.digest if start else None, "val": data.val_fraction}
     out = out or run.folder(source, net.title)
     _, rank = world()
     if rank == 0:
         run.prepare(out, config, resume)
-        checks.check(d, skip_bad, cache_side(max(net.input_size)))
+        checks.check(data, skip_bad, cache_side(max(net.input_size)))
     else:
-        checks.scan(d, side=cache_side(max(net.input_size)))
+        checks.scan(data, side=cache_side(max(net.input_size)))
     trained = train_bundle(
-        d, net, chosen, out, seed=seed, resume=resume, init=start, checkpoint_minutes=checkpoint_minutes
+        data, net, chosen, out, seed=seed, resume=resume, init=start, checkpoint_minutes=checkpoint_minutes
     )
     if rank != 0:
         return None

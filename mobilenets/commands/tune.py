@@ -151,8 +151,8 @@ def tune(
     if html is not None and html.is_dir():
         raise UserError(f"{html} is a folder; --html needs the name of a file")
     found = bundles.find_bundle(init) if init else None
-    d = open_data(source, root, seed)
-    net = train.network(arch, alpha, resolution, Bundle.load(found) if found else None, len(d.labels))
+    data = open_data(source, root, seed)
+    net = train.network(arch, alpha, resolution, Bundle.load(found) if found else None, len(data.labels))
     trial = Trial(source, root, net, chosen, found, seed)
     speeds = () if "batch" in given else try_batches(trial)
     batch = best_batch(speeds) if speeds else chosen.batch

@@ -30,7 +30,7 @@ DECIDES = "val"
 def quantize_within(
     max_drop: float,
     source: Bundle,
-    d: Data,
+    data: Data,
     measured: Measured,
     images: Pixels,
     float_ops: Sequence[str],
@@ -47,12 +47,12 @@ def quantize_within(
     score = tasks.of(source.card).primary
     if score is None:
         raise UserError(f"the task {source.card.task} has no score that max-drop could be a limit to; leave it out")
-    floating = _scored(source, d, score).value
+    floating = _scored(source, data, score).value
 
     @functools.cache
     def attempt(more: tuple[str, ...]) -> tuple[Bundle, float]:
         made = measured.bundle((*float_ops, *more))
-        metric = _scored(made, d, score)
+        metric = _scored(made, data, score)
         lost, kept = score.lost(floating, metric.value), len(made.card.float_ops)
         console.note(
             f"operations in float: {kept}; {score.label} {score.say(metric.value)}, {_points(score, lost)} worse than "
@@ -72,7 +72,7 @@ def quantize_within(
         raise UserError(f"max-drop {max_drop:g} can't be met: {lost_anyway}")
     if not mixed:
         raise UserError(
-            f"int8 loses {_points(score, lost)} of {score.label} ({score.say(floating)} in float, {d.source} "
+            f"int8 loses {_points(score, lost)} of {score.label} ({score.say(floating)} in float, {data.source} "
             f"{DECIDES}), more than the {max_drop:g} allowed; add --mixed, which keeps the most sensitive operations "
             f"in float, or name them: --keep-float {','.join((*float_ops, *names))}"
         )
@@ -113,9 +113,9 @@ def _points(score: MetricSpec, lost: float) -> str:
     return f"{lost:.2f} points" if score.unit == "%" else score.say(lost)
 
 
-def _scored(bundle: Bundle, d: Data, score: MetricSpec) -> Metric:
+def _scored(bundle: Bundle, data: Data, score: MetricSpec) -> Metric:
     """The score on the val split, run as the file that `export` makes by default."""
     engine, _ = engines.build("onnxruntime", bundle, bundle.card.precision, os.cpu_count() or 1)
-    scores = evaluate.score(engine, d, DECIDES)
+    scores = evaluate.score(engine, data, DECIDES)
     value = round(scores.value, 4)
-    return Metric(score.name, value, d.source, DECIDES, scores.count, score.unit, score.higher_is_better)
+    return Metric(score.name, value, data.source, DECIDES, scores.count, score.unit, score.higher_is_better)

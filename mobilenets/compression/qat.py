@@ -213,24 +213,24 @@ class TeacherLoss(nn.Module):
 
 
 def train_int8(
-    source: Bundle, start: Measured, d: Data, epochs: int, float_ops: Collection[str], out: Path
+    source: Bundle, start: Measured, data: Data, epochs: int, float_ops: Collection[str], out: Path
 ) -> Measured:
     """`learn` for so many epochs, in a folder beside the bundle `out` that is to be."""
     recipe = dataclasses.replace(RECIPE, epochs=epochs)
-    return learn(source, start, d, out.with_name(f"{out.name}.qat"), float_ops=float_ops, recipe=recipe)
+    return learn(source, start, data, out.with_name(f"{out.name}.qat"), float_ops=float_ops, recipe=recipe)
 
 
 def learn(
     source: Bundle,
     start: Measured,
-    d: Data,
+    data: Data,
     folder: Path,
     *,
     float_ops: Collection[str] = (),
     recipe: Recipe = RECIPE,
     seed: int = 0,
 ) -> Measured:
-    """Train `start`, made of the float bundle `source`, to answer as `source` does of the training images of `d`.
+    """Train `start`, made of the float bundle `source`, to answer as `source` does of the training images of `data`.
 
     `folder` holds the checkpoints of a training under way: called again with the same arguments, it goes on from the
     last one, to the same numbers; it is removed in the end. Where int8 comes no nearer to float on held-out images,
@@ -240,19 +240,21 @@ def learn(
     if task.primary is None:
         raise UserError(f"the task {task.name} has no score, which quantization-aware training needs: leave out --qat")
     arguments = {
-        "start": _digest(start), "teacher": source.digest, "data": d.describe(), "float_ops": sorted(float_ops),
+        "start": _digest(start), "teacher": source.digest, "data": data.describe(), "float_ops": sorted(float_ops),
         "recipe": recipe.to_json(), "seed": seed,
     }  # fmt: skip
     _prepare(folder, arguments)
-    found = checks.scan(d)
+    found = checks.scan(data)
     if found.damaged:
         console.note(f"{len(found.damaged)} damaged images left out: {'; '.join(found.damaged[:5])}")
     torch.manual_seed(seed)
     net = FakeQuantized(start, float_ops)
-    setup, resume = _setup(source, net, d, recipe, seed), (folder / loop.LAST).exists()
-    with loop.quiet():
-        loop.train(setup, d.split("val"), folder, resume=resume, where=folder, resume_hint="the same command goes on")
-    held_out = d.sample("val", CHECKED, card.preprocess).pixels
+    setup, resume = _setup(source, net, data, recipe, seed), (folder / loop.LAST).exists()
+    with loop.suppress_warnings():
+        loop.train(
+            setup, data.split("val"), folder, resume=resume, where=folder, resume_hint="the same command goes on"
+        )
+    held_out = data.sample("val", CHECKED, card.preprocess).pixels
     before, after = (distance(n, source, held_out) for n in (FakeQuantized(start, float_ops), net))
     console.note(f"int8's distance from float on held-out images is {after:.4f}, {before:.4f} before training")
     if after >= before:
@@ -301,14 +303,14 @@ def _prepare(folder: Path, started: dict[str, Any]) -> None:
     files.write_json(path, started)
 
 
-def _setup(source: Bundle, net: FakeQuantized, d: Data, recipe: Recipe, seed: int) -> loop.Setup:
+def _setup(source: Bundle, net: FakeQuantized, data: Data, recipe: Recipe, seed: int) -> loop.Setup:
     from mobilenets.training import loader
     from mobilenets.training.learner import Learner
 
     task, preprocess = tasks.of(source.card), net.start.card.preprocess
     before = source.card.recipe.get("augment", "auto")
-    kind = d.kind if before == "auto" else before
-    images = loader.TrainImages(d.split("train"), task.transforms(preprocess, recipe, kind), seed)
+    kind = data.kind if before == "auto" else before
+    images = loader.TrainImages(data.split("train"), task.transforms(preprocess, recipe, kind), seed)
     objective, channels_last = TeacherLoss(_teacher(source), task), torch.cuda.is_available()
     learner = Learner(net, preprocess, recipe, seed, channels_last, task, source.card.config, objective)
     return loop.Setup(learner, images, preprocess, "32-true")

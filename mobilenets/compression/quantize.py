@@ -50,7 +50,7 @@ class Measured:
         return Bundle(card, tensors)
 
 
-def measure(source: Bundle, images: Pixels, scheme: Scheme = DEFAULT) -> Measured:
+def measure_ranges(source: Bundle, images: Pixels, scheme: Scheme = DEFAULT) -> Measured:
     """What `scheme` makes of a float bundle, its activations measured on `images`, uint8 [N, H, W, 3]."""
     from mobilenets.compression.calibrate import OBSERVERS, calibrate
     from mobilenets.compression.equalize import correct, equalize
@@ -82,7 +82,7 @@ def measure(source: Bundle, images: Pixels, scheme: Scheme = DEFAULT) -> Measure
 
 def quantize_bundle(source: Bundle, images: Pixels, scheme: Scheme = DEFAULT) -> Bundle:
     """Int8 bundle from a float one, its activation ranges measured on `images`, uint8 [N, H, W, 3]."""
-    return measure(source, images, scheme).bundle(scheme.float_ops)
+    return measure_ranges(source, images, scheme).bundle(scheme.float_ops)
 
 
 def correct_bundle(source: Bundle, precision: Precision, images: Pixels) -> Bundle:

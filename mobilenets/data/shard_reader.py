@@ -142,7 +142,7 @@ def _index(where: str) -> dict[str, Any]:
     return dict(index)
 
 
-def _split(name: str, place: Place, table: Part, shards: tuple[Part, ...], classes: int) -> Split:
+def _split(name: str, place: Place, table: Part, shards: tuple[Part, ...], num_classes: int) -> Split:
     with np.load(place.path(table), allow_pickle=False) as t:
         offsets, sizes, targets = (t[k].astype(np.int64) for k in ("offset", "size", "target"))
         names = Names(t["names"])
@@ -153,7 +153,7 @@ def _split(name: str, place: Place, table: Part, shards: tuple[Part, ...], class
     room = np.repeat([s.bytes for s in shards], counts)
     if len(targets) and not (
         offsets.min() >= 0 and sizes.min() >= 0 and (offsets + sizes <= room).all()
-        and targets.min() >= 0 and targets.max() < classes
+        and targets.min() >= 0 and targets.max() < num_classes
     ):  # fmt: skip
         raise ValueError(f"{table.file} points outside of its shards or classes")
     return Split(name, names, targets, Reader(place, shards, names, offsets, sizes), shards=counts)

@@ -88,7 +88,7 @@ def time_calls(engine: Engine, batch: int, seconds: float, at_least: int = 5) ->
     return times
 
 
-def quietest_ms(rounds: Sequence[Sequence[float]]) -> float:
+def best_round_ms(rounds: Sequence[Sequence[float]]) -> float:
     """Milliseconds: the median call of the quietest round (seconds per call)."""
     return 1e3 * min(float(np.median(r)) for r in rounds)
 
@@ -185,9 +185,9 @@ class _Worker:
             precision=self.precision,
             threads=self.subject.threads,
             batch=batch,
-            median_ms=quietest_ms(rounds),
+            median_ms=best_round_ms(rounds),
             p95_ms=float(np.percentile(ms, 95)),
-            images_per_s={n: 1e3 * n / quietest_ms(r) for n, r in self.rounds.items()},
+            images_per_s={n: 1e3 * n / best_round_ms(r) for n, r in self.rounds.items()},
             load_ms=self.load_ms,
             peak_rss_bytes=self.peak_rss,
             size_bytes=size_on_disk(path),
@@ -199,7 +199,7 @@ class _Worker:
 AT_ONCE = 8  # processes in memory; more subjects are measured in groups, which are as large as each other
 
 
-def measure(subjects: Sequence[Subject], batches: Sequence[int] = (1,), rounds: int = ROUNDS) -> list[Timing]:
+def time_files(subjects: Sequence[Subject], batches: Sequence[int] = (1,), rounds: int = ROUNDS) -> list[Timing]:
     """Measure subjects in turn; each is loaded once, in its own process. Raises `UserError`."""
     groups = -(-len(subjects) // AT_ONCE)
     timings: list[Timing] = []
@@ -232,4 +232,4 @@ def bench_files(
     resolved = [engines.resolve(p) for p in paths]
     for p in resolved:
         engines.for_path(p)  # says what is wrong before a process is started
-    return measure([Subject(p, threads) for p in resolved], batches, rounds)
+    return time_files([Subject(p, threads) for p in resolved], batches, rounds)

@@ -248,7 +248,7 @@ def scatter(choice: Choice, width: int = 72, height: int = 14) -> str:
     return "\n".join([legend, *lines, " " * 8 + lo + " " * (width - len(lo) - len(hi)) + hi])
 
 
-def grid(classes: int, native_side: int | None = None) -> list[Arch]:
+def grid(num_classes: int, native_side: int | None = None) -> list[Arch]:
     """Every network, width and resolution with a published accuracy.
 
     With `native_side`, the images' own short side: resolutions of at most twice that (beyond, there is nothing more to
@@ -263,7 +263,7 @@ def grid(classes: int, native_side: int | None = None) -> list[Arch]:
             resolutions = [r for r in sorted({*small, *network.resolutions}) if r <= most]
         for alpha in network.alphas:
             for r in resolutions:
-                a = zoo.arch(network.name, alpha, r, classes)
+                a = zoo.arch(network.name, alpha, r, num_classes)
                 if classify.TASK.prior(a):
                     out.append(a)
     return out

@@ -16,9 +16,9 @@ from mobilenets.tasks.task import Scores
 AT_ONCE = 256  # images that the metrics get together
 
 
-def score(engine: Engine, d: Data, split: str) -> Scores:
+def score(engine: Engine, data: Data, split: str) -> Scores:
     """Scores of `engine` on a split whose classes are in the network's order; damaged images are skipped and named."""
-    s = d.split(split)
+    s = data.split(split)
     metrics = tasks.of(engine.card).metrics(engine.card)
     skipped: list[str] = []
     rows: list[Outputs] = []
@@ -43,4 +43,4 @@ def score(engine: Engine, d: Data, split: str) -> Scores:
                 add()
     if rows:
         add()
-    return metrics.compute(d.source, split, tuple(skipped))
+    return metrics.compute(data.source, split, tuple(skipped))

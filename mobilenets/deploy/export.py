@@ -108,7 +108,7 @@ def export_bundle(
         raise UserError(f"{path}: for {runtime.format}, its name has to end in {runtime.suffix}")
     with written(path, runtime.folder) as tmp:
         module.write(made, tmp, batch)
-        found = module.stored(tmp)
+        found = module.stored_precision(tmp)
         if found != precision:
             raise UserError(f"{path} was not kept: {engine} made it {found}, not the {precision} that was asked for")
         size, digest, task = files.size_on_disk(tmp), files.sha256(tmp), made.card.task

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from mobilenets import __version__, console, files
 from mobilenets.arch.spec import Arch
 from mobilenets.deploy import engines
-from mobilenets.deploy.bench import pinned, quietest_ms, time_calls
+from mobilenets.deploy.bench import best_round_ms, pinned, time_calls
 from mobilenets.errors import UserError, unknown
 from mobilenets.model.bundle import random_bundle
 from mobilenets.model.card import PRECISIONS, Precision
@@ -131,10 +131,10 @@ def once(a: Arch, s: Setting) -> tuple[float, int]:
     with pinned(s.threads):
         ready, size = engines.build(s.engine, random_bundle(a, s.precision), s.precision, s.threads)
         time_calls(ready, 1, WARM_UP_SECONDS)
-        return quietest_ms([time_calls(ready, 1, ROUND_SECONDS)]), size
+        return best_round_ms([time_calls(ready, 1, ROUND_SECONDS)]), size
 
 
-def measure(archs: Sequence[Arch], s: Setting) -> dict[str, Measured]:
+def time_networks(archs: Sequence[Arch], s: Setting) -> dict[str, Measured]:
     """Arch digest -> its measurement; from the cache, or measured in turn on this machine.
 
     Networks that the engine refuses are left out, with a note; a `UserError` if it refuses all.
@@ -251,7 +251,7 @@ def here(archs: Sequence[Arch], wanted: Sequence[Setting]) -> Table:
     for s in wanted:
         engines.module(s.engine)  # says what to install before anything is measured
     # Most threads first: those that a runtime has started stay on the processors of that time.
-    measured = {s: measure(archs, s) for s in sorted(wanted, key=lambda s: -s.threads)}
+    measured = {s: time_networks(archs, s) for s in sorted(wanted, key=lambda s: -s.threads)}
     return Table(machine(), {s.engine: engines.version(s.engine) for s in wanted}, {s: measured[s] for s in wanted})
 
 
@@ -265,7 +265,7 @@ def of_file(path: Path, archs: Sequence[Arch], wanted: Sequence[Setting]) -> Tab
     found = {s: {d: m for d, m in by_digest.items() if d in digests} for s, by_digest in entries.items()}
     missing = [title for d, title in digests.items() if not all(d in by_digest for by_digest in found.values())]
     if not any(found.values()):
-        classes = ", ".join(map(str, sorted({a.classes for a in archs})))
+        classes = ", ".join(map(str, sorted({a.num_classes for a in archs})))
         raise UserError(
             f"{path}: has none of the {len(digests)} networks asked for (of {classes} classes); measure them with: "
             f"mobilenets latency-table --classes {classes}"

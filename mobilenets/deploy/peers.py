@@ -82,14 +82,14 @@ class _OnnxPeer:
 def _torchvision(arch: Arch) -> nn.Module:
     from torchvision import models
 
-    net: nn.Module = models.get_model(TORCHVISION[arch.name], num_classes=arch.classes, width_mult=arch.alpha)
+    net: nn.Module = models.get_model(TORCHVISION[arch.name], num_classes=arch.num_classes, width_mult=arch.alpha)
     return net.eval()
 
 
 def _timm(arch: Arch) -> nn.Module:
     import timm
 
-    net: nn.Module = timm.create_model(TIMM[arch.name][arch.alpha], num_classes=arch.classes)
+    net: nn.Module = timm.create_model(TIMM[arch.name][arch.alpha], num_classes=arch.num_classes)
     return net.eval()
 
 

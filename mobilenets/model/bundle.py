@@ -165,7 +165,7 @@ def random_bundle(arch: Arch, precision: Precision = "float32") -> Bundle:
     """A bundle with random weights, for measuring: latency and size don't depend on what the weights are."""
     preprocess = Preprocess(arch.resolution, size=arch.size)
     return with_random_weights(
-        classifier_card(arch, preprocess, [f"class {i}" for i in range(arch.classes)]), precision
+        classifier_card(arch, preprocess, [f"class {i}" for i in range(arch.num_classes)]), precision
     )
 
 

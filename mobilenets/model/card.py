@@ -69,8 +69,8 @@ class Card:
         labels = self.config.get("labels", [])
         if not isinstance(labels, list | tuple) or not all(isinstance(name, str) for name in labels):
             raise UserError("the card's labels aren't a list of names")
-        if self.task == "classify" and self.arch.classes != len(labels):
-            raise UserError(f"the card has {len(labels)} labels for a network of {self.arch.classes} classes")
+        if self.task == "classify" and self.arch.num_classes != len(labels):
+            raise UserError(f"the card has {len(labels)} labels for a network of {self.arch.num_classes} classes")
         if self.precision not in PRECISIONS:
             raise unknown("precision", self.precision, PRECISIONS)
         if self.float_ops and self.precision != "int8":
@@ -150,9 +150,9 @@ def migrate(d: Mapping[str, Any], arch: Arch) -> dict[str, Any]:
     """A card's JSON of any format as that of this one. It may raise what a malformed card makes it raise."""
     d = dict(d)
     if d["format"] == 1:  # a classifier, or the features of one: labels stood on the card, the head was understood
-        d["task"] = "classify" if arch.classes else "features"
-        d["head"] = (classifier_head if arch.classes else feature_head)(arch).to_json()
-        d["config"] = {"labels": list(d.pop("labels"))} if arch.classes else {}
+        d["task"] = "classify" if arch.num_classes else "features"
+        d["head"] = (classifier_head if arch.num_classes else feature_head)(arch).to_json()
+        d["config"] = {"labels": list(d.pop("labels"))} if arch.num_classes else {}
         d.setdefault("float_ops", [])
         d["encodings"] = {}
     return d
@@ -160,7 +160,7 @@ def migrate(d: Mapping[str, Any], arch: Arch) -> dict[str, Any]:
 
 def classifier_card(arch: Arch, preprocess: Preprocess, labels: Sequence[str], **fields: Any) -> Card:
     """The card of a classifier of `labels`, with the arch's own classifier; of its features where that has none."""
-    if arch.classes:
+    if arch.num_classes:
         return Card(arch, preprocess, classifier_head(arch), config={"labels": list(labels)}, **fields)
     return Card(arch, preprocess, feature_head(arch), task="features", **fields)
 

@@ -234,7 +234,7 @@ class MobileNet(Walker):
         self.blocks = nn.ModuleList(BlockModule(b, arch) for b in arch.blocks)
         self.pool = Pool()
         self.head = nn.ModuleList(BlockModule(b, arch) for b in arch.head_blocks)
-        self.classifier = Linear(arch.ops[-1], arch) if arch.classes else nn.Identity()
+        self.classifier = Linear(arch.ops[-1], arch) if arch.num_classes else nn.Identity()
         self.answering = nn.ModuleDict()  # the head's operations without weights, whose names are free
         for op in head.ops if head else ():
             if op.is_layer:
@@ -286,7 +286,7 @@ def create(
     name: str,
     alpha: float = 1.0,
     resolution: int | None = None,
-    classes: int = 1000,
+    num_classes: int = 1000,
     *,
     activation: Activation | None = None,
     padding: Padding = "symmetric",
@@ -301,12 +301,12 @@ def create(
     keep_stem: bool = False,
     convention: Convention = "slim",
 ) -> MobileNet:
-    """Build a network by name: `create("v2", alpha=0.5, resolution=160, classes=10)`.
+    """Build a network by name: `create("v2", alpha=0.5, resolution=160, num_classes=10)`.
 
     Arguments are those of `spec.scale`; None takes the paper's convention. Raises `UserError` on a bad one.
     """
     arch = spec.scale(
-        zoo.network(name), alpha, resolution, classes,
+        zoo.network(name), alpha, resolution, num_classes,
         activation=activation, padding=padding, linear_bottleneck=linear_bottleneck, shortcut=shortcut,
         bn_eps=bn_eps, bn_momentum=bn_momentum, dropout=dropout, divisor=divisor, min_depth=min_depth,
         keep_head=keep_head, keep_stem=keep_stem, convention=convention,

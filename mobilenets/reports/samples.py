@@ -31,9 +31,9 @@ def samples(file: Path, split_name: str, confusion: npt.NDArray[np.int64], root:
     trained on can't be opened.
     """
     engine = engines.load(file)
-    d = of_card(engine.card, None, root)
-    split = d.split(split_name)
-    found = _search(engine, split, confusion, d.seed)
+    data = of_card(engine.card, None, root)
+    split = data.split(split_name)
+    found = _search(engine, split, confusion, data.seed)
     wrong = [s for s in found if s["label"] != s["predicted"]]
     right = [s for s in found if s["label"] == s["predicted"]]
     shown = _varied(wrong, MISTAKES, "predicted")

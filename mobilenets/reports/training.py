@@ -130,7 +130,7 @@ class Training:
         return self.recent * max(self.recipe.epochs - self.done, 0)
 
     @property
-    def dearer(self) -> str:
+    def slower_because(self) -> str:
         """Why an epoch to come costs more than the mean of the last ones; empty where it doesn't."""
         r, before = self.recipe, self.done - RECENT
         if r.progressive < 1 and before < 0.6 * r.epochs:
@@ -173,7 +173,7 @@ class Training:
         return str(self.config[COMMAND])
 
     @property
-    def going_on(self) -> str:
+    def resume_command(self) -> str:
         """The command that goes on with a run that was stopped; empty where it was called from Python."""
         if self.command.startswith("("):
             return ""

@@ -201,7 +201,7 @@ class Classify:
         return {"labels": list(data.labels)}
 
     def arch(self, arch: Arch, config: Mapping[str, Any]) -> Arch:
-        return arch.replace(classes=len(config["labels"]))
+        return arch.replace(num_classes=len(config["labels"]))
 
     def head(self, arch: Arch, config: Mapping[str, Any]) -> Head:  # noqa: ARG002
         return classifier_head(arch)

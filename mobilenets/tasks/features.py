@@ -65,7 +65,7 @@ def of_bundle(bundle: Bundle, tap: str = "") -> Bundle:
     Raises `UserError` for an operation that isn't there.
     """
     card = bundle.card
-    arch = card.arch.replace(classes=0) if card.arch.classes and tap != "classifier" else card.arch
+    arch = card.arch.replace(num_classes=0) if card.arch.num_classes and tap != "classifier" else card.arch
     known = {op.name for op in arch.ops}
     float_ops = tuple(n for n in card.float_ops if n in known)
     encodings = {n: e for n, e in card.encodings.items() if n in known}
@@ -98,7 +98,7 @@ class FeaturesTask:
         return {}
 
     def arch(self, arch: Arch, config: Mapping[str, Any]) -> Arch:  # noqa: ARG002
-        return arch.replace(classes=0)
+        return arch.replace(num_classes=0)
 
     def head(self, arch: Arch, config: Mapping[str, Any]) -> Head:
         return feature_head(arch, str(config.get("tap", "")))

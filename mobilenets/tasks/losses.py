@@ -38,9 +38,9 @@ def class_weights(counts: Sequence[int]) -> Tensor:
 class CrossEntropy(nn.Module):
     """Cross-entropy with the true classes, smoothed, weighted and mixed as the recipe says."""
 
-    def __init__(self, recipe: Any, classes: int, weights: Tensor | None = None) -> None:
+    def __init__(self, recipe: Any, num_classes: int, weights: Tensor | None = None) -> None:
         super().__init__()
-        self.recipe, self.classes = recipe, classes
+        self.recipe, self.num_classes = recipe, num_classes
         self.register_buffer("weights", weights, persistent=False)
 
     weights: Tensor | None
@@ -56,12 +56,12 @@ class CrossEntropy(nn.Module):
     def mixes(self, rows: bool = False) -> list[v2.Transform]:
         """MixUp and CutMix where the recipe has them; `rows`: targets are rows already, not numbers of classes."""
         ways = ((v2.MixUp, self.recipe.mixup), (v2.CutMix, self.recipe.cutmix))
-        return [way(alpha=alpha, num_classes=None if rows else self.classes) for way, alpha in ways if alpha]
+        return [way(alpha=alpha, num_classes=None if rows else self.num_classes) for way, alpha in ways if alpha]
 
 
-def accuracies(classes: int) -> nn.ModuleDict:
+def accuracies(num_classes: int) -> nn.ModuleDict:
     """Of all images, and the mean over classes; shares of 1."""
     accuracy = torchmetrics.classification.MulticlassAccuracy
     return nn.ModuleDict(
-        {"val_top1": accuracy(classes, average="micro"), "val_balanced": accuracy(classes, average="macro")}
+        {"val_top1": accuracy(num_classes, average="micro"), "val_balanced": accuracy(num_classes, average="macro")}
     )

@@ -123,7 +123,7 @@ class ProgressBar(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         assert isinstance(module, Learner)
         recipe, batches = module.recipe, int(trainer.num_training_batches)
-        self.pace = pace.measure(module, batches, recipe.batch // recipe.accumulate, self.held_out)
+        self.pace = pace.time_epochs(module, batches, recipe.batch // recipe.accumulate, self.held_out)
         self.bar = console.progress("steps", left=False) if trainer.is_global_zero else None
         if self.bar:
             self.bar.start()

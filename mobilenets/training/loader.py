@@ -66,7 +66,7 @@ def _target(targets: Any, i: int) -> Any:
     return int(target) if isinstance(target, np.integer) else target
 
 
-class Taught(Protocol):
+class CachedAnswers(Protocol):
     """What a teacher said of `views` views of every training image: [N, K] each."""
 
     @property
@@ -88,10 +88,10 @@ class TrainImages(Dataset[tuple[Any, ...]]):
         split: Split,
         transform: v2.Transform,
         seed: int,
-        taught: Taught | None = None,
+        answers: CachedAnswers | None = None,
         side: int = CACHE_SIDE,
     ) -> None:
-        self.split, self.transform, self.seed, self.taught, self.side = split, transform, seed, taught, side
+        self.split, self.transform, self.seed, self.answers, self.side = split, transform, seed, answers, side
         self.reading = torch.zeros(SLOTS, 2, dtype=torch.int64)  # by worker: process, image + 1
         self.reading.share_memory_()  # type: ignore[no-untyped-call]
 
@@ -100,13 +100,13 @@ class TrainImages(Dataset[tuple[Any, ...]]):
 
     def __getitem__(self, key: Any) -> tuple[Any, ...]:
         epoch, i = key
-        view = epoch % self.taught.views if self.taught else epoch
+        view = epoch % self.answers.views if self.answers else epoch
         torch.default_generator.manual_seed(mix(self.seed, view, i))  # each training step seeds itself again
         with self._noted(i):
             pixels = self.split.cached(i, self.side)
             target = sized(_target(self.split.targets, i), pixels.shape[:2])
             image, target = self.transform(Image.fromarray(pixels), target)
-        return (image, target, self.taught(view, i)) if self.taught else (image, target)
+        return (image, target, self.answers(view, i)) if self.answers else (image, target)
 
     @contextlib.contextmanager
     def _noted(self, i: int) -> Iterator[None]:

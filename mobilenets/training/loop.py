@@ -104,7 +104,7 @@ def train(
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def suppress_warnings() -> Iterator[None]:
     """Lightning's advice is for authors of training code; our users get our own words."""
     import pytorch_lightning  # noqa: F401  (importing it sets up its logging)
 

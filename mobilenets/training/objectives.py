@@ -47,7 +47,7 @@ class Distilled(nn.Module):
     ) -> None:
         super().__init__()
         self.labels, self.how, self.ask, self.embedding = objective, how, ask, embedding
-        self.classes = objective.classes if isinstance(objective, CrossEntropy) else None
+        self.num_classes = objective.num_classes if isinstance(objective, CrossEntropy) else None
         self.widths = [teacher_classes, teacher_width]
         self.taps = (embedding,) if teacher_width else ()
         self.to_teacher = nn.Linear(width, teacher_width) if teacher_width else None
@@ -57,14 +57,14 @@ class Distilled(nn.Module):
         said = (self.ask(batch[0]) if self.ask else batch[2]).float()
         logits, embedding = torch.split(said, self.widths, dim=1)
         true, soft = self.labels.targets(batch), (logits / self.how.temperature).softmax(1)
-        if self.classes is None:
+        if self.num_classes is None:
             return true, soft, embedding
-        return torch.cat([F.one_hot(true, self.classes), soft, embedding], dim=1)
+        return torch.cat([F.one_hot(true, self.num_classes), soft, embedding], dim=1)
 
     def forward(self, outputs: Mapping[str, Tensor], targets: Any) -> Tensor:
         """The taps' values, and `targets` of these images, mixed or not -> the loss."""
-        if self.classes is not None:
-            targets = torch.split(targets, [self.classes, *self.widths], dim=1)
+        if self.num_classes is not None:
+            targets = torch.split(targets, [self.num_classes, *self.widths], dim=1)
         true, soft, wanted = targets
         how = self.how
         loss: Tensor = wanted.new_zeros(())

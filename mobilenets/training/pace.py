@@ -37,7 +37,7 @@ class Pace:
         return seconds * (self.work(len(self.costs), 0) - done) / (done - before) if done > before else float("inf")
 
 
-def measure(learner: Learner, steps: int, batch: int, held_out: int) -> Pace:
+def time_epochs(learner: Learner, steps: int, batch: int, held_out: int) -> Pace:
     """The pace of `learner`'s recipe; steps of different kinds are tried, on noise, where it has any."""
     plan = [learner.epoch_plan(epoch) for epoch in range(learner.recipe.epochs)]
     full = learner.full

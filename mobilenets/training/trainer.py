@@ -28,27 +28,29 @@ if TYPE_CHECKING:
     from mobilenets.training.distill import Distiller
 
 
-def network(arch: str | None, alpha: float | None, resolution: int | None, start: Bundle | None, classes: int) -> Arch:
+def network(
+    arch: str | None, alpha: float | None, resolution: int | None, start: Bundle | None, num_classes: int
+) -> Arch:
     """What to train: the network of a verb's arguments, or of the bundle it starts from. Raises `UserError`."""
     if start is None:
-        return zoo.arch(arch or "v2", 1.0 if alpha is None else alpha, resolution, classes)
+        return zoo.arch(arch or "v2", 1.0 if alpha is None else alpha, resolution, num_classes)
     if arch is not None or alpha is not None:
         raise UserError("--init brings its own network: leave out --arch and --alpha")
-    return initial_arch(start, classes, resolution or start.card.arch.resolution)
+    return initial_arch(start, num_classes, resolution or start.card.arch.resolution)
 
 
-def initial_arch(start: Bundle, classes: int, resolution: int) -> Arch:
+def initial_arch(start: Bundle, num_classes: int, resolution: int) -> Arch:
     """The network of the bundle to start from, for other classes and another resolution."""
     if start.card.precision != "float32":
         raise UserError(f"--init needs a float bundle, not {start.card.precision}")
     arch = start.card.arch
     size = arch.size if resolution == arch.resolution else None
-    return arch.replace(classes=classes, resolution=resolution, size=size)
+    return arch.replace(num_classes=num_classes, resolution=resolution, size=size)
 
 
-@loop.quiet()
+@loop.suppress_warnings()
 def train_bundle(
-    d: Data,
+    data: Data,
     arch: Arch,
     recipe: Recipe,
     out: Path,
@@ -77,10 +79,10 @@ def train_bundle(
     primary = task.primary
     if primary is None:
         raise UserError(f"the task {task.name} has no score to train for")
-    config, arch = task.config(d), arch.replace(dropout=recipe.dropout)
+    config, arch = task.config(data), arch.replace(dropout=recipe.dropout)
     head = task.head(arch, config)
-    made = setup(d, d.split("train"), arch, recipe, seed, init, distiller, task)
-    val, folder = d.split("val"), out / CHECKPOINTS
+    made = setup(data, data.split("train"), arch, recipe, seed, init, distiller, task)
+    val, folder = data.split("val"), out / CHECKPOINTS
     monitor, mode = task.monitor(recipe), primary.mode
     best = ModelCheckpoint(
         folder, "best", monitor=monitor, mode=mode, enable_version_counter=False, save_on_train_epoch_end=True
@@ -109,7 +111,7 @@ def train_bundle(
         head=head,
         task=task.name,
         config=config,
-        metrics=(Metric(primary.name, score, d.source, "val", len(val), primary.unit, primary.higher_is_better),),
+        metrics=(Metric(primary.name, score, data.source, "val", len(val), primary.unit, primary.higher_is_better),),
         recipe={
             **recipe.to_json(),
             "command": run.recorded_command(out),
@@ -118,7 +120,7 @@ def train_bundle(
             "best_epoch": epoch,
             **(distiller.to_json() if distiller else {}),
         },
-        data=d.describe(),
+        data=data.describe(),
         parent=init.digest if init else distiller.teacher.digest if distiller else None,
         licence=init.card.licence if init else "",
     )
@@ -127,7 +129,7 @@ def train_bundle(
 
 
 def setup(
-    d: Data,
+    data: Data,
     training: Split,
     arch: Arch,
     recipe: Recipe,
@@ -136,7 +138,7 @@ def setup(
     distiller: Distiller | None = None,
     task: Task | None = None,
 ) -> Setup:
-    """Network, objective and augmented images of a training on `training`, a split of `d`."""
+    """Network, objective and augmented images of a training on `training`, a split of `data`."""
     import torch
 
     from mobilenets.model import module as model
@@ -145,11 +147,13 @@ def setup(
     from mobilenets.training.learner import Learner, own_part
 
     task = task or tasks.find("classify")
-    config = task.config(d)
+    config = task.config(data)
     arch = arch.replace(dropout=recipe.dropout)
     head = task.head(arch, config)
-    kind = d.kind if recipe.augment == "auto" else recipe.augment
-    preprocess = init.card.preprocess if init else Preprocess(arch.resolution, crop=1.0 if kind == "shift" else d.crop)
+    kind = data.kind if recipe.augment == "auto" else recipe.augment
+    preprocess = (
+        init.card.preprocess if init else Preprocess(arch.resolution, crop=1.0 if kind == "shift" else data.crop)
+    )
     preprocess = dataclasses.replace(preprocess, resolution=arch.resolution, size=arch.size)
     torch.manual_seed(seed)
     net = model.build(arch, head)
@@ -159,9 +163,9 @@ def setup(
     side = cache_side(max(preprocess.input_size))
     images = loader.TrainImages(training, task.transforms(preprocess, recipe, kind), seed, side=side)
     if distiller:
-        images.taught = distiller.ask_beforehand(images, recipe, kind)
+        images.answers = distiller.ask_beforehand(images, recipe, kind)
         border = own_part(net.graph, head.own, task.taps)[1]
-        objective = distiller.objective(objective, net.graph, border, live=images.taught is None)
+        objective = distiller.objective(objective, net.graph, border, live=images.answers is None)
     bf16 = recipe.training_precision == "bf16" or (recipe.training_precision == "auto" and fast_bf16())
     channels_last = bf16 or torch.cuda.is_available()
     learner = Learner(net, preprocess, recipe, seed, channels_last, task, config, objective, head.own)

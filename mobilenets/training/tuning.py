@@ -66,11 +66,11 @@ class Trial:
     seed: int
 
 
-def sample(d: Data, side: int = CACHE_SIDE) -> Split:
+def sample(data: Data, side: int = CACHE_SIDE) -> Split:
     """Up to SAMPLE readable training images, decoded, with a short side of at most `side`."""
-    split = d.split("train")
+    split = data.split("train")
     n = len(split)  # in shards, they lie in random order already, and near ones can be read without the others
-    chosen = split.subset((np.arange(n) if split.shards else np.random.default_rng(d.seed).permutation(n))[:SAMPLE])
+    chosen = split.subset((np.arange(n) if split.shards else np.random.default_rng(data.seed).permutation(n))[:SAMPLE])
 
     def decode(i: int) -> None:
         with contextlib.suppress(BadImage):
@@ -82,7 +82,7 @@ def sample(d: Data, side: int = CACHE_SIDE) -> Split:
     return chosen.subset(sorted(chosen.cache))
 
 
-def run_steps(trial: Trial, d: Data, images: Split, steps: int, callback: Any) -> None:
+def run_steps(trial: Trial, data: Data, images: Split, steps: int, callback: Any) -> None:
     """Train `trial` as `train` does, on `images`, for `steps` steps or until `callback` stops it. Writes no file."""
     import pytorch_lightning as pl
     import torch
@@ -90,8 +90,8 @@ def run_steps(trial: Trial, d: Data, images: Split, steps: int, callback: Any) -
     from mobilenets.training import loader
 
     init = Bundle.load(trial.init) if trial.init else None
-    made = train.setup(d, images, trial.arch, trial.recipe, trial.seed, init)
-    with loop.quiet():
+    made = train.setup(data, images, trial.arch, trial.recipe, trial.seed, init)
+    with loop.suppress_warnings():
         trainer = pl.Trainer(
             max_epochs=-1,
             max_steps=steps,
@@ -112,7 +112,7 @@ def run_steps(trial: Trial, d: Data, images: Split, steps: int, callback: Any) -
             raise Interrupted("interrupted; nothing was written") from e
 
 
-def measure(trial: Trial, d: Data, images: Split, batch: int) -> Speed:
+def time_training(trial: Trial, data: Data, images: Split, batch: int) -> Speed:
     """Images per second of training at `batch`, the first step of each epoch left out, and the peak memory."""
     import torch
     from pytorch_lightning import Callback, Trainer
@@ -137,7 +137,7 @@ def measure(trial: Trial, d: Data, images: Split, batch: int) -> Speed:
 
     if accelerated:
         torch.cuda.reset_peak_memory_stats()
-    run_steps(_at(trial, batch=batch), d, images, 100_000, Stopwatch())
+    run_steps(_at(trial, batch=batch), data, images, 100_000, Stopwatch())
     used = torch.cuda.max_memory_allocated() if accelerated else None
     return Speed(batch, batch / statistics.median(seconds), bench.peak_rss(), used)
 
@@ -152,13 +152,13 @@ def _child(trial: Trial, pipe: Connection) -> None:
     """A `Speed` for each batch size received; None for one that the memory doesn't hold."""
     with contextlib.suppress(EOFError, BrokenPipeError, KeyboardInterrupt, Interrupted):
         try:
-            d = open_data(trial.source, trial.root, trial.seed)
-            images = sample(d, cache_side(max(trial.arch.input_size)))
+            data = open_data(trial.source, trial.root, trial.seed)
+            images = sample(data, cache_side(max(trial.arch.input_size)))
             if len(images) < 2 * SMALLEST:
                 raise UserError(f"{trial.source}: {len(images)} readable training images are too few to try batches on")
-            pipe.send(min(len(images) // 2, len(d.split("train")) // STEPS_IN_EPOCH))
+            pipe.send(min(len(images) // 2, len(data.split("train")) // STEPS_IN_EPOCH))
             while batch := pipe.recv():
-                pipe.send(measure(trial, d, images, batch))
+                pipe.send(time_training(trial, data, images, batch))
         except UserError as e:
             pipe.send(str(e))
         except (MemoryError, RuntimeError) as e:
@@ -296,12 +296,12 @@ def try_rates(trial: Trial, steps: int) -> tuple[list[float], list[float]]:
             bar.advance(task)
             trainer.should_stop = losses[-1] > DIVERGED * min(losses)
 
-    d = open_data(trial.source, trial.root, trial.seed)
-    images = sample(d, cache_side(max(trial.arch.input_size)))
+    data = open_data(trial.source, trial.root, trial.seed)
+    images = sample(data, cache_side(max(trial.arch.input_size)))
     with console.progress("steps") as bar:
         task = bar.add_task("learning rates", total=steps, status="")
         try:
-            run_steps(_at(trial), d, images, steps, Rising())
+            run_steps(_at(trial), data, images, steps, Rising())
         except UserError as e:  # a loss that isn't finite ends the test, unless it hardly began
             if isinstance(e, Interrupted) or len(losses) <= 2 * SKIPPED:
                 raise

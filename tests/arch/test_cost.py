@@ -65,7 +65,7 @@ def test_v1_shares_by_type():
 def test_v1_errata_without_the_classifier():
     """Tables 7 and 9 print 290 and 76: they leave the classifier out."""
     for alpha, headless, whole in ((1.0, 290, 291), (0.5, 76, 77)):
-        assert round(cost.count(zoo.arch("v1", alpha, 160, classes=0)).macs / 1e6) == headless
+        assert round(cost.count(zoo.arch("v1", alpha, 160, num_classes=0)).macs / 1e6) == headless
         assert round(cost.count(zoo.arch("v1", alpha, 160)).macs / 1e6) == whole
 
 

@@ -166,5 +166,5 @@ def test_layers_of_each_row():
 
 
 def test_a_headless_network_has_no_classifier():
-    assert zoo.arch("v1", classes=0).ops[-1].kind == "pool"
-    assert zoo.arch("v1", classes=3).ops[-1].cout == 3
+    assert zoo.arch("v1", num_classes=0).ops[-1].kind == "pool"
+    assert zoo.arch("v1", num_classes=3).ops[-1].cout == 3

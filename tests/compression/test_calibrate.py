@@ -13,7 +13,7 @@ from mobilenets.compression.calibrate import (
     MinMaxObserver,
     PercentileObserver,
 )
-from mobilenets.compression.quantize import measure, quantize_bundle
+from mobilenets.compression.quantize import measure_ranges, quantize_bundle
 from mobilenets.compression.scheme import DEFAULT, Scheme
 from mobilenets.errors import UserError
 from mobilenets.model import reference as simulate
@@ -126,7 +126,7 @@ def test_ranges_do_not_depend_on_the_batch(make_bundle, pixels, monkeypatch, met
 
 def test_ranges_are_those_of_the_tensors_between_the_layers(make_bundle, pixels):
     bundle = make_bundle("v2")
-    ranges, model = measure(bundle, pixels, Scheme("minmax")).ranges, simulate.float_model(bundle)
+    ranges, model = measure_ranges(bundle, pixels, Scheme("minmax")).ranges, simulate.float_model(bundle)
     x = torch.from_numpy(bundle.card.preprocess.normalize(pixels))
     with torch.inference_mode():
         maps, pooled, logits = model.features(x), model.pooled(x), model(x)
@@ -145,7 +145,7 @@ def test_the_least_error_forgives_an_outlier(make_bundle, pixels):
     tensors = {k: v.copy() for k, v in bundle.tensors.items()}
     tensors["classifier.bias"][0] = 40  # a class's logit, far beyond all others
     spoiled = Bundle(bundle.card, tensors)
-    ranges = {m: measure(spoiled, pixels, Scheme(m)).ranges["classifier"] for m in calibrate.OBSERVERS}
+    ranges = {m: measure_ranges(spoiled, pixels, Scheme(m)).ranges["classifier"] for m in calibrate.OBSERVERS}
     assert ranges["minmax"][1] > 35
     assert ranges["mse"][1] <= ranges["minmax"][1]
     assert ranges["mse"][0] >= ranges["minmax"][0]

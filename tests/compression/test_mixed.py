@@ -6,7 +6,7 @@ from conftest import smooth_images
 from PIL import Image
 
 from mobilenets.compression import mixed
-from mobilenets.compression.quantize import measure, quantize_bundle
+from mobilenets.compression.quantize import measure_ranges, quantize_bundle
 from mobilenets.compression.scheme import Scheme
 from mobilenets.data.dataset import Data, Split
 from mobilenets.deploy import engines, evaluate
@@ -48,7 +48,7 @@ def top1(bundle, data):
 
 
 def test_what_8_bits_cannot_hold_is_the_most_sensitive(fragile, pixels):
-    found = mixed.sensitivity(measure(fragile, pixels), pixels[:8])
+    found = mixed.sensitivity(measure_ranges(fragile, pixels), pixels[:8])
     assert set(found) == {op.name for op in fragile.card.arch.ops}
     assert list(found.values()) == sorted(found.values())
     assert set(list(found)[:2]) == KEEP
@@ -58,7 +58,7 @@ def test_what_8_bits_cannot_hold_is_the_most_sensitive(fragile, pixels):
 
 def test_a_network_within_the_limit_is_plain_int8(make_bundle, data, pixels):
     source = Bundle(make_bundle("v2").card.with_labels(data.labels), make_bundle("v2").tensors)
-    made = mixed.quantize_within(30, source, data, measure(source, pixels), pixels, (), mixed=False)
+    made = mixed.quantize_within(30, source, data, measure_ranges(source, pixels), pixels, (), mixed=False)
     assert made.card.float_ops == ()
     (metric,) = made.card.metrics
     assert (metric.name, metric.data, metric.split, metric.count) == ("top1", "noise", "val", 96)
@@ -71,7 +71,7 @@ def test_beyond_the_limit_the_operations_to_keep_are_named(fragile, data, pixels
     lost = 100 - top1(plain, data)
     assert lost > 50
     with pytest.raises(UserError, match=f"int8 loses {lost:.2f} points of top-1 .100.00% in float, noise val.") as e:
-        mixed.quantize_within(20, fragile, data, measure(fragile, pixels), pixels, (), mixed=False)
+        mixed.quantize_within(20, fragile, data, measure_ranges(fragile, pixels), pixels, (), mixed=False)
     named = str(e.value).rsplit(" ", 1)[1].split(",")
     assert set(named) >= KEEP
     assert "add --mixed" in str(e.value)
@@ -81,7 +81,7 @@ def test_beyond_the_limit_the_operations_to_keep_are_named(fragile, data, pixels
 
 
 def test_mixed_keeps_the_fewest_that_meet_the_limit(fragile, data, pixels):
-    made = mixed.quantize_within(20, fragile, data, measure(fragile, pixels), pixels, (), mixed=True)
+    made = mixed.quantize_within(20, fragile, data, measure_ranges(fragile, pixels), pixels, (), mixed=True)
     assert set(made.card.float_ops) == KEEP
     assert 100 - top1(made, data) <= 20
     assert made.card.metrics[0].value == pytest.approx(top1(made, data))
@@ -89,12 +89,14 @@ def test_mixed_keeps_the_fewest_that_meet_the_limit(fragile, data, pixels):
 
 def test_what_is_kept_anyway_stays(fragile, data, pixels):
     scheme = Scheme(float_ops=("blocks.0.conv",))
-    made = mixed.quantize_within(20, fragile, data, measure(fragile, pixels), pixels, scheme.float_ops, mixed=True)
+    made = mixed.quantize_within(
+        20, fragile, data, measure_ranges(fragile, pixels), pixels, scheme.float_ops, mixed=True
+    )
     assert set(made.card.float_ops) == {*KEEP, "blocks.0.conv"}
 
 
 def test_no_loss_at_all_takes_more_in_float(fragile, data, pixels):
-    made = mixed.quantize_within(0, fragile, data, measure(fragile, pixels), pixels, (), mixed=True)
+    made = mixed.quantize_within(0, fragile, data, measure_ranges(fragile, pixels), pixels, (), mixed=True)
     assert top1(made, data) == 100
     assert len(made.card.float_ops) > len(KEEP)
 
@@ -105,14 +107,14 @@ def test_a_score_that_is_better_when_lower(fragile, data, pixels, monkeypatch, c
     values = iter([2.0, 3.5, *[2.0] * 9])
     monkeypatch.setattr(mixed, "_scored", lambda _, d, _score: mixed.Metric("mae", next(values), d.source, "val", 8))
     with pytest.raises(UserError, match=r"int8 loses 1.50 px of mean error \(2.00 px in float, noise val\), more than"):
-        mixed.quantize_within(1, fragile, data, measure(fragile, pixels), pixels, (), mixed=False)
+        mixed.quantize_within(1, fragile, data, measure_ranges(fragile, pixels), pixels, (), mixed=False)
     assert "mean error 3.50 px, 1.50 px worse than 2.00 px" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_task_without_a_score_has_no_limit(fragile, data, pixels):
     source = features.of_bundle(fragile)
     with pytest.raises(UserError, match="the task features has no score that max-drop could be a limit to"):
-        mixed.quantize_within(1, source, data, measure(source, pixels), pixels, (), mixed=False)
+        mixed.quantize_within(1, source, data, measure_ranges(source, pixels), pixels, (), mixed=False)
 
 
 # ---- the verb ------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from mobilenets.arch import zoo
 from mobilenets.compression import qat
 from mobilenets.compression.qat import FakeQuantized, LearnedRange, QatLayer
-from mobilenets.compression.quantize import Measured, measure
+from mobilenets.compression.quantize import Measured, measure_ranges
 from mobilenets.compression.scheme import Scheme
 from mobilenets.data.open import open_data
 from mobilenets.errors import Interrupted, UserError
@@ -71,7 +71,7 @@ def network(name: str, make_bundle: Callable[..., Bundle]) -> Bundle:
 def test_what_is_trained_is_what_the_bundle_computes(
     make_bundle: Callable[..., Bundle], pixels: Pixels, name: str, how: str
 ) -> None:
-    start = measure(network(name, make_bundle), pixels, SCHEMES[how])
+    start = measure_ranges(network(name, make_bundle), pixels, SCHEMES[how])
     net = FakeQuantized(start).eval()
     x = torch.from_numpy(start.card.preprocess.normalize(pixels))
     before, weights = answers(start.bundle(), pixels), start.bundle().tensors
@@ -90,7 +90,7 @@ def test_what_is_trained_is_what_the_bundle_computes(
 
 def test_operations_in_float_stay_as_they_are(make_bundle: Callable[..., Bundle], pixels: Pixels) -> None:
     kept = ("blocks.3.depthwise", "blocks.3.sum", "blocks.5.project")
-    start = measure(make_bundle("v2"), pixels)
+    start = measure_ranges(make_bundle("v2"), pixels)
     net = moved(FakeQuantized(start, kept))
     with torch.no_grad():
         after = logits(net, torch.from_numpy(start.card.preprocess.normalize(pixels)))
@@ -102,7 +102,7 @@ def test_operations_in_float_stay_as_they_are(make_bundle: Callable[..., Bundle]
 
 
 def test_autocast_leaves_the_roundings_alone(make_bundle: Callable[..., Bundle], pixels: Pixels) -> None:
-    start = measure(make_bundle("v1"), pixels)
+    start = measure_ranges(make_bundle("v1"), pixels)
     x = torch.from_numpy(start.card.preprocess.normalize(pixels[:4]))
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         assert F.linear(x[0, 0], x[0, 0]).dtype == torch.bfloat16  # autocast is at work
@@ -115,7 +115,7 @@ def test_a_dead_channel_with_a_large_bias(make_bundle: Callable[..., Bundle], pi
     b = make_bundle("v2")
     tensors = {k: v.copy() for k, v in b.tensors.items()}
     tensors["blocks.4.project.norm.weight"][3], tensors["blocks.4.project.norm.bias"][3] = 0, -4000.0
-    start = measure(Bundle(b.card, tensors), pixels)
+    start = measure_ranges(Bundle(b.card, tensors), pixels)
     net = moved(FakeQuantized(start))
     with torch.no_grad():
         after = logits(net, torch.from_numpy(start.card.preprocess.normalize(pixels)))
@@ -149,7 +149,7 @@ def test_gradients_pass_a_rounding_except_where_it_clips() -> None:
 
 def test_every_weight_bias_and_range_is_learned(make_bundle: Callable[..., Bundle], pixels: Pixels) -> None:
     """But the images' range; and that of the mean over one position, which is rounded already."""
-    start = measure(make_bundle("v1"), pixels, Scheme(calibration="percentile"))
+    start = measure_ranges(make_bundle("v1"), pixels, Scheme(calibration="percentile"))
     net = FakeQuantized(start)
     made = logits(net, torch.from_numpy(start.card.preprocess.normalize(pixels)))
     torch.autograd.backward(F.cross_entropy(made, torch.arange(len(pixels)) % 10))
@@ -166,7 +166,7 @@ def test_every_weight_bias_and_range_is_learned(make_bundle: Callable[..., Bundl
 def task(make_bundle: Callable[..., Bundle], colours: Path) -> dict[str, Any]:
     """A float network whose channels differ twentyfold, and one scale for each of its layers."""
     made = make_bundle("v1")
-    arch = made.card.arch.replace(activation="relu", classes=3)  # without a clip, channels can be scaled
+    arch = made.card.arch.replace(activation="relu", num_classes=3)  # without a clip, channels can be scaled
     tensors = {k: v[:3] if k.startswith("classifier") else v.copy() for k, v in made.tensors.items()}
     rng = np.random.default_rng(0)
     for op, after in zip(arch.layers, arch.layers[1:], strict=False):
@@ -178,7 +178,7 @@ def task(make_bundle: Callable[..., Bundle], colours: Path) -> dict[str, Any]:
     d = open_data(str(colours))
     source = Bundle(classifier_card(arch, made.card.preprocess, d.labels), tensors, "digest")
     images = d.sample("train", 48, source.card.preprocess).pixels
-    return {"source": source, "start": measure(source, images, Scheme(per_layer=True)), "recipe": QUICK}
+    return {"source": source, "start": measure_ranges(source, images, Scheme(per_layer=True)), "recipe": QUICK}
 
 
 def learned(task: dict[str, Any], colours: Path, folder: Path, **changes: Any) -> Measured:
@@ -254,7 +254,7 @@ def test_a_folder_that_is_something_else_is_left_alone(tmp_path: Path) -> None:
 def test_a_task_without_a_score_is_refused(task: dict[str, Any], colours: Path, tmp_path: Path, pixels: Pixels) -> None:
     source = features.of_bundle(task["source"])
     with pytest.raises(UserError, match="the task features has no score"):
-        learned(task, colours, tmp_path / "work", source=source, start=measure(source, pixels))
+        learned(task, colours, tmp_path / "work", source=source, start=measure_ranges(source, pixels))
     assert not (tmp_path / "work").exists()
 
 

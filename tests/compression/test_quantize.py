@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from mobilenets.commands.quantize import quantize
-from mobilenets.compression.quantize import measure, quantize_bundle
+from mobilenets.compression.quantize import measure_ranges, quantize_bundle
 from mobilenets.compression.scheme import Scheme
 from mobilenets.deploy import engines
 from mobilenets.deploy.export import export_bundle
@@ -139,7 +139,7 @@ def test_the_default_images_are_their_own_quantized_input():
 def test_packed_weights_are_within_half_a_step(make_bundle, pixels, name):
     bundle = make_bundle(name)
     graph, folded = bundle.card.graph, fold(bundle.card, bundle.tensors)
-    packed = pack(graph, bundle.card.preprocess, folded, measure(bundle, pixels).ranges)
+    packed = pack(graph, bundle.card.preprocess, folded, measure_ranges(bundle, pixels).ranges)
     assert set(packed) == {f"{op.name}.{k}" for op in graph.layers for k in ("weight", "weight_scale", "bias")} | {
         f"{a}.{k}" for a in graph.activations for k in ("scale", "zero_point")
     }

@@ -49,7 +49,7 @@ def outputs(network: simulate.FoldedNetwork, pixels: Pixels, measured: Measured)
 
 @pytest.fixture(scope="module")
 def measured(make_bundle: Callable[..., Bundle], pixels: Pixels) -> Measured:
-    return quantize.measure(make_bundle("v2"), pixels, Scheme(bias_correction=False))
+    return quantize.measure_ranges(make_bundle("v2"), pixels, Scheme(bias_correction=False))
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def test_the_culprit_comes_first(make_bundle: Callable[..., Bundle], pixels: Pix
     tensors[f"{name}.norm.weight"][0] *= 100
     tensors[f"{after}.conv.weight"][:, 0] = 0  # nothing reads it
     for per_layer in (True, False):
-        m = quantize.measure(Bundle(b.card, tensors), pixels, Scheme(per_layer=per_layer))
+        m = quantize.measure_ranges(Bundle(b.card, tensors), pixels, Scheme(per_layer=per_layer))
         made = layer_errors(m.bundle(), m.folded, pixels)
         got = line(made, name)
         assert got.peaks is not None
@@ -118,7 +118,7 @@ def test_the_culprit_comes_first(make_bundle: Callable[..., Bundle], pixels: Pix
 
 def test_what_is_clipped_is_counted(make_bundle: Callable[..., Bundle], pixels: Pixels) -> None:
     b = make_bundle("v1")
-    m = quantize.measure(b, pixels, Scheme("minmax", bias_correction=False))
+    m = quantize.measure_ranges(b, pixels, Scheme("minmax", bias_correction=False))
     name = b.card.graph.layers[0].name
     low, high = m.ranges[name]
     narrow = Measured(m.card, m.folded, m.corrected, {**m.ranges, name: (low, high / 3)}, m.per_layer)
@@ -144,7 +144,7 @@ def test_it_does_not_depend_on_how_often_an_image_is_shown(
 def test_a_network_of_features_is_compared_by_its_features(
     measured: Measured, make_bundle: Callable[..., Bundle], pixels: Pixels, tap: str
 ) -> None:
-    m = quantize.measure(features.of_bundle(make_bundle("v2"), tap), pixels, Scheme(bias_correction=False))
+    m = quantize.measure_ranges(features.of_bundle(make_bundle("v2"), tap), pixels, Scheme(bias_correction=False))
     ours, whole = (layer_errors(one.bundle(), m.folded | measured.folded, pixels) for one in (m, measured))
     assert ours.lines == whole.lines[: len(ours.lines)]
     assert 0 < len(ours.lines) < len(whole.lines)
@@ -184,7 +184,7 @@ def verb(make_bundle: Callable[..., Bundle], colours: Path, tmp_path_factory: py
     """`quantize` of a network of three classes, but for --out and --layer-report."""
     b = make_bundle("v1")
     tensors = {k: v[:3] if k.startswith("classifier") else v for k, v in b.tensors.items()}
-    card = classifier_card(b.card.arch.replace(classes=3), b.card.preprocess, ("blue", "green", "red"))
+    card = classifier_card(b.card.arch.replace(num_classes=3), b.card.preprocess, ("blue", "green", "red"))
     source = tmp_path_factory.mktemp("float") / "float"
     Bundle(card, tensors).save(source)
     return ["quantize", source, colours]

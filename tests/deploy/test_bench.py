@@ -153,5 +153,5 @@ def test_a_process_that_dies_is_told(files, monkeypatch, command):
 def test_many_subjects_are_measured_in_groups_and_come_back_in_order(files, monkeypatch):
     monkeypatch.setattr(bench, "AT_ONCE", 2)
     names = ["model.onnx", "model-int8.onnx", "model.onnx"]
-    got = bench.measure([bench.Subject(files / n) for n in names], rounds=1)
+    got = bench.time_files([bench.Subject(files / n) for n in names], rounds=1)
     assert [t.path for t in got] == [str(files / n) for n in names]

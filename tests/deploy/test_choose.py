@@ -53,7 +53,7 @@ def test_the_grid_is_what_the_papers_published():
     assert {(a.name, a.alpha, a.resolution) for a in archs} == {
         (n, alpha, r) for n, table in published.TOP1.items() for alpha, row in table.items() for r in row
     }
-    assert all(a.classes == 1000 for a in archs)
+    assert all(a.num_classes == 1000 for a in archs)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_small_images_bring_small_resolutions(side, v1, v2):
     archs = grid(10, side)
     assert {a.resolution for a in archs if a.name == "v1"} == v1
     assert {a.resolution for a in archs if a.name == "v2"} == v2
-    assert all(a.classes == 10 for a in archs)
+    assert all(a.num_classes == 10 for a in archs)
 
 
 # ---- budgets -------------------------------------------------------------------------------------------------------

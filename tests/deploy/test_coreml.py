@@ -159,7 +159,7 @@ def agree(path, b, precision, pixels):
 def test_the_program_is_the_network(package, bundle, pixels, precision):
     path = package("v1", precision)
     agree(path, bundle("v1", precision), precision, pixels[:8])
-    assert coreml.stored(path) == precision
+    assert coreml.stored_precision(path) == precision
 
 
 class Wide(coreml_graph._Writer):
@@ -286,7 +286,7 @@ def test_float_weights_are_no_int8_whatever_the_card_says(package, tmp_path):
     ct.models.MLModel(spec, weights_dir=str(path / WEIGHTS), skip_model_load=True).save(
         str(tmp_path / "other.mlpackage")
     )
-    assert coreml.stored(tmp_path / "other.mlpackage") == "float16"
+    assert coreml.stored_precision(tmp_path / "other.mlpackage") == "float16"
 
 
 def test_labels_that_classes_share_stay_apart(make_bundle):

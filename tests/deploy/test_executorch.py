@@ -61,7 +61,7 @@ def check(path, proof, b, pixels):
     assert (proof.agreement, proof.precision) == (100.0, b.card.precision)
     assert np.median(np.abs(a - e).max(1)) < 1e-5
     assert executorch.operators(path) == executorch.OUTSIDE
-    assert executorch.stored(path) == b.card.precision
+    assert executorch.stored_precision(path) == b.card.precision
 
 
 def test_int8(exported, pixels):
@@ -137,7 +137,7 @@ def test_a_float_convolution_is_no_int8(exported, monkeypatch, part):
         if tensor.get("id_out", 0) == convolutions[2][part]:
             tensor["datatype"] = "xnn_datatype_fp32"
     monkeypatch.setattr(executorch, "_graphs", lambda _: [graph])
-    assert executorch.stored(path) == "float32"
+    assert executorch.stored_precision(path) == "float32"
 
 
 @pytest.mark.slow
@@ -207,7 +207,7 @@ def test_an_operation_that_xnnpack_has_not(make_bundle, tmp_path, monkeypatch):
         buffer = b""
 
     monkeypatch.setattr("executorch.exir.to_edge_transform_and_lower", lambda *_, **__: Lowered())
-    monkeypatch.setattr("mobilenets.deploy.writers.program.exported", lambda *_: None)
+    monkeypatch.setattr("mobilenets.deploy.writers.program.export_program", lambda *_: None)
     monkeypatch.setattr(executorch, "operators", lambda _: {"aten::permute_copy"})
     with pytest.raises(UserError, match=r"v1 0\.25-32 needs aten::permute_copy, which XNNPACK hasn't"):
         executorch.write(make_bundle("v1"), path, None)

@@ -7,7 +7,7 @@ import pytest
 
 from mobilenets.arch import cost, zoo
 from mobilenets.deploy import choose, engines, latency
-from mobilenets.deploy.latency import Measured, Setting, Table, measure, settings
+from mobilenets.deploy.latency import Measured, Setting, Table, settings, time_networks
 from mobilenets.errors import UserError
 from mobilenets.model.bundle import Bundle, random_bundle
 
@@ -74,7 +74,7 @@ def test_combinations_that_do_not_exist_are_skipped():
 
 @pytest.mark.parametrize("setting", [INT8, FLOAT])
 def test_measured_on_this_machine(small, setting):
-    rows = measure(small, setting)
+    rows = time_networks(small, setting)
     a, b, c = (rows[arch.digest] for arch in small)
     assert all(0 < m.latency_ms < 1000 for m in (a, b, c))
     assert b.latency_ms > a.latency_ms  # four times the macs
@@ -85,20 +85,20 @@ def test_measured_on_this_machine(small, setting):
 
 def test_measured_on_torch(small, monkeypatch):
     monkeypatch.setattr(latency, "ROUNDS", 1)
-    (m,) = measure(small[:1], Setting("torch", "float32", 1)).values()
+    (m,) = time_networks(small[:1], Setting("torch", "float32", 1)).values()
     assert 0 < m.latency_ms < 1000
 
 
 def test_the_process_is_on_all_its_processors_again(small):
     before = os.sched_getaffinity(0)
-    measure(small[:1], INT8)
+    time_networks(small[:1], INT8)
     assert os.sched_getaffinity(0) == before
 
 
 @pytest.mark.parametrize("name", ["v1", "v2", "v3-small", "v4-conv-s"])
 def test_a_random_bundle_is_a_bundle(name, tmp_path):
     for precision in ("float32", "int8"):
-        b = random_bundle(zoo.arch(name, classes=10), precision)
+        b = random_bundle(zoo.arch(name, num_classes=10), precision)
         b.save(tmp_path / precision)
         assert Bundle.load(tmp_path / precision).card.precision == precision
 
@@ -107,16 +107,16 @@ def test_a_random_bundle_is_a_bundle(name, tmp_path):
 
 
 def test_the_second_time_nothing_is_measured(small, built):
-    first = measure(small, INT8)
+    first = time_networks(small, INT8)
     assert len(built) == latency.ROUNDS * 3
-    assert measure(small, INT8) == first
+    assert time_networks(small, INT8) == first
     assert len(built) == latency.ROUNDS * 3
 
 
 def test_only_what_is_missing_is_measured(small, built):
-    measure(small[:2], INT8)
+    time_networks(small[:2], INT8)
     built.clear()
-    measure(small, INT8)
+    time_networks(small, INT8)
     assert set(built) == {small[2].title}
 
 
@@ -130,18 +130,18 @@ def test_only_what_is_missing_is_measured(small, built):
     ],
 )
 def test_the_cache_is_of_one_machine_engine_and_protocol(small, built, monkeypatch, module, name, value):
-    measure(small, INT8)
+    time_networks(small, INT8)
     built.clear()
     monkeypatch.setattr(module, name, value)
-    measure(small, INT8)
+    time_networks(small, INT8)
     assert len(set(built)) == 3
 
 
 @pytest.mark.parametrize("setting", [FLOAT, INT8._replace(threads=2)])
 def test_the_cache_is_of_one_precision_and_number_of_threads(small, built, setting):
-    measure(small, INT8)
+    time_networks(small, INT8)
     built.clear()
-    measure(small, setting)
+    time_networks(small, setting)
     assert len(set(built)) == 3
 
 
@@ -161,11 +161,11 @@ def test_the_cache_is_of_one_precision_and_number_of_threads(small, built, setti
     ],
 )
 def test_a_damaged_cache_is_measured_anew(small, built, text):
-    measure(small[:1], INT8)
+    time_networks(small[:1], INT8)
     path = latency.cache_of(INT8).path
     path.write_text(text.replace("DIGEST", small[0].digest))
     built.clear()
-    measure(small[:1], INT8)
+    time_networks(small[:1], INT8)
     assert built == [small[0].title] * latency.ROUNDS
     assert len(json.loads(path.read_text())[small[0].digest]) == 1 + latency.ROUNDS
 
@@ -180,11 +180,11 @@ def test_a_stopped_measurement_goes_on_where_it_was(small, built, monkeypatch):
 
     monkeypatch.setattr(engines, "build", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        measure(small, INT8)
+        time_networks(small, INT8)
     kept = json.loads(latency.cache_of(INT8).path.read_text())
     assert [len(kept[a.digest]) - 1 for a in small] == [2, 1, 1]
     monkeypatch.setattr(engines, "build", build)
-    rows = measure(small, INT8)
+    rows = time_networks(small, INT8)
     assert len(built) == latency.ROUNDS * 3
     for a in small:
         assert rows[a.digest].latency_ms <= min(kept[a.digest][1:])
@@ -260,7 +260,7 @@ def test_the_verb(command, small, monkeypatch, tmp_path):
     assert "onnxruntime float32, 1 thread" in ran.out
     read = Table.read(tmp_path / "t.json")
     assert set(read.entries) == {INT8, FLOAT}
-    assert read.entries[INT8] == measure(small, INT8)
+    assert read.entries[INT8] == time_networks(small, INT8)
 
 
 ALONE = """

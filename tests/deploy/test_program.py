@@ -60,7 +60,7 @@ def test_operations_kept_in_float(make_bundle, pixels, tmp_path):
 
 def test_int8_is_written_as_pytorch_writes_it(make_bundle, pixels):
     b = made_of(make_bundle("v2"), pixels, "int8")
-    graph = program.exported(b, 1).graph
+    graph = program.export_program(b, 1).graph
     quantize, dequantize = (
         torch.ops.quantized_decomposed.quantize_per_tensor.default,
         torch.ops.quantized_decomposed.dequantize_per_tensor.default,
@@ -97,7 +97,7 @@ def test_sizes_follow_the_weights(make_bundle, pixels, tmp_path):
     sizes = {}
     for precision in PRECISIONS:
         b = made_of(make_bundle("v1"), pixels, precision)
-        pt2.write(program.exported(b, None), b.card, tmp_path / "m.pt2")
+        pt2.write(program.export_program(b, None), b.card, tmp_path / "m.pt2")
         with zipfile.ZipFile(tmp_path / "m.pt2") as archive:
             sizes[precision] = sum(i.file_size for i in archive.infolist() if "/weight_" in i.filename)
             assert b"program.py" not in archive.read("archive/models/model.json")  # nothing of where it was written
@@ -107,7 +107,7 @@ def test_sizes_follow_the_weights(make_bundle, pixels, tmp_path):
 
 def test_the_callers_threads_stay(make_bundle, pixels, tmp_path):
     b = make_bundle("v1")
-    pt2.write(program.exported(b, None), b.card, tmp_path / "m.pt2")
+    pt2.write(program.export_program(b, None), b.card, tmp_path / "m.pt2")
     before, seen = torch.get_num_threads(), []
     engine = engines.load(tmp_path / "m.pt2", threads=before + 1)
     engine.module.register_forward_pre_hook(lambda *_: seen.append(torch.get_num_threads()))
@@ -120,7 +120,7 @@ def test_the_callers_threads_stay(make_bundle, pixels, tmp_path):
 def members(make_bundle, tmp_path_factory):
     """A file's members by name, without their common folder."""
     b, path = make_bundle("v1"), tmp_path_factory.mktemp("pt2") / "m.pt2"
-    pt2.write(program.exported(b, None), b.card, path)
+    pt2.write(program.export_program(b, None), b.card, path)
     with zipfile.ZipFile(path) as archive:
         return {i.filename.partition("/")[2]: archive.read(i) for i in archive.infolist()}
 

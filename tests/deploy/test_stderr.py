@@ -3,11 +3,11 @@ import threading
 
 import pytest
 
-from mobilenets.deploy.engines.stderr import captured
+from mobilenets.deploy.engines.stderr import capture_stderr
 
 
 def test_what_a_library_writes_is_gathered(capfd):
-    with captured() as lines:
+    with capture_stderr() as lines:
         os.write(2, b"one\ntwo \xff\n")
     os.write(2, b"three\n")
     assert lines == ["one", "two �"]
@@ -18,7 +18,7 @@ def test_stderr_is_back_after_an_error(capfd):
     said = []
 
     def fail():
-        with captured() as lines:
+        with capture_stderr() as lines:
             said.append(lines)
             os.write(2, b"said\n")
             raise ValueError("no")
@@ -35,7 +35,7 @@ def test_one_thread_at_a_time(capfd):
 
     def work(i):
         for _ in range(20):
-            with captured() as lines:
+            with capture_stderr() as lines:
                 os.write(2, f"{i}\n".encode())
             found.setdefault(i, []).extend(lines)
 

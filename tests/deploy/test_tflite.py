@@ -229,7 +229,7 @@ def test_the_bundles_own_numbers_are_in_the_file(bundle, tmp_path):
 
 def test_constants_are_aligned(bundle, tmp_path):
     data = written(bundle("int8"), tmp_path / "m.tflite").read_bytes()
-    model = tflite_graph.opened(data)
+    model = tflite_graph.open_model(data)
     start = np.frombuffer(data, np.uint8).ctypes.data
     places = [model.Buffers(i).DataAsNumpy() for i in range(model.BuffersLength())]
     found = [p.ctypes.data - start for p in places if not isinstance(p, int)]
@@ -257,7 +257,7 @@ def test_layers_of_few_inputs_are_not_dynamic(bundle, padding):
 @pytest.mark.parametrize(("precision", "least"), [("float32", "1.13.1"), ("dynamic", "2.7.0"), ("int8", "1.14.0")])
 def test_the_oldest_runtime_is_told(bundle, precision, least):
     b = bundle(precision)
-    model = tflite_graph.opened(tflite.tflite_model(b))
+    model = tflite_graph.open_model(tflite.tflite_model(b))
     assert tflite_graph.entry(model, "min_runtime_version") == least.encode().ljust(16, b"\0")
 
 
@@ -308,7 +308,7 @@ class Table:
 def test_metadata(bundle, options, expected):
     b = bundle("float32", **options)
     data = tflite.tflite_model(b)
-    text = tflite_graph.entry(tflite_graph.opened(data), "TFLITE_METADATA")
+    text = tflite_graph.entry(tflite_graph.open_model(data), "TFLITE_METADATA")
     assert text[4:8] == b"M001"
     root = Table.root(text)
     assert root.text(0) == "MobileNet v1 0.25-32"
@@ -363,7 +363,7 @@ def test_outputs_of_another_task(tmp_path, precision):
     b = with_random_weights(card, precision)
     path = written(b, tmp_path / "m.tflite")
     assert not zipfile.is_zipfile(path)
-    root = Table.root(tflite_graph.entry(tflite_graph.opened(path.read_bytes()), "TFLITE_METADATA"))
+    root = Table.root(tflite_graph.entry(tflite_graph.open_model(path.read_bytes()), "TFLITE_METADATA"))
     assert root.text(1) == f"{precision} network for segment"
     outputs = root.tables(3)[0].tables(3)
     assert [(o.text(0), o.text(1)) for o in outputs] == [("probabilities", "that isn't so"), ("map", "of edges")]

@@ -65,7 +65,7 @@ def reference(b, images):
     other.allocate_tensors()
     other.set_tensor(image, images)
     other.invoke()
-    outputs = tflite_graph.signature_outputs(tflite_graph.opened(model))
+    outputs = tflite_graph.signature_outputs(tflite_graph.open_model(model))
     return {name: other.get_tensor(i) for name, i in outputs.items()}
 
 
@@ -136,7 +136,7 @@ def test_outputs_by_name_and_turned_where_no_answer_changes(tmp_path, ops, outpu
         ops, outputs = (ops[0], Op("mean", "pool", 16, 16, inputs=("x",)), *ops[1:]), (Output("unit", "unit"),)
     b = network(ops, outputs, (32, 48))
     assert tflite.can_be_turned(b.card.graph) == turned
-    assert ("REVERSE_V2" in tflite_graph.operators(tflite_graph.opened(tflm.model(b)))) == turned
+    assert ("REVERSE_V2" in tflite_graph.operators(tflite_graph.open_model(tflm.model(b)))) == turned
     images = np.random.default_rng(0).integers(0, 256, (3, 32, 48, 3), dtype=np.uint8)
     expected, got = reference(b, images), engines.load(written(b, tmp_path / "m.c-array"))(images)
     assert [*got] == [*expected] == [o.name for o in outputs]
@@ -176,7 +176,7 @@ def test_a_turned_image_saves_the_padded_maps():
 def test_flash_holds_the_network_alone(int8):
     b = int8("v1")
     model = tflm.model(b)
-    assert tflite_graph.entry(tflite_graph.opened(model), tflite_graph.CARD_KEY) is None
+    assert tflite_graph.entry(tflite_graph.open_model(model), tflite_graph.CARD_KEY) is None
     assert len(model) < len(tflite.tflite_model(b))
 
 
@@ -274,7 +274,7 @@ def test_a_comment_can_not_be_ended(int8):
 def test_the_resolver_is_told_of_every_operator():
     for name in (*NETWORKS, "v4-hybrid-m"):
         b = random_bundle(zoo.arch(name, 0.25, 32, 10), "int8")
-        kinds = tflite_graph.operators(tflite_graph.opened(tflm.model(b)))
+        kinds = tflite_graph.operators(tflite_graph.open_model(tflm.model(b)))
         assert set(kinds) <= set(c_array.METHODS)
         assert {"CONV_2D", "DEPTHWISE_CONV_2D", "SOFTMAX"} <= set(kinds)
     assert set(tflite_graph.VERSIONS) - set(c_array.METHODS) == {"GELU"}  # which it hasn't got

@@ -17,7 +17,7 @@ OPS = ("CONV_2D", "PAD", "DEPTHWISE_CONV_2D", "MEAN", "FULLY_CONNECTED", "SOFTMA
 def test_tflite(tmp_path, kind, per_channel):
     g = lite.read(write_lite(tmp_path / "m.tflite", network(kind, per_channel)))
     stored = kind if kind in ("uint8", "int8") else "float32"
-    assert (g.input_size, g.classes, g.input_type, g.precision, g.labels) == (16, 5, stored, stored, None)
+    assert (g.input_size, g.num_classes, g.input_type, g.precision, g.labels) == (16, 5, stored, stored, None)
     assert g.ops == OPS
     assert g.wires == ((-1,), (0,), (1,), (2,), (3,), (4,))
     zero = 128 if kind == "uint8" else 0

@@ -33,7 +33,7 @@ def test_v2_for_cifar_has_to_be_asked_for():
     tensors = state(models.mobilenet_v2(num_classes=10))
     assert recognise.identify(tensors).arch.name == "v2"
     found = recognise.identify(tensors, "MobileNetV2-CIFAR").arch
-    assert (found.name, found.classes, found.rows[0].stride) == ("v2-cifar", 10, 1)
+    assert (found.name, found.num_classes, found.rows[0].stride) == ("v2-cifar", 10, 1)
 
 
 def test_what_was_told_but_does_not_fit(v2):

@@ -90,7 +90,7 @@ def check(make, arch, alpha, convention="slim", keep_stem=False, side=64, **know
     found = recognise.identify(tensors)
     got = found.arch
     assert (got.name, got.alpha, got.convention, got.keep_stem) == (arch, alpha, convention, keep_stem)
-    assert got.classes == 1000
+    assert got.num_classes == 1000
     bundle = foreign_bundle(Foreign("test", tensors, **known))
     compare(net, simulate.float_model(bundle), found, side)
     return bundle
@@ -328,7 +328,7 @@ def test_keras_without_its_top(imported, trained, images, tmp_path):
     arrays = named_arrays(source, keras_v2, "kernel", "bias", NORM)
     body = {k: a for k, a in arrays.items() if not k.startswith("predictions")}
     bundle = imported(write_h5(tmp_path / "mobilenet_v2_0.35_128_no_top.h5", body))
-    assert (bundle.card.arch.classes, bundle.card.labels, bundle.card.arch.resolution) == (0, (), 128)
+    assert (bundle.card.arch.num_classes, bundle.card.labels, bundle.card.arch.resolution) == (0, (), 128)
     x = torch.from_numpy(images)
     with torch.inference_mode():
         ours, theirs = (simulate.float_model(b).pooled(x) for b in (bundle, source))
@@ -457,7 +457,7 @@ def lite_graph(bundle, quantized=False):
                 "activation": ("HARD_SWISH", None, []),
             }[op.kind]
             made[op.name] = emit(kind, options, [*inputs, *more], op.name, shape)
-    out = emit("SOFTMAX", ("SoftmaxOptions", {"Beta": 1.0}), [made["classifier"]], "softmax", [1, arch.classes])
+    out = emit("SOFTMAX", ("SoftmaxOptions", {"Beta": 1.0}), [made["classifier"]], "softmax", [1, arch.num_classes])
     return {"tensors": tensors, "ops": ops, "inputs": [0], "outputs": [out]}
 
 
@@ -514,7 +514,7 @@ def slim_like(trained, classes):
     tensors = dict(source.tensors)
     tensors["classifier.weight"] = rng.normal(0, 0.1, (classes, source.card.arch.features)).astype(np.float32)
     tensors["classifier.bias"] = rng.normal(0, 0.1, classes).astype(np.float32)
-    arch = source.card.arch.replace(classes=classes)
+    arch = source.card.arch.replace(num_classes=classes)
     card = classifier_card(arch, source.card.preprocess, [""] * classes)
     source = Bundle(card, tensors)
     return source, named_arrays(source, slim_names("MobilenetV1"), "weights", "biases", NORM)
@@ -524,7 +524,7 @@ def test_the_background_is_dropped(trained, images):
     source, arrays = slim_like(trained, 1001)
     bundle = foreign_bundle(Foreign("m.ckpt", arrays), resolution=128)
     names = [name for _, name in imagenet.classes().items()]
-    assert (bundle.card.arch.classes, list(bundle.card.labels)) == (1000, names)
+    assert (bundle.card.arch.num_classes, list(bundle.card.labels)) == (1000, names)
     assert (names[0], names[-1]) == ("tench", "toilet tissue")
     assert worst(logits(source, images)[:, 1:], logits(bundle, images)) < 1e-5
     (top1,) = bundle.card.metrics
@@ -656,7 +656,7 @@ def test_where_a_bundle_can_go(command, tmp_path, trained):
 
 def test_conventions_tell_narrow_v3s_apart():
     for convention in ("slim", "torchvision"):
-        arch = scale(zoo.V3_SMALL, 0.75, classes=3, convention=convention)
+        arch = scale(zoo.V3_SMALL, 0.75, num_classes=3, convention=convention)
         naming = next(n for n in namings.NAMINGS if n.name == "torchvision's V3")
         tensors = {
             s.theirs[0]: np.zeros(s.shape[:2] if s.op.kind == "linear" else s.shape)

@@ -144,8 +144,8 @@ def test_flattened_head():
     v1, v3 = explain("v1").head, explain("v3-small").head
     assert (v1.pooled_weights, v1.flattened_weights) == (1_024_000, 50_176_000)
     assert (v3.layer, v3.flattened_weights) == ("head.0.conv", 576 * 7 * 7 * 1024)
-    assert explain("v1", classes=0).head is None
-    assert "classifier" not in _printed(explain("v1", classes=0))
+    assert explain("v1", num_classes=0).head is None
+    assert "classifier" not in _printed(explain("v1", num_classes=0))
 
 
 def test_knobs_are_counted():

@@ -192,7 +192,7 @@ def test_all_epochs_done_but_no_bundle(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_how_to_go_on(tmp_path: Path, command: str, goes_on: str) -> None:
     run = write_run(tmp_path / "run", 1, finished=False, command=command)
-    assert training_report.Training.read(run).going_on == goes_on
+    assert training_report.Training.read(run).resume_command == goes_on
     text, _ = text_of(run)
     assert ("the same call with resume=True" in text) == (not goes_on)
 

@@ -143,7 +143,7 @@ def test_it_starts_from_a_classifier_and_a_smaller_file(coloured, arch, make_bun
     once = Recipe(epochs=1, batch=12, lr=1e-6, workers=0, ema=0.0, frozen_epochs=1, frozen_passes=0)
     for encoding in ("plain", "half"):
         start = v1.encoded(encoding)
-        net = start.card.arch.replace(classes=0)
+        net = start.card.arch.replace(num_classes=0)
         b = train_bundle(coloured, net, once, tmp_path / encoding, task=Colour(), init=start)
         name = "blocks.1.pointwise.conv.weight"
         assert np.array_equal(b.tensors[name], start.dense().tensors[name])

@@ -60,7 +60,7 @@ def test_small_images_are_found_to_cost_less_and_nothing_is_left_behind():
     made = learner(Recipe(epochs=10, progressive=0.5, batch=64))
     before = {k: v.clone() for k, v in made.model.state_dict().items()}
     state = torch.random.get_rng_state()
-    p = pace.measure(made, steps=10, batch=64, held_out=64)
+    p = pace.time_epochs(made, steps=10, batch=64, held_out=64)
     assert len(p.costs) == 10
     assert p.costs[0] < 0.8 * p.costs[-1] == 0.8
     assert sorted(p.costs) == list(p.costs)
@@ -70,13 +70,13 @@ def test_small_images_are_found_to_cost_less_and_nothing_is_left_behind():
 
 
 def test_frozen_epochs_have_no_backward():
-    p = pace.measure(learner(Recipe(epochs=3, frozen_epochs=1)), steps=10, batch=8, held_out=8)
+    p = pace.time_epochs(learner(Recipe(epochs=3, frozen_epochs=1)), steps=10, batch=8, held_out=8)
     assert p.costs == [pytest.approx(1 / 3), 1.0, 1.0]
 
 
 def test_equal_epochs_need_no_trial(monkeypatch):
     monkeypatch.setattr(pace, "_probe", None)
-    assert pace.measure(learner(Recipe(epochs=2)), 10, 8, 16).costs == [1.0, 1.0]
+    assert pace.time_epochs(learner(Recipe(epochs=2)), 10, 8, 16).costs == [1.0, 1.0]
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,7 @@ def test_the_bundle_scores_what_the_card_says(learned, colours, command):
 def test_what_the_card_records(learned, colours):
     card = Bundle.load(learned.out / "float").card
     assert card.labels == ("blue", "green", "red")
-    assert (card.arch.name, card.arch.alpha, card.arch.resolution, card.arch.classes) == ("v1", 0.25, 32, 3)
+    assert (card.arch.name, card.arch.alpha, card.arch.resolution, card.arch.num_classes) == ("v1", 0.25, 32, 3)
     assert card.data == {
         "source": str(colours), "counts": {"train": 72, "val": 24}, "split_seed": 0, "val_fraction": None,
     }  # fmt: skip
@@ -378,7 +378,7 @@ def test_with_other_classes_the_classifier_is_new(learned, tiny_train, write_col
     assert run.ran.code == 0, run.ran.err
     a, b = Bundle.load(learned.out / "float"), Bundle.load(run.out / "float")
     assert b.card.labels == ("green", "red")
-    assert b.card.arch.classes == 2
+    assert b.card.arch.num_classes == 2
     assert b.card.parent == a.digest
     assert b.tensors["classifier.weight"].shape[0] == 2
     assert np.array_equal(a.tensors["blocks.5.pointwise.conv.weight"], b.tensors["blocks.5.pointwise.conv.weight"])

@@ -68,7 +68,7 @@ def test_when_to_try_a_larger_batch(seen, largest, memory, expected):
 def test_a_batch_is_measured(colours, monkeypatch):
     monkeypatch.setattr(finders, "SECONDS", 0.05)
     d = open_data(str(colours))
-    got = finders.measure(trial(colours), d, finders.sample(d), 16)
+    got = finders.time_training(trial(colours), d, finders.sample(d), 16)
     assert got.batch == 16
     assert 1 < got.images_per_s < 1e6
     assert 50 * MB < got.peak_rss_bytes < 50_000 * MB

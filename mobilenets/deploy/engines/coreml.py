@@ -34,7 +34,7 @@ NAME = "coreml"
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def suppress_warnings() -> Iterator[None]:
     """Without coremltools' progress bars, and its words on versions of libraries that aren't used here."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
@@ -45,7 +45,7 @@ def quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-with quiet():
+with suppress_warnings():
     import coremltools as ct
     from coremltools.proto import MIL_pb2, Model_pb2
 
@@ -95,7 +95,7 @@ def write(bundle: Bundle, path: Path, batch: int | None) -> None:
     card, size = bundle.card, bundle.card.preprocess.input_size
     if batch not in (None, 1):
         raise UserError("a Core ML file takes one image in every call; leave --batch out")
-    with quiet():
+    with suppress_warnings():
         model = ct.convert(
             program(bundle),
             source="milinternal",
@@ -127,7 +127,7 @@ def _card(spec: Model_pb2.Model, path: Path) -> Card:
     return parse_card(text, str(path))
 
 
-def stored(path: Path) -> Precision:
+def stored_precision(path: Path) -> Precision:
     """What the convolutions read their weights from, and for int8, whether their images are quantized too.
 
     As many as the card names as kept in float may read floats.

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from mobilenets.deploy.engines import Outputs, check_card, joined, parse_card, run_batched
-from mobilenets.deploy.engines.stderr import captured
+from mobilenets.deploy.engines.stderr import capture_stderr
 from mobilenets.errors import UserError
 from mobilenets.model.bundle import Bundle
 from mobilenets.model.card import Precision
@@ -32,7 +32,7 @@ from mobilenets.model.images import Pixels
 
 
 @contextlib.contextmanager
-def unwarned() -> Iterator[None]:
+def suppress_warnings() -> Iterator[None]:
     """Without the warnings of ExecuTorch's imports: that it is experimental, that PyTorch moved what torchao uses."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
@@ -44,7 +44,7 @@ def unwarned() -> Iterator[None]:
         logging.disable(before)
 
 
-with unwarned():
+with suppress_warnings():
     from executorch.extension.pybindings import portable_lib
     from executorch.runtime import Runtime
 
@@ -98,7 +98,7 @@ class ExecutorchEngine:
         check_card(self.card, meta.input_tensor_meta(0).sizes()[1:], shapes, str(path))
 
     def _open(self) -> None:
-        with captured():  # its C++ side describes the processor, and says each error once more
+        with capture_stderr():  # its C++ side describes the processor, and says each error once more
             self.pool = _pool(self.threads)
             self.program = Runtime.get().load_program(self.data)
             self.forward = self.program.load_method("forward")
@@ -125,14 +125,14 @@ def write(bundle: Bundle, path: Path, batch: int | None) -> None:
 
     Raises `UserError` where XNNPACK has no operation that the network needs.
     """
-    with unwarned():
+    with suppress_warnings():
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import to_edge_transform_and_lower
 
-        from mobilenets.deploy.writers.program import exported
+        from mobilenets.deploy.writers.program import export_program
 
         lowered = to_edge_transform_and_lower(
-            exported(bundle, batch, MOST),
+            export_program(bundle, batch, MOST),
             partitioner=[XnnpackPartitioner()],
             constant_methods={"card": json.dumps(bundle.card.to_json()), "batch": batch or 0},
         )
@@ -171,7 +171,7 @@ def _graphs(path: Path) -> Iterator[dict[str, Any]]:
             yield json.loads(re.sub(r": (-?)inf\b", r": \1Infinity", text))  # flatc's word for it isn't JSON's
 
 
-def stored(path: Path) -> Precision:
+def stored_precision(path: Path) -> Precision:
     """What the convolutions in XNNPACK's graph read: int8 if all do, both weights and images, but for the card's float.
 
     A convolution outside it would be a float one, whatever its weights are.

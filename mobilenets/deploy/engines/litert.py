@@ -9,7 +9,7 @@ import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 
 from mobilenets.deploy.engines import Outputs, check_card, parse_card, run_batched
-from mobilenets.deploy.engines.stderr import captured
+from mobilenets.deploy.engines.stderr import capture_stderr
 from mobilenets.deploy.writers import tflite_graph
 from mobilenets.errors import UserError
 from mobilenets.model.bundle import Bundle
@@ -27,7 +27,7 @@ def version() -> str:
 def read_card(data: bytes, where: str) -> Card:
     """The card inside a file; a UserError for a damaged file, and for one without a card."""
     try:
-        text = tflite_graph.entry(tflite_graph.opened(data), tflite_graph.CARD_KEY)
+        text = tflite_graph.entry(tflite_graph.open_model(data), tflite_graph.CARD_KEY)
     except Exception as e:  # flatbuffers raises nearly anything on damaged bytes
         raise UserError(f"{where}: not a readable TFLite file: {one_line(e)}") from e
     return parse_card(text, where)
@@ -51,13 +51,13 @@ class LiteRTEngine:
             raise UserError(f"{path}: not a readable TFLite file: {one_line(e)}") from e
         image = self.idle[0].get_input_details()[0]
         shapes = {o["index"]: o["shape"][1:] for o in self.idle[0].get_output_details()}
-        self.outputs = tflite_graph.signature_outputs(tflite_graph.opened(self.data))
+        self.outputs = tflite_graph.signature_outputs(tflite_graph.open_model(self.data))
         given = {name: shapes[i] for name, i in self.outputs.items() if i in shapes}
         check_card(self.card, image["shape"][1:], given, str(path))
         self.batch = int(image["shape"][0]) if image["shape_signature"][0] > 0 else None
 
     def _interpreter(self) -> Interpreter:
-        with captured():  # it announces its delegate
+        with capture_stderr():  # it announces its delegate
             interpreter = Interpreter(model_content=self.data, num_threads=self.threads)
             interpreter.allocate_tensors()
         return interpreter
@@ -93,7 +93,7 @@ def write(bundle: Bundle, path: Path, batch: int | None) -> None:
     path.write_bytes(tflite_model(bundle, batch))
 
 
-def stored(path: Path) -> Precision:
+def stored_precision(path: Path) -> Precision:
     """What the convolutions of the file at `path` read, but for those that its card keeps in float."""
     data = path.read_bytes()
-    return tflite_graph.stored_precision(tflite_graph.opened(data), read_card(data, str(path)).float_ops)
+    return tflite_graph.stored_precision(tflite_graph.open_model(data), read_card(data, str(path)).float_ops)

@@ -97,7 +97,7 @@ def write(bundle: Bundle, path: Path, batch: int | None) -> None:
     (path / CARD).write_text(json.dumps({**bundle.card.to_json(), **digests}, indent=2) + "\n")
 
 
-def stored(path: Path) -> Precision:
+def stored_precision(path: Path) -> Precision:
     """What the weights in model.bin are; layers that the card names as kept in float aside."""
     from mobilenets.deploy.writers.ncnn import stored_precision
 

@@ -74,7 +74,7 @@ def write(bundle: Bundle, path: Path, batch: int | None) -> None:
     path.write_bytes(onnx_model(bundle, batch))
 
 
-def stored(path: Path) -> Precision:
+def stored_precision(path: Path) -> Precision:
     """What the convolutions of the file at `path` read their weights from."""
     from mobilenets.deploy.writers.onnx import stored_precision
 

@@ -191,7 +191,7 @@ def _integer_image(model: ov.Model, card: Card) -> None:
     first.input(0).replace_source_output(x.output(0))
 
 
-def stored(path: Path) -> Precision:
+def stored_precision(path: Path) -> Precision:
     """What the convolutions of model.xml have their weights as, and for int8, that they read rounded values.
 
     Those that the card names as kept in float are passed over; float32 if the others differ.

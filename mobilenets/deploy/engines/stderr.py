@@ -13,7 +13,7 @@ _LOCK = threading.Lock()  # there is one stderr
 
 
 @contextlib.contextmanager
-def captured() -> Iterator[list[str]]:
+def capture_stderr() -> Iterator[list[str]]:
     """Gather the lines that are written to file descriptor 2 in the block; the list has them when it ends."""
     lines: list[str] = []
     with _LOCK, tempfile.TemporaryFile() as file:

@@ -18,7 +18,7 @@ import numpy as np
 from tflite_micro import runtime
 
 from mobilenets.deploy.engines import Outputs, check_card, parse_card, run_batched
-from mobilenets.deploy.engines.stderr import captured
+from mobilenets.deploy.engines.stderr import capture_stderr
 from mobilenets.deploy.writers import c_array, tflite_graph, tflite_metadata
 from mobilenets.errors import UserError
 from mobilenets.model.bundle import Bundle
@@ -50,7 +50,7 @@ class TFLMEngine:
         self.card = parse_card(card, str(path / CARD))
         self.interpreter = interpreter(model, arena, str(path))
         # It knows outputs by their order alone.
-        count = tflite_graph.opened(model).Subgraphs(0).OutputsLength()
+        count = tflite_graph.open_model(model).Subgraphs(0).OutputsLength()
         names = [*self.card.outputs, *(f"output {i}" for i in range(len(self.card.outputs), count))]
         shapes = [self.interpreter.get_output_details(i)["shape"][1:] for i in range(count)]
         image = self.interpreter.get_input_details(0)["shape"][1:]
@@ -74,8 +74,8 @@ def interpreter(model: bytes, arena_bytes: int, where: str) -> runtime.Interpret
     """A UserError names the operator that TensorFlow Lite Micro hasn't got, or says that the arena is too small."""
     said: list[str] = []
     try:
-        tflite_graph.opened(model)
-        with captured() as said:
+        tflite_graph.open_model(model)
+        with capture_stderr() as said:
             return runtime.Interpreter.from_bytes(model, arena_size=arena_bytes)
     except Exception as e:  # flatbuffers raises nearly anything on damaged bytes
         lines = "\n".join(said)
@@ -91,7 +91,7 @@ def interpreter(model: bytes, arena_bytes: int, where: str) -> runtime.Interpret
 def arena_bytes(model: bytes, where: str = "network") -> int:
     """RAM that a TFLite file takes to set up and run, measured to a kilobyte. A `UserError` where it can't run."""
     ready = interpreter(model, MOST_ARENA, where)
-    with captured() as said:
+    with capture_stderr() as said:
         ready.print_allocations()
     found = re.search(r"Arena allocation total (\d+) bytes", "\n".join(said))
     if found is None:
@@ -133,7 +133,7 @@ def write(bundle: Bundle, path: Path, batch: int | None) -> None:
     if batch not in (None, 1):
         raise UserError(f"TensorFlow Lite Micro runs one image at a time, not {batch}; leave --batch out")
     data = model(bundle)
-    kinds = tflite_graph.operators(tflite_graph.opened(data))
+    kinds = tflite_graph.operators(tflite_graph.open_model(data))
     arena = arena_bytes(data, bundle.card.arch.title)
     path.mkdir()
     (path / HEADER).write_text(c_array.header(bundle.card, data, arena, kinds))
@@ -141,8 +141,8 @@ def write(bundle: Bundle, path: Path, batch: int | None) -> None:
     (path / CARD).write_text(json.dumps(bundle.card.to_json(), indent=2) + "\n")
 
 
-def stored(path: Path) -> Precision:
+def stored_precision(path: Path) -> Precision:
     """What the convolutions in the folder's model.c read, but for those that its card keeps in float."""
-    opened = tflite_graph.opened(c_array.model_bytes((path / SOURCE).read_text()))
+    opened = tflite_graph.open_model(c_array.model_bytes((path / SOURCE).read_text()))
     card = parse_card((path / CARD).read_bytes(), str(path / CARD))
     return tflite_graph.stored_precision(opened, card.float_ops)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mobilenets.deploy.engines import Outputs, check_card, run_batched
 from mobilenets.deploy.writers import pt2
-from mobilenets.deploy.writers.program import exported
+from mobilenets.deploy.writers.program import export_program
 from mobilenets.model.bundle import Bundle, find_bundle
 from mobilenets.model.card import Precision
 from mobilenets.model.images import Pixels
@@ -88,9 +88,9 @@ def load(path: Path, threads: int) -> TorchEngine | ProgramEngine:
 
 def write(bundle: Bundle, path: Path, batch: int | None) -> None:
     """`bundle` as a .pt2 file, the card beside the program in it."""
-    pt2.write(exported(bundle, batch), bundle.card, path)
+    pt2.write(export_program(bundle, batch), bundle.card, path)
 
 
-def stored(path: Path) -> Precision:
+def stored_precision(path: Path) -> Precision:
     """What the convolutions of the file at `path` read their weights from."""
     return pt2.stored_precision(*pt2.read(path))

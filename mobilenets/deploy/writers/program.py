@@ -189,7 +189,7 @@ COMPUTE: dict[str, Callable[..., Tensor]] = {
 }
 
 
-def exported(bundle: Bundle, batch: int | None, most: int | None = None) -> ExportedProgram:
+def export_program(bundle: Bundle, batch: int | None, most: int | None = None) -> ExportedProgram:
     """`bundle` as a program of its card's precision. `batch`: the N of every call; None: any up to `most`."""
     network = Network(bundle).eval()
     shapes = None if batch else ({0: Dim("N", min=1, max=most)},)

@@ -166,7 +166,7 @@ def _code(kind: str, version: int) -> schema.OperatorCodeT:
     return schema.OperatorCodeT(deprecatedBuiltinCode=min(number, 127), builtinCode=number, version=version)
 
 
-def opened(data: bytes) -> schema.Model:
+def open_model(data: bytes) -> schema.Model:
     """The model in a file. A ValueError for any other file; a damaged one may raise anything, here or later."""
     if data[4:8] != IDENTIFIER:
         raise ValueError("no TFL3 at its start")

@@ -110,7 +110,7 @@ class Naming:
                 slots = {"i": i, "b": i - 1, "s": s, "j": j, "k": k, "k1": k + 1, "n": n}
                 yield op, self.layers.get(key, "?").format(**slots), self.scales.get(key, "").format(**slots)
                 k += kind != "se_reduce"
-        if arch.classes:
+        if arch.num_classes:
             yield arch.ops[-1], self.layers["classifier"], ""
 
 

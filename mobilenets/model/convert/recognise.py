@@ -131,12 +131,12 @@ def _x(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape)) or "a number"
 
 
-def _variants(name: str, alpha: float, classes: int, **options: Any) -> Iterator[Arch]:
+def _variants(name: str, alpha: float, num_classes: int, **options: Any) -> Iterator[Arch]:
     """A network at a width, under each convention that gives other channels."""
     network = zoo.network(name)
     seen = set()
     for convention, keep_stem in itertools.product(spec.CONVENTIONS, (False, True)):
-        arch = spec.scale(network, alpha, None, classes, convention=convention, keep_stem=keep_stem, **options)
+        arch = spec.scale(network, alpha, None, num_classes, convention=convention, keep_stem=keep_stem, **options)
         if (arch.rows, arch.head) not in seen:
             seen.add((arch.rows, arch.head))
             yield arch
@@ -177,10 +177,10 @@ def _matches(tensors: Arrays, told: float | None) -> Iterator[Match]:
         if not any(stem + suffix in tensors for suffix in suffixes):
             continue
         classifier = next((tensors[n] for x in suffixes if (n := naming.layers["classifier"] + x) in tensors), None)
-        classes = 0 if classifier is None else in_our_layout(classifier, naming.style.layout, False).shape[0]
+        num_classes = 0 if classifier is None else in_our_layout(classifier, naming.style.layout, False).shape[0]
         names = [n for n in zoo.NETWORKS if n.split("-")[0] == naming.family and naming.covers(zoo.arch(n))]
         for name, alpha in itertools.product(names, _widths(told)):
-            for arch in _variants(name, alpha, classes):
+            for arch in _variants(name, alpha, num_classes):
                 yield match(naming, arch, tensors)
 
 
@@ -218,7 +218,7 @@ def from_graph(graph: tflite.Graph, where: str, name: str | None, alpha: float |
     for network, width in itertools.product(zoo.NETWORKS, _widths(alpha)):
         if wanted in (None, network) and alpha in (None, width):
             for arch in _variants(
-                network, width, graph.classes, padding="symmetric" if padded else "same", bn_eps=1e-3
+                network, width, graph.num_classes, padding="symmetric" if padded else "same", bn_eps=1e-3
             ):
                 ours = [((op.cout, op.cin // op.groups, op.kernel, op.kernel), op.stride) for op in arch.layers]
                 if ours == theirs and _joins(graph) == _joins_of(arch):

@@ -41,17 +41,17 @@ def without_background(
     arch: Arch, tensors: dict[str, Array], labels: tuple[str, ...] | None
 ) -> tuple[Arch, dict[str, Array], tuple[str, ...]]:
     """The classifier without TensorFlow's class 0, "background", where it has one; and a label for every class."""
-    background = arch.classes == 1001 and (labels is None or len(labels) == 1000)
-    if labels and labels[0].lower() == "background" and len(labels) in (arch.classes, arch.classes + 1):
+    background = arch.num_classes == 1001 and (labels is None or len(labels) == 1000)
+    if labels and labels[0].lower() == "background" and len(labels) in (arch.num_classes, arch.num_classes + 1):
         labels, background = labels[1:], True
-    if background and (labels is None or len(labels) == arch.classes - 1):
+    if background and (labels is None or len(labels) == arch.num_classes - 1):
         tensors = {k: v[1:] if k.startswith("classifier.") else v for k, v in tensors.items()}
-        arch = arch.replace(classes=arch.classes - 1)
+        arch = arch.replace(num_classes=arch.num_classes - 1)
     if labels is None:
-        known = arch.classes == 1000
-        labels = tuple(imagenet.classes().values()) if known else tuple(f"class {i}" for i in range(arch.classes))
-    if len(labels) != arch.classes:
-        raise UserError(f"there are {len(labels)} labels for {arch.classes} classes; give the right --labels")
+        known = arch.num_classes == 1000
+        labels = tuple(imagenet.classes().values()) if known else tuple(f"class {i}" for i in range(arch.num_classes))
+    if len(labels) != arch.num_classes:
+        raise UserError(f"there are {len(labels)} labels for {arch.num_classes} classes; give the right --labels")
     return arch, tensors, labels
 
 
@@ -133,6 +133,6 @@ def _published(arch: Arch, library: str, precision: str) -> tuple[Metric, ...]:
     quantized = {"v1": published.V1_TOP1_INT8}
     table = (published.TOP1 if precision == "float32" else quantized).get(arch.name, {})
     top1 = table.get(arch.alpha, {}).get(arch.resolution)
-    if top1 is None or arch.classes != 1000 or library not in ("Keras", "TF-slim", "TFLite"):
+    if top1 is None or arch.num_classes != 1000 or library not in ("Keras", "TF-slim", "TFLite"):
         return ()
     return (Metric("top1", top1, "ImageNet, as published with TF-slim's weights", "val", 50_000),)

@@ -110,7 +110,7 @@ class Explanation:
             "arch": a.name,
             "alpha": a.alpha,
             "resolution": a.resolution,
-            "classes": a.classes,
+            "classes": a.num_classes,
             "source": self.source,
             "macs": c.macs,
             "weights": c.weights,

@@ -101,7 +101,7 @@ def knobs(now: Cost) -> tuple[Knob, ...]:
 
 
 def _turned(arch: Arch, alpha: float, resolution: int) -> Cost:
-    return cost.count(zoo.arch(arch.name, alpha, resolution, arch.classes))
+    return cost.count(zoo.arch(arch.name, alpha, resolution, arch.num_classes))
 
 
 def _knob(name: str, before: float, after: float, now: Cost, then: Cost, rule: float, law: str, source: str) -> Knob:

@@ -158,7 +158,7 @@ def every_part(cost: Cost) -> tuple[Part, ...]:
     out = [part(str(i), kind_of(row, uib), b.source, b.ops) for i, row, b in bodies]
     out.append(part("pool", "global average pool", arch.tail[0].inputs[0], arch.tail[:1], compare=False))
     out += [part("head", "1x1 convolution", b.source, b.ops, compare=False) for b in arch.head_blocks]
-    if arch.classes:
+    if arch.num_classes:
         last = arch.tail[-1]
         out.append(part("classes", "classifier", last.inputs[0], (last,), compare=False))
     return tuple(out)

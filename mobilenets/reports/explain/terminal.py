@@ -109,7 +109,7 @@ class Screen:
         from rich.text import Text
 
         e, c = self.e, self.e.cost
-        yield Text.assemble((e.arch.title, "bold"), f"  ({e.source}), {e.arch.classes} classes")
+        yield Text.assemble((e.arch.title, "bold"), f"  ({e.source}), {e.arch.num_classes} classes")
         yield Text(f"{millions(c.macs)} M macs, {millions(c.params)} M parameters, {len(e.arch.blocks)} blocks")
         if e.html:
             yield Text(f"page  {e.html}")

@@ -25,7 +25,7 @@ def counted(net: Net) -> Cost:
         network = dataclasses.replace(
             network, rows=(*network.rows[:-1], dataclasses.replace(last, stride=net.last_stride))
         )
-    return cost.count(spec.scale(network, net.alpha, net.resolution, net.classes, min_depth=net.min_depth))
+    return cost.count(spec.scale(network, net.alpha, net.resolution, net.num_classes, min_depth=net.min_depth))
 
 
 def value(net: Net, what: What) -> Value:

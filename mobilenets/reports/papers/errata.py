@@ -35,7 +35,7 @@ ERRATA = (
             "the map stays 7x7, so this layer runs at stride 1; at the printed one, V1 in all would have",
             Net(last_stride=2), "macs", "M"),
     Erratum("v1-table2", "Conv 3x3", "mult-adds", "two digits swapped; as printed, the column sums to 99.29%"),
-    Erratum("v1-table4", "Conv MobileNet", "mult-adds", _NO_FC, Net("v1-full-conv", classes=0)),
+    Erratum("v1-table4", "Conv MobileNet", "mult-adds", _NO_FC, Net("v1-full-conv", num_classes=0)),
     Erratum("v1-table7", "MobileNet 1.0-160", "mult-adds", _NO_FC_OR_CUT, Net("v1", 1.0, 160, 0)),
     Erratum("v1-table9", "MobileNet 0.5-160", "mult-adds", _NO_FC_OR_CUT, Net("v1", 0.5, 160, 0)),
     Erratum("v1-table9", "SqueezeNet", "mult-adds",

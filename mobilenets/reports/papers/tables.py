@@ -45,7 +45,7 @@ class Net:
     arch: str = "v1"
     alpha: float = 1.0
     resolution: int | None = None
-    classes: int = 1000
+    num_classes: int = 1000
     min_depth: int = 8
     last_stride: int = 1
     layers: tuple[str, ...] = ()
@@ -115,7 +115,7 @@ def _rows(text: str) -> tuple[Row, ...]:
     return tuple(Row(label, None, tuple(cells)) for label, *cells in lines)
 
 
-def _v1(text: str, classes: int = 1000) -> tuple[Row, ...]:
+def _v1(text: str, num_classes: int = 1000) -> tuple[Row, ...]:
     """Rows of V1, a line each: alpha-resolution cell cell ...; a second row of a name gets a prime."""
     rows: dict[str, Row] = {}
     for line in text.strip().splitlines():
@@ -123,7 +123,7 @@ def _v1(text: str, classes: int = 1000) -> tuple[Row, ...]:
         alpha, resolution = name.split("-")
         label = f"MobileNet {name}"
         label += "'" * (label in rows)
-        rows[label] = Row(label, Net("v1", float(alpha), int(resolution), classes), tuple(cells))
+        rows[label] = Row(label, Net("v1", float(alpha), int(resolution), num_classes), tuple(cells))
     return tuple(rows.values())
 
 
@@ -134,7 +134,7 @@ def _v1_paper(n: int, title: str, columns: tuple[Column, ...], rows: tuple[Row, 
 _V1_CHANNELS = (64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 1024)
 _V1_STRIDES = "1212121111122"  # the last as printed
 _BLOCK = ("blocks.7.",)  # of 512 channels, 14x14
-_GLOBE = Net(classes=10_000)  # cells
+_GLOBE = Net(num_classes=10_000)  # cells
 V1_TABLES = (
     _v1_paper(1, "V1's body, block by block", (Column("stride", "", "stride"), MACS, WEIGHTS), (
         Row("0: conv 3x3, 32", Net(layers=("blocks.0.",)), ("2", "", "")),
@@ -180,7 +180,7 @@ V1_TABLES = (
         1.0-224   83.3  569  3.3
         0.75-224  81.9  325  1.9
         1.0-192   81.9  418  3.3
-        0.75-192  80.5  239  1.9""", classes=120)),
+        0.75-192  80.5  239  1.9""", num_classes=120)),
         "Ours are counted with the 120 breeds as classes. All four printed mult-adds are of 1000 classes; for two of "
         "them it makes no difference to the printed digits."),
     _v1_paper(11, "Geolocalization: photos of Im2GPS placed within a distance",
@@ -200,7 +200,7 @@ V1_TABLES = (
         0.25-224  87.2   45  0.2
         1.0-128   88.1  185  3.2
         0.5-128   87.7   48  0.8
-        0.25-128  86.4   15  0.2""", classes=0), *_rows("baseline | 86.9 | 1600 | 7.5")),
+        0.25-128  86.4   15  0.2""", num_classes=0), *_rows("baseline | 86.9 | 1600 | 7.5")),
         "Ours are counted without a head."),
     _v1_paper(13, "COCO detection", (Column("mAP", "%"), Column("mult-adds", "G"), Column("params", "M")), _rows("""
         SSD300, deeplab-VGG           | 21.1 |  34.9 |  33.1
@@ -218,7 +218,7 @@ V1_TABLES = (
         1.0-160   79.4  286  4.9
         1.0-128   78.3  185  5.5
         0.75-128  75.2  166  3.4
-        0.75-128  72.5  108  3.8""", classes=0)),
+        0.75-128  72.5  108  3.8""", num_classes=0)),
         "Accuracy at a false accept rate of 1e-4. Ours are counted without a head: the paper doesn't say which one "
         "they had."),
 )

@@ -68,7 +68,7 @@ class Graph:
     input_size: int
     input_type: Precision
     input_quantization: Quantization | None
-    classes: int
+    num_classes: int
     precision: Precision
     layers: tuple[Layer, ...]
     ops: tuple[str, ...]

@@ -20,6 +20,7 @@ from mobilenets.errors import UserError
 from mobilenets.model import bundle as bundles
 from mobilenets.model import imagenet
 from mobilenets.model.bundle import Bundle
+from mobilenets.tasks import classify
 from mobilenets.training import distributed as processes
 from mobilenets.training import recipes, run
 from mobilenets.training import trainer as train
@@ -113,7 +114,7 @@ def distill(
             f"{source}: class {stranger!r} isn't one the teacher knows: match its embedding instead (--labels 1 "
             "--embedding 1), or learn its classes (--unlabelled)"
         )
-    net = train.network(arch, alpha, resolution, start, len(classes))
+    net = train.network(arch, alpha, resolution, start, classify.TASK, {"labels": classes})
     config = {
         "verb": "distill", "teacher": loaded.digest, "source": source, "unlabelled": unlabelled, "arch": net.to_json(),
         "recipe": chosen.to_json(), "how": dataclasses.asdict(how), "init": start.digest if start else None,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mobilenets.data.open import of_card
 from mobilenets.deploy import engines
 from mobilenets.deploy.evaluate import score
+from mobilenets.tasks import data_of
 from mobilenets.tasks.task import Scores
 
 
@@ -26,7 +26,7 @@ def evaluate(model: Path, source: str | None = None, *, split: str | None = None
         Where local copies of named data sets are.
     """
     engine = engines.load(model)
-    data = of_card(engine.card, source, root)
+    data = data_of(engine.card, source, root)
     trained_on = engine.card.data
     same = data.source == trained_on.get("source") or len(data.split("all")) == sum(
         trained_on.get("counts", {}).values()

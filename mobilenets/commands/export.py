@@ -6,12 +6,12 @@ from pathlib import Path
 
 from mobilenets.commands.options import as_task
 from mobilenets.commands.pipeline import in_precision, make_file, parity_images
-from mobilenets.data.open import of_card
 from mobilenets.deploy import engines
 from mobilenets.deploy.export import Export
 from mobilenets.errors import UserError
 from mobilenets.model import bundle as bundles
 from mobilenets.model.bundle import Bundle
+from mobilenets.tasks import data_of
 
 
 def export(
@@ -60,6 +60,6 @@ def export(
     source = as_task(Bundle.load(bundles.find_bundle(bundle)), task, tap)
     wanted = engines.check_precision(engine, precision or source.card.precision)
     engines.module(engine)  # says what to install before any data is read
-    data = of_card(source.card, data_source, root)
+    data = data_of(source.card, data_source, root)
     images = parity_images(data, source.card)
     return make_file(in_precision(source, wanted, data), data, out, engine, wanted, images, batch or None).export

@@ -11,20 +11,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from mobilenets import console, files
+from mobilenets import console, files, tasks
 from mobilenets.arch.spec import Arch
 from mobilenets.commands.options import commas
 from mobilenets.commands.pipeline import Step, ship
 from mobilenets.data import checks
 from mobilenets.data.checks import Scan
 from mobilenets.data.dataset import Data
-from mobilenets.data.open import open_data
 from mobilenets.deploy import choose, engines, latency
 from mobilenets.deploy.choose import Budget, Choice, Chosen
 from mobilenets.model import bundle as bundles
 from mobilenets.model.bundle import Bundle
-from mobilenets.tasks import classify
-from mobilenets.tasks.task import MetricSpec
+from mobilenets.tasks.task import MetricSpec, Task
 from mobilenets.training import distributed as processes
 from mobilenets.training import recipes, run
 from mobilenets.training import trainer as train
@@ -46,6 +44,7 @@ class Fitted:
     predicted_ms: float
     budget: Budget
     seconds: float
+    task: str = "classify"
     elsewhere: str = ""  # the machine whose table was chosen by
 
     @property
@@ -54,7 +53,9 @@ class Fitted:
 
     @property
     def primary(self) -> MetricSpec:
-        return classify.PRIMARY
+        found = tasks.find(self.task).primary
+        assert found is not None  # what is trained has a score
+        return found
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -110,6 +111,7 @@ def fit(
     source: str,
     *,
     out: Path | None = None,
+    task: str = "classify",
     budget: Annotated[Budget | None, Parameter(name="*")] = None,
     engine: Annotated[tuple[str, ...], commas(str)] = ("onnxruntime",),
     precision: Annotated[tuple[str, ...], commas(str)] = ("int8",),
@@ -134,6 +136,8 @@ def fit(
         Folder or zip of class folders, or a set's name (digits, cifar10, flowers102, ...).
     out
         Folder of the run; by default in runs/, by the name of the data.
+    task
+        What the network is for: classify.
     engine
         Runtime to ship for: onnxruntime, openvino, litert, ncnn, executorch; of several, with commas between, the best.
     precision
@@ -163,10 +167,11 @@ def fit(
         engines.module(setting.engine)  # says what to install before anything is trained
     chosen_recipe = recipes.recipe(recipe or ("finetune" if init else "modern"), overrides)
     start = Bundle.load(bundles.find_bundle(init)) if init else None
-    data = open_data(source, root, seed)
+    asked = tasks.find_trained(task)
+    data = asked.open(source, root, seed, None)
     _, rank = processes.world()
     config = {
-        "verb": "fit", "source": source, "budget": budget.limits(), "engine": ",".join(engine),
+        "verb": "fit", "task": task, "source": source, "budget": budget.limits(), "engine": ",".join(engine),
         "precision": ",".join(precision), "table": str(table) if table else None,
         "threads": threads, "recipe": chosen_recipe.to_json(), "init": start.digest if start else None, "seed": seed,
     }  # fmt: skip
@@ -178,7 +183,12 @@ def fit(
         found = checks.check(data, skip_bad)
         files.write_json(out / SCAN, found.to_json())
         choice = _choose(
-            out, data, found, start, lambda archs: choose.pick(archs, budget, engine, precision, threads, table)
+            out,
+            data,
+            found,
+            start,
+            asked,
+            lambda archs: choose.pick(archs, budget, engine, precision, threads, table, asked),
         )
     else:
         checks.scan(data)
@@ -189,7 +199,7 @@ def fit(
     else:
         if rank == 0:
             console.note(f"[bold]3/6 train {arch.title}, {chosen_recipe.epochs} epochs[/]")
-        trained = train.train_bundle(data, arch, chosen_recipe, out, seed=seed, resume=resume, init=start)
+        trained = train.train_bundle(data, arch, chosen_recipe, out, task=asked, seed=seed, resume=resume, init=start)
     if rank != 0:
         return None
     steps, shipped = ship(data, trained, out, chosen.precision, threads, chosen.engine)
@@ -202,6 +212,7 @@ def fit(
         elsewhere=chosen.machine if table else "",
         budget=budget,
         seconds=time.monotonic() - started,
+        task=task,
     )
     files.write_json(out / STEPS, fitted.to_json())
     from mobilenets.commands.report import report
@@ -212,18 +223,19 @@ def fit(
 
 
 def _choose(
-    out: Path, data: Data, found: Scan, start: Bundle | None, pick: Callable[[Sequence[Arch]], Choice]
+    out: Path, data: Data, found: Scan, start: Bundle | None, task: Task, pick: Callable[[Sequence[Arch]], Choice]
 ) -> Chosen:
     """The choice, kept in the run's folder: a resumed run doesn't choose again."""
     path = out / CHOICE
     if path.exists():
         return Chosen.from_json(files.read_json(path, (), "a run of fit"), str(path))
     console.note("[bold]2/6 choose[/]")
-    archs = choose.grid(len(data.labels), found.native_side)
+    archs = choose.grid(1000, found.native_side, task)
     if start:
         of = start.card.arch
-        archs = [train.initial_arch(start, len(data.labels), a.resolution) for a in archs if _same(a, of)]
-    choice = pick(archs)
+        archs = [train.initial_arch(start, a.resolution) for a in archs if _same(a, of)]
+    config = task.config(data)
+    choice = pick([task.arch(a, config) for a in archs])
     console.note(choice)
     files.write_json(path, choice.to_json())
     return choice.chosen

@@ -14,7 +14,6 @@ from mobilenets import console, files, tasks
 from mobilenets.compression import quantize
 from mobilenets.compression.scheme import CALIBRATION_IMAGES
 from mobilenets.data.dataset import Data
-from mobilenets.data.open import of_card
 from mobilenets.deploy import bench, engines, evaluate
 from mobilenets.deploy.engines import Engine
 from mobilenets.deploy.export import PARITY_IMAGES, Export, export_bundle
@@ -118,7 +117,7 @@ def make(
 ) -> Iterator[Export | str]:
     """An `Export` for each pair, or the line that says why there is none; files of `path` go into `folder`."""
     source = Bundle.load(bundles.find_bundle(path))
-    data = of_card(source.card, data_source, root)
+    data = tasks.data_of(source.card, data_source, root)
     images = parity_images(data, source.card)
     record = folder / RECORD
     before = json.loads(record.read_text()) if record.exists() else {}

@@ -108,7 +108,7 @@ def quantize(
         Where local copies of named data sets are.
     """
     from mobilenets.compression import mixed as mixing
-    from mobilenets.data.open import of_card
+    from mobilenets.tasks import data_of
 
     if layer_report is not None and layer_report.is_dir():
         raise UserError(f"{layer_report} is a folder; --layer-report needs the name of a file")
@@ -121,7 +121,7 @@ def quantize(
     if mixed and max_drop is None:
         raise UserError("--mixed keeps in float what --max-drop needs; say how many points may be lost: --max-drop 1")
     scheme = Scheme(calibration, per_layer, equalize, not no_bias_correction, keep_float)
-    dataset = of_card(source.card, data, root)
+    dataset = data_of(source.card, data, root)
     pixels = dataset.sample("train", images, source.card.preprocess).pixels
     measured = measure_ranges(source, pixels, scheme)
     if qat:

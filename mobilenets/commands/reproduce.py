@@ -54,13 +54,11 @@ def _either(names: list[str]) -> str:
 
 
 def _write_page(made: Reproduction, path: Path) -> Reproduction:
-    from markupsafe import Markup
-
     from mobilenets import files
     from mobilenets.reports import pages, style
     from mobilenets.reports.papers import figures
 
-    drawn = [(f, Markup(style.svg(f.draw(), f.title))) for f in figures.FIGURES]
+    drawn = [(f, style.markup(f.draw(), f.title)) for f in figures.FIGURES]
     text = pages.render("reproduce.html", {}, made=made, figures=drawn).encode()
     with files.atomic_file(path) as tmp:
         tmp.write_bytes(text)

@@ -11,13 +11,12 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from mobilenets import console, files
+from mobilenets import console, files, tasks
 from mobilenets.arch import cost, zoo
 from mobilenets.commands.options import commas
 from mobilenets.commands.sweep_jobs import cluster, finished, timed, train_network
 from mobilenets.data import checks
 from mobilenets.data.dataset import cache_side
-from mobilenets.data.open import open_data
 from mobilenets.deploy import latency
 from mobilenets.errors import UserError
 from mobilenets.model.card import Precision
@@ -31,6 +30,7 @@ def sweep(
     source: str,
     *,
     out: Path | None = None,
+    task: str = "classify",
     arch: Annotated[tuple[str, ...], commas(str)] = ("v1",),
     alphas: Annotated[tuple[float, ...], commas(float)] = (1.0, 0.75, 0.5, 0.25),
     resolutions: Annotated[tuple[int, ...], commas(int)] = (224, 192, 160, 128),
@@ -57,6 +57,8 @@ def sweep(
         Folder or zip of class folders, or a set's name (digits, cifar10, flowers102, ...).
     out
         Folder of the sweep; by default in runs/, by the name of the data.
+    task
+        What the networks are for: classify.
     arch
         Networks, with commas between: v1,v2.
     alphas
@@ -93,28 +95,31 @@ def sweep(
     chosen = recipes.recipe(recipe, overrides)
     address = ray or _ray_of_environment()
     grid = {a.title: a for n in arch for alpha in alphas for r in resolutions for a in [zoo.arch(n, alpha, r)]}
-    data = open_data(source, root)
-    archs = sorted((a.replace(num_classes=len(data.labels)) for a in grid.values()), key=lambda a: cost.count(a).macs)
+    asked = tasks.find_trained(task)
+    data = asked.open(source, root, 0, None)
+    network_config = asked.config(data)
+    archs = sorted((asked.arch(a, network_config) for a in grid.values()), key=lambda a: cost.count(a).macs)
     out = out or run.folder(source, "sweep")
-    config = {"verb": "sweep", "source": source, "recipe": chosen.to_json(), "precision": precision}
+    config = {"verb": "sweep", "task": task, "source": source, "recipe": chosen.to_json(), "precision": precision}
     with cluster(address, ray_cpus) if address else contextlib.nullcontext() as on_ray:
         run.prepare(out, config, resume)
         checks.check(data, skip_bad, cache_side(min(max(a.input_size) for a in archs)))
         jobs = [
-            Job(source, root, a, chosen, precision, seed, out / f"{a.name}-{a.alpha:g}-{a.resolution}-seed{seed}")
+            Job(source, root, a, chosen, precision, seed, out / f"{a.name}-{a.alpha:g}-{a.resolution}-seed{seed}", task)
             for seed in range(seeds)
             for a in archs
         ]
         before = {job.out: finished(job) for job in jobs}
         left = [job for job in jobs if not before[job.out]]
         runs = timed([r for r in before.values() if r], precision, threads)
-        made = Sweep(out, source, chosen, precision, threads, len(jobs), tuple(runs))
+        assert asked.primary is not None  # it is trained
+        made = Sweep(out, source, chosen, precision, threads, len(jobs), tuple(runs), asked.primary)
         for result in on_ray(left) if on_ray else (train_network(data, job) for job in left):
             same = next((r for r in runs if r.key == result.key and not r.error), None)  # of another seed
             known = [dataclasses.replace(result, latency_ms=same.latency_ms)] if same else []
             runs += known or timed([result], precision, threads)
             made = write(dataclasses.replace(made, runs=tuple(runs)))
-            console.note(Text(f"{len(runs)}/{len(jobs)} {result.title}: {result.outcome}", style="bold"))
+            console.note(Text(f"{len(runs)}/{len(jobs)} {result.title}: {result.outcome(made.metric)}", style="bold"))
     if left:  # hours lie between the first and the last: here they are measured in turn
         made = dataclasses.replace(made, runs=tuple(timed(runs, precision, threads)))
     write(made)
@@ -138,7 +143,7 @@ def write(made: Sweep) -> Sweep:
 
     front = {(n.arch, n.alpha, n.resolution) for n in made.networks if n.front}
     with files.atomic_file(made.out / TABLE) as tmp, tmp.open("w", newline="") as f:
-        names = {"resolution": "resolution_px", "top1": "top1_percent"}
+        names = {"resolution": "resolution_px", "score": made.metric.column}
         fields = [f.name for f in dataclasses.fields(Trained)]
         writer = csv.writer(f)
         writer.writerow([*(names.get(name, name) for name in fields), "pareto"])

@@ -11,12 +11,11 @@ import socket
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from mobilenets import files
+from mobilenets import files, tasks
 from mobilenets.arch import cost
 from mobilenets.commands.pipeline import in_precision, make_file, parity_images
 from mobilenets.data import checks
 from mobilenets.data.dataset import Data
-from mobilenets.data.open import open_data
 from mobilenets.deploy import bench, engines
 from mobilenets.errors import Interrupted, UserError
 from mobilenets.model import bundle as bundles
@@ -37,8 +36,8 @@ def train_network(data: Data, job: Job) -> Trained:
     a = job.arch
     result = Trained(a.name, a.alpha, a.resolution, job.seed, counted.macs, counted.params, str(job.out))
     config = {
-        "verb": "train", "source": job.source, "arch": a.to_json(), "recipe": job.recipe.to_json(), "seed": job.seed,
-        "init": None,
+        "verb": "train", "task": job.task, "source": job.source, "arch": a.to_json(), "recipe": job.recipe.to_json(),
+        "seed": job.seed, "init": None,
     }  # fmt: skip
     try:
         run.prepare(job.out, config, resume=(job.out / run.CONFIG).exists())
@@ -46,7 +45,7 @@ def train_network(data: Data, job: Job) -> Trained:
             b = Bundle.load(job.out / FLOAT)
         else:
             begun = (job.out / CHECKPOINTS / "last.ckpt").exists()
-            b = train.train_bundle(data, a, job.recipe, job.out, seed=job.seed, resume=begun)
+            b = train.train_bundle(data, a, job.recipe, job.out, task=tasks.find(job.task), seed=job.seed, resume=begun)
         images = parity_images(data, b.card)
         b = in_precision(b, job.precision, data)
         if job.precision == "int8":
@@ -65,7 +64,7 @@ def train_network(data: Data, job: Job) -> Trained:
         result,
         split=made.scores.split,
         images=made.scores.count,
-        top1=made.scores.value,
+        score=made.scores.value,
         size_bytes=made.export.size_bytes,
         train_seconds=sum(log["seconds"].values()),
     )
@@ -76,7 +75,10 @@ def train_network(data: Data, job: Job) -> Trained:
 def finished(job: Job) -> Trained | None:
     """The result that an earlier sweep left of this very job."""
     with contextlib.suppress(OSError, ValueError, TypeError):  # none, or damaged: made anew
-        return dataclasses.replace(Trained(**json.loads((job.out / RESULT).read_text())), folder=str(job.out))
+        found = json.loads((job.out / RESULT).read_text())
+        if "top1" in found:  # of a version that knew classifiers alone
+            found["score"] = found.pop("top1")
+        return dataclasses.replace(Trained(**found), folder=str(job.out))
     return None
 
 
@@ -127,12 +129,12 @@ def cluster(address: str, cpus: float) -> Iterator[Callable[[Sequence[Job]], Ite
 
 def _on_worker(job: Job, folder: Path) -> Trained:
     os.chdir(folder)  # where the command was given: its paths may be relative
-    return train_network(_opened(job.source, job.root), job)
+    return train_network(_opened(job.source, job.root, job.task), job)
 
 
 @functools.cache
-def _opened(source: str, root: Path | None) -> Data:
+def _opened(source: str, root: Path | None, task: str) -> Data:
     """Data as it is after the check, once for each worker process."""
-    data = open_data(source, root)
+    data = tasks.find(task).open(source, root, 0, None)
     checks.scan(data)
     return data

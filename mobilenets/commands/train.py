@@ -7,9 +7,9 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from mobilenets import tasks
 from mobilenets.data import checks
 from mobilenets.data.dataset import cache_side
-from mobilenets.data.open import open_data
 from mobilenets.errors import UserError
 from mobilenets.model import bundle as bundles
 from mobilenets.model.bundle import Bundle
@@ -23,6 +23,7 @@ def train(
     source: str,
     *,
     out: Path | None = None,
+    task: str = "classify",
     arch: str | None = None,
     alpha: float | None = None,
     resolution: int | None = None,
@@ -45,6 +46,8 @@ def train(
     out
         Folder of the run: checkpoints, logs, and the bundle in OUT/float. By default in runs/, by the names of the data
         and the network.
+    task
+        What the network is for: classify.
     arch
         Network: v1, v2, v3-large, ... (`mobilenets list`); v2 if left out.
     alpha
@@ -74,10 +77,13 @@ def train(
         raise UserError(f"checkpoint_minutes must be 0 or more, not {checkpoint_minutes}")
     chosen = recipes.recipe(recipe or ("finetune" if init else "modern"), overrides)
     start = Bundle.load(bundles.find_bundle(init)) if init else None
-    data = open_data(source, root, seed, val)
-    net = network(arch, alpha, resolution, start, len(data.labels))
-    config = {"verb": "train", "source": source, "arch": net.to_json(), "recipe": chosen.to_json(), "seed": seed}
-    config |= {"init": start.digest if start else None, "val": data.val_fraction}
+    asked = tasks.find_trained(task)
+    data = asked.open(source, root, seed, val)
+    net = network(arch, alpha, resolution, start, asked, asked.config(data))
+    config = {
+        "verb": "train", "task": task, "source": source, "arch": net.to_json(), "recipe": chosen.to_json(),
+        "seed": seed, "init": start.digest if start else None, "val": data.val_fraction,
+    }  # fmt: skip
     out = out or run.folder(source, net.title)
     _, rank = world()
     if rank == 0:
@@ -86,7 +92,7 @@ def train(
     else:
         checks.scan(data, side=cache_side(max(net.input_size)))
     trained = train_bundle(
-        data, net, chosen, out, seed=seed, resume=resume, init=start, checkpoint_minutes=checkpoint_minutes
+        data, net, chosen, out, task=asked, seed=seed, resume=resume, init=start, checkpoint_minutes=checkpoint_minutes
     )
     if rank != 0:
         return None

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 from cyclopts import Parameter
 
-from mobilenets import console, files
+from mobilenets import console, files, tasks
 from mobilenets.arch.spec import Arch
-from mobilenets.data.open import open_data
 from mobilenets.errors import UserError
 from mobilenets.model import bundle as bundles
 from mobilenets.model.bundle import Bundle
@@ -101,6 +100,7 @@ def chart(tuned: Tuned, width: int = 72, height: int = 12) -> str:
 def tune(
     source: str,
     *,
+    task: str = "classify",
     arch: str | None = None,
     alpha: float | None = None,
     resolution: int | None = None,
@@ -121,6 +121,8 @@ def tune(
     ----------
     source
         Folder or zip of class folders, or a set's name (digits, cifar10, flowers102, ...).
+    task
+        What the network is for: classify.
     arch
         Network: v1, v2, v3-large, ... (`mobilenets list`); v2 if left out.
     alpha
@@ -151,16 +153,17 @@ def tune(
     if html is not None and html.is_dir():
         raise UserError(f"{html} is a folder; --html needs the name of a file")
     found = bundles.find_bundle(init) if init else None
-    data = open_data(source, root, seed)
-    net = train.network(arch, alpha, resolution, Bundle.load(found) if found else None, len(data.labels))
-    trial = Trial(source, root, net, chosen, found, seed)
+    asked = tasks.find_trained(task)
+    config = asked.config(asked.open(source, root, seed, None))
+    net = train.network(arch, alpha, resolution, Bundle.load(found) if found else None, asked, config)
+    trial = Trial(source, root, net, chosen, found, seed, task)
     speeds = () if "batch" in given else try_batches(trial)
     batch = best_batch(speeds) if speeds else chosen.batch
     trial = dataclasses.replace(trial, recipe=dataclasses.replace(chosen, batch=batch, accumulate=1))
     rates, losses = ([], []) if "lr" in given else try_rates(trial, steps)
     peak = steepest(rates, losses) if rates else trial.recipe.peak_lr
     lr = peak * chosen.lr_batch / batch if chosen.lr_batch and rates else peak if rates else chosen.lr
-    line = ["mobilenets", "train", source]
+    line = ["mobilenets", "train", source, *(["--task", task] if task != "classify" else [])]
     line += ["--init", str(init)] if init else ["--arch", net.name, "--alpha", f"{net.alpha:g}"]
     line += ["--resolution", str(net.resolution), "--recipe", name, "--batch", str(batch), "--lr", f"{lr:.3g}"]
     for k, v in given.items():
@@ -176,8 +179,6 @@ def tune(
 
 
 def _write_page(made: Tuned, path: Path) -> None:
-    from markupsafe import Markup
-
     from mobilenets.reports import pages, plots, style
 
     figures = []
@@ -185,7 +186,7 @@ def _write_page(made: Tuned, path: Path) -> None:
         figures.append(("Images per second by batch size", plots.throughput(made.speeds, made.batch)))
     if made.rates:
         figures.append(("Loss by learning rate", plots.range_test(made.rates, made.losses, made.peak_lr)))
-    drawn = [(title, Markup(style.svg(fig, title))) for title, fig in figures]
+    drawn = [(title, style.markup(fig, title)) for title, fig in figures]
     text = pages.render("tune.html", {}, made=made, figures=drawn)
     with files.atomic_file(path) as tmp:
         tmp.write_text(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from mobilenets.data.dataset import Data, Split, in_order, stratified
 from mobilenets.data.folder import _folder, _from_files, _zip
 from mobilenets.errors import UserError
 from mobilenets.model.card import Card
+
+Opener = Callable[[str, "Path | None", int, "float | None"], Data]  # source, root, seed, val
 
 
 def open_data(source: str, root: Path | None = None, seed: int = 0, val: float | None = None) -> Data:
@@ -52,8 +55,10 @@ def open_data(source: str, root: Path | None = None, seed: int = 0, val: float |
 
 def open_unlabelled(source: str, root: Path | None = None, seed: int = 0) -> Data:
     """All images of a folder, a zip or a named set as one class, whatever folders they are in; a tenth is held out."""
+    from mobilenets.data import shard_reader as sharded
+
     path = Path(source)
-    if path.is_dir() or path.is_file():
+    if (path.is_dir() or path.is_file()) and not sharded.find(source):
         names, _, read = _folder(path) if path.is_dir() else _zip(path)
         if len(names) < 2:
             raise UserError(f"{source}: {len(names)} images; give a folder or a zip of more")
@@ -75,17 +80,18 @@ def _hold_out(data: Data, fraction: float) -> None:
     data.splits = {**data.splits, "train": train.subset(rest), "val": train.subset(held, "val")}
 
 
-def of_card(card: Card, source: str | None, root: Path | None = None) -> Data:
-    """The data a bundle names as its own (or `source` instead), its classes put in the bundle's order."""
+def of_card(card: Card, source: str | None, root: Path | None = None, opener: Opener = open_data) -> Data:
+    """The data a bundle names as its own (or `source` instead), its classes put in the bundle's order.
+
+    `opener` is its task's (see `tasks.data_of`). Raises `UserError`.
+    """
     name = source or card.data.get("source")
     if not name:
         raise UserError("the bundle doesn't say what data it was trained on; name some")
     try:
         val = card.data.get("val_fraction") if name == card.data.get("source") else None
         seed = card.data.get("split_seed", 0)
-        if source and not card.labels:  # what has no labels asks for none
-            return open_unlabelled(source, root, seed)
-        data = open_data(str(name), root, seed, val)
+        data = opener(str(name), root, seed, val)
     except UserError as e:
         raise e if source else UserError(f"the data the bundle was trained on can't be opened; name some ({e})") from e
     return in_order(data, card.labels) if card.labels else data

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import http.client
 import io
 import os
@@ -136,7 +135,14 @@ def _append(url: str, f: BinaryIO, limit: int) -> None:
 
 @contextlib.contextmanager
 def _locked(f: BinaryIO) -> Iterator[None]:
-    """Unlocked in so many words: a process forked meanwhile has the file open too, and would keep it locked."""
+    """Unlocked in so many words: a process forked meanwhile has the file open too, and would keep it locked.
+
+    Raises `UserError` on Windows.
+    """
+    try:
+        import fcntl
+    except ImportError as e:
+        raise UserError("shards of a web server can't be read on Windows: copy them to a folder") from e
     fcntl.flock(f, fcntl.LOCK_EX)
     try:
         yield

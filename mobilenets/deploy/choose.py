@@ -19,7 +19,7 @@ from mobilenets.errors import UserError
 from mobilenets.model.bundle import random_bundle
 from mobilenets.model.card import PRECISIONS, Precision
 from mobilenets.tasks import classify
-from mobilenets.tasks.task import Prior
+from mobilenets.tasks.task import Prior, Task
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -95,8 +95,7 @@ class Candidate:
             "resolution": self.arch.resolution,
             "engine": self.setting.engine,
             "precision": self.setting.precision,
-            "imagenet_top1": self.prior.value,
-            "imagenet_top1_source": self.prior.source,
+            **self.prior.to_json(),
             **{k: getattr(self, k) for k in ("latency_ms", "size_mb", "macs_m", "params_m", "memory_mb")},
             **({k: getattr(self, k) for k in ("ram_kb", "flash_kb", "at_least")} if self.ram_kb else {}),
         }
@@ -104,7 +103,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Choice:
-    """The pick, and what it was picked from. Accuracies are published ImageNet top-1: they rank, they don't promise.
+    """The pick, and what it was picked from. The task's prior ranks networks, it promises nothing.
 
     `machine`: where latencies were measured; `versions`: of the engines there. `engine` and `precision` are the pick's.
     """
@@ -136,8 +135,8 @@ class Choice:
     def front(self) -> list[Candidate]:
         """Networks that no other beats in both accuracy and latency, fastest first."""
         out: list[Candidate] = []
-        for c in sorted(self.candidates, key=lambda c: (c.latency_ms, -c.prior.value)):
-            if not out or c.prior.value > out[-1].prior.value:
+        for c in sorted(self.candidates, key=lambda c: (c.latency_ms, -c.prior.rank)):
+            if not out or c.prior.rank > out[-1].prior.rank:
                 out.append(c)
         return out
 
@@ -151,6 +150,7 @@ class Choice:
             "precision": self.precision,
             "threads": self.threads,
             "machine": self.machine,
+            "prior": dataclasses.asdict(self.pick.prior.metric),
             "front": [c.to_json() for c in self.front],
             "candidates": [c.to_json() for c in self.candidates],
         }
@@ -159,13 +159,14 @@ class Choice:
         from rich.console import Group
         from rich.text import Text
 
-        several = len({c.setting for c in self.candidates}) > 1
+        several, metric = len({c.setting for c in self.candidates}) > 1, self.pick.prior.metric
         on_microcontroller = self.pick.ram_kb is not None
         threads = f"{self.threads} thread{'s' * (self.threads > 1)}"
         how = f"{threads}, {self.machine}" if several else f"{self.pick.setting}, {self.machine}"
         t = console.table(
             f"Pareto front of {len(self.candidates)} networks ({how})",
-            ["network", *["runtime"] * several, "top-1 %", "latency ms", "size MB", "macs M", "params M", "activ. MB"]
+            ["network", *["runtime"] * several, f"{metric.label} {metric.unit}", "latency ms", "size MB", "macs M"]
+            + ["params M", "activ. MB"]
             + ["RAM KB", "flash KB"] * on_microcontroller,
             left=("network", "runtime"),
         )
@@ -186,7 +187,7 @@ class Choice:
             )
         for column in t.columns:  # none is cut, however narrow the terminal
             column.no_wrap, column.min_width = True, max(map(len, map(str, [column.header, *column.cells])))
-        t.caption = f"→ the pick for {self.budget}; dim: over budget; top-1 is ImageNet's, published{self._legend()}"
+        t.caption = f"→ the pick for {self.budget}; dim: over budget; {metric.label} as published{self._legend()}"
         return Group(Text(scatter(self)), t)
 
     def _legend(self) -> str:
@@ -220,6 +221,7 @@ def scatter(choice: Choice, width: int = 72, height: int = 14) -> str:
     points = choice.candidates
     xs = np.log10([c.latency_ms for c in points])
     ys = np.array([c.prior.value for c in points])
+    metric = choice.pick.prior.metric
     limit = choice.budget.max_latency_ms
     x0, x1 = float(xs.min()), float(xs.max())
     if limit:
@@ -240,16 +242,18 @@ def scatter(choice: Choice, width: int = 72, height: int = 14) -> str:
         for c in chosen:
             r, k = at(float(np.log10(c.latency_ms)), c.prior.value)
             grid[r][k] = mark
-    lines = [f"{'top-1 %' if i == 0 else '':8}" + "".join(row) for i, row in enumerate(grid)]
+    lines = [" " * 8 + "".join(row) for row in grid]
     lines[0] = f"{y1:6.1f} ┤" + "".join(grid[0])
     lines[-1] = f"{y0:6.1f} ┤" + "".join(grid[-1])
     lo, hi = f"{10**x0:.2f} ms", f"{10**x1:.2f} ms"
-    legend = "top-1 % over latency (log)   · measured  o front  ● pick" + ("  │ budget" if limit else "")
+    legend = f"{metric.label} {metric.unit} over latency (log)   · measured  o front  ● pick" + (
+        "  │ budget" if limit else ""
+    )
     return "\n".join([legend, *lines, " " * 8 + lo + " " * (width - len(lo) - len(hi)) + hi])
 
 
-def grid(num_classes: int, native_side: int | None = None) -> list[Arch]:
-    """Every network, width and resolution with a published accuracy.
+def grid(num_classes: int, native_side: int | None = None, task: Task = classify.TASK) -> list[Arch]:
+    """Every network, width and resolution that the task can rank.
 
     With `native_side`, the images' own short side: resolutions of at most twice that (beyond, there is nothing more to
     see), small ones among them where the images are small.
@@ -264,16 +268,16 @@ def grid(num_classes: int, native_side: int | None = None) -> list[Arch]:
         for alpha in network.alphas:
             for r in resolutions:
                 a = zoo.arch(network.name, alpha, r, num_classes)
-                if classify.TASK.prior(a):
+                if task.prior(a):
                     out.append(a)
     return out
 
 
-def _candidate(a: Arch, setting: Setting, measured: Measured) -> Candidate:
+def _candidate(a: Arch, setting: Setting, measured: Measured, task: Task) -> Candidate:
     c = cost.count(a)
-    prior = classify.TASK.prior(a)
+    prior = task.prior(a)
     if prior is None:
-        raise UserError(f"nobody published how accurate {a.title} is, so there is nothing to rank it by")
+        raise UserError(f"nobody published how good {a.title} is at {task.name}, so there is nothing to rank it by")
     memory = c.peak_activation_elements * (1 if setting.precision == "int8" else 4)
     size = measured.size_bytes / 1e6
     return Candidate(a, setting, prior, measured.latency_ms, size, c.macs / 1e6, c.params / 1e6, memory / 1e6)
@@ -318,10 +322,11 @@ def pick(
     precision: str | Sequence[str] = "int8",
     threads: int = 1,
     table: Path | None = None,
+    task: Task = classify.TASK,
 ) -> Choice:
-    """The most accurate of `archs` that meets `budget`, on any of the engines in any of the precisions.
+    """The best of `archs`, as the task ranks them, that meets `budget`, on any of the engines in any of the precisions.
 
-    Of those alike in published accuracy, as a network is in all its precisions, the fastest. `table`: a file of
+    Of those alike in rank, as a network is in all its precisions, the fastest. `table`: a file of
     latencies measured on another machine. Raises `UserError` if none meets the budget.
     """
     names, precisions = ([x] if isinstance(x, str) else list(x) for x in (engine, precision))
@@ -332,7 +337,7 @@ def pick(
     found = latency.of_file(table, archs, wanted) if table else latency.here(archs, wanted)
     by_digest = {a.digest: a for a in archs}
     candidates = [
-        _candidate(by_digest[digest], setting, m)
+        _candidate(by_digest[digest], setting, m, task)
         for setting, measured in found.entries.items()
         for digest, m in measured.items()
     ]
@@ -350,5 +355,5 @@ def pick(
             f"{near.latency_ms:.3f} ms, {near.size_mb:.2f} MB, {near.macs_m:.1f} M macs, {near.params_m:.2f} M params, "
             f"activations {near.memory_mb:.2f} MB{memory}"
         )
-    best = max(fitting, key=lambda c: (c.prior.value, -c.latency_ms))
+    best = max(fitting, key=lambda c: (c.prior.rank, -c.latency_ms))
     return Choice(best, tuple(candidates), budget, found.machine, found.versions)

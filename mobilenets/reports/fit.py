@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import importlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from mobilenets import files
+from mobilenets import files, tasks
 from mobilenets.arch import cost
 from mobilenets.arch.cost import Cost
 from mobilenets.arch.spec import Arch
@@ -23,8 +22,9 @@ from mobilenets.errors import UserError
 from mobilenets.files import read_json
 from mobilenets.model.bundle import CARD
 from mobilenets.model.card import Card
-from mobilenets.reports import pages, plots, samples, style
+from mobilenets.reports import pages, plots, style
 from mobilenets.reports.training import recipe_fields
+from mobilenets.tasks.task import MetricSpec
 from mobilenets.training.run import CHOICE, CONFIG, FLOAT, LOGS, SCAN, STEPS
 
 METRICS = f"{LOGS}/metrics.csv"
@@ -34,10 +34,10 @@ NEEDED = {
     CHOICE: ("pick", "arch", "budget", "engine", "engine_version", "precision", "threads", "machine", "front",
              "candidates"),
     SCAN: ("source", "counts", "native_side"),
-    STEPS: ("file", "top1", "latency_ms", "predicted_latency_ms", "size_bytes", "seconds", "steps"),
+    STEPS: ("file", "latency_ms", "predicted_latency_ms", "size_bytes", "seconds", "steps"),
     f"{FLOAT}/{CARD}": ("digest",),
 }  # fmt: skip
-ROWS = 10  # of a list of worst classes or pairs
+ANSWERS = {"classify": "mobilenets.reports.classes"}  # tasks whose answers have more to show than their drawings
 BYTES = {"int8": 1, "float32": 4}
 UNITS = {
     "latency_ms": ("latency", "ms"), "size_mb": ("size", "MB"), "macs_m": ("macs", "M"),
@@ -85,15 +85,25 @@ class Page:
             Card.from_json(card_json, str(run / FLOAT / CARD)),
             cost.count(Arch.from_json(got[CHOICE]["arch"])),
         )
-        if not page.steps or page.shipped.get("confusion") is None:
-            raise UserError(f"{run / STEPS}: not a file of a finished run: it has no scores of {page.file_name}")
-        if np.shape(page.shipped["confusion"]) != (len(page.labels), len(page.labels)):
-            raise UserError(f"{run / STEPS}: its confusion matrix is not of the card's {len(page.labels)} classes")
+        try:
+            if not isinstance(page.shipped.get(page.metric.name), int | float):
+                raise UserError(f"it has no scores of {page.file_name}")
+            page.answers.check(page)
+        except UserError as e:
+            raise UserError(f"{run / STEPS}: not a file of a finished run: {e}") from e
         return page
 
     @property
-    def labels(self) -> tuple[str, ...]:
-        return self.card.labels
+    def metric(self) -> MetricSpec:
+        """The task's score."""
+        primary = tasks.of(self.card).primary
+        assert primary is not None  # what fit trained has one
+        return primary
+
+    @property
+    def answers(self) -> ModuleType:
+        """What shows the answers of a network for this task."""
+        return importlib.import_module(ANSWERS.get(self.card.task, "mobilenets.reports.answers"))
 
     @property
     def steps(self) -> list[dict[str, Any]]:
@@ -114,12 +124,10 @@ class Page:
         """The shipped file, wherever the run's folder is now."""
         return self.run / self.file_name
 
-    @property
-    def confusion(self) -> npt.NDArray[np.int64]:
-        return np.asarray(self.shipped["confusion"], np.int64)
-
     def render(self, root: Path | None) -> str:
-        filters = {**pages.NUMBERS, "short": lambda s: s[:16], "network": plots.network}
+        filters: dict[str, Callable[..., Any]] = {
+            **pages.NUMBERS, "short": lambda s: s[:16], "network": plots.network, "sentence": style.sentence,
+        }  # fmt: skip
         return pages.render(
             "fit.html",
             filters,
@@ -133,11 +141,11 @@ class Page:
             front=self.front(),
             best_epoch=self.card.recipe.get("best_epoch"),
             recipe=recipe_fields(self.config["recipe"], self.config["seed"]),
-            classes=self.classes(),
-            pairs=self.pairs(),
-            right=int(np.trace(self.confusion)),
-            interval=plots.wilson(self.shipped["top1"], self.shipped["count"]),
-            samples=self.samples(root),
+            metric=self.metric,
+            prior=plots.prior(self.choice),
+            columns=self.answers.columns(self),
+            answers=self.answers.TEMPLATE,
+            interval=self.metric.share and plots.wilson(self.shipped[self.metric.name], self.shipped["count"]),
             scan=self.scanned(),
             shares=[(cost.TYPE_NAMES[k], *v) for k, v in self.cost.shares().items() if any(v)],
             bytes=BYTES[self.choice["precision"]],
@@ -145,27 +153,30 @@ class Page:
             command=self.config["command"],
             plots=self.plots(),
             now=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-            rows=ROWS,
+            **self.answers.values(self, root),
         )
 
     # ---- sections --------------------------------------------------------------------------------------------------
 
     def plots(self) -> dict[str, Any]:
-        """Each figure as markup, which is safe: matplotlib escapes the text in it."""
-        from markupsafe import Markup
-
+        """Each figure as markup."""
         figures = {
-            "pareto": (plots.pareto(self.choice), "ImageNet top-1 over measured latency of every network considered"),
-            "steps": (plots.steps(self.steps), "Top-1 at each step from float to the exported file"),
-            "confusion": (plots.confusion(self.confusion, self.labels), "Confusion matrix"),
+            "pareto": (
+                plots.pareto(self.choice),
+                f"{plots.prior(self.choice).label} over measured latency of every network considered",
+            ),
+            "steps": (
+                plots.steps(self.steps, self.metric),
+                f"{style.sentence(self.metric.label)} at each step from float to the exported file",
+            ),
             "shares": (plots.cost_shares(self.cost), "Share of macs and weights by layer type"),
             "layers": (plots.layers(self.cost), "Macs and activations of each layer"),
         }
-        out: dict[str, Any] = {k: Markup(style.svg(fig, title)) for k, (fig, title) in figures.items()}
+        out: dict[str, Any] = {k: style.markup(fig, title) for k, (fig, title) in figures.items()}
         out["curves"] = None
         try:
-            fig = plots.curves(self.run / METRICS, self.card.recipe.get("best_epoch"))
-            out["curves"] = Markup(style.svg(fig, "Loss and held-out top-1 by epoch"))
+            fig = plots.curves(self.run / METRICS, self.metric, self.card.recipe.get("best_epoch"))
+            out["curves"] = style.markup(fig, f"Loss and held-out {self.metric.label} by epoch")
             out["seconds"] = sum(plots.read_metrics(self.run / METRICS).get("seconds", {}).values())
         except UserError as e:
             self.notes.append(f"the training curves were left out: {e}")
@@ -185,7 +196,8 @@ class Page:
         """In plain sentences: what was picked, from what, and what stood in the way of more accuracy."""
         pick, every = self.choice["pick"], self.choice["candidates"]
         fitting = [c for c in every if not self._missed(c)]
-        kind = "extrapolated" if pick["imagenet_top1_source"] == "extrapolated" else "published"
+        prior = plots.prior(self.choice)
+        kind = "extrapolated" if pick[f"{prior.name}_source"] == "extrapolated" else "published"
         budget = " and ".join(f"{UNITS[k][0]} {v:g} {UNITS[k][1]}" for k, v in self.choice["budget"].items())
         if len(every) == 1:
             out = [f"{plots.network(pick)} was the only network to choose from."]
@@ -195,11 +207,12 @@ class Page:
             among = f"the {len(fitting)} of {len(every)} networks that meet the budget ({budget})"
             if not budget:
                 among = f"all {len(every)} networks: no budget was set"
-            top1 = f"{kind} ImageNet top-1, {pick['imagenet_top1']:.1f}%"
-            out = [f"{plots.network(pick)} has the highest {top1}, of {among}."]
-        better = [c for c in every if c["imagenet_top1"] > pick["imagenet_top1"] and self._missed(c)]
+            most = f"{'highest' if prior.higher_is_better else 'lowest'} {kind} {prior.label}"
+            value = f"{pick[prior.name]:.1f}{'%' if prior.unit == '%' else ' ' + prior.unit}"
+            out = [f"{plots.network(pick)} has the {most}, {value}, of {among}."]
+        better = [c for c in every if prior.lost(c[prior.name], pick[prior.name]) > 0 and self._missed(c)]
         if better:
-            top = max(better, key=lambda c: c["imagenet_top1"])
+            top = max(better, key=lambda c: prior.rank(c[prior.name]))
             reasons = " and ".join(f"{UNITS[k][0]} {self._measured(top, k)}" for k in self._missed(top))
             many = f"{len(better)} more accurate networks are" if len(better) > 1 else "One more accurate network is"
             out.append(f"{many} over it; the best of them, {plots.network(top)}, has {reasons}.")
@@ -225,51 +238,25 @@ class Page:
 
     def front(self) -> list[dict[str, Any]]:
         """The Pareto front, fastest first, with the pick in it even where a bigger network hides it."""
-        pick = self.choice["pick"]
+        pick, prior = self.choice["pick"], plots.prior(self.choice)
         rows = self.choice["front"] if pick in self.choice["front"] else [*self.choice["front"], pick]
         return [
             {
                 **c,
                 "picked": c == pick,
-                "top1": f"{'≈' * (c['imagenet_top1_source'] == 'extrapolated')}{c['imagenet_top1']:.1f}",
+                "prior": f"{'≈' * (c[f'{prior.name}_source'] == 'extrapolated')}{c[prior.name]:.1f}",
+                "guess": c[f"{prior.name}_source"] == "extrapolated",
                 "missed": " and ".join(UNITS[k][0] for k in self._missed(c)),
             }
             for c in sorted(rows, key=lambda c: c["latency_ms"])
-        ]
-
-    def classes(self) -> list[dict[str, Any]]:
-        """Classes from the worst: accuracy, images, and what each is most often taken for."""
-        m = self.confusion
-        out = []
-        for i in np.flatnonzero(m.sum(1)):
-            wrong = np.where(np.arange(len(m)) == i, 0, m[i])
-            j = int(wrong.argmax())
-            out.append({
-                "label": self.labels[i],
-                "count": int(m[i].sum()),
-                "top1": 100 * float(m[i, i] / m[i].sum()),
-                "taken_for": self.labels[j] if wrong[j] else "",
-                "taken": int(wrong[j]),
-            })  # fmt: skip
-        return sorted(out, key=lambda c: c["top1"])
-
-    def pairs(self) -> list[dict[str, Any]]:
-        """The pairs of classes most often confused, in either direction."""
-        m = self.confusion
-        both = np.triu(m + m.T, 1)
-        order = np.argsort(-both, axis=None, kind="stable")[:ROWS]
-        cells = [(int(k) // len(m), int(k) % len(m)) for k in order]
-        return [
-            {"a": self.labels[i], "b": self.labels[j], "ab": int(m[i, j]), "ba": int(m[j, i])}
-            for i, j in cells
-            if both[i, j]
         ]
 
     def scanned(self) -> dict[str, Any]:
         known = {f.name for f in dataclasses.fields(Scan)}
         scan = Scan(**{k: v for k, v in self.scan.items() if k in known})
         counts = scan.counts
-        classes = [(c, [per.get(c, 0) for per in counts.values()]) for c in self.labels]
+        labels = self.card.labels or sorted({c for per in counts.values() for c in per})
+        classes = [(c, [per.get(c, 0) for per in counts.values()]) for c in labels]
         return {
             "splits": {k: sum(per.values()) for k, per in counts.items()},
             "classes": classes[:20],
@@ -297,12 +284,7 @@ class Page:
             })  # fmt: skip
         return out
 
-    def samples(self, root: Path | None) -> dict[str, Any]:
-        """Held-out images with what the shipped file says of them; or why there are none."""
-        try:
-            shown = samples.samples(self.file, self.shipped["split"], self.confusion, root)
-        except UserError as e:
-            self.notes.append(f"the sample predictions were left out: {e}")
-            return {"images": [], "mistakes": 0, "note": str(e)}
-        mistakes = sum(s["label"] != s["predicted"] for s in shown)
-        return {"images": shown, "mistakes": mistakes, "note": "" if shown else "no held-out image could be read"}
+    def without_samples(self, why: UserError) -> dict[str, Any]:
+        """Sample predictions that can't be made: the page says so, and the verb."""
+        self.notes.append(f"the sample predictions were left out: {why}")
+        return {"images": [], "note": str(why)}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
@@ -82,6 +81,6 @@ def page(report: LayerReport) -> str:
         filters,
         r=report,
         names=TYPE_NAMES,
-        figure=Markup(style.svg(draw(report), "Errors, weights and ranges by operation")),
+        figure=style.markup(draw(report), "Errors, weights and ranges by operation"),
         command=run.command_line(),
     )

@@ -25,6 +25,8 @@ from mobilenets.arch.cost import TYPE_NAMES, Cost
 from mobilenets.errors import UserError
 from mobilenets.reports import style
 from mobilenets.reports.style import BACK, BLUE, GREEN, GRID, INK, MUTED, ORANGE, PINK, SHADE, SKY, TYPE_COLOURS
+from mobilenets.tasks import classify
+from mobilenets.tasks.task import MetricSpec
 from mobilenets.training.tuning import Speed, smooth
 
 if TYPE_CHECKING:
@@ -45,16 +47,21 @@ def family(arch: str) -> str:
     return arch.split("-")[0]
 
 
+def prior(choice: Mapping[str, Any]) -> MetricSpec:
+    """What a Choice's JSON ranks its networks by; one that doesn't say is of before there was more than one task."""
+    return MetricSpec(**choice["prior"]) if "prior" in choice else classify.PRIOR
+
+
 @style.styled
 def pareto(choice: Mapping[str, Any]) -> Figure:
-    """Published ImageNet top-1 over measured latency, from a Choice's JSON: every network, front, pick, budget.
+    """The prior over measured latency, from a Choice's JSON: every network, front, pick, budget.
 
     A hollow dot misses a limit other than latency. A candidate without a latency wasn't measured and isn't drawn. Each
     runtime and precision has its own shape, where there are several.
     """
     candidates = [c for c in choice["candidates"] if c["latency_ms"] is not None]
     pick, budget = choice["pick"], choice["budget"]
-    limit = budget.get("latency_ms")
+    limit, ranked = budget.get("latency_ms"), prior(choice)
     others = {k: v for k, v in budget.items() if k != "latency_ms"}
     fig = style.figure(4.0)
     ax = fig.add_subplot()
@@ -69,12 +76,12 @@ def pareto(choice: Mapping[str, Any]) -> Figure:
     how = _threads(choice) if len(ways) > 1 else f"{choice['engine']} {choice['precision']}, {_threads(choice)}"
     shapes = dict(zip(ways, itertools.cycle("os^DvPX"), strict=False))
     ax.set_xlabel(f"latency, ms per image (log scale; {how})")
-    ax.set_ylabel("ImageNet top-1, % (published)")
+    ax.set_ylabel(f"{ranked.title}, published")
     handles: list[Any] = []
     front = choice["front"]
     (line,) = ax.plot(
         [c["latency_ms"] for c in front],
-        [c["imagenet_top1"] for c in front],
+        [c[ranked.name] for c in front],
         color=MUTED, lw=1.2, drawstyle="steps-post", zorder=2,
     )  # fmt: skip
     any_hollow = False
@@ -87,7 +94,7 @@ def pareto(choice: Mapping[str, Any]) -> Figure:
             any_hollow |= hollow and bool(dots)
             ax.scatter(
                 [c["latency_ms"] for c in dots],
-                [c["imagenet_top1"] for c in dots],
+                [c[ranked.name] for c in dots],
                 s=26, marker=shapes[way], facecolors=BACK if hollow else colour, edgecolors=colour, linewidths=1.2,
                 zorder=3,
             )  # fmt: skip
@@ -114,10 +121,10 @@ def pareto(choice: Mapping[str, Any]) -> Figure:
                 text, (limit, 1), xycoords=ax.get_xaxis_transform(), xytext=(0, 3), textcoords="offset points",
                 ha="center", va="bottom", fontsize=8.5,
             )  # fmt: skip
-    x, y = pick["latency_ms"], pick["imagenet_top1"]
+    x, y = pick["latency_ms"], pick[ranked.name]
     ax.scatter([x], [y], marker="*", s=260, facecolors=GREEN, edgecolors=BACK, linewidths=1.0, zorder=5)
     ax.margins(y=0.12)
-    dx, dy = _free_place(ax, candidates, x, y)
+    dx, dy = _free_place(ax, [(c["latency_ms"], c[ranked.name]) for c in candidates], x, y)
     ax.annotate(
         f"{network(pick)}, {x:.3g} ms", (x, y), xytext=(dx, dy), textcoords="offset points",
         ha="left" if dx > 0 else "right" if dx < 0 else "center", va="center", weight="bold", zorder=6,
@@ -135,7 +142,7 @@ def _way(c: Mapping[str, Any]) -> str:
     return f"{c.get('engine', '')} {c.get('precision', '')}".strip()
 
 
-def _free_place(ax: Axes, candidates: Sequence[Mapping[str, Any]], x: float, y: float) -> tuple[float, float]:
+def _free_place(ax: Axes, others: Sequence[tuple[float, float]], x: float, y: float) -> tuple[float, float]:
     """Where, in points from (x, y), a label of the pick hides the fewest dots and stays inside the axes."""
     lo, hi = ax.get_xlim()
     bottom, top = ax.get_ylim()
@@ -144,7 +151,7 @@ def _free_place(ax: Axes, candidates: Sequence[Mapping[str, Any]], x: float, y: 
     def at(x: float, y: float) -> tuple[float, float]:
         return width * math.log(x / lo) / math.log(hi / lo), height * (y - bottom) / (top - bottom)
 
-    dots = [at(c["latency_ms"], c["imagenet_top1"]) for c in candidates]
+    dots = [at(*other) for other in others]
     px, py = at(x, y)
 
     def cost(place: tuple[float, float]) -> int:
@@ -186,14 +193,14 @@ def read_metrics(path: Path) -> dict[str, dict[int, float]]:
 
 
 @style.styled
-def curves(path: Path, best_epoch: int | None = None) -> Figure:
-    """Loss and held-out top-1 by epoch, from a run's metrics.csv. Raises `UserError` for a file that is none."""
+def curves(path: Path, metric: MetricSpec, best_epoch: int | None = None) -> Figure:
+    """Loss and held-out score by epoch, from a run's metrics.csv. Raises `UserError` for a file that is none."""
     columns = read_metrics(path)
     fig = style.figure(2.7)
-    loss, top1 = fig.subplots(1, 2)
+    loss, score = fig.subplots(1, 2)
     for ax, title, lines in (
         (loss, "loss, nats", (("train_loss", "train", ORANGE), ("val_loss", "val", BLUE))),
-        (top1, "val top-1, %", (("val_top1", "val", BLUE),)),
+        (score, f"val {metric.title}", ((f"val_{metric.name}", "val", BLUE),)),
     ):
         for column, label, colour in lines:
             if values := columns.get(column):
@@ -206,14 +213,14 @@ def curves(path: Path, best_epoch: int | None = None) -> Figure:
         ax.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
     loss.legend()
     last = max(max(values) for values in columns.values())
-    for ax in (loss, top1):
+    for ax in (loss, score):
         ax.set_xlim(0.5 if last < 10 else 1, last + (0.5 if last < 10 else 0.02 * last))
-    best = columns.get("val_top1", {})
+    best = columns.get(f"val_{metric.name}", {})
     if best_epoch in best:
         value = best[best_epoch]
-        top1.plot([best_epoch], [value], marker="*", ms=12, ls="", color=GREEN, mec=BACK, zorder=5, clip_on=False)
-        top1.annotate(
-            f"★ kept: epoch {best_epoch}, {value:.2f}%", (0.99, 0.06), xycoords="axes fraction", ha="right",
+        score.plot([best_epoch], [value], marker="*", ms=12, ls="", color=GREEN, mec=BACK, zorder=5, clip_on=False)
+        score.annotate(
+            f"★ kept: epoch {best_epoch}, {metric.say(value)}", (0.99, 0.06), xycoords="axes fraction", ha="right",
             fontsize=8.5, bbox={"facecolor": BACK, "edgecolor": "none", "alpha": 0.8, "pad": 1.0},
         )  # fmt: skip
     return fig
@@ -230,25 +237,27 @@ def wilson(percent: float, count: int) -> tuple[float, float]:
 
 
 @style.styled
-def steps(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Top-1 at each step from float to the exported file, from a run's steps.json; bars are 95% intervals."""
+def steps(rows: Sequence[Mapping[str, Any]], metric: MetricSpec) -> Figure:
+    """The score at each step from float to the exported file, from a run's steps.json; bars are 95% intervals."""
     fig = style.figure(0.75 + 0.36 * len(rows))
     ax = fig.add_subplot()
-    spans = [wilson(r["top1"], r["count"]) for r in rows]
-    for i, (r, (lo, hi)) in enumerate(zip(rows, spans, strict=True)):
+    values = [r[metric.name] for r in rows]
+    spans = [wilson(v, r["count"]) if metric.share else (v, v) for v, r in zip(values, rows, strict=True)]
+    for i, (r, value, (lo, hi)) in enumerate(zip(rows, values, spans, strict=True)):
         colour = BLUE if r["precision"] == "float32" else ORANGE
         ax.plot([lo, hi], [i, i], color=colour, lw=5, alpha=0.25, solid_capstyle="round")
-        ax.plot([r["top1"]], [i], "o", color=colour, ms=7, mec=BACK, mew=0.8)
-        ax.annotate(f"{r['top1']:.2f}", (1, i), xycoords=ax.get_yaxis_transform(), xytext=(8, 0),
+        ax.plot([value], [i], "o", color=colour, ms=7, mec=BACK, mew=0.8)
+        ax.annotate(f"{value:.2f}", (1, i), xycoords=ax.get_yaxis_transform(), xytext=(8, 0),
                     textcoords="offset points", va="center", weight="bold", annotation_clip=False)  # fmt: skip
     ax.set_yticks(range(len(rows)), [r["name"] for r in rows])
     ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.tick_params(axis="y", length=0)
     ax.spines["left"].set_visible(False)
     ax.grid(visible=True, axis="x")
-    ax.set_xlabel("top-1, %")
-    lo, hi = min(s[0] for s in spans), max(s[1] for s in spans)
-    ax.set_xlim(max(-0.5, lo - 0.08 * (hi - lo)), min(100.5, hi + 0.08 * (hi - lo)))
+    ax.set_xlabel(metric.title)
+    if metric.share:
+        lo, hi = min(s[0] for s in spans), max(s[1] for s in spans)
+        ax.set_xlim(max(-0.5, lo - 0.08 * (hi - lo)), min(100.5, hi + 0.08 * (hi - lo)))
     return fig
 
 

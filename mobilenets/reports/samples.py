@@ -12,26 +12,51 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from mobilenets import tasks
 from mobilenets.arch.heads import PROBABILITIES
 from mobilenets.data.dataset import Split
-from mobilenets.data.open import of_card
 from mobilenets.deploy import engines, predict
 from mobilenets.deploy.engines import Engine
 from mobilenets.model.images import BadImage
+from mobilenets.tasks import data_of
 
 SAMPLES, MISTAKES = 12, 6
 SEARCH_IMAGES, SEARCH_SECONDS = 1000, 20.0  # at most, in search of mistakes to show
+NONE = "no held-out image could be read"
+DRAWN = 352  # pixels of the short side of an image that answers are drawn on
 THUMBNAIL, PIXELATED = 176, 64  # pixels; a smaller original is kept as it is and enlarged without smoothing
 
 
-def samples(file: Path, split_name: str, confusion: npt.NDArray[np.int64], root: Path | None) -> list[dict[str, Any]]:
+def drawn(file: Path, split_name: str, root: Path | None) -> list[dict[str, Any]]:
+    """Images of a split as data URIs, each with the file's answer drawn on it by the task, and as text.
+
+    Raises `UserError` if the file or the data it was trained on can't be opened.
+    """
+    engine = engines.load(file)
+    card, data = engine.card, data_of(engine.card, None, root)
+    split, task = data.split(split_name), tasks.of(card)
+    some = np.random.default_rng(data.seed).permutation(len(split))[:SAMPLES].tolist()
+    out = []
+    for i, outputs in predict.stream(engine, some, lambda i: split.pixels(i, card.preprocess)):
+        if isinstance(outputs, BadImage):
+            continue
+        image = split.rgb(i, DRAWN)
+        (answer,) = task.decode(outputs, card, [image.size], 1)
+        uri, small = _uri(task.draw(image, answer))
+        out.append({"answer": str(answer), "uri": uri, "small": small, "name": split.names[i]})
+    return out
+
+
+def with_mistakes(
+    file: Path, split_name: str, confusion: npt.NDArray[np.int64], root: Path | None
+) -> list[dict[str, Any]]:
     """Images of a split as data URIs with their label, the predicted one and both probabilities, mistakes first.
 
     `confusion[true, predicted]` says where mistakes are to be found. Raises `UserError` if the file or the data it was
     trained on can't be opened.
     """
     engine = engines.load(file)
-    data = of_card(engine.card, None, root)
+    data = data_of(engine.card, None, root)
     split = data.split(split_name)
     found = _search(engine, split, confusion, data.seed)
     wrong = [s for s in found if s["label"] != s["predicted"]]
@@ -97,12 +122,16 @@ def _thumbnail(img: Image.Image, crop: float) -> tuple[str, bool]:
     side = max(1, round(min(img.size) * crop))
     left, top = (img.width - side) // 2, (img.height - side) // 2
     img = img.crop((left, top, left + side, top + side))
-    small = side < PIXELATED
+    return _uri(img if side < PIXELATED else img.resize((min(side, THUMBNAIL),) * 2, Image.Resampling.LANCZOS))
+
+
+def _uri(img: Image.Image) -> tuple[str, bool]:
+    """An image as a data URI, and whether it is so small that it is shown pixel by pixel."""
+    small = min(img.size) < PIXELATED
     out = io.BytesIO()
     if small:
         img.save(out, "PNG")
     else:
-        shown = min(side, THUMBNAIL)
-        img.resize((shown, shown), Image.Resampling.LANCZOS).save(out, "JPEG", quality=82)
+        img.save(out, "JPEG", quality=82)
     kind = "png" if small else "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(out.getvalue()).decode()}", small

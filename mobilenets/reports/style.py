@@ -19,6 +19,7 @@ from mobilenets import files
 from mobilenets.errors import UserError
 
 if TYPE_CHECKING:
+    from markupsafe import Markup
     from matplotlib.axes import Axes
 
 SUFFIXES = (".png", ".svg", ".pdf")
@@ -123,6 +124,18 @@ def _render(fig: Figure, kind: str, **options: Any) -> bytes:
 
 
 _UNDATED: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
+
+
+def markup(fig: Figure, title: str) -> Markup:
+    """A figure as a template takes it: safe, as matplotlib escapes the text in it."""
+    from markupsafe import Markup
+
+    return Markup(svg(fig, title))
+
+
+def sentence(label: str) -> str:
+    """A label at the start of a sentence."""
+    return label[:1].upper() + label[1:]
 
 
 def svg(fig: Figure, title: str) -> str:

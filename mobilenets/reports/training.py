@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from mobilenets import console
+from mobilenets import console, tasks
 from mobilenets.arch import cost
 from mobilenets.arch.spec import Arch
 from mobilenets.errors import UserError
@@ -25,6 +24,7 @@ from mobilenets.model.bundle import CARD
 from mobilenets.model.card import Card
 from mobilenets.reports import pages, plots, style
 from mobilenets.reports.style import BACK, BLUE, GREEN, PINK
+from mobilenets.tasks.task import MetricSpec, Task
 from mobilenets.training.distill import TEACHER
 from mobilenets.training.recipes import Distillation, Recipe
 from mobilenets.training.run import COMMAND, CONFIG, FLOAT, LOGS, METRICS
@@ -78,6 +78,7 @@ class Training:
     columns: dict[str, dict[int, float]]
     written: datetime.datetime
     card: Card | None
+    task: Task
 
     @classmethod
     def read(cls, run: Path) -> Training:
@@ -91,20 +92,32 @@ class Training:
             data = Path(config["source"]).name or config["source"]
             words = shlex.split(config[COMMAND].replace("--root=", "--root "))
             how = Distillation(**config["how"]) if config["verb"] == "distill" else None
+            task = tasks.find_trained(config.get("task", "classify"))
+            assert task.primary is not None
         except (UserError, AttributeError, KeyError, TypeError, ValueError) as e:
             raise UserError(f"{path}: damaged: {e}") from e
         if not log.exists():
             raise UserError(f"{run}: no epoch is finished yet, and a report needs one; try again when the first is")
         columns = plots.read_metrics(log)
         last = max(map(max, columns.values()))
-        for name in ("val_top1", "seconds"):
+        for name in (f"val_{task.primary.name}", "seconds"):
             values = columns.get(name, {})
             if len(values) != last or min(values) < 1 or not all(map(math.isfinite, values.values())):
                 raise UserError(f"{log}: damaged: {name} isn't a number in every epoch")
         written = datetime.datetime.fromtimestamp(log.stat().st_mtime, datetime.UTC)
         made = Card.from_json(read_json(card, (), "a bundle"), str(card)) if card.exists() else None
         root = next((["--root", v] for k, v in itertools.pairwise(words) if k == "--root"), [])
-        return cls(run, config, arch, recipe, data, root, how, columns, written, made)
+        return cls(run, config, arch, recipe, data, root, how, columns, written, made, task)
+
+    @property
+    def metric(self) -> MetricSpec:
+        assert self.task.primary is not None  # it is trained
+        return self.task.primary
+
+    @property
+    def scores(self) -> dict[int, float]:
+        """The task's score on the held-out images, by epoch."""
+        return self.columns[f"val_{self.metric.name}"]
 
     # ---- epochs and time -------------------------------------------------------------------------------------------
 
@@ -144,16 +157,15 @@ class Training:
     @property
     def best_epoch(self) -> int:
         """The epoch whose weights are kept, as yet."""
-        if self.card and self.card.recipe.get("best_epoch") in self.columns["val_top1"]:
+        if self.card and self.card.recipe.get("best_epoch") in self.scores:
             return int(self.card.recipe["best_epoch"])
-        balanced = self.recipe.class_weights == "balanced" and "val_balanced" in self.columns
-        scores = self.columns["val_balanced" if balanced else "val_top1"]
-        return max(scores, key=lambda e: scores[e])
+        scores = self.columns.get(self.task.monitor(self.recipe), self.scores)
+        return max(scores, key=lambda e: self.metric.rank(scores[e]))
 
     @property
     def balanced(self) -> dict[int, float]:
         """Top-1 as a mean over the classes by epoch; empty where it is all but that over images."""
-        mean, every = self.columns.get("val_balanced", {}), self.columns["val_top1"]
+        mean, every = self.columns.get("val_balanced", {}), self.scores
         apart = any(abs(v - every.get(e, v)) >= APART for e, v in mean.items())
         return mean if apart and self.best_epoch in mean else {}  # epochs of an older version have none
 
@@ -212,8 +224,10 @@ def page(run: Path) -> tuple[str, str]:
         best=t.best_epoch,
         interval=plots.wilson,
         recipe=recipe_fields(t.config["recipe"], t.config["seed"]),
-        curves=_svg(plots.curves(run / LOGS / METRICS, t.best_epoch), "Loss and held-out top-1 by epoch"),
-        rates=_svg(rates(t), "Learning rate and seconds by epoch"),
+        curves=style.markup(
+            plots.curves(run / LOGS / METRICS, t.metric, t.best_epoch), f"Loss and held-out {t.metric.label} by epoch"
+        ),
+        rates=style.markup(rates(t), "Learning rate and seconds by epoch"),
         now=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
     return html, t.state()
@@ -222,10 +236,6 @@ def page(run: Path) -> tuple[str, str]:
 def brief(seconds: float) -> str:
     """The time of an epoch, to three figures where it is short."""
     return f"{seconds:.3g} s" if seconds < 999.5 else console.duration(seconds)
-
-
-def _svg(figure: Figure, title: str) -> Markup:
-    return Markup(style.svg(figure, title))  # safe: matplotlib escapes the text in it
 
 
 @style.styled

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 
-from mobilenets.errors import unknown
+from mobilenets.data.dataset import Data
+from mobilenets.data.open import of_card
+from mobilenets.errors import UserError, unknown
 from mobilenets.model.card import Card
 from mobilenets.tasks.task import Task
 
@@ -19,6 +22,19 @@ def find(name: str) -> Task:
     return task
 
 
+def find_trained(name: str) -> Task:
+    """The task called `name`, which must be one that networks are trained for. Raises `UserError`."""
+    task = find(name)
+    if task.primary is None:
+        raise UserError(f"the task {name} has no score to train for")
+    return task
+
+
 def of(card: Card) -> Task:
     """The task of a network."""
     return find(card.task)
+
+
+def data_of(card: Card, source: str | None, root: Path | None = None) -> Data:
+    """The data a network was trained on, or `source`, as its task opens it. Raises `UserError`."""
+    return of_card(card, source, root, of(card).open)

@@ -18,7 +18,7 @@ from mobilenets.arch.spec import Arch
 from mobilenets.data.dataset import Data, Split
 from mobilenets.data.open import open_data
 from mobilenets.model.card import Card, Precision
-from mobilenets.tasks.task import Answer, MetricSpec, Outputs, Parity, Prior, Sizes
+from mobilenets.tasks.task import Answer, MetricSpec, Outputs, Parity, Prior, Sizes, Task
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 TOP = 5
 
 
-PRIMARY = MetricSpec("top1", "top-1")
+PRIMARY = MetricSpec("top1", "top-1", share=True)
+PRIOR = MetricSpec("imagenet_top1", "ImageNet top-1")
 # What a right export may differ by, in percent of top-1 and in probability: float sums are taken in another order. In
 # int8, roundings at a tie fall either way, layer after layer: on photos of ImageNet's classes, runtimes that agree with
 # each other differ from PyTorch's simulation in up to 3% of the top-1, and by .15 in an unsure image's probability.
@@ -277,7 +278,7 @@ class Classify:
     def prior(self, arch: Arch) -> Prior | None:
         """ImageNet's top-1 as published: it ranks networks, it promises nothing."""
         found = published.imagenet_top1(arch.name, arch.alpha, arch.resolution)
-        return Prior(found.value, found.source) if found else None
+        return Prior(PRIOR, found.value, found.source) if found else None
 
 
-TASK = Classify()
+TASK: Task = Classify()

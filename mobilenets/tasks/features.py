@@ -23,7 +23,7 @@ from mobilenets.errors import UserError
 from mobilenets.model.bundle import Bundle
 from mobilenets.model.card import Card, Precision
 from mobilenets.model.encodings import tensor_shapes
-from mobilenets.tasks.task import Answer, MetricSpec, Outputs, Parity, Prior, Sizes
+from mobilenets.tasks.task import Answer, MetricSpec, Outputs, Parity, Prior, Sizes, Task
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -171,4 +171,4 @@ class FeaturesTask:
         return UserError("features have no score: there are no labels that they could be right or wrong about")
 
 
-TASK = FeaturesTask()
+TASK: Task = FeaturesTask()

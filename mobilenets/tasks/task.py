@@ -34,12 +34,16 @@ Sizes = Sequence[tuple[int, int]]  # (width, height) of each image before it was
 
 @dataclass(frozen=True)
 class MetricSpec:
-    """A task's score: its `name` on cards and in logs, how tables call it (`label`), its unit, which way is better."""
+    """A task's score: its `name` on cards and in logs, how tables call it (`label`), its unit, which way is better.
+
+    `share`: it is a share of images, so that its interval follows from their number (Wilson's).
+    """
 
     name: str
     label: str
     unit: str = "%"
     higher_is_better: bool = True
+    share: bool = False
 
     @property
     def mode(self) -> str:
@@ -49,6 +53,15 @@ class MetricSpec:
     @property
     def title(self) -> str:
         return f"{self.label} ({self.unit})" if self.unit else self.label
+
+    @property
+    def column(self) -> str:
+        """What the column of a table file is called, its unit in the name."""
+        return f"{self.name}_percent" if self.unit == "%" else f"{self.name}_{self.unit}" if self.unit else self.name
+
+    def rank(self, value: float) -> float:
+        """`value` such that higher is better."""
+        return value if self.higher_is_better else -value
 
     def lost(self, before: float, after: float) -> float:
         """By how much `after` is worse than `before`, in the metric's unit; below 0 where it is better."""
@@ -77,10 +90,19 @@ class Parity:
 
 @dataclass(frozen=True)
 class Prior:
-    """What is known of a network before it is trained, to rank it by: higher is better."""
+    """What is known of a network before it is trained, to rank it by; `source` is "extrapolated" where it's a guess."""
 
+    metric: MetricSpec
     value: float
     source: str
+
+    @property
+    def rank(self) -> float:
+        """Higher is better."""
+        return self.metric.rank(self.value)
+
+    def to_json(self) -> dict[str, Any]:
+        return {self.metric.name: self.value, f"{self.metric.name}_source": self.source}
 
     def __str__(self) -> str:
         return f"≈{self.value:.0f}" if self.source == "extrapolated" else f"{self.value:.1f}"
@@ -95,12 +117,20 @@ class Answer(Protocol):
 
 
 class Scores(Protocol):
-    """How well a network did on a split: `value` is the primary metric's."""
+    """How well a network did on `count` images of a split of `data`: `value` is the primary metric's."""
 
-    split: str
-    data: str
-    count: int
-    skipped: tuple[str, ...]
+    @property
+    def split(self) -> str: ...
+
+    @property
+    def data(self) -> str: ...
+
+    @property
+    def count(self) -> int: ...
+
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        """Damaged images, by name."""
 
     @property
     def value(self) -> float: ...

@@ -60,6 +60,7 @@ def prepare(out: Path, config: dict[str, Any], resume: bool) -> None:
     if not resume:
         raise UserError(f"{out} holds a run already: go on with it (--resume) or choose another --out")
     before = json.loads(path.read_text())
+    before = {"task": "classify"} | before if "task" in config else before  # runs of before there were others
     if "recipe" in config:  # a recipe's later fields change nothing by default
         before["recipe"] = Recipe().to_json() | before.get("recipe", {})
     now = json.loads(json.dumps(config))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from mobilenets import console
 from mobilenets.arch.spec import Arch
 from mobilenets.deploy import latency
 from mobilenets.model.card import Precision
+from mobilenets.tasks.task import MetricSpec
 from mobilenets.training.recipes import Recipe
 
 if TYPE_CHECKING:
@@ -25,9 +27,9 @@ TABLE, SWEEP, PAGE = "sweep.csv", "sweep.json", "sweep.html"
 
 @dataclass(frozen=True)
 class Network:
-    """A network over its seeds: mean top-1 in percent, `spread` its standard deviation (None of one seed).
+    """A network over its seeds: the mean of the task's score, `spread` its standard deviation (None of one seed).
 
-    `front`: no other network has a lower latency and as much accuracy.
+    `front`: no other network has a lower latency and as good a score.
     """
 
     arch: str
@@ -37,7 +39,7 @@ class Network:
     params: int
     size_bytes: int
     latency_ms: float
-    top1: float
+    score: float
     spread: float | None
     seeds: int
     train_seconds: float
@@ -48,29 +50,29 @@ class Network:
         return f"{self.arch} {self.alpha:g}-{self.resolution}"
 
 
-def networks(runs: Iterable[Trained]) -> tuple[Network, ...]:
-    """What was trained, by network, fastest first, those on the front of accuracy over latency marked."""
+def networks(runs: Iterable[Trained], metric: MetricSpec) -> tuple[Network, ...]:
+    """What was trained, by network, fastest first, those on the front of the score over latency marked."""
     by_key: dict[tuple[str, float, int], list[Trained]] = {}
     for r in runs:
         if not r.error:
             by_key.setdefault(r.key, []).append(r)
     out: list[Network] = []
     for key, rs in by_key.items():
-        top1 = [r.top1 or 0.0 for r in rs]
-        spread = statistics.stdev(top1) if len(rs) > 1 else None
+        scores = [r.score or 0.0 for r in rs]
+        spread = statistics.stdev(scores) if len(rs) > 1 else None
         seconds = sum(r.train_seconds or 0.0 for r in rs)
         first = rs[0]
         out.append(
             Network(
                 *key, first.macs, first.params, first.size_bytes or 0, first.latency_ms or 0.0,
-                statistics.fmean(top1), spread, len(rs), seconds,
+                statistics.fmean(scores), spread, len(rs), seconds,
             )
         )  # fmt: skip
-    best = -1.0
-    out.sort(key=lambda n: (n.latency_ms, -n.top1))
+    best = -math.inf
+    out.sort(key=lambda n: (n.latency_ms, -metric.rank(n.score)))
     for i, n in enumerate(out):
-        if n.top1 > best:
-            best, out[i] = n.top1, dataclasses.replace(n, front=True)
+        if metric.rank(n.score) > best:
+            best, out[i] = metric.rank(n.score), dataclasses.replace(n, front=True)
     return tuple(out)
 
 
@@ -85,10 +87,11 @@ class Sweep:
     threads: int
     planned: int
     runs: tuple[Trained, ...]
+    metric: MetricSpec
 
     @functools.cached_property
     def networks(self) -> tuple[Network, ...]:
-        return networks(self.runs)
+        return networks(self.runs, self.metric)
 
     @property
     def failed(self) -> list[Trained]:
@@ -96,7 +99,7 @@ class Sweep:
 
     @property
     def held_out(self) -> str:
-        """What the accuracies are of, e.g. "val split, 359 images"."""
+        """What the scores are of, e.g. "val split, 359 images"."""
         r = next(r for r in self.runs if not r.error)
         return f"{r.split} split, {r.images:,} images"
 
@@ -115,8 +118,8 @@ class Sweep:
             "recipe": self.recipe.to_json(),
             "planned": self.planned,
             "page": str(self.out / PAGE),
-            "networks": [dataclasses.asdict(n) for n in self.networks],
-            "runs": [dataclasses.asdict(r) for r in self.runs],
+            "networks": [_named(n, self.metric) for n in self.networks],
+            "runs": [_named(r, self.metric) for r in self.runs],
         }
 
     def __rich__(self) -> RenderableType:
@@ -124,16 +127,15 @@ class Sweep:
         from rich.text import Text
 
         several = any(n.spread is not None for n in self.networks)
-        columns = ["network", "top-1 %", *(["± sd"] if several else []), "latency ms", "size MB", "macs M", "params M"]
-        t = console.table(
-            f"{len(self.networks)} networks trained on {self.source}", [*columns, "train s"], ("network",)
-        )
+        columns = ["network", f"{self.metric.label} {self.metric.unit}", *(["± sd"] if several else []), "latency ms"]
+        columns += ["size MB", "macs M", "params M", "train s"]
+        t = console.table(f"{len(self.networks)} networks trained on {self.source}", columns, ("network",))
         t.columns[0].no_wrap = True
         for n in self.networks:
             spread = "" if n.spread is None else f"{n.spread:.2f}"
             t.add_row(
                 f"{'→' if n.front else ' '} {n.title}",
-                f"{n.top1:.2f}",
+                f"{n.score:.2f}",
                 *([spread] if several else []),
                 f"{n.latency_ms:.3f}",
                 console.megabytes(n.size_bytes),
@@ -143,9 +145,14 @@ class Sweep:
                 style="bold green" if n.front else "",
             )
         if self.networks:
-            t.caption = f"→ on the Pareto front of top-1 ({self.held_out}) over latency ({self.how})"
+            t.caption = f"→ on the Pareto front of {self.metric.label} ({self.held_out}) over latency ({self.how})"
         failed = [Text(f"{r.title} failed: {r.error}", style="red") for r in self.failed]
         return Group(t, *failed, f"page {self.out / PAGE}")
+
+
+def _named(row: Network | Trained, metric: MetricSpec) -> dict[str, Any]:
+    """A row as JSON, its score called what it is."""
+    return {metric.name if k == "score" else k: v for k, v in dataclasses.asdict(row).items()}
 
 
 RESULT = "result.json"
@@ -163,13 +170,15 @@ class Job:
     precision: Precision
     seed: int
     out: Path
+    task: str = "classify"
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A network that was trained with one seed. `top1` in percent on `images` images of `split`, by the exported file.
+    """A network that was trained with one seed.
 
-    Where the training failed, `error` says why, and what was measured is None.
+    `score`: the task's, on `images` images of `split`, by the exported file. Where the training failed, `error` says
+    why, and what was measured is None.
     """
 
     arch: str
@@ -181,7 +190,7 @@ class Trained:
     folder: str
     split: str = ""
     images: int = 0
-    top1: float | None = None
+    score: float | None = None
     size_bytes: int | None = None
     train_seconds: float | None = None
     latency_ms: float | None = None
@@ -195,6 +204,5 @@ class Trained:
     def title(self) -> str:
         return f"{self.arch} {self.alpha:g}-{self.resolution} seed {self.seed}"
 
-    @property
-    def outcome(self) -> str:
-        return self.error or f"top-1 {self.top1:.2f}%"
+    def outcome(self, metric: MetricSpec) -> str:
+        return self.error or f"{metric.label} {metric.say(self.score or 0.0)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,23 +30,31 @@ if TYPE_CHECKING:
 
 
 def network(
-    arch: str | None, alpha: float | None, resolution: int | None, start: Bundle | None, num_classes: int
+    arch: str | None,
+    alpha: float | None,
+    resolution: int | None,
+    start: Bundle | None,
+    task: Task,
+    config: Mapping[str, Any],
 ) -> Arch:
-    """What to train: the network of a verb's arguments, or of the bundle it starts from. Raises `UserError`."""
+    """What to train for a task: the network of a verb's arguments, or of the bundle it starts from.
+
+    Raises `UserError`.
+    """
     if start is None:
-        return zoo.arch(arch or "v2", 1.0 if alpha is None else alpha, resolution, num_classes)
+        return task.arch(zoo.arch(arch or "v2", 1.0 if alpha is None else alpha, resolution), config)
     if arch is not None or alpha is not None:
         raise UserError("--init brings its own network: leave out --arch and --alpha")
-    return initial_arch(start, num_classes, resolution or start.card.arch.resolution)
+    return task.arch(initial_arch(start, resolution or start.card.arch.resolution), config)
 
 
-def initial_arch(start: Bundle, num_classes: int, resolution: int) -> Arch:
-    """The network of the bundle to start from, for other classes and another resolution."""
+def initial_arch(start: Bundle, resolution: int) -> Arch:
+    """The network of the bundle to start from, for another resolution."""
     if start.card.precision != "float32":
         raise UserError(f"--init needs a float bundle, not {start.card.precision}")
     arch = start.card.arch
     size = arch.size if resolution == arch.resolution else None
-    return arch.replace(num_classes=num_classes, resolution=resolution, size=size)
+    return arch.replace(resolution=resolution, size=size)
 
 
 @loop.suppress_warnings()

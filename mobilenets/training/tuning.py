@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from mobilenets import console
+from mobilenets import console, tasks
 from mobilenets.arch.spec import Arch
 from mobilenets.data.dataset import CACHE_SIDE, Data, Split, cache_side, memory
-from mobilenets.data.open import open_data
 from mobilenets.deploy import bench
 from mobilenets.errors import Interrupted, UserError
 from mobilenets.model.bundle import Bundle
@@ -64,6 +63,7 @@ class Trial:
     recipe: Recipe
     init: Path | None
     seed: int
+    task: str = "classify"
 
 
 def sample(data: Data, side: int = CACHE_SIDE) -> Split:
@@ -90,7 +90,7 @@ def run_steps(trial: Trial, data: Data, images: Split, steps: int, callback: Any
     from mobilenets.training import loader
 
     init = Bundle.load(trial.init) if trial.init else None
-    made = train.setup(data, images, trial.arch, trial.recipe, trial.seed, init)
+    made = train.setup(data, images, trial.arch, trial.recipe, trial.seed, init, task=tasks.find(trial.task))
     with loop.suppress_warnings():
         trainer = pl.Trainer(
             max_epochs=-1,
@@ -152,7 +152,7 @@ def _child(trial: Trial, pipe: Connection) -> None:
     """A `Speed` for each batch size received; None for one that the memory doesn't hold."""
     with contextlib.suppress(EOFError, BrokenPipeError, KeyboardInterrupt, Interrupted):
         try:
-            data = open_data(trial.source, trial.root, trial.seed)
+            data = tasks.find(trial.task).open(trial.source, trial.root, trial.seed, None)
             images = sample(data, cache_side(max(trial.arch.input_size)))
             if len(images) < 2 * SMALLEST:
                 raise UserError(f"{trial.source}: {len(images)} readable training images are too few to try batches on")
@@ -296,7 +296,7 @@ def try_rates(trial: Trial, steps: int) -> tuple[list[float], list[float]]:
             bar.advance(task)
             trainer.should_stop = losses[-1] > DIVERGED * min(losses)
 
-    data = open_data(trial.source, trial.root, trial.seed)
+    data = tasks.find(trial.task).open(trial.source, trial.root, trial.seed, None)
     images = sample(data, cache_side(max(trial.arch.input_size)))
     with console.progress("steps") as bar:
         task = bar.add_task("learning rates", total=steps, status="")

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from mobilenets.arch import cost, zoo
-from mobilenets.deploy import choose, engines, latency
+from mobilenets.deploy import engines, latency
 from mobilenets.deploy.latency import Measured, Setting, Table, settings, time_networks
 from mobilenets.errors import UserError
 from mobilenets.model.bundle import Bundle, random_bundle
@@ -254,7 +254,7 @@ def test_a_file_that_is_no_table_is_one_line(tmp_path, data):
 
 
 def test_the_verb(command, small, monkeypatch, tmp_path):
-    monkeypatch.setattr(choose, "grid", lambda _classes, _side=None: small)
+    monkeypatch.setattr("mobilenets.commands.choose.grid", lambda _classes, _side=None: small)
     ran = command("latency-table", "--precision", "int8,float32", "--out", tmp_path / "t.json")
     assert ran.code == 0, ran.err
     assert "onnxruntime float32, 1 thread" in ran.out

@@ -19,7 +19,6 @@ from PIL import Image
 
 from mobilenets import files
 from mobilenets.arch import cost, zoo
-from mobilenets.arch.published import Top1
 from mobilenets.arch.spec import Arch
 from mobilenets.commands.report import report
 from mobilenets.data.checks import scan
@@ -31,6 +30,8 @@ from mobilenets.deploy.writers.onnx import onnx_model
 from mobilenets.errors import UserError
 from mobilenets.model.bundle import Bundle, random_bundle
 from mobilenets.reports import plots, samples, style
+from mobilenets.tasks.classify import PRIMARY, PRIOR
+from mobilenets.tasks.task import Prior
 from mobilenets.training import recipes
 
 HOSTILE = "<script>alert(1)--><&lt; $x_"  # a folder's name can't hold a slash
@@ -41,7 +42,7 @@ def make_choice(arch: Arch, count: int = 6, **budget: float) -> Choice:
     for i in range(count):
         a, setting = arch.replace(alpha=arch.alpha + 0.1 * i), Setting("onnxruntime", "int8", 1)
         kind = "published" if i else "extrapolated"
-        out.append(Candidate(a, setting, Top1(50.0 + 3 * i, kind), 0.1 * 1.5**i, 0.2 + 0.1 * i, 1, 1, 0.1))
+        out.append(Candidate(a, setting, Prior(PRIOR, 50.0 + 3 * i, kind), 0.1 * 1.5**i, 0.2 + 0.1 * i, 1, 1, 0.1))
     limits = Budget(**{f"max_{k}": v for k, v in budget.items()})
     pick = max((c for c in out if c.overshoot(limits) <= 1), key=lambda c: c.prior.value)
     return Choice(pick, tuple(out), limits, "a machine x2", {"onnxruntime": "1.0"})
@@ -352,7 +353,7 @@ def test_pareto_leaves_out_what_was_not_measured(choice: dict[str, Any]) -> None
 
 @pytest.mark.parametrize("epochs", [1, 2, 30])
 def test_curves_of_any_length(tmp_path: Path, epochs: int) -> None:
-    text = style.svg(plots.curves(write_metrics(tmp_path / "metrics.csv", epochs), epochs), "")
+    text = style.svg(plots.curves(write_metrics(tmp_path / "metrics.csv", epochs), PRIMARY, epochs), "")
     assert f"kept: epoch {epochs}" in text
 
 
@@ -360,10 +361,10 @@ def test_curves_of_any_length(tmp_path: Path, epochs: int) -> None:
 def test_curves_of_what_is_no_log(tmp_path: Path, text: str) -> None:
     path = tmp_path / "metrics.csv"
     with pytest.raises(UserError, match="can't be read"):
-        plots.curves(path)
+        plots.curves(path, PRIMARY)
     path.write_text(text)
     with pytest.raises(UserError, match=r"metrics\.csv"):
-        plots.curves(path)
+        plots.curves(path, PRIMARY)
 
 
 @pytest.mark.parametrize("classes", [2, 12, 30, 31, 1000])
@@ -395,7 +396,7 @@ def test_steps_show_each_accuracy() -> None:
     rows = [
         {"name": f"s{i}", "top1": t, "count": n, "precision": "int8"} for i, (t, n) in enumerate([(0, 1), (100, 3)])
     ]
-    text = style.svg(plots.steps(rows), "")
+    text = style.svg(plots.steps(rows, PRIMARY), "")
     assert "100.00" in text
     assert "0.00" in text
 

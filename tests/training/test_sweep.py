@@ -18,17 +18,19 @@ from mobilenets.commands import sweep_jobs as jobs
 from mobilenets.errors import Interrupted, UserError
 from mobilenets.model.bundle import Bundle
 from mobilenets.reports import sweep as page
+from mobilenets.tasks.classify import PRIMARY as TOP1
+from mobilenets.tasks.task import MetricSpec
+from mobilenets.training import recipes
 from mobilenets.training import trainer as train
 from mobilenets.training.sweep import Sweep, Trained, networks
 
 GRID = ("--alphas", ".35,.25", "--resolutions", "32")
 
 
-def made(alpha=0.25, resolution=32, seed=0, top1=90.0, latency=1.0, arch="v1", **changes):
+def made(alpha=0.25, resolution=32, seed=0, score=90.0, latency=1.0, arch="v1", **changes):
     counted = cost.count(zoo.arch(arch, alpha, resolution, 3))
-    trained = Trained(
-        arch, alpha, resolution, seed, counted.macs, counted.params, "somewhere", "val", 24, top1, 900_000, 2.0, latency
-    )
+    cost_of = counted.macs, counted.params
+    trained = Trained(arch, alpha, resolution, seed, *cost_of, "somewhere", "val", 24, score, 900_000, 2.0, latency)
     return dataclasses.replace(trained, **changes)
 
 
@@ -37,8 +39,10 @@ def quick(monkeypatch):
     """Training that only draws initial weights, and measuring that takes no time; gives the networks it trained."""
     trained = []
 
-    def train_bundle(d, arch, _recipe, out, *, seed, resume):
+    def train_bundle(d, arch, _recipe, out, *, task, seed, resume):
         from mobilenets.model.bundle import random_bundle
+
+        assert task.name == "classify"
 
         trained.append((out.name, resume))
         if (arch.alpha, seed) in quick_failures:
@@ -225,9 +229,10 @@ def test_torchrun_is_refused(command, tmp_path, monkeypatch):
 
 def test_networks_are_means_over_seeds():
     got = networks(
-        [made(top1=90, seed=0), made(top1=94, seed=1), made(0.5, top1=91, latency=2.0), made(1.0, error="x")]
+        [made(score=90, seed=0), made(score=94, seed=1), made(0.5, score=91, latency=2.0), made(1.0, error="x")],
+        TOP1,
     )
-    assert [(n.alpha, n.top1, n.seeds) for n in got] == [(0.25, 92, 2), (0.5, 91, 1)]
+    assert [(n.alpha, n.score, n.seeds) for n in got] == [(0.25, 92, 2), (0.5, 91, 1)]
     assert got[0].spread == pytest.approx(8**0.5)
     assert got[1].spread is None
     assert got[0].train_seconds == 4
@@ -235,13 +240,27 @@ def test_networks_are_means_over_seeds():
 
 def test_the_front_has_no_network_that_another_beats():
     points = [(0.25, 80, 1.0), (0.35, 85, 2.0), (0.5, 84, 3.0), (0.75, 85, 2.5), (1.0, 90, 4.0), (1.4, 79, 1.0)]
-    got = networks([made(a, top1=t, latency=ms) for a, t, ms in points])
+    got = networks([made(a, score=t, latency=ms) for a, t, ms in points], TOP1)
     assert {n.alpha for n in got if n.front} == {0.25, 0.35, 1.0}
 
 
+def test_of_an_error_the_smallest_is_best(tmp_path):
+    """A task whose score is better when it is lower: the front, the table, the page and the file's column say so."""
+    metric = MetricSpec("error_km", "median error", "km", higher_is_better=False)
+    runs = tuple(made(a, score=t, latency=ms) for a, t, ms in [(0.25, 90, 1.0), (0.5, 95, 2.0), (1.0, 40.5, 3.0)])
+    assert {n.alpha for n in networks(runs, metric) if n.front} == {0.25, 1.0}
+    s = sweep.write(Sweep(tmp_path, "globe", recipes.recipe("modern"), "float32", 1, 3, runs, metric))
+    assert [n["error_km"] for n in s.to_json()["networks"]] == [90, 95, 40.5]
+    assert [r["error_km_km"] for r in rows(tmp_path)] == ["90", "95", "40.5"]
+    text = (tmp_path / "sweep.html").read_text()
+    assert "40.50 km" in text
+    assert "Median error against macs" in text
+    assert "top-1" not in text
+
+
 def test_the_slope_is_of_the_logarithm_of_macs():
-    dots = networks([made(a, top1=50.0) for a in (0.25, 0.5, 1.0)])
-    dots = [dataclasses.replace(n, macs=2**i * 10**6, top1=60 + 3 * i) for i, n in enumerate(dots)]
+    dots = networks([made(a, score=50.0) for a in (0.25, 0.5, 1.0)], TOP1)
+    dots = [dataclasses.replace(n, macs=2**i * 10**6, score=60 + 3 * i) for i, n in enumerate(dots)]
     assert page.slope(dots) == pytest.approx((60, 3))
 
 
@@ -255,9 +274,9 @@ def labels(fig):
      for arch in ("v1", "v2")],
 ], ids=["one", "many"])  # fmt: skip
 def test_figures(runs):
-    dots = networks(runs)
-    macs, params = page.over_macs(dots, "$x_ data"), page.over_params(dots, "data")
-    latency = page.over_latency(dots, "data", "onnxruntime")
+    dots = networks(runs, TOP1)
+    macs, params = page.over_macs(dots, TOP1, "$x_ data"), page.over_params(dots, TOP1, "data")
+    latency = page.over_latency(dots, TOP1, "data", "onnxruntime")
     for fig in (macs, params, latency):
         assert fig.axes[0].get_xscale() == "log"
         assert "32 px" in labels(fig)
@@ -269,10 +288,8 @@ def test_figures(runs):
 
 
 def test_a_hostile_source_is_text_on_the_page(tmp_path):
-    from mobilenets.training import recipes
-
     name = "<script>alert(1)</script> $x_"
-    s = Sweep(tmp_path, name, recipes.recipe("modern"), "float32", 1, 2, (made(),))
+    s = Sweep(tmp_path, name, recipes.recipe("modern"), "float32", 1, 2, (made(),), TOP1)
     text = page.page(s)
     assert name not in text
     assert html.escape(name, quote=False) in text

@@ -7,16 +7,12 @@ the card is in the user-defined metadata. It needs iOS 17 or macOS 14. `writers.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import importlib.metadata
-import io
 import json
-import logging
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,25 +21,13 @@ from PIL import Image
 
 from mobilenets.arch.heads import PROBABILITIES
 from mobilenets.deploy.engines import RUNTIMES, Outputs, parse_card
+from mobilenets.deploy.engines.imports import suppress_warnings
 from mobilenets.errors import UserError
 from mobilenets.model.bundle import Bundle
 from mobilenets.model.card import CARD_KEY, Card, Precision
 from mobilenets.model.images import Pixels
 
 NAME = "coreml"
-
-
-@contextlib.contextmanager
-def suppress_warnings() -> Iterator[None]:
-    """Without coremltools' progress bars, and its words on versions of libraries that aren't used here."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        logging.disable(before)
-
 
 with suppress_warnings():
     import coremltools as ct

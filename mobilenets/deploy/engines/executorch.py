@@ -8,14 +8,11 @@ threads makes a new one when it is called. No 16-bit floats: XNNPACK's files hol
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
 import importlib.resources
 import json
-import logging
 import re
 import tempfile
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,25 +21,12 @@ import numpy as np
 import torch
 
 from mobilenets.deploy.engines import Outputs, check_card, joined, parse_card, run_batched
+from mobilenets.deploy.engines.imports import suppress_warnings
 from mobilenets.deploy.engines.stderr import capture_stderr
 from mobilenets.errors import UserError
 from mobilenets.model.bundle import Bundle
 from mobilenets.model.card import Precision
 from mobilenets.model.images import Pixels
-
-
-@contextlib.contextmanager
-def suppress_warnings() -> Iterator[None]:
-    """Without the warnings of ExecuTorch's imports: that it is experimental, that PyTorch moved what torchao uses."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
-
 
 with suppress_warnings():
     from executorch.extension.pybindings import portable_lib

@@ -16,30 +16,23 @@ import json
 import os
 import re
 import shutil
-import sys
 import threading
 from pathlib import Path
 
 import numpy as np
 
 from mobilenets.deploy.engines import Outputs, check_card, parse_card, run_batched
+from mobilenets.deploy.engines.imports import without
 from mobilenets.errors import UserError
 from mobilenets.files import sha256
 from mobilenets.model.bundle import Bundle
 from mobilenets.model.card import Card, Precision
 from mobilenets.model.images import Pixels
 
-# Importing OpenVINO tells its makers so, over the network, unless the package that does it isn't there.
-_telemetry = sys.modules.get("openvino_telemetry")
-sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
-try:
+with without("openvino_telemetry"):  # which tells OpenVINO's makers, over the network, that it was imported
     import openvino as ov
     from openvino import opset13 as ops
     from openvino._offline_transformations import apply_moc_transformations
-finally:
-    del sys.modules["openvino_telemetry"]
-    if _telemetry:
-        sys.modules["openvino_telemetry"] = _telemetry
 
 # The first tensor ever made of an array sets something up for which two threads would wait on each other for good.
 ov.Tensor(np.zeros(1, np.uint8), shared_memory=True)

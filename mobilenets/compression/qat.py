@@ -27,7 +27,7 @@ from mobilenets.arch.graph import Op, with_rounding
 from mobilenets.compression.calibrate import BATCH
 from mobilenets.compression.quantize import Measured
 from mobilenets.data import checks
-from mobilenets.data.dataset import Data
+from mobilenets.data.dataset import Data, cache_side
 from mobilenets.errors import UserError
 from mobilenets.model.bundle import Bundle
 from mobilenets.model.encodings import TINY, affine, input_range
@@ -244,7 +244,7 @@ def learn(
         "recipe": recipe.to_json(), "seed": seed,
     }  # fmt: skip
     _prepare(folder, arguments)
-    found = checks.scan(data)
+    found = checks.scan(data, side=cache_side(max(source.card.preprocess.input_size)))
     if found.damaged:
         console.note(f"{len(found.damaged)} damaged images left out: {'; '.join(found.damaged[:5])}")
     torch.manual_seed(seed)
@@ -310,7 +310,9 @@ def _setup(source: Bundle, net: FakeQuantized, data: Data, recipe: Recipe, seed:
     task, preprocess = tasks.of(source.card), net.start.card.preprocess
     before = source.card.recipe.get("augment", "auto")
     kind = data.kind if before == "auto" else before
-    images = loader.TrainImages(data.split("train"), task.transforms(preprocess, recipe, kind), seed)
+    side = cache_side(max(preprocess.input_size))
+    transform = task.transforms(preprocess, recipe, kind)
+    images = loader.TrainImages(data.split("train"), transform, seed, None, side, task.ragged)
     objective, channels_last = TeacherLoss(_teacher(source), task), torch.cuda.is_available()
     learner = Learner(net, preprocess, recipe, seed, channels_last, task, source.card.config, objective)
     return loop.Setup(learner, images, preprocess, "32-true")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from mobilenets import console, tasks
 from mobilenets.data.dataset import Data
 from mobilenets.deploy import engines, predict
@@ -25,7 +23,7 @@ def score(engine: Engine, data: Data, split: str) -> Scores:
     targets: list[Any] = []
 
     def add() -> None:
-        metrics.update(engines.joined(rows), np.array(targets))
+        metrics.update(engines.joined(rows), list(targets))
         rows.clear()
         targets.clear()
 

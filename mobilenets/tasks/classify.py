@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -154,13 +154,13 @@ class Tally:
         self.top5 = 0
         self.nats = 0.0
 
-    def update(self, outputs: Outputs, targets: npt.NDArray[Any]) -> None:
+    def update(self, outputs: Outputs, targets: Sequence[Any]) -> None:
         """Probabilities [N, C] and true classes [N]."""
-        scores = outputs[PROBABILITIES]
+        scores, true = outputs[PROBABILITIES], np.asarray(targets)
         best = np.argsort(-scores, axis=1, kind="stable")[:, :TOP]
-        np.add.at(self.confusion, (targets, best[:, 0]), 1)
-        self.top5 += int((best == targets[:, None]).any(1).sum())
-        p = scores[np.arange(len(targets)), targets].astype(np.float64)
+        np.add.at(self.confusion, (true, best[:, 0]), 1)
+        self.top5 += int((best == true[:, None]).any(1).sum())
+        p = scores[np.arange(len(true)), true].astype(np.float64)
         self.nats -= float(np.log(np.maximum(p, 1e-12)).sum())
 
     def compute(self, data: str, split: str, skipped: tuple[str, ...] = ()) -> Scores:
@@ -185,6 +185,7 @@ class Classify:
     name = "classify"
     primary: MetricSpec | None = PRIMARY
     taps: tuple[str, ...] = (LOGITS,)
+    ragged = False
 
     # ---- data
 

@@ -85,6 +85,7 @@ class FeaturesTask:
     name = "features"
     primary: MetricSpec | None = None
     taps: tuple[str, ...] = (FEATURES,)
+    ragged = False
 
     def open(self, source: str, root: Path | None, seed: int, val: float | None) -> Data:  # noqa: ARG002
         return open_unlabelled(source, root, seed)

@@ -146,7 +146,7 @@ class Scores(Protocol):
 class Metrics(Protocol):
     """Adds up batches of answers at constant memory."""
 
-    def update(self, outputs: Outputs, targets: npt.NDArray[Any]) -> None: ...
+    def update(self, outputs: Outputs, targets: Sequence[Any]) -> None: ...
 
     def compute(self, data: str, split: str, skipped: tuple[str, ...] = ()) -> Scores: ...
 
@@ -170,12 +170,14 @@ class Task(Protocol):
     """`name` is Card.task. `primary`: what is monitored, kept, tabled and bounded; None for what has no score.
 
     `taps`: the operations whose values training reads, by name; `embedding`: that of them which another network's can
-    be compared with, of any task, if there is one.
+    be compared with, of any task, if there is one. `ragged`: targets differ in shape from image to image, as boxes do,
+    so that a batch has a list of them.
     """
 
     name: str
     primary: MetricSpec | None
     taps: tuple[str, ...]
+    ragged: bool
 
     # data
     def open(self, source: str, root: Any, seed: int, val: float | None) -> Data: ...

@@ -161,7 +161,13 @@ class Learner(pl.LightningModule):
         recipe = self.recipe
         modules = [self.model.of(op) for op in self.own_ops]
         learnt = [*(p for m in modules for p in m.parameters()), *self.objective.parameters()]
-        x, y = tree_map(lambda *parts: self._of_all(torch.cat(parts)), *self.features)
+        bodies, wants = zip(*self.features, strict=True)
+        x = tree_map(lambda *parts: self._of_all(torch.cat(parts)), *bodies)
+        y = (
+            self._of_all_lists(wants)
+            if self.task.ragged
+            else tree_map(lambda *parts: self._of_all(torch.cat(parts)), *wants)
+        )
         self.features.clear()
         count = len(next(iter(x.values())))
         generator = torch.Generator().manual_seed(mix(self.seed, self.current_epoch))
@@ -171,7 +177,8 @@ class Learner(pl.LightningModule):
         for step, index in enumerate(batches):
             optimizer.param_groups[0]["lr"] = recipe.lr * schedule(step, len(batches), STRAIGHT_DOWN)
             optimizer.zero_grad()
-            some, wanted = tree_map(lambda t, index=index: t[index], (x, y))
+            some = tree_map(lambda t, index=index: t[index], x)
+            wanted = [y[i] for i in index] if self.task.ragged else tree_map(lambda t, index=index: t[index], y)
             torch.autograd.backward(self.objective(self.answers(some), wanted))
             optimizer.step()
 
@@ -179,6 +186,15 @@ class Learner(pl.LightningModule):
         """Rows [N, ...] of all processes, one after another."""
         everywhere = cast(Tensor, self.all_gather(rows))
         return everywhere.flatten(0, 1) if self.trainer.world_size > 1 else everywhere
+
+    def _of_all_lists(self, lists: Sequence[list[Any]]) -> list[Any]:
+        """Targets that are no tensors, of all processes, in the order of `_of_all`."""
+        own = [target for batch in lists for target in batch]
+        if self.trainer.world_size == 1:
+            return own
+        everywhere: list[Any] = [None] * self.trainer.world_size
+        torch.distributed.all_gather_object(everywhere, own)
+        return [target for each in everywhere for target in each]
 
     def validation_step(self, batch: Sequence[Any], _batch_idx: int) -> None:
         images, targets = batch

@@ -80,7 +80,7 @@ class TrainImages(Dataset[tuple[Any, ...]]):
 
     A target is a class, or what the task has in its place: boxes, masks and points in it move with their image. With a
     teacher who was asked beforehand, an image has as many views as were asked for, and they come round again. `side`:
-    the short side that images are read with, where they are larger.
+    the short side that images are read with, where they are larger. `ragged`: a batch has a list of targets.
     """
 
     def __init__(
@@ -90,8 +90,10 @@ class TrainImages(Dataset[tuple[Any, ...]]):
         seed: int,
         answers: CachedAnswers | None = None,
         side: int = CACHE_SIDE,
+        ragged: bool = False,
     ) -> None:
         self.split, self.transform, self.seed, self.answers, self.side = split, transform, seed, answers, side
+        self.ragged = ragged
         self.reading = torch.zeros(SLOTS, 2, dtype=torch.int64)  # by worker: process, image + 1
         self.reading.share_memory_()  # type: ignore[no-untyped-call]
 
@@ -135,6 +137,12 @@ class HeldOutImages(Dataset[tuple[Tensor, Any]]):
         pixels = self.split.pixels(i, self.preprocess) if self.batch is None else self.batch.pixels[i]
         targets = self.split.targets if self.batch is None else self.batch.targets
         return torch.from_numpy(np.array(pixels)).permute(2, 0, 1), placed(_target(targets, i), self.preprocess)
+
+
+def ragged_batch(samples: Sequence[tuple[Any, ...]]) -> list[Any]:
+    """A batch whose targets, which differ in shape, stay a list; all else is stacked."""
+    images, targets, *answers = zip(*samples, strict=True)
+    return [torch.stack(images), list(targets), *map(torch.stack, answers)]
 
 
 class EpochSampler(DistributedSampler[Any]):
@@ -198,14 +206,18 @@ def train_loader(images: TrainImages, recipe: Recipe, world: int, rank: int) -> 
         cores = (os.cpu_count() or 1) // world
         cached = len(split.cache) == len(split)
         workers = max(0, cores - 2) if cached else cores
-    return DataLoader(images, batch, sampler=sampler, num_workers=workers, drop_last=True)
+    collate = ragged_batch if images.ragged else None
+    return DataLoader(images, batch, sampler=sampler, num_workers=workers, drop_last=True, collate_fn=collate)
 
 
-def held_out_loader(split: Split, preprocess: Preprocess, batch: int, world: int, rank: int) -> DataLoader[Any]:
+def held_out_loader(
+    split: Split, preprocess: Preprocess, batch: int, world: int, rank: int, ragged: bool = False
+) -> DataLoader[Any]:
     images = HeldOutImages(split, preprocess)
     sampler: Any = DistributedSampler(images, world, rank, shuffle=False) if world > 1 else None
     workers = 0 if images.batch else (os.cpu_count() or 1) // world
-    return DataLoader(images, batch, sampler=sampler, num_workers=workers)
+    collate = ragged_batch if ragged else None
+    return DataLoader(images, batch, sampler=sampler, num_workers=workers, collate_fn=collate)
 
 
 @contextlib.contextmanager

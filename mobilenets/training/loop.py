@@ -64,7 +64,8 @@ def train(
     size, rank = world()
     learner, recipe, last = setup.learner, setup.learner.recipe, folder / LAST
     batches = loader.train_loader(setup.images, recipe, size, rank)
-    held_out = loader.held_out_loader(val, setup.preprocess, max(recipe.batch, 128) // size, size, rank)
+    ragged, at_once = learner.task.ragged, max(recipe.batch, 128) // size
+    held_out = loader.held_out_loader(val, setup.preprocess, at_once, size, rank, ragged)
     assert isinstance(batches.sampler, loader.EpochSampler)
     every: list[pl.Callback] = [
         *callbacks,

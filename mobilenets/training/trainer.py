@@ -170,7 +170,7 @@ def setup(
         _start_from(net, init, task, config, head)
     objective: Objective = task.objective(config, recipe, training)
     side = cache_side(max(preprocess.input_size))
-    images = loader.TrainImages(training, task.transforms(preprocess, recipe, kind), seed, side=side)
+    images = loader.TrainImages(training, task.transforms(preprocess, recipe, kind), seed, None, side, task.ragged)
     if distiller:
         images.answers = distiller.ask_beforehand(images, recipe, kind)
         border = own_part(net.graph, head.own, task.taps)[1]

@@ -108,6 +108,30 @@ def make_bundle() -> Callable[..., Bundle]:
     return make
 
 
+@pytest.fixture(scope="session")
+def short_bundle(make_bundle: Callable[..., Bundle], pixels: Pixels) -> Callable[..., Bundle]:
+    """`short_bundle(2)`: V1's first two rows and a classifier that tells images apart by them: exported in moments.
+
+    For tests of files that PyTorch or ExecuTorch writes, which take seconds for each dozen of operations.
+    """
+    import torch
+
+    from mobilenets.model.encodings import tensor_shapes
+    from mobilenets.model.reference import float_model
+
+    def make(rows: int, **variant: Any) -> Bundle:
+        b = make_bundle("v1")
+        card = b.card.replace(arch=b.card.arch.replace(rows=b.card.arch.rows[:rows], **variant))
+        tensors = {k: b.tensors[k] for k in tensor_shapes(card)}
+        weight = tensors["classifier.weight"] = 40 * tensors["classifier.weight"][:, : card.arch.features]
+        made = Bundle(card, tensors)
+        with torch.inference_mode():
+            means = float_model(made).pooled(torch.from_numpy(b.card.preprocess.normalize(pixels))).mean(0)
+        return Bundle(made.card, {**tensors, "classifier.bias": -weight @ means.numpy()})
+
+    return make
+
+
 # ---- the command line and training ---------------------------------------------------------------------------------
 
 COLOURS = {"blue": (40, 60, 200), "green": (50, 190, 70), "red": (200, 50, 40)}

@@ -142,10 +142,10 @@ def test_several_outputs_and_a_rectangle(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", QUICK)
 @pytest.mark.parametrize("tap", [None, "", "blocks.3.depthwise"])
 def test_every_task_in_every_runtime(
-    tap: str | None, name: str, make_bundle: Callable[..., Bundle], pixels: Pixels, tmp_path: Path
+    tap: str | None, name: str, short_bundle: Callable[..., Bundle], pixels: Pixels, tmp_path: Path
 ) -> None:
     """Answers, pooled features, and a map: each proved by its own task."""
-    bundle = make_bundle("v1") if tap is None else features.of_bundle(make_bundle("v1"), tap)
+    bundle = short_bundle(5) if tap is None else features.of_bundle(short_bundle(5), tap)
     made = export_bundle(bundle, pixels, tmp_path / f"m{RUNTIMES[name].suffix}", "noise", name)
     assert made.task == ("classify" if tap is None else "features")
     assert made.agreement == 100
@@ -183,10 +183,10 @@ def test_an_unknown_task() -> None:
 @pytest.mark.parametrize("name", QUICK)
 @pytest.mark.parametrize("encoding", [e for e in encodings.ENCODINGS if e != "plain"])
 def test_every_encoding_in_every_runtime(
-    encoding: str, name: str, make_bundle: Callable[..., Bundle], pixels: Pixels, tmp_path: Path
+    encoding: str, name: str, short_bundle: Callable[..., Bundle], pixels: Pixels, tmp_path: Path
 ) -> None:
     """What is stored so, and loaded again, is exported as the plain weights that it stands for."""
-    stored = make_bundle("v1").encoded(encoding).save(tmp_path / "bundle")
+    stored = short_bundle(3).encoded(encoding).save(tmp_path / "bundle")
     loaded = Bundle.load(tmp_path / "bundle")
     assert set(loaded.card.encodings.values()) == {encoding}
     path = tmp_path / f"m{RUNTIMES[name].suffix}"

@@ -5,7 +5,6 @@ import sys
 
 import numpy as np
 import pytest
-import torch
 
 from mobilenets.arch.graph import Head, Op, Output
 from mobilenets.arch.rows import Conv, Separable
@@ -15,10 +14,8 @@ from mobilenets.compression.scheme import Scheme
 from mobilenets.deploy import engines, export
 from mobilenets.deploy.engines.torch import TorchEngine
 from mobilenets.errors import UserError
-from mobilenets.model import reference as simulate
 from mobilenets.model.bundle import Bundle, with_random_weights
 from mobilenets.model.card import Card
-from mobilenets.model.encodings import tensor_shapes
 from mobilenets.model.images import Preprocess
 
 executorch = pytest.importorskip("mobilenets.deploy.engines.executorch")
@@ -26,26 +23,15 @@ executorch = pytest.importorskip("mobilenets.deploy.engines.executorch")
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-def short(b, pixels, **variant):
-    """V1's first two rows and a classifier that tells images apart by them: lowered in seconds."""
-    card = b.card.replace(arch=b.card.arch.replace(rows=b.card.arch.rows[:2], **variant))
-    tensors = {k: b.tensors[k] for k in tensor_shapes(card)}
-    weight = tensors["classifier.weight"] = 40 * tensors["classifier.weight"][:, : card.arch.features]
-    made = Bundle(card, tensors)
-    with torch.inference_mode():
-        means = simulate.float_model(made).pooled(torch.from_numpy(b.card.preprocess.normalize(pixels))).mean(0)
-    return Bundle(made.card, {**tensors, "classifier.bias": -weight @ means.numpy()})
-
-
 @pytest.fixture(scope="module")
-def exported(make_bundle, pixels, tmp_path_factory):
+def exported(make_bundle, short_bundle, pixels, tmp_path_factory):
     """`exported("short", "int8", 2)`: the file, its proof and what it was made from; each lowered once."""
     made = {}
 
     def make(name, precision, batch=None, float_ops=(), **variant):
         key = (name, precision, batch, float_ops, *variant.items())
         if key not in made:
-            b = short(make_bundle("v1"), pixels, **variant) if name == "short" else make_bundle(name, **variant)
+            b = short_bundle(2, **variant) if name == "short" else make_bundle(name, **variant)
             if precision == "int8":
                 b = quantize_bundle(b, pixels, Scheme(float_ops=float_ops))
             path = tmp_path_factory.mktemp("pte") / "m.pte"

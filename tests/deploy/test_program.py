@@ -79,8 +79,8 @@ def test_int8_is_written_as_pytorch_writes_it(make_bundle, pixels):
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("batch", [None, 5])
-def test_a_file_and_its_proof(make_bundle, pixels, tmp_path, precision, batch):
-    b = make_bundle("v1") if precision != "int8" else made_of(make_bundle("v1"), pixels, precision)
+def test_a_file_and_its_proof(short_bundle, pixels, tmp_path, precision, batch):
+    b = short_bundle(3) if precision != "int8" else made_of(short_bundle(3), pixels, precision)
     proof = export.export_bundle(b, pixels, tmp_path / "m.pt2", "noise", "torch", precision, batch)
     assert (proof.agreement, proof.precision) == (100.0, precision)
     engine = engines.load(proof.path, threads=1)
@@ -93,10 +93,10 @@ def test_a_file_and_its_proof(make_bundle, pixels, tmp_path, precision, batch):
     np.testing.assert_allclose(whole[:1], engine(pixels[:1])["probabilities"], atol=1e-5)
 
 
-def test_sizes_follow_the_weights(make_bundle, pixels, tmp_path):
+def test_sizes_follow_the_weights(short_bundle, pixels, tmp_path):
     sizes = {}
     for precision in PRECISIONS:
-        b = made_of(make_bundle("v1"), pixels, precision)
+        b = made_of(short_bundle(6), pixels, precision)
         pt2.write(program.export_program(b, None), b.card, tmp_path / "m.pt2")
         with zipfile.ZipFile(tmp_path / "m.pt2") as archive:
             sizes[precision] = sum(i.file_size for i in archive.infolist() if "/weight_" in i.filename)
@@ -105,8 +105,8 @@ def test_sizes_follow_the_weights(make_bundle, pixels, tmp_path):
     assert max(sizes["int8"], sizes["dynamic"]) < 0.4 * sizes["float32"]
 
 
-def test_the_callers_threads_stay(make_bundle, pixels, tmp_path):
-    b = make_bundle("v1")
+def test_the_callers_threads_stay(short_bundle, pixels, tmp_path):
+    b = short_bundle(2)
     pt2.write(program.export_program(b, None), b.card, tmp_path / "m.pt2")
     before, seen = torch.get_num_threads(), []
     engine = engines.load(tmp_path / "m.pt2", threads=before + 1)
@@ -117,9 +117,9 @@ def test_the_callers_threads_stay(make_bundle, pixels, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def members(make_bundle, tmp_path_factory):
+def members(short_bundle, tmp_path_factory):
     """A file's members by name, without their common folder."""
-    b, path = make_bundle("v1"), tmp_path_factory.mktemp("pt2") / "m.pt2"
+    b, path = short_bundle(2), tmp_path_factory.mktemp("pt2") / "m.pt2"
     pt2.write(program.export_program(b, None), b.card, path)
     with zipfile.ZipFile(path) as archive:
         return {i.filename.partition("/")[2]: archive.read(i) for i in archive.infolist()}

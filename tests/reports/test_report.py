@@ -348,7 +348,12 @@ def test_pareto_of_any_choice(count: int, budget: dict[str, float]) -> None:
 
 def test_pareto_leaves_out_what_was_not_measured(choice: dict[str, Any]) -> None:
     some = [c if i < 4 else {**c, "latency_ms": None} for i, c in enumerate(choice["candidates"])]
-    style.svg(plots.pareto({**choice, "candidates": some, "front": some[:4]}), "")
+    fig = plots.pareto({**choice, "candidates": some, "front": some[:4]})
+    dots = [tuple(map(float, at)) for c in fig.axes[0].collections for at in c.get_offsets()]
+    drawn = {(c["latency_ms"], c["imagenet_top1"]) for c in some[:4]} | {
+        (choice["pick"]["latency_ms"], choice["pick"]["imagenet_top1"])
+    }
+    assert set(dots) == drawn
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 30])
@@ -389,7 +394,10 @@ def test_labels_are_text_in_figures() -> None:
 
 
 def test_confusion_of_classes_without_images() -> None:
-    style.svg(plots.confusion([[0, 0], [0, 0]], ["a", "b"]), "")
+    fig = plots.confusion([[0, 0], [0, 0]], ["a", "b"])
+    (cells,) = fig.axes[0].collections
+    assert len(cells.get_paths()) == 0
+    assert [t.get_text() for t in fig.axes[0].get_yticklabels()] == ["a", "b"]
 
 
 def test_steps_show_each_accuracy() -> None:

@@ -247,7 +247,8 @@ def test_cutmix_and_mixup_take_turns(tiny_train, tmp_path, monkeypatch):
         real = mix.forward
         monkeypatch.setattr(mix, "forward", lambda self, *a, real=real: (used.append(type(self)), real(self, *a))[1])
     trained(tiny_train, tmp_path / "r", "--epochs", 6, "--mixup", 0.2, "--cutmix", 1.0)
-    assert {used.count(v2.MixUp) > 3, used.count(v2.CutMix) > 3, len(used) == 18} == {True}
+    assert len(used) == 18
+    assert min(used.count(v2.MixUp), used.count(v2.CutMix)) > 3
 
 
 def test_randaugment_changes_images_more(write_images, tmp_path):

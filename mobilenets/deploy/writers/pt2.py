@@ -49,6 +49,8 @@ def read(path: Path) -> tuple[ExportedProgram, Card]:
     """The program and the card of a file that `write` made; a UserError for any other, before anything in it runs."""
     try:
         data = path.read_bytes()
+        if data[-22:-18] != b"PK\x05\x06":  # zipfile would take the end of a zip in this zip for its own
+            raise ValueError("its end is missing")
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             text = _checked(archive, str(path))
     except (zipfile.BadZipFile, EOFError, KeyError, TypeError, ValueError) as e:

@@ -77,6 +77,9 @@ class Card:
             raise UserError(
                 f"the card of a {self.precision} network names operations to keep in float; only int8's can"
             )
+        if self.preprocess.input_size != self.arch.input_size:
+            sizes = (" x ".join(map(str, size)) for size in (self.preprocess.input_size, self.arch.input_size))
+            raise UserError("the card's images are {} pixels, its network's {}".format(*sizes))
         if not self.head.outputs:
             raise UserError("the card names no outputs")
         for name in self.float_ops:
@@ -142,6 +145,8 @@ class Card:
                 "float_ops": tuple(d["float_ops"]),
                 "metrics": tuple(Metric(**m) for m in d["metrics"]),
             })  # fmt: skip
+        except UserError as e:
+            raise UserError(f"{where}: {e}") from e
         except (KeyError, TypeError, ValueError, AttributeError) as e:
             raise UserError(f"{where}: a field is missing or malformed: {e}") from e
 

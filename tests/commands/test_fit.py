@@ -34,7 +34,9 @@ def _hurry():
         patch.setattr(latency, "ROUND_SECONDS", 0.005)
         patch.setattr(latency, "WARM_UP_SECONDS", 0.001)
         patch.setattr(bench, "ROUNDS", 1)
-        patch.setattr(choose, "grid", lambda *how: [a for a in GRID(*how) if a.name in ("v1", "v2") and a.alpha <= 0.5])
+        patch.setattr(
+            choose, "grid", lambda *how: [a for a in GRID(*how) if a.name in ("v1", "v2") and a.alpha <= 0.35]
+        )
         yield
 
 

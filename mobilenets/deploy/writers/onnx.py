@@ -60,7 +60,7 @@ class _Writer:
         x = self.node("Transpose", [image], "image.nchw", perm=[0, 3, 1, 2])
         scale = self.const("image.scale", np.asarray(1 / np.float32(p.std[0])))
         zero = self.const("image.zero_point", np.asarray(p.mean[0], np.uint8))
-        out = self.node("DequantizeLinear", [x, scale, zero], "image.float")
+        out = self.node("DequantizeLinear", [x, scale, zero], NORMALIZED)
         if op.name in self.graph.integers:
             self.quantized[out] = x
         return out
@@ -72,7 +72,7 @@ class _Writer:
         x = self.node("Transpose", [image], "image.nchw", perm=[0, 3, 1, 2])
         x = self.node("Cast", [x], "image.cast", to=proto.TYPES["float32"])
         x = self.node("Sub", [x, self.const("image.mean", mean[None, :, None, None])], "image.centred")
-        return self.node("Mul", [x, self.const("image.std", (1 / std)[None, :, None, None])], "image.float")
+        return self.node("Mul", [x, self.const("image.std", (1 / std)[None, :, None, None])], NORMALIZED)
 
     # ---- int8: quantize/dequantize pairs, which runtimes fuse into integer layers
 
@@ -124,7 +124,7 @@ class _Writer:
     def layer(self, op: Op, x: str) -> str:
         assert op.pads is not None
         y = self.node(
-            "Conv", [x, *self.parameters(op)], f"{op.name}.conv",
+            "Conv", [x, *self.parameters(op)], f"{op.name}{CONV}",
             kernel_shape=[*op.kernels], strides=[op.stride] * 2, pads=[*op.pads], group=op.groups,
         )  # fmt: skip
         return self.activation(op, y) if op.activation else y
@@ -255,7 +255,7 @@ def stored_precision(path: Path) -> Precision:
     """
     graph = proto.read(path)
     card = json.loads(graph.metadata.get(CARD_KEY, "{}"))
-    spared = {f"{name}.conv" for name in card.get("float_ops", ())}
+    spared = {f"{name}{CONV}" for name in card.get("float_ops", ())}
     convs = [n for n in graph.nodes if n.kind == "Conv" and len(n.inputs) > 1]
     found = {graph.origin(n.inputs[1]) for n in convs if not spared & {*n.outputs}}
     if found == {"int8"}:

@@ -7,11 +7,13 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mobilenets.errors import UserError, disk_errors
+
+T = TypeVar("T")
 
 
 def _beside(path: Path) -> Path:
@@ -69,6 +71,16 @@ def read_json(path: Path, keys: Sequence[str], whose: str) -> dict[str, Any]:
     if absent:
         raise UserError(f"{path}: not a file of {whose}: it has no {absent[0]!r}")
     return dict(value)
+
+
+def read_object(path: Path, make: Callable[[dict[str, Any]], T], whose: str) -> T:
+    """What `make` makes of a JSON file, a class's `from_json` as a rule. Raises `UserError` for what it can't take."""
+    try:
+        return make(read_json(path, (), whose))
+    except KeyError as e:
+        raise UserError(f"{path}: not a file of {whose}: it has no {e}") from e
+    except (TypeError, ValueError, AttributeError, IndexError) as e:
+        raise UserError(f"{path}: not a file of {whose}: {e}") from e
 
 
 def size_on_disk(path: Path) -> int:

@@ -47,7 +47,7 @@ def choose(
     if plot:
         from mobilenets.reports import plots, style
 
-        style.save(plots.pareto(chosen.to_json()), plot)
+        style.save(plots.pareto(chosen), plot)
     return chosen
 
 

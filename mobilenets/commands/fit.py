@@ -5,106 +5,32 @@ from __future__ import annotations
 import csv
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from mobilenets import console, files, tasks
 from mobilenets.arch.spec import Arch
 from mobilenets.commands.options import commas
-from mobilenets.commands.pipeline import Step, ship
+from mobilenets.commands.pipeline import ship
 from mobilenets.data import checks
 from mobilenets.data.checks import Scan
 from mobilenets.data.dataset import Data
 from mobilenets.deploy import choose, engines, latency
-from mobilenets.deploy.choose import Budget, Choice, Chosen
+from mobilenets.deploy.choose import Budget, Choice
 from mobilenets.model import bundle as bundles
 from mobilenets.model.bundle import Bundle
-from mobilenets.tasks.task import MetricSpec, Task
+from mobilenets.tasks.task import Task
 from mobilenets.training import distributed as processes
 from mobilenets.training import recipes, run
 from mobilenets.training import trainer as train
+from mobilenets.training.fitted import Fitted
 from mobilenets.training.recipes import Overrides
-from mobilenets.training.run import CHOICE, FLOAT, LOGS, METRICS, REPORT, SCAN, STEPS
+from mobilenets.training.run import CHOICE, FLOAT, LOGS, METRICS, SCAN, STEPS
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """What `fit` made: the file to ship, and the way to it."""
-
-    out: Path
-    file: Path
-    arch: Arch
-    steps: tuple[Step, ...]
-    predicted_ms: float
-    budget: Budget
-    seconds: float
-    task: str = "classify"
-    elsewhere: str = ""  # the machine whose table was chosen by
-
-    @property
-    def shipped(self) -> Step:
-        return next(s for s in self.steps if Path(s.path) == self.file)
-
-    @property
-    def primary(self) -> MetricSpec:
-        found = tasks.find(self.task).primary
-        assert found is not None  # what is trained has a score
-        return found
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "file": str(self.file),
-            "arch": self.arch.name,
-            "alpha": self.arch.alpha,
-            "resolution": self.arch.resolution,
-            self.primary.name: self.shipped.scores.value,
-            "latency_ms": self.shipped.latency_ms,
-            "predicted_latency_ms": self.predicted_ms,
-            "size_bytes": self.shipped.size_bytes,
-            "budget": self.budget.limits(),
-            "seconds": self.seconds,
-            "steps": [s.to_json() for s in self.steps],
-        }
-
-    def __rich__(self) -> RenderableType:
-        from rich.console import Group
-
-        first = self.steps[0].scores
-        t = console.table(
-            f"{self.arch.title} on {first.data}, {first.split} split, {first.count} images",
-            ["step", f"{self.primary.label} {self.primary.unit}", "size MB", "latency ms", "as PyTorch %"],
-            left=("step",),
-        )
-        for s in self.steps:
-            latency = "" if s.latency_ms is None else f"{s.latency_ms:.3f}"
-            agreement = "" if s.agreement is None else f"{s.agreement:.1f}"
-            size = console.megabytes(s.size_bytes)
-            style = "bold green" if s is self.shipped else ""
-            t.add_row(s.name, f"{s.scores.value:.2f}", size, latency, agreement, style=style)
-        return Group(
-            t,
-            f"{self._budget_line()}; {self.seconds:.0f} s in all",
-            f"ship     {self.file}",
-            f"report   {self.out / REPORT}",
-            f"try next mobilenets predict {self.file} IMAGE...",
-        )
-
-    def _budget_line(self) -> str:
-        met = self.shipped.latency_ms or 0.0
-        limit = self.budget.max_latency_ms
-        if self.elsewhere:
-            return f"latency {met:.3f} ms here; {self.predicted_ms:.3f} ms on {self.elsewhere}, as its table has it"
-        off = 100 * (met / self.predicted_ms - 1)
-        line = f"latency {met:.3f} ms measured in the file, {self.predicted_ms:.3f} ms when it was chosen ({off:+.0f}%)"
-        if limit and met > limit:
-            line += f"; OVER the budget of {limit:g} ms: close other programs and run mobilenets bench again"
-        return line
+    pass
 
 
 def fit(
@@ -175,7 +101,7 @@ def fit(
         "precision": ",".join(precision), "table": str(table) if table else None,
         "threads": threads, "recipe": chosen_recipe.to_json(), "init": start.digest if start else None, "seed": seed,
     }  # fmt: skip
-    choice: Chosen | None = None
+    choice: Choice | None = None
     found: Scan | None = None
     if rank == 0:
         run.prepare(out, config, resume)
@@ -192,8 +118,8 @@ def fit(
         )
     else:
         checks.scan(data)
-    chosen: Chosen = processes.from_rank_0(choice)
-    arch = chosen.arch
+    chosen: Choice = processes.from_rank_0(choice)
+    arch = chosen.pick.arch
     if rank == 0 and resume and bundles.is_bundle(out / FLOAT):
         trained = Bundle.load(out / FLOAT)
     else:
@@ -208,7 +134,7 @@ def fit(
         file=shipped,
         arch=arch,
         steps=steps,
-        predicted_ms=chosen.latency_ms,
+        predicted_ms=chosen.pick.latency_ms,
         elsewhere=chosen.machine if table else "",
         budget=budget,
         seconds=time.monotonic() - started,
@@ -224,11 +150,11 @@ def fit(
 
 def _choose(
     out: Path, data: Data, found: Scan, start: Bundle | None, task: Task, pick: Callable[[Sequence[Arch]], Choice]
-) -> Chosen:
+) -> Choice:
     """The choice, kept in the run's folder: a resumed run doesn't choose again."""
     path = out / CHOICE
     if path.exists():
-        return Chosen.from_json(files.read_json(path, (), "a run of fit"), str(path))
+        return files.read_object(path, Choice.from_json, "a run of fit")
     console.note("[bold]2/6 choose[/]")
     archs = choose.grid(1000, found.native_side, task)
     if start:
@@ -238,7 +164,7 @@ def _choose(
     choice = pick([task.arch(a, config) for a in archs])
     console.note(choice)
     files.write_json(path, choice.to_json())
-    return choice.chosen
+    return choice
 
 
 def _trained_before(out: Path) -> float:

@@ -23,6 +23,7 @@ from mobilenets.model.bundle import Bundle
 from mobilenets.model.card import PRECISIONS, Card, Metric, Precision
 from mobilenets.model.images import Pixels
 from mobilenets.tasks.task import Scores
+from mobilenets.training.fitted import Step
 from mobilenets.training.run import FLOAT, INT8, MANIFEST
 
 FOLDER, RECORD = "exports", "exports.json"
@@ -159,23 +160,9 @@ def _int8(path: Path, source: Bundle) -> Bundle | None:
 # ---- the steps from a trained network to the file to ship
 
 
-@dataclass(frozen=True)
-class Step:
-    """The network at one step from float to exported file: its scores, and for a file its latency."""
-
-    name: str
-    path: str
-    engine: str
-    precision: str
-    size_bytes: int
-    scores: Scores
-    latency_ms: float | None = None
-    agreement: float | None = None
-    difference: float | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        own = {k: v for k, v in vars(self).items() if k != "scores"}
-        return {**own, **self.scores.to_json(), **self.scores.details()}
+def recorded(scores: Scores) -> dict[str, Any]:
+    """Scores as a step has them."""
+    return {**scores.to_json(), **scores.details()}
 
 
 def _entry(export: Export) -> dict[str, Any]:
@@ -202,14 +189,15 @@ def ship(
             b, scores = scored(b, engines.module("torch").TorchEngine(b, cores), data)
             b = b.save(where)
             label = "float" if p == "float32" else "int8, simulated"
-            steps.append(Step(f"{label} in PyTorch", str(where), "torch", p, files.size_on_disk(where), scores))
+            size = files.size_on_disk(where)
+            steps.append(Step(f"{label} in PyTorch", str(where), "torch", p, size, recorded(scores)))
         path = out / engines.file_name(engine, p)
         made = make_file(in_precision(b, p, data), data, path, engine, p, images)
         console.note(made.export)
         exports.append(made.export)
         assert made.scores is not None  # what is trained and shipped has a score, and runs here
         name, proof = f"{p} {engines.runtime(engine).format.upper()}", (made.export.agreement, made.export.difference)
-        steps.append(Step(name, str(path), engine, p, made.export.size_bytes, made.scores, None, *proof))
+        steps.append(Step(name, str(path), engine, p, made.export.size_bytes, recorded(made.scores), None, *proof))
     files.write_json(out / MANIFEST, {"files": {e.path.name: _entry(e) for e in exports}})
     exported = [s for s in steps if s.path not in map(str, bundle_paths.values())]
     console.note("[bold]5/6 measure the files[/]")

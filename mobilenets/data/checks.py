@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -36,6 +37,12 @@ class Scan:
 
     def to_json(self) -> dict[str, Any]:
         return dict(vars(self))
+
+    @classmethod
+    def from_json(cls, d: Mapping[str, Any]) -> Scan:
+        """The inverse of `to_json`; what other versions found besides is left out."""
+        known = {f.name for f in dataclasses.fields(cls)}
+        return cls(**{k: v for k, v in d.items() if k in known})
 
     def __rich__(self) -> RenderableType:
         from rich.console import Group

@@ -15,17 +15,24 @@ from mobilenets.arch import cost, zoo
 from mobilenets.arch.spec import Arch
 from mobilenets.deploy import latency
 from mobilenets.deploy.latency import Measured, Setting
-from mobilenets.errors import UserError
+from mobilenets.errors import UserError, unknown
 from mobilenets.model.bundle import random_bundle
 from mobilenets.model.card import PRECISIONS, Precision
 from mobilenets.tasks import classify
-from mobilenets.tasks.task import Prior, Task
+from mobilenets.tasks.task import MetricSpec, Prior, Task
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 SMALL, SMALL_RESOLUTIONS = 128, (32, 64, 96)  # for images with less to see than V1's smallest published resolution
 KB = 1024  # bytes, as microcontrollers' data sheets count
+
+
+# What a budget may bound, by the name of its measurement: as tables and sentences call it, and its unit.
+LIMITS = {
+    "latency_ms": ("latency", "ms"), "size_mb": ("size", "MB"), "macs_m": ("macs", "M"), "params_m": ("params", "M"),
+    "memory_mb": ("activations", "MB"), "ram_kb": ("RAM", "KB"), "flash_kb": ("flash", "KB"),
+}  # fmt: skip
 
 
 def _doc(text: str) -> Any:
@@ -50,18 +57,18 @@ class Budget:
             if v is not None and not v > 0:
                 raise UserError(f"--{f.name.replace('_', '-')} must be above 0, not {v}")
 
+    @classmethod
+    def from_json(cls, limits: Mapping[str, float]) -> Budget:
+        """The inverse of `limits`."""
+        return cls(**{f"max_{k}": v for k, v in limits.items()})
+
     def limits(self) -> dict[str, float]:
         """The limits that are set, by the name of the measurement they bound."""
         values = {f.name.removeprefix("max_"): getattr(self, f.name) for f in dataclasses.fields(self)}
         return {k: v for k, v in values.items() if v is not None}
 
     def __str__(self) -> str:
-        names = {
-            "latency_ms": "latency {} ms", "size_mb": "size {} MB", "macs_m": "{} M macs",
-            "params_m": "{} M params", "memory_mb": "activations {} MB", "ram_kb": "RAM {} KB",
-            "flash_kb": "flash {} KB",
-        }  # fmt: skip
-        return ", ".join(names[k].format(f"{v:g}") for k, v in self.limits().items()) or "no limit"
+        return ", ".join(f"{LIMITS[k][0]} {v:g} {LIMITS[k][1]}" for k, v in self.limits().items()) or "no limit"
 
 
 @dataclass(frozen=True)
@@ -87,6 +94,21 @@ class Candidate:
     def overshoot(self, budget: Budget) -> float:
         """By what factor it misses the budget, at the worst limit; 1 or less meets it."""
         return max((getattr(self, k) / v for k, v in budget.limits().items()), default=0.0)
+
+    def missed(self, budget: Budget) -> list[str]:
+        """Which of its limits it is over, by the name of what they bound."""
+        values = {k: getattr(self, k) for k in budget.limits()}
+        return [k for k, v in budget.limits().items() if values[k] is not None and values[k] > v]
+
+    @classmethod
+    def from_json(cls, d: Mapping[str, Any], metric: MetricSpec, setting: Setting, arch: Arch | None) -> Candidate:
+        """The inverse of `to_json`; its channels, where no `arch` is given, are the zoo's. Raises KeyError and such."""
+        arch = arch or zoo.arch(d["arch"], d["alpha"], d["resolution"])
+        prior = Prior(metric, float(d[metric.name]), str(d[f"{metric.name}_source"]))
+        setting = setting._replace(**{k: d[k] for k in ("engine", "precision") if k in d})
+        values: dict[str, Any] = {k: float(d[k]) for k in ("latency_ms", "size_mb", "macs_m", "params_m", "memory_mb")}
+        values |= {k: d[k] for k in ("ram_kb", "flash_kb", "at_least") if k in d}
+        return cls(arch, setting, prior, **values)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -127,11 +149,6 @@ class Choice:
         return self.pick.setting.threads
 
     @property
-    def chosen(self) -> Chosen:
-        pick = self.pick
-        return Chosen(pick.arch, self.engine, self.precision, self.threads, pick.latency_ms, self.machine)
-
-    @property
     def front(self) -> list[Candidate]:
         """Networks that no other beats in both accuracy and latency, fastest first."""
         out: list[Candidate] = []
@@ -139,6 +156,21 @@ class Choice:
             if not out or c.prior.rank > out[-1].prior.rank:
                 out.append(c)
         return out
+
+    @classmethod
+    def from_json(cls, d: Mapping[str, Any]) -> Choice:
+        """The inverse of `to_json`. Raises KeyError and such for what isn't a choice: see `files.read_object`."""
+        metric = MetricSpec(**d["prior"]) if "prior" in d else classify.PRIOR  # of before there was another
+        precision = next((p for p in PRECISIONS if p == d["precision"]), None)
+        if precision is None:
+            raise unknown("precision", d["precision"], PRECISIONS)
+        setting = Setting(str(d["engine"]), precision, int(d["threads"]))
+        pick = Candidate.from_json(d["pick"], metric, setting, Arch.from_json(d["arch"]))
+        candidates = tuple(
+            pick if c == d["pick"] else Candidate.from_json(c, metric, setting, None) for c in d["candidates"]
+        )
+        versions = {setting.engine: str(d["engine_version"])}
+        return cls(pick, candidates, Budget.from_json(d["budget"]), str(d["machine"]), versions)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -192,28 +224,6 @@ class Choice:
 
     def _legend(self) -> str:
         return ", ≈ extrapolated" if any(c.prior.source == "extrapolated" for c in self.candidates) else ""
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """What was chosen, as whoever goes on with it needs it: the network, and what it is to be shipped as."""
-
-    arch: Arch
-    engine: str
-    precision: Precision
-    threads: int
-    latency_ms: float
-    machine: str
-
-    @classmethod
-    def from_json(cls, d: Mapping[str, Any], where: str) -> Chosen:
-        """Of what `Choice.to_json` gave. Raises `UserError`."""
-        try:
-            precision = next(p for p in PRECISIONS if p == d["precision"])
-            arch, ms = Arch.from_json(d["arch"]), float(d["pick"]["latency_ms"])
-            return cls(arch, str(d["engine"]), precision, int(d["threads"]), ms, str(d["machine"]))
-        except (KeyError, TypeError, ValueError, StopIteration) as e:
-            raise UserError(f"{where}: not a choice of mobilenets: {e!r}") from e
 
 
 def scatter(choice: Choice, width: int = 72, height: int = 14) -> str:

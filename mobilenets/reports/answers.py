@@ -26,7 +26,7 @@ def check(page: Page) -> None:
 def values(page: Page, root: Path | None) -> dict[str, Any]:
     """What the template takes."""
     try:
-        shown = samples.drawn(page.file, page.shipped["split"], root)
+        shown = samples.drawn(page.fitted.file, page.shipped.scores["split"], root)
     except UserError as e:
         return {"samples": page.without_samples(e)}
     return {"samples": {"images": shown, "note": "" if shown else samples.NONE}}

@@ -28,15 +28,15 @@ def columns(page: Page) -> list[tuple[str, str, str]]:
 
 def check(page: Page) -> None:
     """Raises `UserError` where the scores have no confusion matrix of the card's classes."""
-    if page.shipped.get("confusion") is None:
-        raise UserError(f"it has no scores of {page.file_name}")
-    if np.shape(page.shipped["confusion"]) != (len(page.card.labels),) * 2:
+    if page.shipped.scores.get("confusion") is None:
+        raise UserError(f"it has no scores of {page.fitted.file.name}")
+    if np.shape(page.shipped.scores["confusion"]) != (len(page.card.labels),) * 2:
         raise UserError(f"its confusion matrix is not of the card's {len(page.card.labels)} classes")
 
 
 def values(page: Page, root: Path | None) -> dict[str, Any]:
     """What the template takes."""
-    m, labels = np.asarray(page.shipped["confusion"], np.int64), page.card.labels
+    m, labels = np.asarray(page.shipped.scores["confusion"], np.int64), page.card.labels
     return {
         "right": int(np.trace(m)),
         "classes": by_class(m, labels),
@@ -74,7 +74,7 @@ def pairs(m: Confusion, labels: tuple[str, ...]) -> list[dict[str, Any]]:
 def _samples(page: Page, m: Confusion, root: Path | None) -> dict[str, Any]:
     """Held-out images with what the shipped file says of them; or why there are none."""
     try:
-        shown = samples.with_mistakes(page.file, page.shipped["split"], m, root)
+        shown = samples.with_mistakes(page.fitted.file, page.shipped.scores["split"], m, root)
     except UserError as e:
         return page.without_samples(e)
     mistakes = sum(s["label"] != s["predicted"] for s in shown)

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import importlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from mobilenets import files, tasks
+from mobilenets import files
 from mobilenets.arch import cost
 from mobilenets.arch.cost import Cost
-from mobilenets.arch.spec import Arch
 from mobilenets.console import ms
 from mobilenets.data.checks import Scan
+from mobilenets.deploy.choose import LIMITS, Candidate, Choice
 from mobilenets.errors import UserError
 from mobilenets.files import read_json
 from mobilenets.model.bundle import CARD
@@ -25,36 +24,14 @@ from mobilenets.model.card import Card
 from mobilenets.reports import pages, plots, style
 from mobilenets.reports.training import recipe_fields
 from mobilenets.tasks.task import MetricSpec
+from mobilenets.training.fitted import Fitted, Step
 from mobilenets.training.run import CHOICE, CONFIG, FLOAT, LOGS, SCAN, STEPS
 
 METRICS = f"{LOGS}/metrics.csv"
-# What each file must have for the page to be made from it.
-NEEDED = {
-    CONFIG: ("command", "source", "budget", "engine", "precision", "threads", "recipe", "seed"),
-    CHOICE: ("pick", "arch", "budget", "engine", "engine_version", "precision", "threads", "machine", "front",
-             "candidates"),
-    SCAN: ("source", "counts", "native_side"),
-    STEPS: ("file", "latency_ms", "predicted_latency_ms", "size_bytes", "seconds", "steps"),
-    f"{FLOAT}/{CARD}": ("digest",),
-}  # fmt: skip
+NEEDED = (CONFIG, CHOICE, SCAN, STEPS, f"{FLOAT}/{CARD}")
+RUN = ("command", "source", "recipe", "seed")  # of run.json
 ANSWERS = {"classify": "mobilenets.reports.classes"}  # tasks whose answers have more to show than their drawings
 BYTES = {"int8": 1, "float32": 4}
-UNITS = {
-    "latency_ms": ("latency", "ms"), "size_mb": ("size", "MB"), "macs_m": ("macs", "M"),
-    "params_m": ("parameters", "M"), "memory_mb": ("activations", "MB"),
-    "ram_kb": ("RAM", "KB"), "flash_kb": ("flash", "KB"),
-}  # fmt: skip
-
-
-def _read(run: Path) -> dict[str, dict[str, Any]]:
-    """The JSON files of a finished run of `fit` by name. Raises `UserError`."""
-    for name in NEEDED:
-        if not (run / name).is_file():
-            raise UserError(
-                f"{run} is not a finished run: {name} is missing; report needs a finished mobilenets fit (one that was "
-                "stopped goes on with --resume)"
-            )
-    return {name: read_json(run / name, keys, "a finished run") for name, keys in NEEDED.items()}
 
 
 @dataclass
@@ -63,31 +40,32 @@ class Page:
 
     run: Path
     config: dict[str, Any]
-    choice: dict[str, Any]
-    scan: dict[str, Any]
-    result: dict[str, Any]
-    card_json: dict[str, Any]
+    choice: Choice
+    scan: Scan
+    fitted: Fitted
     card: Card
     cost: Cost
     notes: list[str] = field(default_factory=list)
 
     @classmethod
     def read(cls, run: Path) -> Page:
-        got = _read(run)
-        card_json = got[f"{FLOAT}/{CARD}"]
-        page = cls(
-            run,
-            got[CONFIG],
-            got[CHOICE],
-            got[SCAN],
-            got[STEPS],
-            card_json,
-            Card.from_json(card_json, str(run / FLOAT / CARD)),
-            cost.count(Arch.from_json(got[CHOICE]["arch"])),
-        )
+        """The files of a finished run of `fit`. Raises `UserError`."""
+        for name in NEEDED:
+            if not (run / name).is_file():
+                raise UserError(
+                    f"{run} is not a finished run: {name} is missing; report needs a finished mobilenets fit (one that "
+                    "was stopped goes on with --resume)"
+                )
+        whose = "a finished run"
+        config = read_json(run / CONFIG, RUN, whose)
+        choice = files.read_object(run / CHOICE, Choice.from_json, whose)
+        scan = files.read_object(run / SCAN, Scan.from_json, whose)
+        path = run / FLOAT / CARD
+        card = Card.from_json(read_json(path, ("digest",), whose), str(path))
+        arch = choice.pick.arch
+        fitted = files.read_object(run / STEPS, lambda d: Fitted.from_json(d, run, arch, card.task), whose)
+        page = cls(run, config, choice, scan, fitted, card, cost.count(arch))
         try:
-            if not isinstance(page.shipped.get(page.metric.name), int | float):
-                raise UserError(f"it has no scores of {page.file_name}")
             page.answers.check(page)
         except UserError as e:
             raise UserError(f"{run / STEPS}: not a file of a finished run: {e}") from e
@@ -96,9 +74,7 @@ class Page:
     @property
     def metric(self) -> MetricSpec:
         """The task's score."""
-        primary = tasks.of(self.card).primary
-        assert primary is not None  # what fit trained has one
-        return primary
+        return self.fitted.primary
 
     @property
     def answers(self) -> ModuleType:
@@ -106,49 +82,36 @@ class Page:
         return importlib.import_module(ANSWERS.get(self.card.task, "mobilenets.reports.answers"))
 
     @property
-    def steps(self) -> list[dict[str, Any]]:
-        steps: list[dict[str, Any]] = self.result["steps"]
-        return steps
-
-    @property
-    def file_name(self) -> str:
-        return Path(self.result["file"]).name
-
-    @property
-    def shipped(self) -> dict[str, Any]:
+    def shipped(self) -> Step:
         """The step of the file to ship."""
-        return next((s for s in self.steps if Path(s["path"]).name == self.file_name), {})
-
-    @property
-    def file(self) -> Path:
-        """The shipped file, wherever the run's folder is now."""
-        return self.run / self.file_name
+        return self.fitted.shipped
 
     def render(self, root: Path | None) -> str:
         filters: dict[str, Callable[..., Any]] = {
-            **pages.NUMBERS, "short": lambda s: s[:16], "network": plots.network, "sentence": style.sentence,
+            **pages.NUMBERS, "short": lambda s: s[:16], "sentence": style.sentence,
         }  # fmt: skip
+        scores = self.shipped.scores
         return pages.render(
             "fit.html",
             filters,
             page=self,
-            pick=self.choice["pick"],
-            pick_title=plots.network(self.choice["pick"]),
+            pick=self.choice.pick,
             shipped=self.shipped,
-            data_name=Path(self.shipped["data"]).name or self.shipped["data"],
+            scores=scores,
+            data_name=Path(scores["data"]).name or scores["data"],
             limits=self.limits(),
             why=self.why(),
             front=self.front(),
             best_epoch=self.card.recipe.get("best_epoch"),
             recipe=recipe_fields(self.config["recipe"], self.config["seed"]),
             metric=self.metric,
-            prior=plots.prior(self.choice),
+            prior=self.choice.pick.prior.metric,
             columns=self.answers.columns(self),
             answers=self.answers.TEMPLATE,
-            interval=self.metric.share and plots.wilson(self.shipped[self.metric.name], self.shipped["count"]),
+            interval=self.metric.share and plots.wilson(scores[self.metric.name], scores["count"]),
             scan=self.scanned(),
             shares=[(cost.TYPE_NAMES[k], *v) for k, v in self.cost.shares().items() if any(v)],
-            bytes=BYTES[self.choice["precision"]],
+            bytes=BYTES[self.choice.precision],
             files=self.files(),
             command=self.config["command"],
             plots=self.plots(),
@@ -163,10 +126,10 @@ class Page:
         figures = {
             "pareto": (
                 plots.pareto(self.choice),
-                f"{plots.prior(self.choice).label} over measured latency of every network considered",
+                f"{self.choice.pick.prior.metric.label} over measured latency of every network considered",
             ),
             "steps": (
-                plots.steps(self.steps, self.metric),
+                plots.steps(self.fitted.steps, self.metric),
                 f"{style.sentence(self.metric.label)} at each step from float to the exported file",
             ),
             "shares": (plots.cost_shares(self.cost), "Share of macs and weights by layer type"),
@@ -185,91 +148,78 @@ class Page:
 
     def limits(self) -> list[dict[str, Any]]:
         """Each limit of the budget beside what was measured: in the shipped file, where it can be."""
-        measured = {**self.choice["pick"], "size_mb": self.shipped["size_bytes"] / 1e6}
-        measured["latency_ms"] = self.shipped["latency_ms"]
+        measured = {"size_mb": self.shipped.size_bytes / 1e6, "latency_ms": self.shipped.latency_ms or 0.0}
+        limits = self.choice.budget.limits()
+        values = {k: measured[k] if k in measured else getattr(self.choice.pick, k) for k in limits}
         return [
-            {"name": UNITS[k][0], "unit": UNITS[k][1], "limit": v, "value": measured[k], "met": measured[k] <= v}
-            for k, v in self.choice["budget"].items()
+            {"name": LIMITS[k][0], "unit": LIMITS[k][1], "limit": v, "value": values[k], "met": values[k] <= v}
+            for k, v in limits.items()
         ]
 
     def why(self) -> list[str]:
         """In plain sentences: what was picked, from what, and what stood in the way of more accuracy."""
-        pick, every = self.choice["pick"], self.choice["candidates"]
-        fitting = [c for c in every if not self._missed(c)]
-        prior = plots.prior(self.choice)
-        kind = "extrapolated" if pick[f"{prior.name}_source"] == "extrapolated" else "published"
-        budget = " and ".join(f"{UNITS[k][0]} {v:g} {UNITS[k][1]}" for k, v in self.choice["budget"].items())
+        pick, every, budget = self.choice.pick, self.choice.candidates, self.choice.budget
+        title, metric = pick.arch.title, pick.prior.metric
+        fitting = [c for c in every if not c.missed(budget)]
         if len(every) == 1:
-            out = [f"{plots.network(pick)} was the only network to choose from."]
+            out = [f"{title} was the only network to choose from."]
         elif len(fitting) == 1:
-            out = [f"Of {len(every)} networks, {plots.network(pick)} is the only one that meets the budget ({budget})."]
+            out = [f"Of {len(every)} networks, {title} is the only one that meets the budget ({budget})."]
         else:
             among = f"the {len(fitting)} of {len(every)} networks that meet the budget ({budget})"
-            if not budget:
+            if not budget.limits():
                 among = f"all {len(every)} networks: no budget was set"
-            most = f"{'highest' if prior.higher_is_better else 'lowest'} {kind} {prior.label}"
-            value = f"{pick[prior.name]:.1f}{'%' if prior.unit == '%' else ' ' + prior.unit}"
-            out = [f"{plots.network(pick)} has the {most}, {value}, of {among}."]
-        better = [c for c in every if prior.lost(c[prior.name], pick[prior.name]) > 0 and self._missed(c)]
+            kind = "extrapolated" if pick.prior.source == "extrapolated" else "published"
+            most = f"{'highest' if metric.higher_is_better else 'lowest'} {kind} {metric.label}"
+            value = f"{pick.prior.value:.1f}{'%' if metric.unit == '%' else ' ' + metric.unit}"
+            out = [f"{title} has the {most}, {value}, of {among}."]
+        better = [c for c in every if c.prior.rank > pick.prior.rank and c.missed(budget)]
         if better:
-            top = max(better, key=lambda c: prior.rank(c[prior.name]))
-            reasons = " and ".join(f"{UNITS[k][0]} {self._measured(top, k)}" for k in self._missed(top))
-            many = f"{len(better)} more accurate networks are" if len(better) > 1 else "One more accurate network is"
-            out.append(f"{many} over it; the best of them, {plots.network(top)}, has {reasons}.")
-        side, most = self.scan["native_side"], max(c["resolution"] for c in every)
+            top = max(better, key=lambda c: c.prior.rank)
+            reasons = " and ".join(f"{LIMITS[k][0]} {_measured(top, k)}" for k in top.missed(budget))
+            many = f"{len(better)} better networks are" if len(better) > 1 else "One better network is"
+            out.append(f"{many} over it; the best of them, {top.arch.title}, has {reasons}.")
+        side, most_px = self.scan.native_side, max(c.arch.resolution for c in every)
         if self.config.get("init"):
             out.append("The width is that of the bundle it was fine-tuned from: the resolution alone was chosen.")
-        elif 0 < side <= most and most < 224:
+        elif 0 < side <= most_px and most_px < 224:
             out.append(
-                f"The images' short side is {side} pixels (median), so no resolution over {most} was considered."
+                f"The images' short side is {side} pixels (median), so no resolution over {most_px} was considered."
             )
-        unmeasured = sum(c["latency_ms"] is None for c in every)
-        if unmeasured:
-            out.append(f"{unmeasured} networks over another limit were not timed.")
         return out
-
-    def _missed(self, c: Mapping[str, Any]) -> list[str]:
-        """Which limits a candidate misses."""
-        return [k for k, v in self.choice["budget"].items() if c[k] is not None and c[k] > v]
-
-    def _measured(self, c: Mapping[str, Any], k: str) -> str:
-        value = ms(c[k]) if k == "latency_ms" else f"{c[k]:.2f}"
-        return f"{value} {UNITS[k][1]}"
 
     def front(self) -> list[dict[str, Any]]:
         """The Pareto front, fastest first, with the pick in it even where a bigger network hides it."""
-        pick, prior = self.choice["pick"], plots.prior(self.choice)
-        rows = self.choice["front"] if pick in self.choice["front"] else [*self.choice["front"], pick]
+        pick, front = self.choice.pick, self.choice.front
+        rows = front if pick in front else [*front, pick]
         return [
             {
-                **c,
+                "network": c,
                 "picked": c == pick,
-                "prior": f"{'≈' * (c[f'{prior.name}_source'] == 'extrapolated')}{c[prior.name]:.1f}",
-                "guess": c[f"{prior.name}_source"] == "extrapolated",
-                "missed": " and ".join(UNITS[k][0] for k in self._missed(c)),
+                "prior": f"{'≈' * (c.prior.source == 'extrapolated')}{c.prior.value:.1f}",
+                "guess": c.prior.source == "extrapolated",
+                "missed": " and ".join(LIMITS[k][0] for k in c.missed(self.choice.budget)),
             }
-            for c in sorted(rows, key=lambda c: c["latency_ms"])
+            for c in sorted(rows, key=lambda c: c.latency_ms)
         ]
 
     def scanned(self) -> dict[str, Any]:
-        known = {f.name for f in dataclasses.fields(Scan)}
-        scan = Scan(**{k: v for k, v in self.scan.items() if k in known})
-        counts = scan.counts
+        counts = self.scan.counts
         labels = self.card.labels or sorted({c for per in counts.values() for c in per})
         classes = [(c, [per.get(c, 0) for per in counts.values()]) for c in labels]
         return {
             "splits": {k: sum(per.values()) for k, per in counts.items()},
             "classes": classes[:20],
             "more": max(0, len(classes) - 20),
-            "findings": list(scan.findings()),
-            "native_side": scan.native_side,
+            "findings": list(self.scan.findings()),
+            "native_side": self.scan.native_side,
         }
 
     def files(self) -> list[dict[str, Any]]:
         """The files and bundles of each step that are still there: bytes and digest."""
         out = []
-        for s in self.steps:
-            path = self.run / Path(s["path"]).name
+        for s in self.fitted.steps:
+            path = self.run / Path(s.path).name
             if path.is_file():
                 digest = f"sha256 {files.sha256(path)}"
             elif (path / CARD).is_file():
@@ -288,3 +238,8 @@ class Page:
         """Sample predictions that can't be made: the page says so, and the verb."""
         self.notes.append(f"the sample predictions were left out: {why}")
         return {"images": [], "note": str(why)}
+
+
+def _measured(c: Candidate, k: str) -> str:
+    value = ms(c.latency_ms) if k == "latency_ms" else f"{getattr(c, k):.2f}"
+    return f"{value} {LIMITS[k][1]}"

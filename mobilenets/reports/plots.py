@@ -6,9 +6,10 @@ Every function here returns a `Figure` that belongs to nobody else: no pyplot, n
 from __future__ import annotations
 
 import csv
+import dataclasses
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,11 +23,12 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from mobilenets.arch.cost import TYPE_NAMES, Cost
+from mobilenets.deploy.choose import LIMITS, Choice
 from mobilenets.errors import UserError
 from mobilenets.reports import style
 from mobilenets.reports.style import BACK, BLUE, GREEN, GRID, INK, MUTED, ORANGE, PINK, SHADE, SKY, TYPE_COLOURS
-from mobilenets.tasks import classify
 from mobilenets.tasks.task import MetricSpec
+from mobilenets.training.fitted import Step
 from mobilenets.training.tuning import Speed, smooth
 
 if TYPE_CHECKING:
@@ -37,71 +39,60 @@ MOST_CLASSES = 30  # rows of a confusion matrix that can still be read
 NUMBERED_CLASSES = 12  # rows of one whose cells have room for their numbers
 
 
-def network(c: Mapping[str, Any]) -> str:
-    """A candidate's name, e.g. "v2 0.5-160"."""
-    return f"{c['arch']} {c['alpha']:g}-{c['resolution']}"
-
-
 def family(arch: str) -> str:
     """The family a network is of: that of "v3-large" is "v3"."""
     return arch.split("-")[0]
 
 
-def prior(choice: Mapping[str, Any]) -> MetricSpec:
-    """What a Choice's JSON ranks its networks by; one that doesn't say is of before there was more than one task."""
-    return MetricSpec(**choice["prior"]) if "prior" in choice else classify.PRIOR
-
-
 @style.styled
-def pareto(choice: Mapping[str, Any]) -> Figure:
-    """The prior over measured latency, from a Choice's JSON: every network, front, pick, budget.
+def pareto(choice: Choice) -> Figure:
+    """What networks are ranked by over measured latency: every network, the front, the pick, the budget.
 
-    A hollow dot misses a limit other than latency. A candidate without a latency wasn't measured and isn't drawn. Each
-    runtime and precision has its own shape, where there are several.
+    A hollow dot misses a limit other than latency. Each runtime and precision has its own shape, where there
+    are several.
     """
-    candidates = [c for c in choice["candidates"] if c["latency_ms"] is not None]
-    pick, budget = choice["pick"], choice["budget"]
-    limit, ranked = budget.get("latency_ms"), prior(choice)
-    others = {k: v for k, v in budget.items() if k != "latency_ms"}
+    candidates, pick, budget = choice.candidates, choice.pick, choice.budget
+    limit, ranked = budget.max_latency_ms, pick.prior.metric
+    others = dataclasses.replace(budget, max_latency_ms=None)
     fig = style.figure(4.0)
     ax = fig.add_subplot()
-    latencies = [c["latency_ms"] for c in candidates]
-    far = bool(limit) and limit > 30 * max(latencies)  # too far right to draw: the dots would be a smudge
+    latencies = [c.latency_ms for c in candidates]
+    far = limit is not None and limit > 30 * max(latencies)  # too far right to draw: the dots would be a smudge
     lo, hi = min(latencies) / 1.3, max(*latencies, max(latencies) if far or not limit else limit) * 1.3
     if limit and not far:
         lo = min(lo, limit / 1.3)
     style.log_axis(ax, lo, hi)
     ax.grid(visible=True)
-    ways = list(dict.fromkeys(_way(c) for c in candidates))
-    how = _threads(choice) if len(ways) > 1 else f"{choice['engine']} {choice['precision']}, {_threads(choice)}"
+    ways = list(dict.fromkeys(c.setting.name for c in candidates))
+    how = str(pick.setting) if len(ways) == 1 else f"{choice.threads} thread{'s' * (choice.threads > 1)}"
     shapes = dict(zip(ways, itertools.cycle("os^DvPX"), strict=False))
     ax.set_xlabel(f"latency, ms per image (log scale; {how})")
     ax.set_ylabel(f"{ranked.title}, published")
     handles: list[Any] = []
-    front = choice["front"]
+    front = choice.front
     (line,) = ax.plot(
-        [c["latency_ms"] for c in front],
-        [c[ranked.name] for c in front],
+        [c.latency_ms for c in front],
+        [c.prior.value for c in front],
         color=MUTED, lw=1.2, drawstyle="steps-post", zorder=2,
     )  # fmt: skip
     any_hollow = False
-    for name in sorted({family(c["arch"]) for c in candidates}):
+    for name in sorted({family(c.arch.name) for c in candidates}):
         colour = FAMILY_COLOURS.get(name, MUTED)
         handles.append(Line2D([], [], marker="o", ls="", ms=6, color=colour, label=f"MobileNet {name.upper()}"))
         for hollow, way in itertools.product((False, True), ways):
-            members = [c for c in candidates if family(c["arch"]) == name and _way(c) == way]
-            dots = [c for c in members if any(c[k] > v for k, v in others.items()) == hollow]
+            members = [c for c in candidates if family(c.arch.name) == name and c.setting.name == way]
+            dots = [c for c in members if bool(c.missed(others)) == hollow]
             any_hollow |= hollow and bool(dots)
             ax.scatter(
-                [c["latency_ms"] for c in dots],
-                [c[ranked.name] for c in dots],
+                [c.latency_ms for c in dots],
+                [c.prior.value for c in dots],
                 s=26, marker=shapes[way], facecolors=BACK if hollow else colour, edgecolors=colour, linewidths=1.2,
                 zorder=3,
             )  # fmt: skip
     if len(ways) > 1:
         handles += [Line2D([], [], marker=shapes[w], ls="", ms=6, mfc=BACK, mec=MUTED, label=w) for w in ways]
     if any_hollow:
-        missed = " or ".join(_LIMIT_NAMES[k] for k in others)
+        missed = " or ".join(LIMITS[k][0] for k in others.limits())
         handles.append(
             Line2D([], [], marker="o", ls="", ms=6, mfc=BACK, mec=MUTED, mew=1.2, label=f"over the {missed} limit")
         )
@@ -121,25 +112,20 @@ def pareto(choice: Mapping[str, Any]) -> Figure:
                 text, (limit, 1), xycoords=ax.get_xaxis_transform(), xytext=(0, 3), textcoords="offset points",
                 ha="center", va="bottom", fontsize=8.5,
             )  # fmt: skip
-    x, y = pick["latency_ms"], pick[ranked.name]
+    x, y = pick.latency_ms, pick.prior.value
     ax.scatter([x], [y], marker="*", s=260, facecolors=GREEN, edgecolors=BACK, linewidths=1.0, zorder=5)
     ax.margins(y=0.12)
-    dx, dy = _free_place(ax, [(c["latency_ms"], c[ranked.name]) for c in candidates], x, y)
+    dx, dy = _free_place(ax, [(c.latency_ms, c.prior.value) for c in candidates], x, y)
     ax.annotate(
-        f"{network(pick)}, {x:.3g} ms", (x, y), xytext=(dx, dy), textcoords="offset points",
+        f"{pick.arch.title}, {x:.3g} ms", (x, y), xytext=(dx, dy), textcoords="offset points",
         ha="left" if dx > 0 else "right" if dx < 0 else "center", va="center", weight="bold", zorder=6,
         bbox={"facecolor": BACK, "edgecolor": "none", "alpha": 0.8, "pad": 1.5},
     )  # fmt: skip
-    label = f"the pick, {_way(pick)}" if len(ways) > 1 else "the pick"
+    label = f"the pick, {pick.setting.name}" if len(ways) > 1 else "the pick"
     handles.append(Line2D([], [], marker="*", ls="", ms=12, color=GREEN, mec=BACK, label=label))
     columns = len(handles) if len(ways) == 1 else 4
     fig.legend(handles=handles, loc="outside upper left", ncols=columns, handletextpad=0.4, columnspacing=1.4)
     return fig
-
-
-def _way(c: Mapping[str, Any]) -> str:
-    """What a candidate runs on: "" in a choice made before there were several."""
-    return f"{c.get('engine', '')} {c.get('precision', '')}".strip()
 
 
 def _free_place(ax: Axes, others: Sequence[tuple[float, float]], x: float, y: float) -> tuple[float, float]:
@@ -162,16 +148,6 @@ def _free_place(ax: Axes, others: Sequence[tuple[float, float]], x: float, y: fl
         return 100 * outside + sum(left - 5 < u < left + 135 and low - 5 < v < high + 5 for u, v in dots)
 
     return min([(12, -13), (14, 0), (12, 13), (-12, -13), (-14, 0), (-12, 13), (0, -22), (0, 22)], key=cost)
-
-
-_LIMIT_NAMES = {
-    "latency_ms": "latency", "size_mb": "size", "macs_m": "macs", "params_m": "params", "memory_mb": "memory",
-    "ram_kb": "RAM", "flash_kb": "flash",
-}  # fmt: skip
-
-
-def _threads(choice: Mapping[str, Any]) -> str:
-    return f"{choice['threads']} thread{'s' * (choice['threads'] > 1)}"
 
 
 def read_metrics(path: Path) -> dict[str, dict[int, float]]:
@@ -237,19 +213,19 @@ def wilson(percent: float, count: int) -> tuple[float, float]:
 
 
 @style.styled
-def steps(rows: Sequence[Mapping[str, Any]], metric: MetricSpec) -> Figure:
-    """The score at each step from float to the exported file, from a run's steps.json; bars are 95% intervals."""
+def steps(rows: Sequence[Step], metric: MetricSpec) -> Figure:
+    """The score at each step from float to the exported file; bars are 95% intervals."""
     fig = style.figure(0.75 + 0.36 * len(rows))
     ax = fig.add_subplot()
-    values = [r[metric.name] for r in rows]
-    spans = [wilson(v, r["count"]) if metric.share else (v, v) for v, r in zip(values, rows, strict=True)]
+    values = [float(r.scores[metric.name]) for r in rows]
+    spans = [wilson(v, r.scores["count"]) if metric.share else (v, v) for v, r in zip(values, rows, strict=True)]
     for i, (r, value, (lo, hi)) in enumerate(zip(rows, values, spans, strict=True)):
-        colour = BLUE if r["precision"] == "float32" else ORANGE
+        colour = BLUE if r.precision == "float32" else ORANGE
         ax.plot([lo, hi], [i, i], color=colour, lw=5, alpha=0.25, solid_capstyle="round")
         ax.plot([value], [i], "o", color=colour, ms=7, mec=BACK, mew=0.8)
         ax.annotate(f"{value:.2f}", (1, i), xycoords=ax.get_yaxis_transform(), xytext=(8, 0),
                     textcoords="offset points", va="center", weight="bold", annotation_clip=False)  # fmt: skip
-    ax.set_yticks(range(len(rows)), [r["name"] for r in rows])
+    ax.set_yticks(range(len(rows)), [r.name for r in rows])
     ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.tick_params(axis="y", length=0)
     ax.spines["left"].set_visible(False)

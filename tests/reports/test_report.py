@@ -11,7 +11,6 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -33,6 +32,7 @@ from mobilenets.reports import plots, samples, style
 from mobilenets.tasks.classify import PRIMARY, PRIOR
 from mobilenets.tasks.task import Prior
 from mobilenets.training import recipes
+from mobilenets.training.fitted import Step
 
 HOSTILE = "<script>alert(1)--><&lt; $x_"  # a folder's name can't hold a slash
 
@@ -210,8 +210,8 @@ def test_page_has_the_numbers_of_the_run(page: str, made: Path) -> None:
 def test_why_says_what_stood_in_the_way(page: str) -> None:
     text = visible(page)
     assert (
-        "v1 0.55-32 has the highest published ImageNet top-1, 59.0%, of the 4 of 6 networks that meet the budget "
-        "(latency 0.4 ms and size 0.5 MB). 2 more accurate networks are over it; the best of them, v1 0.75-32, has "
+        "v1 0.25-32 has the highest published ImageNet top-1, 59.0%, of the 4 of 6 networks that meet the budget "
+        "(latency 0.4 ms, size 0.5 MB). 2 better networks are over it; the best of them, v1 0.75-32, has "
         "latency 0.759 ms and size 0.70 MB." in text
     )
 
@@ -308,11 +308,11 @@ def test_report_imports_no_torch() -> None:
 
 
 @pytest.fixture(scope="module")
-def choice() -> dict[str, Any]:
-    return make_choice(zoo.arch("v1", 0.25, 128), latency_ms=0.4, size_mb=0.5).to_json()
+def choice() -> Choice:
+    return make_choice(zoo.arch("v1", 0.25, 128), latency_ms=0.4, size_mb=0.5)
 
 
-def test_save_by_suffix(tmp_path: Path, choice: dict[str, Any]) -> None:
+def test_save_by_suffix(tmp_path: Path, choice: Choice) -> None:
     for suffix, start in ((".png", b"\x89PNG"), (".pdf", b"%PDF"), (".SVG", b"<?xml")):
         path = tmp_path / "new" / f"plot{suffix}"
         style.save(plots.pareto(choice), path)
@@ -323,7 +323,7 @@ def test_save_by_suffix(tmp_path: Path, choice: dict[str, Any]) -> None:
     assert sorted(p.name for p in tmp_path.rglob("*") if p.is_file()) == ["plot.SVG", "plot.pdf", "plot.png"]
 
 
-def test_svg_takes_the_pages_colours(choice: dict[str, Any]) -> None:
+def test_svg_takes_the_pages_colours(choice: Choice) -> None:
     text = style.svg(plots.pareto(choice), 'a "title" & <more>')
     assert text.startswith("<svg")
     assert text.rstrip().endswith("</svg>")
@@ -338,7 +338,7 @@ def test_svg_takes_the_pages_colours(choice: dict[str, Any]) -> None:
     [(1, {}), (1, {"latency_ms": 0.1}), (6, {"size_mb": 0.3}), (6, {"latency_ms": 1e5}), (3, {"latency_ms": 0.15})],
 )
 def test_pareto_of_any_choice(count: int, budget: dict[str, float]) -> None:
-    text = style.svg(plots.pareto(make_choice(zoo.arch("v2", 0.5, 96), count, **budget).to_json()), "")
+    text = style.svg(plots.pareto(make_choice(zoo.arch("v2", 0.5, 96), count, **budget)), "")
     assert "the pick" in text
     assert ("over the size limit" in text) == ("size_mb" in budget)
     assert ("budget" in text) == ("latency_ms" in budget)
@@ -346,14 +346,19 @@ def test_pareto_of_any_choice(count: int, budget: dict[str, float]) -> None:
     assert ("Pareto front" in text) == (count > 1)
 
 
-def test_pareto_leaves_out_what_was_not_measured(choice: dict[str, Any]) -> None:
-    some = [c if i < 4 else {**c, "latency_ms": None} for i, c in enumerate(choice["candidates"])]
-    fig = plots.pareto({**choice, "candidates": some, "front": some[:4]})
+def test_pareto_draws_every_network_once(choice: Choice) -> None:
+    fig = plots.pareto(choice)
     dots = [tuple(map(float, at)) for c in fig.axes[0].collections for at in c.get_offsets()]
-    drawn = {(c["latency_ms"], c["imagenet_top1"]) for c in some[:4]} | {
-        (choice["pick"]["latency_ms"], choice["pick"]["imagenet_top1"])
-    }
-    assert set(dots) == drawn
+    every = [(c.latency_ms, c.prior.value) for c in choice.candidates]
+    assert sorted(dots) == sorted([*every, (choice.pick.latency_ms, choice.pick.prior.value)])  # and the pick's star
+
+
+def test_a_choice_survives_json(choice: Choice) -> None:
+    again = Choice.from_json(json.loads(json.dumps(choice.to_json())))
+    assert again.to_json() == choice.to_json()
+    assert again.pick in again.candidates
+    assert [c.arch.title for c in again.front] == [c.arch.title for c in choice.front]
+    assert again.pick == choice.pick
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 30])
@@ -401,9 +406,7 @@ def test_confusion_of_classes_without_images() -> None:
 
 
 def test_steps_show_each_accuracy() -> None:
-    rows = [
-        {"name": f"s{i}", "top1": t, "count": n, "precision": "int8"} for i, (t, n) in enumerate([(0, 1), (100, 3)])
-    ]
+    rows = [Step(f"s{i}", "p", "e", "int8", 1, {"top1": t, "count": n}) for i, (t, n) in enumerate([(0, 1), (100, 3)])]
     text = style.svg(plots.steps(rows, PRIMARY), "")
     assert "100.00" in text
     assert "0.00" in text

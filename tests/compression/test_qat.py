@@ -182,7 +182,7 @@ def task(make_bundle: Callable[..., Bundle], colours: Path) -> dict[str, Any]:
 
 
 def learned(task: dict[str, Any], colours: Path, folder: Path, **changes: Any) -> Measured:
-    return qat.learn(d=open_data(str(colours)), folder=folder, **{**task, **changes})
+    return qat.learn(data=open_data(str(colours)), folder=folder, **{**task, **changes})
 
 
 @pytest.fixture(scope="module")

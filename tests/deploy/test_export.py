@@ -216,7 +216,7 @@ def test_a_file_of_one_batch_takes_any_number_of_images(bundle, pixels, tmp_path
 
 def test_a_file_of_another_precision_is_not_kept(bundle, pixels, tmp_path, monkeypatch):
     b = bundle("int8")
-    monkeypatch.setattr("mobilenets.deploy.engines.onnxruntime.stored", lambda _path: "float32")
+    monkeypatch.setattr("mobilenets.deploy.engines.onnxruntime.stored_precision", lambda _path: "float32")
     with pytest.raises(UserError, match=r"m\.onnx was not kept: onnxruntime made it float32, not the int8"):
         export.export_bundle(b, pixels, tmp_path / "m.onnx", "noise")
     assert not (tmp_path / "m.onnx").exists()

@@ -189,7 +189,7 @@ def test_kept_in_float(make_bundle, pixels, tmp_path):
     steps = dict(Layers(mixed, tmp_path / "m.ncnn", pixels[0]).differences())
     assert len(steps) == len(b.card.graph.layers) - 2
     assert max(steps.values()) < 4
-    assert engines.module("ncnn").stored(tmp_path / "m.ncnn") == "int8"
+    assert engines.module("ncnn").stored_precision(tmp_path / "m.ncnn") == "int8"
     text, data = ncnn_model(mixed)
     assert stored_precision(text, data) == "float32"
 
@@ -288,7 +288,7 @@ def test_stored_says_what_the_file_holds(exported, tmp_path):
     exported("v1", "float16")
     card = tmp_path / "m.ncnn" / "mobilenets.json"
     card.write_text(card.read_text().replace('"precision": "float16"', '"precision": "int8"'))
-    assert engines.module("ncnn").stored(tmp_path / "m.ncnn") == "float16"
+    assert engines.module("ncnn").stored_precision(tmp_path / "m.ncnn") == "float16"
 
 
 def test_a_wrong_export_leaves_nothing(make_bundle, pixels, tmp_path, monkeypatch):

@@ -287,6 +287,18 @@ def without_card(path):
         (edited(lambda card: card | {"config": {"labels": ["cat"]}}), "1 labels for a network of 10 classes"),
         (
             edited(lambda card: card | {"preprocess": card["preprocess"] | {"resolution": 64}}),
+            "the card's images are 64 x 64 pixels, its network's 32 x 32",
+        ),
+        (
+            edited(
+                lambda card: (
+                    card
+                    | {
+                        "preprocess": card["preprocess"] | {"resolution": 64},
+                        "arch": card["arch"] | {"resolution": 64},
+                    }
+                )
+            ),
             "card inside is another network's",
         ),
     ],

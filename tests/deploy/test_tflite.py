@@ -153,7 +153,7 @@ def test_operations_kept_in_float(make_bundle, tmp_path, name):
     b = Bundle(whole.card.replace(float_ops=kept), tensors)
     assert whole.card.preprocess == preprocess
     engine = engines.load(written(b, tmp_path / "m.tflite"))
-    assert engines.module("litert").stored(tmp_path / "m.tflite") == "int8"
+    assert engines.module("litert").stored_precision(tmp_path / "m.tflite") == "int8"
     images = sure(b)
     assert np.abs(engine(images)["probabilities"] - TorchEngine(b, 1)(images)["probabilities"]).mean(0).max() < 0.02
     assert (
@@ -181,7 +181,7 @@ def test_a_wrong_file_is_not_kept(bundle, tmp_path, monkeypatch, precision):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_precision_is_found_in_the_file(bundle, tmp_path, name, precision):
     path = written(bundle(precision, name), tmp_path / "m.tflite")
-    assert engines.module("litert").stored(path) == precision
+    assert engines.module("litert").stored_precision(path) == precision
 
 
 def test_no_file_says_int8_and_is_float(bundle, tmp_path, monkeypatch):
@@ -195,7 +195,7 @@ def test_no_file_says_int8_and_is_float(bundle, tmp_path, monkeypatch):
 def test_one_float_layer_is_not_int8(bundle, tmp_path, monkeypatch):
     b = bundle("int8")
     monkeypatch.setattr(tflite, "computed_in_float", lambda op, _micro: op.name == "blocks.3.pointwise")
-    assert engines.module("litert").stored(written(b, tmp_path / "m.tflite")) == "float32"
+    assert engines.module("litert").stored_precision(written(b, tmp_path / "m.tflite")) == "float32"
 
 
 def test_sizes(tmp_path):

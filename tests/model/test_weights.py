@@ -283,7 +283,7 @@ def assert_same(bundle, source, images, limit=1e-5):
     ours, theirs = logits(bundle, images), logits(source, images)
     assert theirs.std() > 0.1
     assert worst(theirs, ours) < limit
-    for field in ("name", "alpha", "rows", "head", "activation", "padding", "classes"):
+    for field in ("name", "alpha", "rows", "head", "activation", "padding", "num_classes"):
         assert getattr(bundle.card.arch, field) == getattr(source.card.arch, field), field
 
 

@@ -250,7 +250,7 @@ def test_fit_and_the_report_know_no_classifier(colours, command, tmp_path, monke
         assert drawn.convert("RGB").getpixel((5, 5))[1:] == (0, 0)
     for verb in (
         ("eval", out),
-        ("bench", out, "--precision", "float32"),
+        ("bench", out, "--engine", "onnxruntime", "--rounds", 1, "--batch", 1),
         ("predict", out, colours / "val/red/000.png"),
     ):
         again = command(*verb)

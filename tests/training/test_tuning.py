@@ -82,7 +82,7 @@ def test_running_out_of_memory_is_told(colours, monkeypatch):
     def fails(*_):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes")
 
-    monkeypatch.setattr(finders, "measure", fails)
+    monkeypatch.setattr(finders, "time_training", fails)
     finders._child(trial(colours), pipe)
     assert sent == [9, None]  # 72 images in at least 8 steps
 
@@ -91,7 +91,7 @@ def test_another_fault_is_not_taken_for_it(colours, monkeypatch):
     def fails(*_):
         raise RuntimeError("something else")
 
-    monkeypatch.setattr(finders, "measure", fails)
+    monkeypatch.setattr(finders, "time_training", fails)
     pipe = type("Pipe", (), {"send": lambda *_: None, "recv": lambda _: 16})()
     with pytest.raises(RuntimeError, match="something else"):
         finders._child(trial(colours), pipe)

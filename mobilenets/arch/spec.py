@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -255,6 +254,8 @@ class Arch:
 
     @property
     def digest(self) -> str:
+        import hashlib  # with OpenSSL, which what only counts needs not
+
         text = json.dumps(self.to_json(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from mobilenets.arch import published
 from mobilenets.arch.graph import Head
@@ -250,6 +250,8 @@ class Classify:
 
     def draw(self, image: Image.Image, answer: Answer) -> Image.Image:
         """The image with the best label in its corner."""
+        from PIL import ImageDraw
+
         out = image.convert("RGB")
         text = str(answer).partition("\t")[0]
         pen = ImageDraw.Draw(out)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from mobilenets.arch.graph import Head
 from mobilenets.arch.heads import FEATURES, feature_head
@@ -130,6 +130,8 @@ class FeaturesTask:
 
     def draw(self, image: Image.Image, answer: Answer) -> Image.Image:
         """The image with its features as bars of grey below it, the largest white."""
+        from PIL import ImageDraw
+
         assert isinstance(answer, Features)
         values = answer.values.reshape(len(answer.values), -1).mean(1)
         span = float(np.ptp(values)) or 1.0

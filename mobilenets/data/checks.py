@@ -34,6 +34,8 @@ class Scan:
     only_held_out: list[str] = field(default_factory=list)
     leaks: list[tuple[str, str]] = field(default_factory=list)
     native_side: int = 0
+    left_out: list[str] = field(default_factory=list)
+    unread: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         return dict(vars(self))
@@ -59,6 +61,7 @@ class Scan:
 
     def findings(self) -> Iterator[str]:
         """A line for each thing that isn't as it should be."""
+        yield from self.left_out
         for title, items in (
             ("damaged images", self.damaged),
             ("classes without an image", list(self.empty)),
@@ -98,7 +101,7 @@ def scan(data: Data, keep: Iterable[str] = ("train",), side: int = CACHE_SIDE) -
     """
     if data.scan is not None:
         return Scan(**{**data.scan, "source": data.source})
-    found = Scan(data.source, {}, empty=data.empty)
+    found = Scan(data.source, {}, empty=data.empty, left_out=[*data.left_out], unread=[*data.unread])
     hashes: dict[str, dict[bytes, str]] = {}
     sides: list[int] = []
     room = CACHE_BYTES
@@ -163,6 +166,11 @@ def check(data: Data, skip_bad: bool = False, side: int = CACHE_SIDE) -> Scan:
 
 
 def stop_at_damage(found: Scan, skip_bad: bool) -> None:
+    if found.unread and not skip_bad:
+        raise UserError(
+            f"{found.source}: no picture of {', '.join(found.unread)} can be read (listed above); convert them, or go "
+            "on without: --skip-bad"
+        )
     if found.damaged and not skip_bad:
         raise UserError(
             f"{found.source}: {len(found.damaged)} damaged images (listed above); mend or remove them, "

@@ -104,7 +104,8 @@ class Batch:
 class Data:
     """A labelled data set with its splits. `kind` "glyph" means a mirrored or half-hidden image is another class.
 
-    `scan`: what a look at every image found, if there was one already (a `checks.Scan` as JSON).
+    `left_out`: lines that say what is in the folder and not in the data; `unread`: classes of pictures none of which
+    can be read. `scan`: what a look at every image found, if there was one already (a `checks.Scan` as JSON).
     """
 
     source: str
@@ -115,6 +116,8 @@ class Data:
     seed: int = 0
     val_fraction: float | None = None
     scan: dict[str, Any] | None = None
+    left_out: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
 
     @property
     def held_out(self) -> str:

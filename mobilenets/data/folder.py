@@ -3,31 +3,60 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 import zipfile
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from mobilenets.data.dataset import Data, Split
 from mobilenets.errors import UserError
-from mobilenets.model.images import SUFFIXES, BadImage
+from mobilenets.model.images import SUFFIXES, UNREADABLE, BadImage
 
-SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+# What a folder of a split is called, as a word of its name: "Training", "test_set", "seg_train".
+SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+}
+NAMED = 5  # files or folders named in a line of what was found
 
 
-def _folder(path: Path) -> tuple[list[str], list[str], Callable[[str], Path | bytes]]:
-    files, dirs = [], []
-    for here, subdirs, names in os.walk(path, followlinks=True):
-        subdirs[:] = sorted(d for d in subdirs if not d.startswith("."))
+@dataclass(frozen=True)
+class Listing:
+    """What a folder or a zip holds, names with / between: images, folders, and other pictures, which can't be read."""
+
+    files: list[str]
+    folders: list[str]
+    unreadable: list[str]
+    read: Callable[[str], Path | bytes]
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file, or a folder that it is in, is none of the user's: .git, .Trash, what macOS adds to a zip."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
+
+
+def is_image_name(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES) and not is_hidden(name)
+
+
+def list_folder(path: Path) -> Listing:
+    names, folders = [], []
+    for here, subdirs, inside in os.walk(path, followlinks=True):
+        subdirs[:] = sorted(d for d in subdirs if not is_hidden(d))
         rel = Path(here).relative_to(path).as_posix()
-        dirs.append(rel)
-        files += [f"{rel}/{n}".removeprefix("./") for n in sorted(names) if is_image_name(n)]
-    return files, dirs[1:], lambda name: path / name
+        folders.append(rel)
+        names += [f"{rel}/{n}".removeprefix("./") for n in sorted(inside)]
+    return _listing(names, folders[1:], lambda name: path / name)
 
 
-def _zip(path: Path) -> tuple[list[str], list[str], Callable[[str], Path | bytes]]:
+def list_zip(path: Path) -> Listing:
+    """Raises `UserError` for a file that is no zip."""
     try:
         with zipfile.ZipFile(path) as z:
             names = sorted(z.namelist())
@@ -40,9 +69,13 @@ def _zip(path: Path) -> tuple[list[str], list[str], Callable[[str], Path | bytes
             local.zip, local.pid = zipfile.ZipFile(path), os.getpid()
         return read_member(local.zip, name, name)
 
-    files = [n for n in names if is_image_name(n)]
-    dirs = {n.rstrip("/") for n in names if n.endswith("/") and not n.startswith(("__MACOSX", "."))}
-    return files, sorted(dirs), read
+    return _listing(names, sorted({n.rstrip("/") for n in names if n.endswith("/") and not is_hidden(n)}), read)
+
+
+def _listing(names: Iterable[str], folders: list[str], read: Callable[[str], Path | bytes]) -> Listing:
+    seen = [n for n in names if not is_hidden(n)]
+    unreadable = [n for n in seen if n.lower().endswith(UNREADABLE)]
+    return Listing([n for n in seen if is_image_name(n)], folders, unreadable, read)
 
 
 def read_member(z: zipfile.ZipFile, member: str, name: str) -> bytes:
@@ -53,36 +86,114 @@ def read_member(z: zipfile.ZipFile, member: str, name: str) -> bytes:
         raise BadImage(f"{name}: can't be read from the zip ({e})") from e
 
 
-def is_image_name(name: str) -> bool:
-    base = PurePosixPath(name).name
-    return base.lower().endswith(SUFFIXES) and not base.startswith(".") and "__MACOSX" not in name
+def split_of(folder: str) -> str | None:
+    """The split that a folder's name speaks of: "train" of "Training", "seg_train", "train_set"; None of most."""
+    found = {SPLITS[w] for w in re.split(r"[^a-z]+", folder.lower()) if w in SPLITS}
+    return found.pop() if len(found) == 1 else None
 
 
-def _from_files(source: str, files: list[str], dirs: list[str], read: Callable[[str], Path | bytes]) -> Data:
-    """[outer/][split/]class/... -> Data. `dirs` tells of classes with no image in them."""
-    if not files:
-        raise UserError(f"{source}: no images; expected a folder of images for each class")
+@dataclass
+class _Layout:
+    """How a folder is laid out: `depth` folders that hold all, then perhaps splits, then classes.
+
+    `splits`: by a folder's name, its split; empty where there are none. `left_out`: folders beside the splits.
+    """
+
+    depth: int
+    splits: dict[str, str] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
+
+
+def _layout(source: str, files: list[str]) -> _Layout:
+    """Raises `UserError` where folders look like splits, but for their names."""
     depth = 0
     while len({f.split("/")[depth] for f in files}) == 1 and all(f.count("/") > depth + 1 for f in files):
-        if files[0].split("/")[depth].lower() in SPLITS:
+        if split_of(files[0].split("/")[depth]) == "train":
             break
         depth += 1
-    tops = {f.split("/")[depth] for f in files if f.count("/") > depth}
-    splits_named = {t.lower() for t in tops}
-    has_splits = bool(tops) and splits_named <= set(SPLITS) and "train" in splits_named
-    at = depth + has_splits
+    inside: dict[str, set[str]] = {}  # of each folder here, the folders in it that hold images
+    for f in files:
+        if f.count("/") > depth:
+            parts = f.split("/")
+            inside.setdefault(parts[depth], set()).update(parts[depth + 1 : -1][:1])
+    named = {top: split for top in inside if (split := split_of(top)) and inside[top]}
+    trained = {c for top, split in named.items() if split == "train" for c in inside[top]}
+    others = [top for top in inside if top not in named]
+    held_out = [top for top, split in named.items() if split != "train" and inside[top] & trained]
+    if trained and (held_out or not any(inside[top] or split_of(top) is None for top in others)):
+        strange = [top for top in others if inside[top] & trained]
+        if strange:
+            raise UserError(
+                f"{source}: {strange[0]} holds the same folders as {_first(named, 'train')}, so it looks like a split "
+                "too: call it train, val or test, or move it elsewhere"
+            )
+        return _Layout(depth, named, sorted(others))
+    shared = set.intersection(*inside.values()) if len(inside) > 1 else set()
+    if len(shared) > 1 and all(len(c) == len(shared) for c in inside.values()):
+        raise UserError(
+            f"{source}: {', '.join(sorted(inside)[:NAMED])} hold folders of the same names ({_some(shared)}), so they "
+            "look like splits: call them train and val (or test)"
+        )
+    return _Layout(depth)
+
+
+def _first(named: dict[str, str], split: str) -> str:
+    return next(top for top, s in named.items() if s == split)
+
+
+def _some(names: Iterable[str]) -> str:
+    names = sorted(names)
+    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+
+
+def data_of(source: str, listing: Listing) -> Data:
+    """[outer/][split/]class/... -> Data, with what was left out.
+
+    Raises `UserError` where there are no images, or splits can't be told from classes.
+    """
+    files = listing.files
+    if not files:
+        expected = unreadable(listing.unreadable) or "expected a folder of images for each class"
+        raise UserError(f"{source}: no images; {expected}")
+    layout = _layout(source, files)
+    at = layout.depth + bool(layout.splits)
     found: dict[str, list[tuple[str, str]]] = {}
+    loose: list[str] = []
     for f in files:
         parts = f.split("/")
+        if layout.splits and parts[layout.depth] not in layout.splits:
+            continue
         if len(parts) > at + 1:
-            found.setdefault(SPLITS[parts[depth].lower()] if has_splits else "train", []).append((f, parts[at]))
+            split = layout.splits[parts[layout.depth]] if layout.splits else "train"
+            found.setdefault(split, []).append((f, parts[at]))
+        else:
+            loose.append(f)
     labels = sorted({c for rows in found.values() for _, c in rows})
     known = {c: i for i, c in enumerate(labels)}
-    empty = sorted({p[at] for d in dirs if len(p := d.split("/")) > at and p[at] not in known})
-    splits = {}
+    parts_of = [(d, d.split("/")) for d in listing.folders]
+    empty = sorted({
+        p[at] for _, p in parts_of
+        if len(p) > at and p[at] not in known and (not layout.splits or p[layout.depth] in layout.splits)
+    })  # fmt: skip
+    splits, read = {}, listing.read
     for name in ("train", "val", "test"):
         if rows := found.get(name):
             names = [f for f, _ in rows]
             targets = np.array([known[c] for _, c in rows], np.int64)
             splits[name] = Split(name, names, targets, lambda i, names=names: read(names[i]))  # type: ignore[misc]
-    return Data(source, tuple(labels), splits, empty=tuple(empty))
+    left_out = [f"{_some(layout.left_out)}: not a split, left out"] if layout.left_out else []
+    if loose:
+        left_out.append(f"{len(loose)} images in no class's folder, left out: {_some(loose)}")
+    by_class: dict[str, list[str]] = {}
+    for f in listing.unreadable:
+        by_class.setdefault(f.split("/")[at] if f.count("/") > at else "", []).append(f)
+    left_out += [unreadable(fs, f"{c}: " if c else "") for c, fs in sorted(by_class.items())]
+    unread = tuple(c for c in sorted(by_class) if c in empty)
+    return Data(source, tuple(labels), splits, empty=tuple(empty), left_out=tuple(left_out), unread=unread)
+
+
+def unreadable(files: Sequence[str], before: str = "") -> str:
+    """How many pictures of which kinds there are that can't be read here, `before` before it; empty of none."""
+    kinds = Counter(PurePosixPath(f).suffix.lower().lstrip(".").upper() for f in files)
+    what = " and ".join(f"{n} {kind} files" for kind, n in kinds.items())
+    return f"{before}{what}, which can't be read here: convert them to JPEG" if what else ""

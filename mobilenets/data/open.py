@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from mobilenets.data.dataset import Data, Split, in_order, stratified
-from mobilenets.data.folder import _folder, _from_files, _zip
+from mobilenets.data.folder import data_of, list_folder, list_zip
 from mobilenets.errors import UserError
 from mobilenets.model.card import Card
 
@@ -33,9 +33,9 @@ def open_data(source: str, root: Path | None = None, seed: int = 0, val: float |
     if sharded.find(source):
         data = sharded.open_shards(source)
     elif path.is_dir():
-        data = _from_files(source, *_folder(path))
+        data = data_of(source, list_folder(path))
     elif path.is_file():
-        data = _from_files(source, *_zip(path))
+        data = data_of(source, list_zip(path))
     elif source == "digits":
         data = _digits()
     else:
@@ -59,7 +59,8 @@ def open_unlabelled(source: str, root: Path | None = None, seed: int = 0) -> Dat
 
     path = Path(source)
     if (path.is_dir() or path.is_file()) and not sharded.find(source):
-        names, _, read = _folder(path) if path.is_dir() else _zip(path)
+        listing = list_folder(path) if path.is_dir() else list_zip(path)
+        names, read = listing.files, listing.read
         if len(names) < 2:
             raise UserError(f"{source}: {len(names)} images; give a folder or a zip of more")
         every = Split("train", names, np.zeros(len(names), np.int64), lambda i: read(names[i]))

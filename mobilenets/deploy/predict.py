@@ -18,11 +18,11 @@ import numpy as np
 from PIL import Image
 
 from mobilenets import tasks
-from mobilenets.data.folder import is_image_name, read_member
+from mobilenets.data.folder import is_hidden, is_image_name, read_member, unreadable
 from mobilenets.deploy import engines
 from mobilenets.deploy.engines import Engine, Outputs
 from mobilenets.errors import UserError
-from mobilenets.model.images import BadImage, Pixels, upright_rgb
+from mobilenets.model.images import UNREADABLE, BadImage, Pixels, upright_rgb
 from mobilenets.tasks.classify import Labels
 from mobilenets.tasks.task import Answer
 
@@ -127,15 +127,16 @@ def sources(paths: Iterable[Path]) -> Iterator[Source]:
 
 def _images_at(path: Path) -> Iterator[Source]:
     if path.is_dir():
-        found = False
+        found, others = False, []
         for here, subdirs, names in os.walk(path):
-            subdirs.sort()
+            subdirs[:] = sorted(d for d in subdirs if not is_hidden(d))
+            others += [n for n in names if n.lower().endswith(UNREADABLE)]
             for n in sorted(names):
                 if is_image_name(n):
                     found = True
                     yield Source(str(Path(here) / n), Path(here) / n)
         if not found:
-            raise UserError(f"{path}: no images in this folder")
+            raise UserError(f"{path}: no images in this folder{unreadable(others, '; ')}")
     elif zipfile.is_zipfile(path):
         try:
             z = zipfile.ZipFile(path)  # closed with the last Source that names it

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -17,7 +18,17 @@ from mobilenets.errors import UserError, unknown
 
 Pixels = npt.NDArray[np.uint8]
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+# Pillow opens others too, of which some start a program (PostScript's) or read other files.
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "TGA")
+SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".avif", ".gif", ".bmp", ".dib", ".tif",
+    ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".jpx", ".tga",
+)  # fmt: skip
+# Pictures of other kinds: told of, where they lie among images.
+UNREADABLE = (
+    ".heic", ".heif", ".hif", ".jxl", ".psd", ".svg", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf",
+)  # fmt: skip
+HEIF = re.compile(rb"....ftyp(heic|heix|hevc|heim|heis|mif1|msf1)", re.DOTALL)
 Framing = Literal["crop", "letterbox", "stretch"]
 FRAMINGS: tuple[Framing, ...] = ("crop", "letterbox", "stretch")
 FULL_SIZE = "full_size"  # in a decoded image's `info`: its (width, height) before it was decoded at a fraction
@@ -43,7 +54,7 @@ def open_rgb(source: Path | bytes, name: str = "", short_side: int = 0) -> Image
     """
     name = name or str(source if isinstance(source, Path) else "image")
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as img:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as img:
             if img.width * img.height > MAX_PIXELS:
                 raise ValueError(f"{img.width}x{img.height} pixels, over the limit of {MAX_PIXELS:,}")
             before = img.size
@@ -58,8 +69,20 @@ def open_rgb(source: Path | bytes, name: str = "", short_side: int = 0) -> Image
     except (Exception, RecursionError) as e:  # Pillow's decoders raise nearly anything on hostile bytes
         if isinstance(e, FileNotFoundError):
             raise BadImage(f"{name}: no such file") from e
-        reason = "not an image, or of an unknown kind" if type(e).__name__ == "UnidentifiedImageError" else str(e)
+        if type(e).__name__ == "UnidentifiedImageError":
+            if _is_heif(source):
+                raise BadImage(f"{name}: HEIC can't be read here: convert it to JPEG") from e
+            raise BadImage(f"{name}: damaged image (not an image, or of an unknown kind)") from e
+        reason = str(e)
         raise BadImage(f"{name}: damaged image ({reason})") from e
+
+
+def _is_heif(source: Path | bytes) -> bool:
+    """Whether it is a phone's HEIC or a relative, whatever it is called."""
+    if isinstance(source, bytes):
+        return bool(HEIF.match(source))
+    with source.open("rb") as f:
+        return bool(HEIF.match(f.read(16)))
 
 
 def upright_rgb(img: Image.Image) -> Image.Image:

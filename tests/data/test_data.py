@@ -142,6 +142,104 @@ def test_other_and_hidden_files_are_left_alone(tmp_path, write_images):
     assert sum(sizes(data).values()) == 6
 
 
+NESTED = {"{train}/cat": 5, "{train}/dog": 5, "{held}/cat": 2, "{held}/dog": 2}
+
+
+@pytest.mark.parametrize(
+    ("train", "held", "split"),
+    [("Training", "Testing", "test"), ("training_set", "test_set", "test"), ("train", "eval", "test"),
+     ("seg_train", "seg_test", "test"), ("train", "dev", "val"), ("TRAIN", "Validation", "val"),
+     ("train-images", "val-images", "val"), ("data/train", "data/valid", "val")],
+)  # fmt: skip
+@pytest.mark.parametrize("as_zip", [False, True])
+def test_splits_by_any_of_their_names(tmp_path, write_images, train, held, split, as_zip):
+    root = write_images(tmp_path / "d", {k.format(train=train, held=held): n for k, n in NESTED.items()})
+    d = open_data(str(zipped(root, tmp_path / "d.zip", "", False) if as_zip else root))
+    assert d.labels == ("cat", "dog")
+    assert len(d.split(split)) == 4
+    assert len(d.split("train")) == (10 if split == "val" else 8)  # one of each class becomes val
+    assert d.left_out == ()
+
+
+@pytest.mark.parametrize("beside", ["masks", "single_prediction", "runs/exp", "a/b/c"])
+def test_what_lies_beside_the_splits_is_left_out_and_named(tmp_path, write_images, beside):
+    root = write_images(tmp_path / "d", {k.format(train="train", held="test"): n for k, n in NESTED.items()})
+    write_images(root, {beside: 1})
+    d = open_data(str(root))
+    assert d.labels == ("cat", "dog")
+    assert d.left_out == (f"{beside.split('/')[0]}: not a split, left out",)
+    assert next(checks.scan(d).findings()) == d.left_out[0]
+
+
+@pytest.mark.parametrize(
+    ("folders", "message"),
+    [
+        (["one/cat", "one/dog", "two/cat", "two/dog"], r"one, two hold folders of the same names \(cat, dog\), so"),
+        (["train/cat", "train/dog", "test/cat", "test/dog", "more/cat", "more/dog"], "more holds the same folders as"),
+    ],
+)
+def test_folders_that_look_like_splits_are_asked_about(tmp_path, write_images, folders, message):
+    with pytest.raises(UserError, match=message):
+        open_data(str(write_images(tmp_path / "d", dict.fromkeys(folders, 2))))
+
+
+@pytest.mark.parametrize("folders", [["train", "car", "plane"], ["train/steam", "car", "plane"], ["test", "exam"]])
+def test_classes_may_be_called_as_splits_are(tmp_path, write_images, folders):
+    d = open_data(str(write_images(tmp_path / "d", dict.fromkeys(folders, 5))))
+    assert d.labels == tuple(sorted(f.split("/")[0] for f in folders))
+
+
+@pytest.mark.parametrize("as_zip", [False, True])
+def test_hidden_folders_are_no_classes(tmp_path, write_images, as_zip):
+    hidden = {".Trash/cat": 3, ".ipynb_checkpoints": 2, "__MACOSX/cat": 1}
+    root = write_images(tmp_path / "d", {"cat": 5, "dog": 5, **hidden})
+    d = open_data(str(zipped(root, tmp_path / "d.zip", "", True) if as_zip else root))
+    assert (d.labels, d.empty) == (("cat", "dog"), ())
+    assert len(d.split("all")) == 10
+
+
+def test_every_kind_of_image_that_can_be_read_is_used(tmp_path, write_images):
+    root = write_images(tmp_path / "d", {"cat": 2, "dog": 2})
+    with Image.open(root / "cat" / "000.png") as image:
+        for suffix in (".jfif", ".jpe", ".avif", ".JP2", ".tga", ".pnm", ".dib"):
+            image.convert("RGB").save(root / "cat" / f"w{suffix}", format="JPEG" if suffix == ".jfif" else None)
+    assert len(open_data(str(root)).split("all")) == 11
+    assert checks.scan(open_data(str(root))).damaged == []
+
+
+def test_pictures_that_cannot_be_read_are_counted_aloud(tmp_path, write_images, command):
+    root = write_images(tmp_path / "d", {"cat": 5, "dog": 5})
+    heic = b"\0\0\0\x18ftypheic" + bytes(100)
+    (root / "phone").mkdir()
+    for name in ("phone/a.HEIC", "phone/b.heic", "cat/c.CR2"):
+        (root / name).write_bytes(heic)
+    (root / "loose.png").write_bytes((root / "cat" / "000.png").read_bytes())
+    found = list(checks.scan(open_data(str(root))).findings())
+    assert found[:3] == [
+        "1 images in no class's folder, left out: loose.png",
+        "cat: 1 CR2 files, which can't be read here: convert them to JPEG",
+        "phone: 2 HEIC files, which can't be read here: convert them to JPEG",
+    ]
+    line = ("train", root, "--arch", "v1", "--alpha", 0.25, "--resolution", 32, "--epochs", 1, "--workers", 0,
+            "--out", tmp_path / "r")  # fmt: skip
+    stopped = command(*line)
+    assert stopped.code == 2
+    assert "no picture of phone can be read" in stopped.err.splitlines()[-1]
+    assert command(*line, "--skip-bad", "--resume").code == 0
+    assert "2 HEIC files, which can't be read" in command("predict", "cifar10-v1-0.25", root / "phone").line
+    renamed = root / "phone" / "a.jpg"
+    (root / "phone" / "a.HEIC").rename(renamed)
+    assert "a.jpg: HEIC can't be read here: convert it to JPEG" in command("predict", "cifar10-v1-0.25", renamed).err
+
+
+def test_no_program_is_started_by_an_image(tmp_path, write_images):
+    """PostScript in a .jpg would be run by Ghostscript, where there is one."""
+    root = write_images(tmp_path / "d", {"cat": 2, "dog": 2})
+    (root / "cat" / "x.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 50 50\n{ } loop\n")
+    (damaged,) = checks.scan(open_data(str(root))).damaged
+    assert damaged == "cat/x.jpg: damaged image (not an image, or of an unknown kind)"
+
+
 @pytest.mark.parametrize("folders", [False, True])
 @pytest.mark.parametrize("prefix", ["", "pets/", "a/b/"])
 @pytest.mark.parametrize("layout", [{"cat": 5, "dog": 5}, {"train/cat": 5, "train/dog": 4, "val/cat": 2, "val/dog": 2}])

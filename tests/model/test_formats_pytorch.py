@@ -28,7 +28,11 @@ def check_tensors(found, tensors):
 
 
 @pytest.mark.parametrize("zip_format", [True, False])
-@pytest.mark.parametrize("wrapper", ["", "state_dict", "model", "state_dict_ema", "model_ema"])
+@pytest.mark.parametrize(
+    "wrapper",
+    ["", "state_dict", "model", "state_dict_ema", "model_ema", "model_state_dict", "model_state", "net", "weights",
+     "params", "what the user calls it"],
+)  # fmt: skip
 def test_pth(tmp_path, tensors, zip_format, wrapper):
     import torch
 
@@ -37,6 +41,18 @@ def test_pth(tmp_path, tensors, zip_format, wrapper):
         saved[wrapper.removesuffix("_ema")] = {k: t + 1 for k, t in tensors.items()}
     torch.save(saved, tmp_path / "m.pth", _use_new_zipfile_serialization=zip_format)
     check_tensors(pytorch.read(tmp_path / "m.pth"), tensors)
+
+
+def test_pth_with_weights_deep_inside(tmp_path, tensors):
+    import torch
+
+    adam = {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": [{"lr": 0.1}]}
+    torch.save({"run": {"model": {"state_dict": tensors}}, "optimizer": adam, "epoch": 3}, tmp_path / "deep.pth")
+    torch.save({"ema": {"net": tensors}, "net": {k: t + 1 for k, t in tensors.items()}}, tmp_path / "ema.pth")
+    torch.save({"teacher": tensors, "student": tensors, "epoch": 3}, tmp_path / "two.pth")
+    assert "tensors under several names (teacher, student)" in line(pytorch.read, tmp_path / "two.pth")
+    check_tensors(pytorch.read(tmp_path / "ema.pth"), tensors)
+    check_tensors(pytorch.read(tmp_path / "deep.pth"), tensors)
 
 
 class Runs:

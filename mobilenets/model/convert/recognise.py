@@ -142,6 +142,31 @@ def _variants(name: str, alpha: float, num_classes: int, **options: Any) -> Iter
             yield arch
 
 
+def unprefixed(tensors: Arrays) -> Arrays:
+    """`tensors` without what wrappers put before every name, however often: "_orig_mod.", "model.", "backbone.".
+
+    Of a checkpoint that holds more than a network (a loss with weights, say), those of the network.
+    """
+    for _ in range(4):
+        if not tensors or any(_has_stem(naming, tensors) for naming in NAMINGS):
+            break
+        parts: dict[str, dict[str, Array]] = {}
+        for name, array in tensors.items():
+            first, _, rest = name.partition(".")
+            parts.setdefault(first, {})[rest] = array
+        if len(parts) > 1:
+            parts = {k: part for k, part in parts.items() if any(_has_stem(n, unprefixed(part)) for n in NAMINGS)}
+        if len(parts) != 1 or "" in next(iter(parts.values())):
+            break
+        (tensors,) = parts.values()
+    return tensors
+
+
+def _has_stem(naming: Naming, tensors: Arrays) -> bool:
+    stem = naming.layers["stem"].partition("|")[0].format(i=0)
+    return any(stem + suffix in tensors for suffix in naming.style.roles["weight"])
+
+
 def identify(tensors: Arrays, name: str | None = None, alpha: float | None = None) -> Match:
     """The network that `tensors` are of, by names and shapes; `name` and `alpha` are what they should be, if known.
 
@@ -172,10 +197,9 @@ def _widths(alpha: float | None) -> Sequence[float]:
 
 def _matches(tensors: Arrays, told: float | None) -> Iterator[Match]:
     for naming in NAMINGS:
-        stem = naming.layers["stem"].partition("|")[0].format(i=0)
-        suffixes = naming.style.roles["weight"]
-        if not any(stem + suffix in tensors for suffix in suffixes):
+        if not _has_stem(naming, tensors):
             continue
+        suffixes = naming.style.roles["weight"]
         classifier = next((tensors[n] for x in suffixes if (n := naming.layers["classifier"] + x) in tensors), None)
         num_classes = 0 if classifier is None else in_our_layout(classifier, naming.style.layout, False).shape[0]
         names = [n for n in zoo.NETWORKS if n.split("-")[0] == naming.family and naming.covers(zoo.arch(n))]

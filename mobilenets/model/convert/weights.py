@@ -22,7 +22,7 @@ from mobilenets.model.convert import formats
 from mobilenets.model.convert.formats import hdf5, pytorch, tf_checkpoint, tflite
 from mobilenets.model.convert.hubs import IMAGENET_PREPROCESS, TF_PREPROCESS, Foreign
 from mobilenets.model.convert.namings import PYTORCH
-from mobilenets.model.convert.recognise import Array, Arrays, convert, from_graph, identify
+from mobilenets.model.convert.recognise import Array, Arrays, convert, from_graph, identify, unprefixed
 from mobilenets.model.images import Preprocess
 
 
@@ -73,7 +73,7 @@ def open_foreign(source: str) -> Foreign:
     read = readers[kind](path)
     facts = {} if kind == "tf_checkpoint" else {"sha256": files.sha256(path)}
     if not isinstance(read, tflite.Graph):
-        return Foreign(source, read, facts=facts)
+        return Foreign(source, unprefixed(read) if kind == "pytorch" else read, facts=facts)
     preprocess = TF_PREPROCESS
     if read.input_quantization and read.input_type == "uint8":
         scale, zero = read.input_quantization

@@ -18,7 +18,10 @@ from mobilenets.errors import UserError
 from mobilenets.model.convert.formats import Array, check, content, damaged, one_line, path_errors, plain
 
 _MB = 2**20
-_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")  # averaged weights are the ones that were scored
+# Under these names training scripts keep weights, the averaged ones first: they are what was scored.
+_EMA = re.compile(r"(^|_)ema(_|$)", re.IGNORECASE)
+_WRAPPERS = ("state_dict", "model", "model_state_dict", "model_state", "net", "network", "weights", "params")
+_STATE = re.compile(r"optim|sched|scaler|loops|callbacks|param_groups", re.IGNORECASE)  # of the training, not weights
 _SAVE = "save it with torch.save(model.state_dict(), ...)"
 _SAFETENSORS = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2",
@@ -29,7 +32,8 @@ _SAFETENSORS = {
 def read(path: Path) -> dict[str, Array]:
     """Every tensor by its name in the state dict: floats as float32, integers as int64.
 
-    `{"state_dict": ...}` and the like are unwrapped, and "module.", which DataParallel adds, is dropped.
+    What a checkpoint wraps them in is taken off, and "module.", which DataParallel adds. Raises `UserError`, too where
+    there are several sets of tensors under names that say nothing.
     """
     check(path)
     with path_errors(path), path.open("rb") as f:
@@ -45,6 +49,22 @@ def read(path: Path) -> dict[str, Array]:
     if not arrays:
         raise UserError(f"{path}: no tensors in it")
     return {k.removeprefix("module."): a for k, a in arrays.items()}
+
+
+def _weights(found: Any, path: Path, depth: int = 4) -> dict[Any, Any]:
+    """The dictionary of tensors in what was saved: itself, or the one inside, however deep; empty of none."""
+    import torch
+
+    if not isinstance(found, dict) or not depth:
+        return {}
+    if any(isinstance(t, torch.Tensor) for t in found.values()):
+        return found
+    sets = {str(k): w for k, v in found.items() if not _STATE.search(str(k)) and (w := _weights(v, path, depth - 1))}
+    ranked = [k for k in sets if _EMA.search(k)] + [k for k in _WRAPPERS if k in sets] + list(sets)[: len(sets) == 1]
+    if sets and not ranked:
+        names = ", ".join(map(one_line, list(sets)[:8]))
+        raise UserError(f"{path}: tensors under several names ({names}): save the weights alone, as a state_dict()")
+    return sets[ranked[0]] if sets else {}
 
 
 def _safetensors(path: Path) -> dict[str, Array]:
@@ -128,10 +148,10 @@ def _torch(path: Path, mapped: bool) -> dict[str, Array]:
         raise damaged(path, "PyTorch file", e) from e
     except Exception as e:  # torch raises nearly anything on hostile bytes
         raise damaged(path, "PyTorch file", e) from e
-    inner = next((found[w] for w in _WRAPPERS if isinstance(found, dict) and isinstance(found.get(w), dict)), found)
+    inner = _weights(found, path)
     left = 4 * size + _MB  # a tensor can repeat one number of the file any number of times
     arrays = {}
-    for name, t in inner.items() if isinstance(inner, dict) else ():
+    for name, t in inner.items():
         if not isinstance(t, torch.Tensor):
             continue
         if t.layout != torch.strided or t.device.type != "cpu" or t.is_quantized:

@@ -16,6 +16,14 @@ from mobilenets.errors import UserError, disk_errors
 T = TypeVar("T")
 
 
+def cache_root() -> Path:
+    """Where what can be made again is kept: $MOBILENETS_CACHE, else `mobilenets` in the user's folder of caches."""
+    if own := os.environ.get("MOBILENETS_CACHE"):
+        return Path(own)
+    shared = os.environ.get("XDG_CACHE_HOME")
+    return (Path(shared) if shared else Path.home() / ".cache") / "mobilenets"
+
+
 def _beside(path: Path) -> Path:
     """Where `path` is written first: hidden, and with its suffix, which some runtimes insist on."""
     return path.with_name(f".{os.getpid()}.tmp.{path.name}")

@@ -160,6 +160,11 @@ def check(data: Data, skip_bad: bool = False, side: int = CACHE_SIDE) -> Scan:
     found = scan(data, side=side)
     console.note(found)
     stop_at_damage(found, skip_bad)
+    if "val" not in data.splits or not len(data.split("val")):
+        raise UserError(
+            f"{data.source}: no class has an image to hold out: at least two images of some class are needed, better "
+            "many of each"
+        )
     if found.only_held_out:
         raise UserError(f"{data.source}: class {found.only_held_out[0]!r} has no training images")
     return found

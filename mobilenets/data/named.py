@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from mobilenets import files
 from mobilenets.data.dataset import Data, Kind, Split
 from mobilenets.errors import UserError, unknown
 
@@ -55,7 +56,7 @@ NAMED: dict[str, Named] = {
 
 def default_root() -> Path:
     """Where downloads go: $MOBILENETS_DATA, or a folder in the user's cache."""
-    return Path(os.environ.get("MOBILENETS_DATA") or Path.home() / ".cache" / "mobilenets" / "data")
+    return Path(os.environ.get("MOBILENETS_DATA") or files.cache_root() / "data")
 
 
 def open_named(name: str, root: Path | None) -> Data:
@@ -86,7 +87,10 @@ def _open(name: str, cls: str, root: Path, args: dict[str, Any]) -> Any:
             raise UserError(f"{name}: not in {root}, and torchvision can't download it: {missing}") from missing
     except (OSError, ValueError) as e:
         raise UserError(f"{name}: the copy in {root} can't be read: {e}") from e
-    root.mkdir(parents=True, exist_ok=True)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UserError(f"{name}: {root} can't be made ({e.strerror}); name a folder for it with --root") from e
     try:
         return make(str(root), download=True, **args)
     except (urllib.error.URLError, OSError, RuntimeError) as e:

@@ -26,10 +26,9 @@ KEPT_GB = 10.0  # unless $MOBILENETS_SHARDS_GB says otherwise
 
 def default_cache() -> Cache:
     """Where fetched files are kept: `shards` in $MOBILENETS_CACHE, or in the user's cache."""
-    root = Path(os.environ.get("MOBILENETS_CACHE") or Path.home() / ".cache" / "mobilenets")
     kept = os.environ.get("MOBILENETS_SHARDS_GB", KEPT_GB)
     try:
-        return Cache(root / "shards", int(float(kept) * 1e9))
+        return Cache(files.cache_root() / "shards", int(float(kept) * 1e9))
     except ValueError as e:
         raise UserError(f"$MOBILENETS_SHARDS_GB is {kept!r}, not a number of gigabytes") from e
 

@@ -126,9 +126,19 @@ def written(path: Path, folder: bool) -> Iterator[Path]:
         with files.atomic_dir(path) as tmp:
             tmp.rmdir()
             yield tmp
+            if not path.is_dir():
+                return
+            strange = sorted(_names(path) - _names(tmp))
+            if strange:
+                raise UserError(f"{path} holds other files too ({', '.join(strange[:3])}): choose another name")
     else:
         with files.atomic_file(path) as tmp:
             yield tmp
+
+
+def _names(folder: Path) -> set[str]:
+    """Files in a folder, and in those inside it."""
+    return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
 
 
 def compare(reference: Engine, engine: Engine, images: Pixels, path: Path) -> Parity:

@@ -105,9 +105,9 @@ class Cache:
 
     def __init__(self, name: str, *of: object) -> None:
         digest = hashlib.sha256(json.dumps([*of, PROTOCOL]).encode()).hexdigest()[:16]
-        root = Path(os.environ.get("MOBILENETS_CACHE") or Path.home() / ".cache" / "mobilenets")
-        self.path = root / f"{name}-{digest}.json"
+        self.path = files.cache_root() / f"{name}-{digest}.json"
         self.rows: dict[str, list[float]] = {}
+        self.told = False
         try:
             read = json.loads(self.path.read_text())
             rows = {str(k): [float(n) for n in row] for k, row in read.items()}
@@ -117,7 +117,13 @@ class Cache:
             pass
 
     def save(self) -> None:
-        files.write_json(self.path, self.rows)
+        """Keep what was measured; where that can't be, a note says so once, and it is measured again next time."""
+        try:
+            files.write_json(self.path, self.rows)
+        except UserError as e:
+            if not self.told:
+                console.note(f"what is measured can't be kept: {e}")
+            self.told = True
 
 
 def cache_of(s: Setting) -> Cache:

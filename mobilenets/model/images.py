@@ -34,7 +34,8 @@ FRAMINGS: tuple[Framing, ...] = ("crop", "letterbox", "stretch")
 FULL_SIZE = "full_size"  # in a decoded image's `info`: its (width, height) before it was decoded at a fraction
 GREY = 128  # around a letterboxed image
 INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-MAX_PIXELS = 100_000_000  # an image beyond this is taken for a decompression bomb, and costs 300 MB
+MAX_PIXELS = 100_000_000  # decoded; an image beyond this is taken for a decompression bomb, and costs 300 MB
+MAX_JPEG_PIXELS = 178_000_000  # of one that is decoded at a fraction, as the largest phones' are; Pillow's own limit
 # A JPEG is decoded at a fraction that leaves this times the short side needed. It changes about as many answers as
 # saving the photo at another quality does, and hardly a score (results/scaled_decode.csv).
 MARGIN = 2.0
@@ -55,18 +56,20 @@ def open_rgb(source: Path | bytes, name: str = "", short_side: int = 0) -> Image
     name = name or str(source if isinstance(source, Path) else "image")
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as img:
-            if img.width * img.height > MAX_PIXELS:
-                raise ValueError(f"{img.width}x{img.height} pixels, over the limit of {MAX_PIXELS:,}")
             before = img.size
-            if short_side and img.format == "JPEG":
+            if short_side and img.format == "JPEG" and math.prod(before) <= MAX_JPEG_PIXELS:
                 least = math.ceil(MARGIN * short_side)
                 img.draft(None, (least, least))
             drafted = img.size
+            if math.prod(drafted) > MAX_PIXELS:
+                raise BadImage(f"{name}: {before[0]}x{before[1]} pixels, over the limit of {MAX_PIXELS:,}")
             out = upright_rgb(img)
             turned = out.size != drafted
             out.info[FULL_SIZE] = before[::-1] if turned else before
             return out
     except (Exception, RecursionError) as e:  # Pillow's decoders raise nearly anything on hostile bytes
+        if isinstance(e, BadImage):
+            raise
         if isinstance(e, FileNotFoundError):
             raise BadImage(f"{name}: no such file") from e
         if type(e).__name__ == "UnidentifiedImageError":

@@ -610,3 +610,23 @@ def test_the_download_folder(monkeypatch, tmp_path):
     assert named.default_root() == tmp_path
     monkeypatch.delenv("MOBILENETS_DATA")
     assert named.default_root().name == "data"
+
+
+@pytest.mark.parametrize("verb", ["train", "fit", "sweep"])
+def test_one_image_of_each_class_is_told_before_anything_is_trained(tmp_path, write_images, command, verb):
+    root = write_images(tmp_path / "d", {"cat": 1, "dog": 1, "fox": 1})
+    options = {"train": ("--epochs", 1), "fit": ("--max-macs-m", 4), "sweep": ("--alphas", 0.25, "--resolutions", 32)}
+    ran = command(verb, root, "--out", tmp_path / "r", *options[verb])
+    assert ran.code == 2
+    assert "no class has an image to hold out" in ran.err.splitlines()[-1]
+    assert not (tmp_path / "r" / "checkpoints").exists()
+    assert len(open_data(str(root)).split("all")) == 3  # to be scored, they will do
+
+
+def test_a_named_sets_folder_that_cannot_be_made(tmp_path, command, monkeypatch):
+    def refuse(*_args, **_options):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(named.Path, "mkdir", refuse)
+    said = command("train", "cifar10", "--root", tmp_path / "data", "--out", tmp_path / "r").line
+    assert "data can't be made (Permission denied); name a folder for it with --root" in said

@@ -225,3 +225,18 @@ def test_a_file_of_another_precision_is_not_kept(bundle, pixels, tmp_path, monke
 def test_a_float_bundle_is_not_called_int8(bundle, pixels, tmp_path):
     with pytest.raises(UserError, match="a float32 bundle gives no int8 file; quantize makes an int8 bundle"):
         export.export_bundle(bundle("float32"), pixels, tmp_path / "m.onnx", "noise", precision="int8")
+
+
+@pytest.mark.parametrize("suffix", [".openvino", ".ncnn"])
+def test_a_folder_with_the_users_own_files_is_not_replaced(make_bundle, pixels, tmp_path, suffix):
+    path, engine = tmp_path / f"x{suffix}", {".openvino": "openvino", ".ncnn": "ncnn"}[suffix]
+    export.export_bundle(make_bundle("v1"), pixels, path, "noise", engine)
+    before = {p.name: p.read_bytes() for p in path.iterdir()}
+    export.export_bundle(make_bundle("v2"), pixels, path, "noise", engine)  # another export's folder is
+    assert {p.name for p in path.iterdir()} == set(before)
+    before = {p.name: p.read_bytes() for p in path.iterdir()}
+    (path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"holds other files too \(notes\.txt\): choose another name"):
+        export.export_bundle(make_bundle("v1"), pixels, path, "noise", engine)
+    assert {p.name: p.read_bytes() for p in path.iterdir()} == before | {"notes.txt": b"mine"}
+    assert [p for p in tmp_path.iterdir() if p.name.startswith(".")] == []

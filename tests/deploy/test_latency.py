@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from mobilenets import files
 from mobilenets.arch import cost, zoo
 from mobilenets.deploy import engines, latency
 from mobilenets.deploy.latency import Measured, Setting, Table, settings, time_networks
@@ -251,6 +252,22 @@ def test_a_file_that_is_no_table_is_one_line(tmp_path, data):
     (tmp_path / "t.json").write_bytes(data)
     with pytest.raises(UserError, match=r"t\.json: not "):
         Table.read(tmp_path / "t.json")
+
+
+def test_without_a_home_to_write_to_it_goes_on(small, monkeypatch, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MOBILENETS_CACHE", str(tmp_path / "file" / "cache"))
+    assert len(time_networks(small, INT8)) == len(small)
+    assert capsys.readouterr().err.count("what is measured can't be kept") == 1
+
+
+def test_the_cache_is_where_the_system_has_caches(monkeypatch, tmp_path):
+    monkeypatch.delenv("MOBILENETS_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert files.cache_root() == tmp_path / "xdg" / "mobilenets"
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert files.cache_root() == tmp_path / ".cache" / "mobilenets"
 
 
 def test_the_verb(command, small, monkeypatch, tmp_path):

@@ -198,6 +198,17 @@ def test_a_decompression_bomb_is_not_decoded(monkeypatch, pillows_own_limit):
         open_rgb(huge_png(60_000, 60_000), "bomb.png")
 
 
+def test_a_jpeg_over_the_limit_is_decoded_at_a_fraction(monkeypatch):
+    data = encoded(photo(800, 600), "JPEG")
+    monkeypatch.setattr(images, "MAX_PIXELS", 400 * 300)
+    assert open_rgb(data, short_side=32).size == (100, 75)
+    with pytest.raises(BadImage, match=r"^image: 800x600 pixels, over the limit of 120,000$"):  # not called damaged
+        open_rgb(data, short_side=200)
+    monkeypatch.setattr(images, "MAX_JPEG_PIXELS", 800 * 600 - 1)
+    with pytest.raises(BadImage, match="over the limit"):
+        open_rgb(data, short_side=32)
+
+
 def test_the_pixel_limit_is_exact(monkeypatch):
     data = encoded(photo(60, 40), "PNG")
     monkeypatch.setattr(images, "MAX_PIXELS", 60 * 40)

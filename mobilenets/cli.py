@@ -5,6 +5,7 @@ called, so `--help` is quick.
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import os
 import sys
@@ -89,6 +90,9 @@ def main() -> None:
     # 20,000 turns are as quick on an idle machine and bounded on a busy one. It is read when torch is imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     warnings.filterwarnings("ignore", module="PIL")  # of odd metadata; what matters is whether the pixels decode
+    for stream in (sys.stdout, sys.stderr):  # a file's name may hold bytes that are no text, or none of the terminal's
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     sys.exit(run(sys.argv[1:]))
 
 
@@ -173,12 +177,10 @@ def _print_whole(result: Any, as_json: bool) -> None:
     if as_json:
         _line(json.dumps(result.to_json(), indent=2))
         return
-    from rich.console import Console
-
     from mobilenets import console
     from mobilenets.reports.screen import screen
 
-    console.print_whole(Console(highlight=False), screen(result))
+    console.print_whole(console.out(), screen(result))
 
 
 class _ReaderLeft(Exception):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -15,9 +15,26 @@ if TYPE_CHECKING:
 @functools.cache
 def err() -> Console:
     """The console for progress, notes and errors; stdout is for results alone."""
+    return _console(stderr=True)
+
+
+def out() -> Console:
+    """The console for results."""
+    return _console()
+
+
+def _console(**options: Any) -> Console:
+    """One that prints names as they are: a [bracket] or a :colon: in a file's is no markup."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False)
+    return Console(highlight=False, markup=False, emoji=False, **options)
+
+
+def step(what: str) -> None:
+    """A note that the next part of a long job begins."""
+    from rich.text import Text
+
+    note(Text(what, style="bold"))
 
 
 def note(what: RenderableType) -> None:
@@ -26,12 +43,11 @@ def note(what: RenderableType) -> None:
 
 def print_whole(console: Console, what: RenderableType) -> None:
     """Print something no narrower than its numbers need: one that is cut to the terminal's width would be wrong."""
-    from rich.console import Console
     from rich.measure import Measurement
 
     needed = Measurement.get(console, console.options.update(max_width=1000), what).minimum
     if needed > console.width:
-        console = Console(stderr=console.stderr, width=needed, highlight=False)
+        console = _console(stderr=console.stderr, width=needed)
     console.print(what)
 
 
@@ -71,13 +87,13 @@ def progress(unit: str = "images", left: bool = True) -> Progress:
     )
 
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn(unit),
         TimeElapsedColumn(),
         *((TextColumn("left"), TimeRemainingColumn()) if left else ()),
-        TextColumn("{task.fields[status]}"),
+        TextColumn("{task.fields[status]}", markup=False),
         console=err(),
         transient=True,
         disable=not err().is_terminal,  # elsewhere it would leave empty lines

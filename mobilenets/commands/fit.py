@@ -105,7 +105,7 @@ def fit(
     found: Scan | None = None
     if rank == 0:
         run.prepare(out, config, resume)
-        console.note("[bold]1/6 check the images[/]")
+        console.step("1/6 check the images")
         found = checks.check(data, skip_bad)
         files.write_json(out / SCAN, found.to_json())
         choice = _choose(
@@ -124,7 +124,7 @@ def fit(
         trained = Bundle.load(out / FLOAT)
     else:
         if rank == 0:
-            console.note(f"[bold]3/6 train {arch.title}, {chosen_recipe.epochs} epochs[/]")
+            console.step(f"3/6 train {arch.title}, {chosen_recipe.epochs} epochs")
         trained = train.train_bundle(data, arch, chosen_recipe, out, task=asked, seed=seed, resume=resume, init=start)
     if rank != 0:
         return None
@@ -143,7 +143,7 @@ def fit(
     files.write_json(out / STEPS, fitted.to_json())
     from mobilenets.commands.report import report
 
-    console.note("[bold]6/6 write the report[/]")
+    console.step("6/6 write the report")
     report(out, root=root)
     return fitted
 
@@ -155,7 +155,7 @@ def _choose(
     path = out / CHOICE
     if path.exists():
         return files.read_object(path, Choice.from_json, "a run of fit")
-    console.note("[bold]2/6 choose[/]")
+    console.step("2/6 choose")
     archs = choose.grid(1000, found.native_side, task)
     if start:
         of = start.card.arch

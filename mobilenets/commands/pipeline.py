@@ -174,7 +174,7 @@ def ship(
     data: Data, trained: Bundle, out: Path, precision: Precision, threads: int, engine: str = "onnxruntime"
 ) -> tuple[tuple[Step, ...], Path]:
     """Quantize, export for `engine`, evaluate and measure a trained bundle: the steps, and the file to ship."""
-    console.note(f"[bold]4/6 quantize, export, evaluate on {data.held_out}[/]")
+    console.step(f"4/6 quantize, export, evaluate on {data.held_out}")
     images = parity_images(data, trained.card)
     cores = os.cpu_count() or 1
     steps: list[Step] = []
@@ -200,7 +200,7 @@ def ship(
         steps.append(Step(name, str(path), engine, p, made.export.size_bytes, recorded(made.scores), None, *proof))
     files.write_json(out / MANIFEST, {"files": {e.path.name: _entry(e) for e in exports}})
     exported = [s for s in steps if s.path not in map(str, bundle_paths.values())]
-    console.note("[bold]5/6 measure the files[/]")
+    console.step("5/6 measure the files")
     timings = bench.bench_files([Path(s.path) for s in exported], threads)
     latency = {t.path: t.median_ms for t in timings}
     return tuple(dataclasses.replace(s, latency_ms=latency.get(s.path)) for s in steps), path

@@ -169,6 +169,9 @@ def data_of(source: str, listing: Listing) -> Data:
         else:
             loose.append(f)
     labels = sorted({c for rows in found.values() for _, c in rows})
+    for c in labels:
+        if not c.isprintable() and c.encode(errors="ignore").decode() != c:
+            raise UserError(f"{source}: the class folder {c!r} has a name that isn't UTF-8: rename it")
     known = {c: i for i, c in enumerate(labels)}
     parts_of = [(d, d.split("/")) for d in listing.folders]
     empty = sorted({

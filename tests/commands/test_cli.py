@@ -318,3 +318,34 @@ sys.exit([m for m in ("torch", "numpy", "PIL", "onnxruntime") if m in sys.module
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stderr.replace("mobilenets: unknown verb 'cots': did you mean 'cost'?", "").strip() in ("", "[]")
+
+
+def test_names_are_printed_as_they_are(command, write_images, tmp_path):
+    """A [bracket] and a :cat: in names of folders are neither markup nor emoji."""
+    names = ("cat [1]", "[red]dog", ":fox:", "x [bold]")
+    root = write_images(tmp_path / "photos [new]", {f"{s}/{c}": 3 for s in ("train", "val") for c in names})
+    line = ("train", root, "--arch", "v1", "--alpha", 0.25, "--resolution", 32, "--epochs", 1, "--workers", 0)
+    ran = command(*line, "--out", tmp_path / "r")
+    assert ran.code == 0, ran.err
+    for shown in (ran.err, command("eval", tmp_path / "r").out):
+        assert "photos [new]" in shown.replace("\n", "")
+        assert [c for c in names if c not in " ".join(shown.split())] == []
+    assert "[red]" in command("show", tmp_path / "r" / "float").out
+
+
+def test_a_name_that_is_no_text_ends_nothing(write_images, tmp_path):
+    root = write_images(tmp_path / "photos", {"cat": 3})
+    os.rename(root / "cat" / "001.png", os.fsencode(root / "cat") + b"/caf\xe9.png")  # noqa: PTH104  (bytes)
+    line = [sys.executable, "-m", "mobilenets", "predict", "cifar10-v1-0.25", str(root), "--top", "1"]
+    env = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    done = subprocess.run(line, capture_output=True, text=True, check=False, env=env)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(done.stdout.splitlines()) == 3
+    assert "caf\\udce9.png" in done.stdout
+
+
+def test_a_class_whose_name_is_no_text_is_refused(command, write_images, tmp_path):
+    root = write_images(tmp_path / "photos", {"cat": 3, "dog": 3, "نیم\u200cفاصله": 3})
+    os.rename(root / "dog", os.fsencode(root) + b"/d\xf6g")  # noqa: PTH104  (bytes)
+    said = command("train", root, "--out", tmp_path / "r").line
+    assert "the class folder 'd\\udcf6g' has a name that isn't UTF-8: rename it" in said

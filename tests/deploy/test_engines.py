@@ -177,3 +177,22 @@ def test_a_card_of_another_network(files, change):
     onnx.save(model, files / "other.onnx")
     with pytest.raises(UserError, match=r"other\.onnx: the card inside is another network's, v1 .*; export it again"):
         engines.load(files / "other.onnx")
+
+
+@pytest.mark.parametrize(
+    ("version", "exact"), [("1.20.1", False), ("1.29.0", False), ("1.30.0", True), ("2.0.0", True)]
+)
+def test_the_exact_way_is_taken_where_it_does_not_end_the_process(files, monkeypatch, version, exact):
+    """ONNX Runtime before 1.30 dies of the setting on processors with AVX2 and no VNNI."""
+    from mobilenets.deploy.engines import onnxruntime as ours
+
+    monkeypatch.setattr(ours.ort, "__version__", version)
+    assert ours.exact_everywhere() == exact
+    made = []
+    monkeypatch.setattr(ours.ort, "InferenceSession", lambda _model, options, **_: made.append(options))
+    ours.session(str(files / "model.onnx"), 1)
+    if exact:
+        assert made[0].get_session_config_entry("session.x64quantprecision") == "1"
+    else:
+        with pytest.raises(RuntimeError):
+            made[0].get_session_config_entry("session.x64quantprecision")

@@ -23,11 +23,18 @@ def version() -> str:
     return importlib.metadata.version("onnxruntime")
 
 
+def exact_everywhere() -> bool:
+    """Whether this version computes int8 exactly on processors that have AVX2 and no VNNI too."""
+    return tuple(int(n) for n in ort.__version__.split(".")[:2]) >= (1, 30)
+
+
 def session(model: str | bytes, threads: int, widen: bool = False) -> ort.InferenceSession:
     """A CPU session on `threads` threads. `widen`: weights in 4 bits become float once, as the file is loaded."""
     options = ort.SessionOptions()
     # Processors with AVX2 alone (no VNNI) add two products in 16 bits, which overflow; this takes the exact way there.
-    options.add_session_config_entry("session.x64quantprecision", "1")
+    # Before 1.30 it ends the process, by a check in ONNX Runtime's own code (seen with 1.20 to 1.29).
+    if exact_everywhere():
+        options.add_session_config_entry("session.x64quantprecision", "1")
     if widen:
         options.add_session_config_entry("session.disable_quant_qdq", "1")
     options.intra_op_num_threads = threads

@@ -87,6 +87,8 @@ def read_object(path: Path, make: Callable[[dict[str, Any]], T], whose: str) -> 
         return make(read_json(path, (), whose))
     except KeyError as e:
         raise UserError(f"{path}: not a file of {whose}: it has no {e}") from e
+    except UserError as e:
+        raise e if str(e).startswith(str(path)) else UserError(f"{path}: not a file of {whose}: {e}") from e
     except (TypeError, ValueError, AttributeError, IndexError) as e:
         raise UserError(f"{path}: not a file of {whose}: {e}") from e
 

@@ -44,7 +44,12 @@ class Scan:
     def from_json(cls, d: Mapping[str, Any]) -> Scan:
         """The inverse of `to_json`; what other versions found besides is left out."""
         known = {f.name for f in dataclasses.fields(cls)}
-        return cls(**{k: v for k, v in d.items() if k in known})
+        made = cls(**{k: v for k, v in d.items() if k in known})
+        lists = (made.damaged, made.empty, made.only_train, made.only_held_out, made.leaks, made.left_out, made.unread)
+        whole = all(isinstance(n, int) for per in made.counts.values() for n in per.values())
+        if not whole or not isinstance(made.native_side, int) or not all(isinstance(x, list | tuple) for x in lists):
+            raise TypeError("a field is of another type")
+        return made
 
     def __rich__(self) -> RenderableType:
         from rich.console import Group

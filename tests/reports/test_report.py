@@ -11,6 +11,7 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -270,6 +271,21 @@ def test_unfinished_run_is_refused(run: Path, name: str) -> None:
     with pytest.raises(UserError, match="not a file of a finished run"):
         report(run)
     assert (run / "report.html").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [("scan.json", {"counts": 3}), ("scan.json", {"native_side": "x"}), ("scan.json", {"damaged": 1}),
+     ("choice.json", {"pick": 3}), ("choice.json", {"precision": "int9"}), ("choice.json", {"arch": {}}),
+     ("choice.json", {"budget": {"speed": 1}}), ("steps.json", {"steps": [1]}), ("steps.json", {"steps": []}),
+     ("steps.json", {"seconds": None})],
+)  # fmt: skip
+def test_a_file_with_another_type_in_it_is_one_line(run: Path, name: str, changes: dict[str, Any]) -> None:
+    text = json.loads((run / name).read_text()) | changes
+    (run / name).write_text(json.dumps(text))
+    with pytest.raises(UserError, match=rf"{name}: not a file of a finished run: ") as e:
+        report(run)
+    assert "\n" not in str(e.value)
 
 
 def test_no_folder_is_refused(tmp_path: Path) -> None:

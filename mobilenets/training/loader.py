@@ -193,10 +193,15 @@ def mix(*numbers: int) -> int:
     return int(state[0] >> np.uint64(1))
 
 
+def at_once(recipe: Recipe, images: int, world: int) -> int:
+    """How many of `images` a process takes in one piece of a step."""
+    return max(1, min(recipe.batch, images) // (world * recipe.accumulate))
+
+
 def train_loader(images: TrainImages, recipe: Recipe, world: int, rank: int) -> DataLoader[Any]:
     """This process's share of the shuffled, augmented training images; the last, short batch is left out."""
     split, seed = images.split, images.seed
-    batch = max(1, min(recipe.batch, len(split)) // (world * recipe.accumulate))
+    batch = at_once(recipe, len(split), world)
     if split.shards:
         sampler: EpochSampler = ShardSampler(images, world, rank, batch)
     else:

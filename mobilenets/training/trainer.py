@@ -166,6 +166,12 @@ def setup(
     preprocess = dataclasses.replace(preprocess, resolution=arch.resolution, size=arch.size)
     torch.manual_seed(seed)
     net = model.build(arch, head)
+    pixels = [net.graph.shapes[op.name][1:] for op in net.graph.ops if op.norm]
+    if loader.at_once(recipe, len(training), world()[0]) == 1 and (1, 1) in pixels:
+        raise UserError(
+            "BatchNorm needs two images at a time where a map is one pixel: take a larger --batch, fewer --accumulate, "
+            "or another --resolution"
+        )
     if init:
         _start_from(net, init, task, config, head)
     objective: Objective = task.objective(config, recipe, training)

@@ -3,6 +3,7 @@
 import csv
 
 import numpy as np
+import pytest
 import torch
 
 from mobilenets.arch import zoo
@@ -261,3 +262,13 @@ def test_randaugment_changes_images_more(write_images, tmp_path):
             for m in (0, 9)
         ]
         assert not torch.equal(*drawn)
+
+
+@pytest.mark.parametrize(
+    "line", [("--arch", "v2", "--batch", 1), ("--arch", "v3-small", "--batch", 2, "--accumulate", 2)]
+)
+def test_one_image_at_a_time_is_refused_where_batchnorm_sees_one_value(colours, command, tmp_path, line):
+    ran = command("train", colours, *line, "--resolution", 32, "--epochs", 1, "--workers", 0, "--out", tmp_path / "r")
+    assert ran.code == 2
+    assert "BatchNorm needs two images at a time" in ran.err.splitlines()[-1]
+    assert not (tmp_path / "r" / "float").exists()

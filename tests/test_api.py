@@ -65,3 +65,13 @@ def test_dir_lists_what_can_be_used():
 def test_unknown_lists_all_where_nothing_is_near():
     assert str(unknown("thing", "zzz", ["ab", "cd"])) == "unknown thing 'zzz': known: ab, cd"
     assert str(unknown("thing", "abd", ["abc", "xyz"])) == "unknown thing 'abd': did you mean 'abc'?"
+
+
+def test_images_are_read_where_there_is_no_fcntl_and_no_sysconf(tmp_path, write_images):
+    """As on Windows, where nothing that touches images could start without them."""
+    images = write_images(tmp_path / "photos", {"cat": 2})
+    hidden = "import os, sys; del os.sysconf; sys.modules['fcntl'] = None; from mobilenets import cli; "
+    line = [sys.executable, "-c", f"{hidden}sys.exit(cli.run(sys.argv[1:]))", "predict", "cifar10-v1-0.25", str(images)]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(done.stdout.splitlines()) == 2

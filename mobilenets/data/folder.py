@@ -38,7 +38,7 @@ class Listing:
 
 def is_hidden(name: str) -> bool:
     """Whether a file, or a folder that it is in, is none of the user's: .git, .Trash, what macOS adds to a zip."""
-    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
+    return any((part.startswith(".") and part != ".") or part == "__MACOSX" for part in name.split("/"))
 
 
 def is_image_name(name: str) -> bool:
@@ -146,7 +146,7 @@ def _some(names: Iterable[str]) -> str:
     return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
 
 
-def data_of(source: str, listing: Listing) -> Data:
+def from_listing(source: str, listing: Listing) -> Data:
     """[outer/][split/]class/... -> Data, with what was left out.
 
     Raises `UserError` where there are no images, or splits can't be told from classes.

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from mobilenets.data.dataset import Data, Split, in_order, stratified
-from mobilenets.data.folder import data_of, list_folder, list_zip
+from mobilenets.data.folder import from_listing, list_folder, list_zip
 from mobilenets.errors import UserError
 from mobilenets.model.card import Card
 
@@ -33,9 +33,9 @@ def open_data(source: str, root: Path | None = None, seed: int = 0, val: float |
     if sharded.find(source):
         data = sharded.open_shards(source)
     elif path.is_dir():
-        data = data_of(source, list_folder(path))
+        data = from_listing(source, list_folder(path))
     elif path.is_file():
-        data = data_of(source, list_zip(path))
+        data = from_listing(source, list_zip(path))
     elif source == "digits":
         data = _digits()
     else:

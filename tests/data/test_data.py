@@ -257,6 +257,16 @@ def test_a_zip_is_read_as_its_folder(tmp_path, write_images, layout, prefix, fol
         assert np.array_equal(np.asarray(split.rgb(0)), np.asarray(other.rgb(0)))
 
 
+def test_a_zip_whose_names_begin_with_a_dot_and_a_slash(tmp_path, write_images):
+    root = write_images(tmp_path / "f", {"cat": 2, "dog": 2})
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as z:
+        for p in sorted(root.rglob("*.png")):
+            z.writestr(f"./{p.relative_to(root).as_posix()}", p.read_bytes())
+    d = open_data(str(tmp_path / "a.zip"))
+    assert d.labels == ("cat", "dog")
+    assert d.split("all").rgb(0).size == (24, 24)
+
+
 def test_what_macos_adds_to_a_zip_is_no_class(tmp_path, write_images):
     path = zipped(write_images(tmp_path / "f", {"cat": 2, "dog": 2}), tmp_path / "a.zip", "pets/", folders=True)
     with zipfile.ZipFile(path, "a") as z:

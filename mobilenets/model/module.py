@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from mobilenets.arch import spec, zoo
 from mobilenets.arch.graph import Activation, Graph, Head, Op, Padding, same_padding
 from mobilenets.arch.spec import Arch, Block, Convention, Shortcut
 from mobilenets.errors import UserError
-from mobilenets.model.depthwise import DepthwiseConv2d
+from mobilenets.model.conv import Conv2d
 
 Taps = dict[str, Tensor]  # values by the names of operations, or outputs by theirs
 ACTIVATIONS: dict[Activation, type[nn.Module]] = {
@@ -39,14 +39,8 @@ class ConvNormAct(nn.Module):
     def __init__(self, op: Op, arch: Arch) -> None:
         super().__init__()
         self.same = arch.padding == "same" and op.stride > 1  # at stride 1 and an odd kernel, "SAME" is symmetric
-        pad: Any = 0 if self.same else tuple(k // 2 for k in op.kernels)
-        if op.kind == "depthwise" and not op.kernel_width:
-            pad = pad if self.same else op.kernel // 2
-            self.conv: nn.Conv2d = DepthwiseConv2d(
-                op.cin, op.cout, op.kernel, op.stride, pad, groups=op.groups, bias=op.bias
-            )
-        else:
-            self.conv = nn.Conv2d(op.cin, op.cout, op.kernels, op.stride, pad, groups=op.groups, bias=op.bias)
+        pad = (0, 0) if self.same else (op.kernels[0] // 2, op.kernels[1] // 2)
+        self.conv = Conv2d(op.cin, op.cout, op.kernels, op.stride, pad, groups=op.groups, bias=op.bias)
         self.norm = nn.BatchNorm2d(op.cout, arch.bn_eps, arch.bn_momentum) if op.norm else nn.Identity()
         self.act = ACTIVATIONS[op.activation](inplace=True) if op.activation else nn.Identity()
 

@@ -149,6 +149,12 @@ def test_dropout_and_mixup_follow_the_seed_too(tiny_train, tmp_path):
     assert Bundle.load(a / "float").card.arch.dropout == 0.3
 
 
+def test_bf16_follows_the_seed_too_down_to_maps_of_one_pixel(tiny_train, tmp_path):
+    more = ("--epochs", 2, "--training-precision", "bf16", "--batch", 12)
+    a, *others = (weights(tiny_train(tmp_path / str(i), *more).out) for i in range(3))
+    assert all(a == b for b in others)
+
+
 def test_json_is_the_bundles_card(tiny_train, tmp_path):
     ran = tiny_train(tmp_path / "r", "--epochs", 1, "--json").ran
     card = json.loads((tmp_path / "r" / "float" / "card.json").read_text())

@@ -122,21 +122,21 @@ def distill(
     }  # fmt: skip
     out = out or run.folder(source, net.title, "distilled")
     _, rank = processes.world()
-    if rank == 0:
-        run.prepare(out, config, resume)
-        checks.check(data, skip_bad, cache_side(max(net.input_size)))
-    else:
-        checks.scan(data, side=cache_side(max(net.input_size)))
-    if unlabelled:
-        data.labels = classes
-        for split in data.splits.values():
-            split.targets = processes.from_rank_0(_predict_classes(loaded, split) if rank == 0 else None)
-    elif columns and rank == 0:
-        val = data.split("val")
-        right = np.asarray(columns)[val.targets] == _predict_classes(loaded, val)
-        console.note(f"teacher  {loaded.name}: {100 * right.mean():.2f}% top-1 on val")
-    distiller = Distiller(loaded, how, columns, cache or out / TEACHER)
-    trained = train.train_bundle(data, net, chosen, out, seed=seed, resume=resume, init=start, distiller=distiller)
+    with run.taken(out, config, resume, data):
+        if rank == 0:
+            checks.check(data, skip_bad, cache_side(max(net.input_size)))
+        else:
+            checks.scan(data, side=cache_side(max(net.input_size)))
+        if unlabelled:
+            data.labels = classes
+            for split in data.splits.values():
+                split.targets = processes.from_rank_0(_predict_classes(loaded, split) if rank == 0 else None)
+        elif columns and rank == 0:
+            val = data.split("val")
+            right = np.asarray(columns)[val.targets] == _predict_classes(loaded, val)
+            console.note(f"teacher  {loaded.name}: {100 * right.mean():.2f}% top-1 on val")
+        distiller = Distiller(loaded, how, columns, cache or out / TEACHER)
+        trained = train.train_bundle(data, net, chosen, out, seed=seed, resume=resume, init=start, distiller=distiller)
     if rank != 0:
         return None
     run.say_where(out)

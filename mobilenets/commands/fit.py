@@ -101,51 +101,48 @@ def fit(
         "precision": ",".join(precision), "table": str(table) if table else None,
         "threads": threads, "recipe": chosen_recipe.to_json(), "init": start.digest if start else None, "seed": seed,
     }  # fmt: skip
-    choice: Choice | None = None
-    found: Scan | None = None
-    if rank == 0:
-        run.prepare(out, config, resume)
-        console.step("1/6 check the images")
-        found = checks.check(data, skip_bad)
-        files.write_json(out / SCAN, found.to_json())
-        choice = _choose(
-            out,
-            data,
-            found,
-            start,
-            asked,
-            lambda archs: choose.pick(archs, budget, engine, precision, threads, table, asked),
-        )
-    else:
-        checks.scan(data)
-    chosen: Choice = processes.from_rank_0(choice)
-    arch = chosen.pick.arch
-    if rank == 0 and resume and bundles.is_bundle(out / FLOAT):
-        trained = Bundle.load(out / FLOAT)
-    else:
+    with run.taken(out, config, resume, data):
+        choice: Choice | None = None
         if rank == 0:
-            console.step(f"3/6 train {arch.title}, {chosen_recipe.epochs} epochs")
-        trained = train.train_bundle(data, arch, chosen_recipe, out, task=asked, seed=seed, resume=resume, init=start)
-    if rank != 0:
-        return None
-    steps, shipped = ship(data, trained, out, chosen.precision, threads, chosen.engine)
-    fitted = Fitted(
-        out=out,
-        file=shipped,
-        arch=arch,
-        steps=steps,
-        predicted_ms=chosen.pick.latency_ms,
-        elsewhere=chosen.machine if table else "",
-        budget=budget,
-        seconds=time.monotonic() - started,
-        task=task,
-    )
-    files.write_json(out / STEPS, fitted.to_json())
-    from mobilenets.commands.report import report
+            console.step("1/6 check the images")
+            found = checks.check(data, skip_bad)
+            files.write_json(out / SCAN, found.to_json())
+            choice = _choose(
+                out, data, found, start, asked,
+                lambda archs: choose.pick(archs, budget, engine, precision, threads, table, asked),
+            )  # fmt: skip
+        else:
+            checks.scan(data)
+        chosen: Choice = processes.from_rank_0(choice)
+        arch = chosen.pick.arch
+        if rank == 0 and resume and bundles.is_bundle(out / FLOAT):
+            trained = Bundle.load(out / FLOAT)
+        else:
+            if rank == 0:
+                console.step(f"3/6 train {arch.title}, {chosen_recipe.epochs} epochs")
+            trained = train.train_bundle(
+                data, arch, chosen_recipe, out, task=asked, seed=seed, resume=resume, init=start
+            )
+        if rank != 0:
+            return None
+        steps, shipped = ship(data, trained, out, chosen.precision, threads, chosen.engine)
+        fitted = Fitted(
+            out=out,
+            file=shipped,
+            arch=arch,
+            steps=steps,
+            predicted_ms=chosen.pick.latency_ms,
+            elsewhere=chosen.machine if table else "",
+            budget=budget,
+            seconds=time.monotonic() - started,
+            task=task,
+        )
+        files.write_json(out / STEPS, fitted.to_json())
+        from mobilenets.commands.report import report
 
-    console.step("6/6 write the report")
-    report(out, root=root)
-    return fitted
+        console.step("6/6 write the report")
+        report(out, root=root)
+        return fitted
 
 
 def _choose(

@@ -33,7 +33,7 @@ class Report:
 
 
 def report(run: Path, *, root: Path | None = None) -> Report:
-    """Write a run's report: RUN/report.html, one page with everything in it.
+    """Write a run's report: RUN/report.html, one page with everything in it; of a classifier, mistakes.csv beside it.
 
     Parameters
     ----------
@@ -49,16 +49,19 @@ def report(run: Path, *, root: Path | None = None) -> Report:
     if verb == "fit":
         page = fit.Page.read(run)
         html, notes = page.render(root), page.notes
+        for name, text in page.tables.items():
+            with files.atomic_file(run / name) as tmp:
+                tmp.write_bytes(text.encode("utf-8", "replace"))
     elif verb in ("train", "distill"):
         html, state = training.page(run)
         notes.append(state)
     else:
         raise UserError(f"{run} is a run of mobilenets {verb}; report makes pages of fit, train and distill")
     out = run / REPORT
-    text = html.encode("utf-8", "replace")  # a file's name may hold what is no character
+    written = html.encode("utf-8", "replace")  # a file's name may hold what is no character
     with files.atomic_file(out) as tmp:
-        tmp.write_bytes(text)
-    return Report(out, len(text), tuple(notes))
+        tmp.write_bytes(written)
+    return Report(out, len(written), tuple(notes))
 
 
 def _verb(run: Path) -> str:

@@ -101,8 +101,8 @@ def sweep(
     archs = sorted((asked.arch(a, network_config) for a in grid.values()), key=lambda a: cost.count(a).macs)
     out = out or run.folder(source, "sweep")
     config = {"verb": "sweep", "task": task, "source": source, "recipe": chosen.to_json(), "precision": precision}
-    with cluster(address, ray_cpus) if address else contextlib.nullcontext() as on_ray:
-        run.prepare(out, config, resume)
+    with cluster(address, ray_cpus) if address else contextlib.nullcontext() as on_ray, contextlib.ExitStack() as stack:
+        stack.enter_context(run.taken(out, config, resume, data))
         checks.check(data, skip_bad, cache_side(min(max(a.input_size) for a in archs)))
         jobs = [
             Job(source, root, a, chosen, precision, seed, out / f"{a.name}-{a.alpha:g}-{a.resolution}-seed{seed}", task)

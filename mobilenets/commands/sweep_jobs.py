@@ -21,6 +21,7 @@ from mobilenets.errors import Interrupted, UserError
 from mobilenets.model import bundle as bundles
 from mobilenets.model.bundle import Bundle
 from mobilenets.model.card import Precision
+from mobilenets.tasks.task import Scores
 from mobilenets.training import run
 from mobilenets.training import trainer as train
 from mobilenets.training.run import CHECKPOINTS, FLOAT, INT8, LOGS, METRICS
@@ -40,19 +41,8 @@ def train_network(data: Data, job: Job) -> Trained:
         "seed": job.seed, "init": None,
     }  # fmt: skip
     try:
-        run.prepare(job.out, config, resume=(job.out / run.CONFIG).exists())
-        if bundles.is_bundle(job.out / FLOAT):
-            b = Bundle.load(job.out / FLOAT)
-        else:
-            begun = (job.out / CHECKPOINTS / "last.ckpt").exists()
-            b = train.train_bundle(data, a, job.recipe, job.out, task=tasks.find(job.task), seed=job.seed, resume=begun)
-        images = parity_images(data, b.card)
-        b = in_precision(b, job.precision, data)
-        if job.precision == "int8":
-            b = b.save(job.out / INT8)
-        path = job.out / engines.file_name(ENGINE, job.precision)
-        made = make_file(b, data, path, ENGINE, job.precision, images)
-        assert made.scores is not None  # what is trained has a score
+        with run.taken(job.out, config, (job.out / run.CONFIG).exists(), data):
+            scores, size = _made(data, job)
     except Interrupted:
         raise
     except UserError as e:
@@ -62,14 +52,30 @@ def train_network(data: Data, job: Job) -> Trained:
     log = plots.read_metrics(job.out / LOGS / METRICS)
     result = dataclasses.replace(
         result,
-        split=made.scores.split,
-        images=made.scores.count,
-        score=made.scores.value,
-        size_bytes=made.export.size_bytes,
+        split=scores.split,
+        images=scores.count,
+        score=scores.value,
+        size_bytes=size,
         train_seconds=sum(log["seconds"].values()),
     )
     files.write_json(job.out / RESULT, dataclasses.asdict(result))
     return result
+
+
+def _made(data: Data, job: Job) -> tuple[Scores, int]:
+    """The network of a job, trained and exported: what the file scores on held-out images, and its bytes."""
+    if bundles.is_bundle(job.out / FLOAT):
+        b = Bundle.load(job.out / FLOAT)
+    else:
+        begun, task = (job.out / CHECKPOINTS / "last.ckpt").exists(), tasks.find(job.task)
+        b = train.train_bundle(data, job.arch, job.recipe, job.out, task=task, seed=job.seed, resume=begun)
+    images = parity_images(data, b.card)
+    b = in_precision(b, job.precision, data)
+    if job.precision == "int8":
+        b = b.save(job.out / INT8)
+    made = make_file(b, data, job.out / engines.file_name(ENGINE, job.precision), ENGINE, job.precision, images)
+    assert made.scores is not None  # what is trained has a score
+    return made.scores, made.export.size_bytes
 
 
 def finished(job: Job) -> Trained | None:

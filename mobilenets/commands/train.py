@@ -85,16 +85,17 @@ def train(
         "seed": seed, "init": start.digest if start else None, "val": data.val_fraction,
     }  # fmt: skip
     out = out or run.folder(source, net.title)
-    _, rank = world()
-    if rank == 0:
-        run.prepare(out, config, resume)
-        checks.check(data, skip_bad, cache_side(max(net.input_size)))
-    else:
-        checks.scan(data, side=cache_side(max(net.input_size)))
-    trained = train_bundle(
-        data, net, chosen, out, task=asked, seed=seed, resume=resume, init=start, checkpoint_minutes=checkpoint_minutes
-    )
-    if rank != 0:
+    side = cache_side(max(net.input_size))
+    with run.taken(out, config, resume, data):
+        if world()[1] == 0:
+            checks.check(data, skip_bad, side)
+        else:
+            checks.scan(data, side=side)
+        trained = train_bundle(
+            data, net, chosen, out, task=asked, seed=seed, resume=resume, init=start,
+            checkpoint_minutes=checkpoint_minutes,
+        )  # fmt: skip
+    if world()[1] != 0:
         return None
     run.say_where(out)
     return trained

@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from mobilenets.data import identity
+from mobilenets.data.identity import Marks
 from mobilenets.errors import UserError
 from mobilenets.model import imagenet
 from mobilenets.model.images import BadImage, Pixels, Preprocess, open_rgb
@@ -46,7 +48,8 @@ class Split:
 
     `targets`: class indices, int64 [N]; or what another task knows of each image, any sequence. `cache`: images in
     memory, none with a longer short side than `cached_at`. `shards`: how many lie together in each file, one file after
-    another; empty if reading order doesn't matter.
+    another; empty if reading order doesn't matter. `marks`: which images these are (see `identity`), where that can
+    change between two openings.
     """
 
     name: str
@@ -56,6 +59,7 @@ class Split:
     cache: dict[int, Pixels] = field(default_factory=dict, repr=False)
     shards: tuple[int, ...] = ()
     cached_at: int = CACHE_SIDE
+    marks: Marks | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -89,6 +93,7 @@ class Split:
             lambda j: read(index[j]),
             {j: self.cache[i] for j, i in enumerate(index) if i in self.cache},
             cached_at=self.cached_at,
+            marks=None if self.marks is None else self.marks[index],
         )
 
 
@@ -106,6 +111,9 @@ class Data:
 
     `left_out`: lines that say what is in the folder and not in the data; `unread`: classes of pictures none of which
     can be read. `scan`: what a look at every image found, if there was one already (a `checks.Scan` as JSON).
+    `pool`: the images that train and val were drawn from, where there was no val split. `images`: how many there are,
+    and a digest of which, as they were opened; None of sets that never change. `as_trained`: val is what was held out
+    when the network at hand was trained.
     """
 
     source: str
@@ -118,6 +126,9 @@ class Data:
     scan: dict[str, Any] | None = None
     left_out: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
+    pool: Split | None = None
+    images: dict[str, Any] | None = None
+    as_trained: bool = False
 
     @property
     def held_out(self) -> str:
@@ -146,13 +157,26 @@ class Data:
         return gather(s.subset(order), preprocess)
 
     def describe(self) -> dict[str, Any]:
-        """What a card says of the data it was trained on."""
-        return {
+        """What a card says of the data it was trained on: enough to tell what was held out from what was trained on."""
+        said = {
             "source": self.source,
             "counts": {k: len(s) for k, s in self.splits.items()},
             "split_seed": self.seed,
             "val_fraction": self.val_fraction,
         }
+        if self.images:
+            said["images"] = self.images
+        val = self.splits.get("val")
+        if self.val_fraction is not None and val is not None and val.marks is not None:
+            said["held_out"] = identity.pack(val.marks)
+        return said
+
+    def hold_out(self, held: npt.NDArray[np.int64]) -> None:
+        """Make those images of the pool, by their places in it, the val split, and the others train."""
+        pool = self.pool or self.splits["train"]
+        rest = np.setdiff1d(np.arange(len(pool)), held)
+        self.pool = pool
+        self.splits = {**self.splits, "train": pool.subset(rest), "val": pool.subset(held, "val")}
 
 
 def gather(split: Split, preprocess: Preprocess) -> Batch:

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from mobilenets.data import identity
 from mobilenets.data.dataset import Data, Split
 from mobilenets.errors import UserError
 from mobilenets.model.images import SUFFIXES, UNREADABLE, BadImage
@@ -28,12 +29,16 @@ NAMED = 5  # files or folders named in a line of what was found
 
 @dataclass(frozen=True)
 class Listing:
-    """What a folder or a zip holds, names with / between: images, folders, and other pictures, which can't be read."""
+    """What a folder or a zip holds, names with / between: images, folders, and other pictures, which can't be read.
+
+    `size`: of an image, in bytes.
+    """
 
     files: list[str]
     folders: list[str]
     unreadable: list[str]
     read: Callable[[str], Path | bytes]
+    size: Callable[[str], int]
 
 
 def is_hidden(name: str) -> bool:
@@ -52,16 +57,24 @@ def list_folder(path: Path) -> Listing:
         rel = Path(here).relative_to(path).as_posix()
         folders.append(rel)
         names += [f"{rel}/{n}".removeprefix("./") for n in sorted(inside)]
-    return _listing(names, folders[1:], lambda name: path / name)
+    return _listing(names, folders[1:], lambda name: path / name, lambda name: _size(path / name))
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:  # a link to nowhere: the check of the images says so
+        return 0
 
 
 def list_zip(path: Path) -> Listing:
     """Raises `UserError` for a file that is no zip."""
     try:
         with zipfile.ZipFile(path) as z:
-            names = sorted(z.namelist())
+            sizes = {m.filename: m.file_size for m in z.infolist()}
     except (zipfile.BadZipFile, OSError) as e:
         raise UserError(f"{path}: not a folder, nor a readable zip of class folders ({e})") from e
+    names = sorted(sizes)
     local = threading.local()  # a ZipFile is not for several threads at once: one each
 
     def read(name: str) -> bytes:
@@ -69,13 +82,16 @@ def list_zip(path: Path) -> Listing:
             local.zip, local.pid = zipfile.ZipFile(path), os.getpid()
         return read_member(local.zip, name, name)
 
-    return _listing(names, sorted({n.rstrip("/") for n in names if n.endswith("/") and not is_hidden(n)}), read)
+    folders = sorted({n.rstrip("/") for n in names if n.endswith("/") and not is_hidden(n)})
+    return _listing(names, folders, read, sizes.__getitem__)
 
 
-def _listing(names: Iterable[str], folders: list[str], read: Callable[[str], Path | bytes]) -> Listing:
+def _listing(
+    names: Iterable[str], folders: list[str], read: Callable[[str], Path | bytes], size: Callable[[str], int]
+) -> Listing:
     seen = [n for n in names if not is_hidden(n)]
     unreadable = [n for n in seen if n.lower().endswith(UNREADABLE)]
-    return Listing([n for n in seen if is_image_name(n)], folders, unreadable, read)
+    return Listing([n for n in seen if is_image_name(n)], folders, unreadable, read, size)
 
 
 def read_member(z: zipfile.ZipFile, member: str, name: str) -> bytes:
@@ -183,7 +199,8 @@ def from_listing(source: str, listing: Listing) -> Data:
         if rows := found.get(name):
             names = [f for f, _ in rows]
             targets = np.array([known[c] for _, c in rows], np.int64)
-            splits[name] = Split(name, names, targets, lambda i, names=names: read(names[i]))  # type: ignore[misc]
+            marks = identity.marks(names, [listing.size(f) for f in names])
+            splits[name] = Split(name, names, targets, lambda i, names=names: read(names[i]), marks=marks)  # type: ignore[misc]
     left_out = [f"{_some(layout.left_out)}: not a split, left out"] if layout.left_out else []
     if loose:
         left_out.append(f"{len(loose)} images in no class's folder, left out: {_some(loose)}")
@@ -192,7 +209,10 @@ def from_listing(source: str, listing: Listing) -> Data:
         by_class.setdefault(f.split("/")[at] if f.count("/") > at else "", []).append(f)
     left_out += [unreadable(fs, f"{c}: " if c else "") for c, fs in sorted(by_class.items())]
     unread = tuple(c for c in sorted(by_class) if c in empty)
-    return Data(source, tuple(labels), splits, empty=tuple(empty), left_out=tuple(left_out), unread=unread)
+    return Data(
+        source, tuple(labels), splits, empty=tuple(empty), left_out=tuple(left_out), unread=unread,
+        images=identity.summary(s.marks for s in splits.values()),
+    )  # fmt: skip
 
 
 def unreadable(files: Sequence[str], before: str = "") -> str:

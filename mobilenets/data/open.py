@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from mobilenets import console
+from mobilenets.data import identity
 from mobilenets.data.dataset import Data, Split, in_order, stratified
 from mobilenets.data.folder import from_listing, list_folder, list_zip
 from mobilenets.errors import UserError
@@ -63,11 +65,12 @@ def open_unlabelled(source: str, root: Path | None = None, seed: int = 0) -> Dat
         names, read = listing.files, listing.read
         if len(names) < 2:
             raise UserError(f"{source}: {len(names)} images; give a folder or a zip of more")
-        every = Split("train", names, np.zeros(len(names), np.int64), lambda i: read(names[i]))
+        marks = identity.marks(names, [*map(listing.size, names)])
+        every = Split("train", names, np.zeros(len(names), np.int64), lambda i: read(names[i]), marks=marks)
     else:
         every = open_data(source, root, seed).split("all")
         every = dataclasses.replace(every, name="train", targets=np.zeros(len(every), np.int64))
-    data = Data(source, ("images",), {"train": every}, seed=seed)
+    data = Data(source, ("images",), {"train": every}, seed=seed, images=identity.summary([every.marks]))
     _hold_out(data, 0.1)
     return data
 
@@ -75,27 +78,58 @@ def open_unlabelled(source: str, root: Path | None = None, seed: int = 0) -> Dat
 def _hold_out(data: Data, fraction: float) -> None:
     """Make a seeded, stratified `fraction` of train the val split."""
     data.val_fraction = fraction
-    train = data.splits["train"]
-    held = stratified(train.targets, fraction, data.seed)
-    rest = np.setdiff1d(np.arange(len(train)), held)
-    data.splits = {**data.splits, "train": train.subset(rest), "val": train.subset(held, "val")}
+    data.hold_out(stratified(data.splits["train"].targets, fraction, data.seed))
 
 
 def of_card(card: Card, source: str | None, root: Path | None = None, opener: Opener = open_data) -> Data:
     """The data a bundle names as its own (or `source` instead), its classes put in the bundle's order.
 
-    `opener` is its task's (see `tasks.data_of`). Raises `UserError`.
+    Where train and val were drawn from one folder, val is what was held out in training, however the folder is
+    spelled now, copied, zipped, or added to; a line says so where it has changed. `opener` is its task's (see
+    `tasks.data_of`). Raises `UserError`.
     """
-    name = source or card.data.get("source")
+    trained_on = card.data.get("source")
+    name = source or trained_on
     if not name:
         raise UserError("the bundle doesn't say what data it was trained on; name some")
     try:
-        val = card.data.get("val_fraction") if name == card.data.get("source") else None
+        val = card.data.get("val_fraction") if name == trained_on else None
         seed = card.data.get("split_seed", 0)
         data = opener(str(name), root, seed, val)
     except UserError as e:
         raise e if source else UserError(f"the data the bundle was trained on can't be opened; name some ({e})") from e
+    _as_trained(data, card, name == trained_on)
     return in_order(data, card.labels) if card.labels else data
+
+
+def _as_trained(data: Data, card: Card, same_name: bool) -> None:
+    """Hold out again what was held out when the card's network was trained, where it is among the images."""
+    pool, then = data.pool, card.data.get("images") or {}
+    if pool is None or pool.marks is None:  # splits of its own, or a set that never changes
+        data.as_trained = same_name
+        return
+    known = identity.unpack(card.data.get("held_out"))
+    held = np.flatnonzero(np.isin(pool.marks, known))
+    if len(held):
+        data.hold_out(held)
+        data.as_trained = True
+        if then != data.images:
+            console.note(
+                f"{data.source} has changed since training ({then.get('count', '?')} images then, "
+                f"{(data.images or {})['count']} now): {len(held)} of the {len(known)} held out then are there, and "
+                "are what counts as held out"
+            )
+        return
+    before, now = sum(card.data.get("counts", {}).values()), sum(map(len, data.splits.values()))
+    fraction = card.data.get("val_fraction")
+    if not len(known) and before == now and fraction:  # a card of before they had the images' marks: the same draw
+        data.hold_out(stratified(pool.targets, fraction, data.seed))
+        data.as_trained = True
+    elif same_name:
+        console.note(
+            f"{data.source} has changed since training ({before} images then, {now} now): images that the network was "
+            "trained on may be among those that are scored"
+        )
 
 
 def _digits() -> Data:

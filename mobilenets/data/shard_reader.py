@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import itertools
 import json
 import os
@@ -121,7 +122,10 @@ def open_shards(source: str) -> Data:
             splits[name] = _split(name, place, table, shards, len(labels))
         found = index["scan"]
         scan = {**found, "empty": tuple(found["empty"]), "leaks": [(a, b) for a, b in found["leaks"]]}
-        return Data(source, labels, splits, index["kind"], val_fraction=index["val_fraction"], scan=scan)
+        count = sum(map(len, splits.values()))
+        which = "".join(index["splits"][name]["table"]["sha256"] for name in sorted(splits))
+        images = {"count": count, "digest": hashlib.sha256(which.encode()).hexdigest()[:16]}
+        return Data(source, labels, splits, index["kind"], val_fraction=index["val_fraction"], scan=scan, images=images)
     except (KeyError, TypeError, ValueError, AttributeError) as e:
         raise UserError(f"{source}: its index isn't one of shards, or is damaged ({e}); write them anew") from e
 

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-
 from mobilenets.errors import UserError
 from mobilenets.reports import plots, samples, style
+from mobilenets.tasks.confusion import Confusion
 
 if TYPE_CHECKING:
     from mobilenets.reports.fit import Page
 
-Confusion = npt.NDArray[np.int64]
-
-TEMPLATE = "classes.html"
+TEMPLATE, MISTAKES = "classes.html", "mistakes.csv"
 ROWS = 10  # of a list of worst classes or pairs
 
 
@@ -28,17 +26,28 @@ def columns(page: Page) -> list[tuple[str, str, str]]:
 
 def check(page: Page) -> None:
     """Raises `UserError` where the scores have no confusion matrix of the card's classes."""
-    if page.shipped.scores.get("confusion") is None:
+    confusion(page)
+
+
+def confusion(page: Page) -> Confusion:
+    """The shipped file's. Raises `UserError` where the scores have none of the card's classes."""
+    found, classes = page.shipped.scores.get("confusion"), len(page.card.labels)
+    if found is None:
         raise UserError(f"it has no scores of {page.fitted.file.name}")
-    if np.shape(page.shipped.scores["confusion"]) != (len(page.card.labels),) * 2:
-        raise UserError(f"its confusion matrix is not of the card's {len(page.card.labels)} classes")
+    try:
+        made = Confusion.from_json(found)
+    except ValueError as e:
+        raise UserError(str(e)) from e
+    if made.num_classes != classes:
+        raise UserError(f"its confusion matrix is not of the card's {classes} classes")
+    return made
 
 
 def values(page: Page, root: Path | None) -> dict[str, Any]:
     """What the template takes."""
-    m, labels = np.asarray(page.shipped.scores["confusion"], np.int64), page.card.labels
+    m, labels = confusion(page), page.card.labels
     return {
-        "right": int(np.trace(m)),
+        "right": int(m.right.sum()),
         "classes": by_class(m, labels),
         "pairs": pairs(m, labels),
         "samples": _samples(page, m, root),
@@ -49,33 +58,54 @@ def values(page: Page, root: Path | None) -> dict[str, Any]:
 
 def by_class(m: Confusion, labels: tuple[str, ...]) -> list[dict[str, Any]]:
     """Classes from the worst: accuracy, images, and what each is most often taken for."""
+    worst: dict[int, tuple[int, int]] = {}  # of each class, how often it was taken for which
+    for t, g, n in zip(m.true[m.wrong].tolist(), m.given[m.wrong].tolist(), m.count[m.wrong].tolist(), strict=True):
+        if n > worst.get(t, (0, 0))[0]:
+            worst[t] = (n, g)
+    images, right = m.images.tolist(), m.right.tolist()
     out = []
-    for i in np.flatnonzero(m.sum(1)):
-        wrong = np.where(np.arange(len(m)) == i, 0, m[i])
-        j = int(wrong.argmax())
+    for i in (i for i, n in enumerate(images) if n):
+        taken, j = worst.get(i, (0, 0))
         out.append({
             "label": labels[i],
-            "count": int(m[i].sum()),
-            "top1": 100 * float(m[i, i] / m[i].sum()),
-            "taken_for": labels[j] if wrong[j] else "",
-            "taken": int(wrong[j]),
+            "count": images[i],
+            "top1": 100 * right[i] / images[i],
+            "taken_for": labels[j] if taken else "",
+            "taken": taken,
         })  # fmt: skip
     return sorted(out, key=lambda c: c["top1"])
 
 
 def pairs(m: Confusion, labels: tuple[str, ...]) -> list[dict[str, Any]]:
     """The pairs of classes most often confused, in either direction."""
-    both = np.triu(m + m.T, 1)
-    order = np.argsort(-both, axis=None, kind="stable")[:ROWS]
-    cells = [(int(k) // len(m), int(k) % len(m)) for k in order]
-    return [{"a": labels[i], "b": labels[j], "ab": int(m[i, j]), "ba": int(m[j, i])} for i, j in cells if both[i, j]]
+    both: dict[tuple[int, int], list[int]] = {}
+    for t, g, n in zip(m.true[m.wrong].tolist(), m.given[m.wrong].tolist(), m.count[m.wrong].tolist(), strict=True):
+        both.setdefault((min(t, g), max(t, g)), [0, 0])[t > g] = n
+    most = sorted(both.items(), key=lambda kv: (-sum(kv[1]), kv[0]))[:ROWS]
+    return [{"a": labels[i], "b": labels[j], "ab": ab, "ba": ba} for (i, j), (ab, ba) in most]
 
 
 def _samples(page: Page, m: Confusion, root: Path | None) -> dict[str, Any]:
-    """Held-out images with what the shipped file says of them; or why there are none."""
+    """Held-out images with what the shipped file says of them, all mistakes; or why there are none."""
+    wrong = int(m.count[m.wrong].sum())
     try:
-        shown = samples.with_mistakes(page.fitted.file, page.shipped.scores["split"], m, root)
+        found = samples.with_mistakes(page.fitted.file, page.shipped.scores["split"], m, root)
     except UserError as e:
         return page.without_samples(e)
-    mistakes = sum(s["label"] != s["predicted"] for s in shown)
-    return {"images": shown, "mistakes": mistakes, "note": "" if shown else samples.NONE}
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["image", "label", "predicted", "probability_percent", "of_label_percent"])
+    table.writerows(
+        [s["name"], s["label"], s["predicted"], f"{s['probability']:.2f}", f"{s['of_label']:.2f}"]
+        for s in found.mistakes
+    )
+    page.tables[MISTAKES] = text.getvalue()
+    return {
+        "images": found.shown,
+        "mistakes": sum(s["label"] != s["predicted"] for s in found.shown),
+        "gallery": [s for s in found.mistakes if "uri" in s],
+        "found": len(found.mistakes),
+        "wrong": wrong,
+        "table": MISTAKES,
+        "note": "" if found.shown else samples.NONE,
+    }

@@ -36,7 +36,7 @@ BYTES = {"int8": 1, "float32": 4}
 
 @dataclass
 class Page:
-    """All that a page is made of; each method is a section's data."""
+    """All that a page is made of; each method is a section's data. `tables`: text files that go beside the page."""
 
     run: Path
     config: dict[str, Any]
@@ -46,6 +46,7 @@ class Page:
     card: Card
     cost: Cost
     notes: list[str] = field(default_factory=list)
+    tables: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def read(cls, run: Path) -> Page:

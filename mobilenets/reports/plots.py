@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 from matplotlib.collections import PatchCollection
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
@@ -27,6 +26,7 @@ from mobilenets.deploy.choose import LIMITS, Choice
 from mobilenets.errors import UserError
 from mobilenets.reports import style
 from mobilenets.reports.style import BACK, BLUE, GREEN, GRID, INK, MUTED, ORANGE, PINK, SHADE, SKY, TYPE_COLOURS
+from mobilenets.tasks.confusion import Confusion
 from mobilenets.tasks.task import MetricSpec
 from mobilenets.training.fitted import Step
 from mobilenets.training.tuning import Speed, smooth
@@ -237,27 +237,24 @@ def steps(rows: Sequence[Step], metric: MetricSpec) -> Figure:
     return fig
 
 
-def shown_classes(matrix: npt.NDArray[np.int64], most: int = MOST_CLASSES) -> list[int]:
+def shown_classes(matrix: Confusion, most: int = MOST_CLASSES) -> list[int]:
     """Which classes a confusion matrix shows: all of them, or the `most` that most mistakes are made with, in order."""
-    if len(matrix) <= most:
-        return list(range(len(matrix)))
-    wrong = matrix - np.diag(np.diag(matrix))
-    involved = wrong.sum(0) + wrong.sum(1)
-    return sorted(int(i) for i in np.argsort(-involved, kind="stable")[:most])
+    if matrix.num_classes <= most:
+        return list(range(matrix.num_classes))
+    return sorted(int(i) for i in np.argsort(-matrix.mistakes, kind="stable")[:most])
 
 
 @style.styled
-def confusion(matrix: npt.NDArray[np.int64] | Sequence[Sequence[int]], labels: Sequence[str]) -> Figure:
+def confusion(matrix: Confusion, labels: Sequence[str]) -> Figure:
     """Counts [true, predicted] as a grid: right in blue, wrong in orange, darker for a larger share of the true class.
 
     Of more than MOST_CLASSES classes, those with the most mistakes; a last column has what they were taken for else.
     """
-    m = np.asarray(matrix, np.int64)
-    shown = shown_classes(m)
-    n = len(shown)
-    counts = m[np.ix_(shown, shown)]
-    if n < len(m):
-        counts = np.c_[counts, m[shown].sum(1) - counts.sum(1)]
+    shown = shown_classes(matrix)
+    n, images = len(shown), matrix.images[shown]
+    counts = matrix.among(shown)
+    if n < matrix.num_classes:
+        counts = np.c_[counts, images - counts.sum(1)]
     columns = counts.shape[1]
     names = [style.plain(labels[i], 20) for i in shown]
     side = min(style.WIDTH - 1.6, max(2.2, 0.42 * n if n <= NUMBERED_CLASSES else 0.19 * n))
@@ -266,7 +263,7 @@ def confusion(matrix: npt.NDArray[np.int64] | Sequence[Sequence[int]], labels: S
     ax.set_xlim(-0.5, columns - 0.5)
     ax.set_ylim(n - 0.5, -0.5)
     ax.set_aspect("equal")
-    totals = np.maximum(m[shown].sum(1), 1)
+    totals = np.maximum(images, 1)
     cells, colours = [], []
     for i, j in zip(*np.nonzero(counts), strict=True):
         share = float(counts[i, j] / totals[i])

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from mobilenets import tasks
@@ -19,9 +21,11 @@ from mobilenets.deploy import engines, predict
 from mobilenets.deploy.engines import Engine
 from mobilenets.model.images import BadImage
 from mobilenets.tasks import data_of
+from mobilenets.tasks.confusion import Confusion
 
 SAMPLES, MISTAKES = 12, 6
-SEARCH_IMAGES, SEARCH_SECONDS = 1000, 20.0  # at most, in search of mistakes to show
+SEARCH_SECONDS = 20.0  # at most, in search of mistakes
+GALLERY, GALLERY_SIDE = 300, 112  # mistakes on the page at most, and their pixels: 3 kB each
 NONE = "no held-out image could be read"
 DRAWN = 352  # pixels of the short side of an image that answers are drawn on
 THUMBNAIL, PIXELATED = 176, 64  # pixels; a smaller original is kept as it is and enlarged without smoothing
@@ -47,13 +51,23 @@ def drawn(file: Path, split_name: str, root: Path | None) -> list[dict[str, Any]
     return out
 
 
-def with_mistakes(
-    file: Path, split_name: str, confusion: npt.NDArray[np.int64], root: Path | None
-) -> list[dict[str, Any]]:
-    """Images of a split as data URIs with their label, the predicted one and both probabilities, mistakes first.
+@dataclass(frozen=True)
+class Found:
+    """Images of a split with a file's answers: some to show, and the mistakes, the surest first.
 
-    `confusion[true, predicted]` says where mistakes are to be found. Raises `UserError` if the file or the data it was
-    trained on can't be opened.
+    Each is a dictionary: name, label, predicted, probabilities of both in percent; what is shown has its image as a
+    data URI, the first GALLERY of the mistakes too.
+    """
+
+    shown: list[dict[str, Any]]
+    mistakes: list[dict[str, Any]]
+
+
+def with_mistakes(file: Path, split_name: str, confusion: Confusion, root: Path | None) -> Found:
+    """What the file says of a split's images: a few to show, mistakes first, and every mistake that time allows.
+
+    `confusion` says where mistakes are to be found. Raises `UserError` if the file or the data it was trained on can't
+    be opened.
     """
     engine = engines.load(file)
     data = data_of(engine.card, None, root)
@@ -63,29 +77,29 @@ def with_mistakes(
     right = [s for s in found if s["label"] == s["predicted"]]
     shown = _varied(wrong, MISTAKES, "predicted")
     shown += _varied(right, SAMPLES - len(shown), "label")
-    out = []
-    for s in shown:
-        try:
-            uri, small = _thumbnail(split.rgb(s["index"], THUMBNAIL), engine.card.preprocess.crop)
-        except BadImage:
-            continue
-        out.append({**s, "uri": uri, "small": small, "name": split.names[s["index"]]})
-    return out
+    wrong = sorted(wrong, key=lambda s: -s["probability"])
+
+    def pictured(some: list[dict[str, Any]], side: int) -> Iterator[dict[str, Any]]:
+        for s in some:
+            with contextlib.suppress(BadImage):
+                uri, small = _thumbnail(split.rgb(s["index"], side), engine.card.preprocess.crop, side)
+                yield {**s, "uri": uri, "small": small}
+
+    return Found([*pictured(shown, THUMBNAIL)], [*pictured(wrong[:GALLERY], GALLERY_SIDE), *wrong[GALLERY:]])
 
 
-def _search(engine: Engine, split: Split, confusion: npt.NDArray[np.int64], seed: int) -> list[dict[str, Any]]:
-    """Predictions for a seeded sample of the split, until there are mistakes enough to show; bounded in time."""
+def _search(engine: Engine, split: Split, confusion: Confusion, seed: int) -> list[dict[str, Any]]:
+    """Predictions for images of the split in a seeded order, until all mistakes are found; bounded in time."""
     if not len(split):
         return []
     labels = engine.card.labels
-    m = confusion
-    expected = min(MISTAKES, int(m.sum() - np.trace(m)))
+    expected = int(confusion.count[confusion.wrong].sum())
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(split))
-    errors = 1 - np.diag(m) / np.maximum(m.sum(1), 1)
+    errors = 1 - confusion.right / np.maximum(confusion.images, 1)
     # The first few at random; then, in search of mistakes, classes that have some, the worst first.
     hard = sorted(order[2 * SAMPLES :], key=lambda i: -errors[split.targets[i]])
-    order = np.array([*order[: 2 * SAMPLES], *hard][:SEARCH_IMAGES])
+    order = np.array([*order[: 2 * SAMPLES], *hard])
     out: list[dict[str, Any]] = []
     mistakes, end = 0, time.monotonic() + SEARCH_SECONDS
     results = predict.stream(engine, order.tolist(), lambda i: split.pixels(i, engine.card.preprocess))
@@ -97,6 +111,7 @@ def _search(engine: Engine, split: Split, confusion: npt.NDArray[np.int64], seed
         mistakes += true != best
         out.append({
             "index": i,
+            "name": split.names[i],
             "label": labels[true],
             "predicted": labels[best],
             "probability": 100 * float(scores[best]),
@@ -117,12 +132,12 @@ def _varied(found: list[dict[str, Any]], most: int, by: str) -> list[dict[str, A
     return [g[i] for i in range(rounds) for g in groups.values() if i < len(g)][:most]
 
 
-def _thumbnail(img: Image.Image, crop: float) -> tuple[str, bool]:
+def _thumbnail(img: Image.Image, crop: float, most: int = THUMBNAIL) -> tuple[str, bool]:
     """The square a network looks at, as a data URI, and whether it is so small that it is shown pixel by pixel."""
     side = max(1, round(min(img.size) * crop))
     left, top = (img.width - side) // 2, (img.height - side) // 2
     img = img.crop((left, top, left + side, top + side))
-    return _uri(img if side < PIXELATED else img.resize((min(side, THUMBNAIL),) * 2, Image.Resampling.LANCZOS))
+    return _uri(img if side < PIXELATED else img.resize((min(side, most),) * 2, Image.Resampling.LANCZOS))
 
 
 def _uri(img: Image.Image) -> tuple[str, bool]:

@@ -18,6 +18,7 @@ from mobilenets.arch.spec import Arch
 from mobilenets.data.dataset import Data, Split
 from mobilenets.data.open import open_data
 from mobilenets.model.card import Card, Precision
+from mobilenets.tasks.confusion import Confusion
 from mobilenets.tasks.task import Answer, MetricSpec, Outputs, Parity, Prior, Sizes, Task
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def best(scores: npt.NDArray[np.float32], labels: tuple[str, ...], k: int) -> li
 
 @dataclass(frozen=True)
 class Scores:
-    """How well a network did on a split. Accuracies in percent; `confusion[true, predicted]` counts images."""
+    """How well a network did on a split. Accuracies in percent."""
 
     top1: float
     top5: float
@@ -77,7 +78,7 @@ class Scores:
     split: str
     data: str
     labels: tuple[str, ...]
-    confusion: npt.NDArray[np.int64]
+    confusion: Confusion
     skipped: tuple[str, ...] = ()
 
     @property
@@ -87,14 +88,14 @@ class Scores:
     @property
     def per_class(self) -> dict[str, float]:
         """Top-1 in percent (recall) of each class that has images."""
-        n = self.confusion.sum(1)
-        return {c: 100 * float(self.confusion[i, i] / n[i]) for i, c in enumerate(self.labels) if n[i]}
+        n, right = self.confusion.images.tolist(), self.confusion.right.tolist()
+        return {c: 100 * right[i] / n[i] for i, c in enumerate(self.labels) if n[i]}
 
     @property
     def precision(self) -> dict[str, float]:
         """Of the images that were given each class, the share in percent that have it; 0 where none was given it."""
-        given = self.confusion.sum(0)
-        return {c: 100 * float(self.confusion[i, i] / max(given[i], 1)) for i, c in enumerate(self.labels)}
+        given, right = self.confusion.answers.tolist(), self.confusion.right.tolist()
+        return {c: 100 * right[i] / max(given[i], 1) for i, c in enumerate(self.labels)}
 
     @property
     def balanced(self) -> float:
@@ -116,7 +117,7 @@ class Scores:
         }
 
     def details(self) -> dict[str, Any]:
-        return {"confusion": self.confusion.tolist()}
+        return {"confusion": self.confusion.to_json()}
 
     def __rich__(self) -> RenderableType:
         from rich.console import Group
@@ -134,9 +135,9 @@ class Scores:
             t.add_row(name, value)
         by_class = table("by class", ["class", "top-1 (recall) %", "precision %", "F1 %", "images"], left=("class",))
         rows = sorted(self.per_class.items(), key=lambda kv: kv[1])
-        counts = dict(zip(self.labels, self.confusion.sum(1), strict=True))
+        counts, precisions = dict(zip(self.labels, self.confusion.images.tolist(), strict=True)), self.precision
         for c, recall in rows[:20]:
-            precision = self.precision[c]
+            precision = precisions[c]
             f1 = 2 * precision * recall / max(precision + recall, 1e-9)
             by_class.add_row(c, f"{recall:.1f}", f"{precision:.1f}", f"{f1:.1f}", str(counts[c]))
         if len(rows) > 20:
@@ -146,11 +147,12 @@ class Scores:
 
 
 class Tally:
-    """Adds up batches of probabilities into `Scores`, at constant memory."""
+    """Adds up batches of probabilities into `Scores`: two numbers are kept of each image."""
 
     def __init__(self, labels: tuple[str, ...]) -> None:
         self.labels = labels
-        self.confusion = np.zeros((len(labels), len(labels)), np.int64)
+        self.true: list[npt.NDArray[np.int64]] = []
+        self.given: list[npt.NDArray[np.int64]] = []
         self.top5 = 0
         self.nats = 0.0
 
@@ -158,23 +160,25 @@ class Tally:
         """Probabilities [N, C] and true classes [N]."""
         scores, true = outputs[PROBABILITIES], np.asarray(targets)
         best = np.argsort(-scores, axis=1, kind="stable")[:, :TOP]
-        np.add.at(self.confusion, (true, best[:, 0]), 1)
+        self.true.append(true)
+        self.given.append(best[:, 0])
         self.top5 += int((best == true[:, None]).any(1).sum())
         p = scores[np.arange(len(true)), true].astype(np.float64)
         self.nats -= float(np.log(np.maximum(p, 1e-12)).sum())
 
     def compute(self, data: str, split: str, skipped: tuple[str, ...] = ()) -> Scores:
-        n = int(self.confusion.sum())
-        top1 = 100 * float(np.trace(self.confusion)) / max(n, 1)
+        none = [np.empty(0, np.int64)]
+        true, given = (np.concatenate(some or none) for some in (self.true, self.given))
+        n = len(true)
         return Scores(
-            top1,
+            100 * int((true == given).sum()) / max(n, 1),
             100 * self.top5 / max(n, 1),
             self.nats / max(n, 1),
             n,
             split,
             data,
             self.labels,
-            self.confusion,
+            Confusion.of(true, given, len(self.labels)),
             skipped,
         )
 

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mobilenets import console, files
 from mobilenets.errors import UserError
 from mobilenets.training.distributed import machines, world
+from mobilenets.training.lock import LOCK, alone
 from mobilenets.training.recipes import Recipe
+
+if TYPE_CHECKING:
+    from mobilenets.data.dataset import Data
 
 CHOICE, SCAN, STEPS, REPORT = "choice.json", "scan.json", "steps.json", "report.html"
 INT8 = "int8"
@@ -20,6 +26,7 @@ MANIFEST = "manifest.json"  # what ships of a run, with its digests
 
 CONFIG = "run.json"
 COMMAND = "command"  # recorded beside the arguments, not compared
+DATA = "data"  # the classes, how many images, which
 
 
 def command_line() -> str:
@@ -42,33 +49,67 @@ def folder(source: str, *names: str) -> Path:
     return Path("runs", "-".join([data.stem if data.is_file() else data.name, *names]).replace(" ", "-"))
 
 
-def prepare(out: Path, config: dict[str, Any], resume: bool) -> None:
-    """Make the run folder `out` and record `config`, or check that `config` is what it was made with.
+@contextlib.contextmanager
+def taken(out: Path, config: dict[str, Any], resume: bool, data: Data) -> Iterator[None]:
+    """The run's folder `out` for this process alone while the block runs, made by `config` on `data` or going on.
 
-    Raises `UserError` if there is a run already and `resume` is False, or if it was made with other arguments.
+    Of the processes of one training the first takes it for all. Raises `UserError` if another process works in it, if
+    there is a run already and `resume` is False, or if it was made with other arguments or images.
     """
-    path = out / CONFIG
+    if world()[1] != 0:
+        yield
+        return
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file, not a run's folder; choose another --out")
+    if out.exists() and not (out / CONFIG).exists() and any(p.name not in (".gitkeep", LOCK) for p in out.iterdir()):
+        raise UserError(f"{out} is not empty and holds no run; choose another --out")
+    with alone(out):
+        _prepare(out, {**config, DATA: {"labels": list(data.labels), **(data.images or {})}}, resume)
+        yield
+
+
+def _prepare(out: Path, config: dict[str, Any], resume: bool) -> None:
+    """Record `config` in an empty folder, or check that it is what the run there was made with."""
+    path = out / CONFIG
     if not path.exists():
-        if out.exists() and any(p for p in out.iterdir() if p.name != ".gitkeep"):
-            raise UserError(f"{out} is not empty and holds no run; choose another --out")
         if resume:
             console.note(f"nothing to resume in {out}: starting from the beginning")
         files.write_json(path, {**config, COMMAND: command_line()})
         return
     if not resume:
         raise UserError(f"{out} holds a run already: go on with it (--resume) or choose another --out")
-    before = json.loads(path.read_text())
+    before = files.read_json(path, (), "a run")
     before = {"task": "classify"} | before if "task" in config else before  # runs of before there were others
+    now = json.loads(json.dumps(config))
+    had, has = before.pop(DATA, None), now.pop(DATA)
+    same_images = isinstance(had, dict) and _same_images(out, had, has, str(config["source"]))
     if "recipe" in config:  # a recipe's later fields change nothing by default
         before["recipe"] = Recipe().to_json() | before.get("recipe", {})
-    now = json.loads(json.dumps(config))
     before, now = _flat(before), _flat(now)
-    changed = [k for k in {**now, **before} if k != COMMAND and before.get(k) != now.get(k)]
+    ignored = {COMMAND, "source"} if same_images else {COMMAND}  # the same images under another spelling are the same
+    changed = [k for k in {**now, **before} if k not in ignored and before.get(k) != now.get(k)]
     if changed:
         k = changed[0]
         raise UserError(f"{out} was made with {k} {before.get(k)}, not {now.get(k)}; resume with the same arguments")
+
+
+def _same_images(out: Path, had: dict[str, Any], has: dict[str, Any], source: str) -> bool:
+    """Whether the run was made with these images; None of both where they can't change. Raises `UserError` if not."""
+    way = "put back what there was, or train anew in another --out"
+    old, new = had.get("labels", []), has["labels"]
+    if old != new:
+        changes = [f"{c} is new" for c in new if c not in old] + [f"{c} is gone" for c in old if c not in new]
+        more = f" and {len(changes) - 4} more" if len(changes) > 4 else ""
+        raise UserError(
+            f"{source} has other classes than the run in {out} was made with "
+            f"({', '.join(changes[:4]) or 'in another order'}{more}): {way}"
+        )
+    if had.get("digest") != has.get("digest"):
+        then, now = had.get("count", "?"), has.get("count", "?")
+        raise UserError(
+            f"{source} has other images than the run in {out} was made with ({then} then, {now} now): {way}"
+        )
+    return "digest" in has
 
 
 def say_where(out: Path) -> None:
@@ -80,7 +121,7 @@ def say_where(out: Path) -> None:
 def recorded_command(out: Path) -> str:
     """The command that began the run in `out`."""
     path = out / CONFIG
-    return str(json.loads(path.read_text())[COMMAND]) if path.exists() else command_line()
+    return str(files.read_json(path, [COMMAND], "a run")[COMMAND]) if path.exists() else command_line()
 
 
 def _flat(config: dict[str, Any]) -> dict[str, Any]:

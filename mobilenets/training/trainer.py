@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from mobilenets.arch import zoo
 from mobilenets.arch.graph import Head
 from mobilenets.arch.spec import Arch
 from mobilenets.data.dataset import Data, Split, cache_side
+from mobilenets.deploy import engines, evaluate
 from mobilenets.errors import UserError
 from mobilenets.model.bundle import Bundle
 from mobilenets.model.card import Card, Metric
@@ -113,14 +115,12 @@ def train_bundle(
         if k.startswith("model.")
     }
     epoch = int(state["epoch"]) + 1
-    score = round(log.score(epoch), 4)
     card = Card(
         arch=arch,
         preprocess=made.preprocess,
         head=head,
         task=task.name,
         config=config,
-        metrics=(Metric(primary.name, score, data.source, "val", len(val), primary.unit, primary.higher_is_better),),
         recipe={
             **recipe.to_json(),
             "command": run.recorded_command(out),
@@ -134,7 +134,13 @@ def train_bundle(
         licence=init.card.licence if init else "",
     )
     done = Bundle(card, {name: tensors[name] for name in tensor_shapes(card)})
-    return done.save(out / FLOAT) if rank == 0 else done
+    if rank != 0:
+        return done
+    score = log.score(epoch)
+    if made.precision != "32-true":  # the bundle answers in float32, and its card says how well
+        score = evaluate.score(engines.module("torch").TorchEngine(done, os.cpu_count() or 1), data, "val").value
+    metric = Metric(primary.name, round(score, 4), data.source, "val", len(val), primary.unit, primary.higher_is_better)
+    return Bundle(card.replace(metrics=(metric,)), done.tensors).save(out / FLOAT)
 
 
 def setup(

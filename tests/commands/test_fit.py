@@ -3,13 +3,13 @@ import json
 import shutil
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 
 from mobilenets.commands import fit
 from mobilenets.data.open import open_data
 from mobilenets.deploy import bench, choose, engines, latency
 from mobilenets.model.bundle import Bundle
+from mobilenets.tasks.confusion import Confusion
 from mobilenets.training import trainer as train
 
 GRID = choose.grid
@@ -99,8 +99,9 @@ def test_every_step_is_scored(fitted):
     for s in steps:
         assert set(s) == STEP
         assert (s["count"], s["split"], s["skipped"]) == (24, "val", [])
-        assert np.sum(s["confusion"]) == 24
-        assert s["top1"] == pytest.approx(100 * np.trace(s["confusion"]) / 24)
+        confusion = Confusion.from_json(s["confusion"])
+        assert confusion.total == 24
+        assert s["top1"] == pytest.approx(100 * confusion.right.sum() / 24)
         assert (s["latency_ms"] is None) == (s["engine"] == "torch")
         assert (s["agreement"] is None) == (s["engine"] == "torch")
     assert steps[0]["top1"] > 50  # of three classes

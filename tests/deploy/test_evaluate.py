@@ -71,7 +71,7 @@ def test_scores_are_what_numpy_says(model, labelled, split):
     assert got.precision == pytest.approx({
         c: 100 * confusion[i, i] / given[i] if given[i] else 0 for i, c in enumerate(LABELS)
     })  # fmt: skip
-    assert np.array_equal(got.confusion, confusion)
+    assert np.array_equal(got.confusion.matrix, confusion)
     assert (got.count, got.split, got.labels) == (30, split, tuple(LABELS))
 
 
@@ -105,7 +105,7 @@ def test_the_table(model, labelled, command):
 def test_bundle_and_file_score_alike(model, make_bundle, labelled, tmp_path):
     make_bundle("v1").save(tmp_path / "b")
     a, b = evaluate(model, str(labelled)), evaluate(tmp_path / "b", str(labelled))
-    assert np.array_equal(a.confusion, b.confusion)
+    assert np.array_equal(a.confusion.matrix, b.confusion.matrix)
     assert a.loss == pytest.approx(b.loss, abs=1e-4)
 
 
@@ -154,7 +154,7 @@ def test_classes_in_another_order(make_bundle, labelled, tmp_path):
     assert got.top1 == plain.top1
     assert got.per_class == plain.per_class
     assert list(got.per_class) != list(plain.per_class)
-    assert np.array_equal(got.confusion, plain.confusion[np.ix_(order, order)])
+    assert np.array_equal(got.confusion.matrix, plain.confusion.matrix[np.ix_(order, order)])
 
 
 @pytest.mark.parametrize("as_json", [True, False])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import csv
 import html
 import json
 import re
@@ -31,6 +32,7 @@ from mobilenets.errors import UserError
 from mobilenets.model.bundle import Bundle, random_bundle
 from mobilenets.reports import plots, samples, style
 from mobilenets.tasks.classify import PRIMARY, PRIOR
+from mobilenets.tasks.confusion import Confusion
 from mobilenets.tasks.task import Prior
 from mobilenets.training import recipes
 from mobilenets.training.fitted import Step
@@ -77,7 +79,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {
             "name": name, "path": f"elsewhere/{path}", "engine": "e", "precision": p, "size_bytes": size,
             "latency_ms": latency, "agreement": agreement, "difference": difference,
-            **scores.to_json(), "confusion": scores.confusion.tolist(),
+            **scores.to_json(), "confusion": scores.confusion.to_json(),
         }
         for name, path, p, size, latency, agreement, difference in (
             ("float in PyTorch", "float", "float32", 912_345, None, None, None),
@@ -222,12 +224,26 @@ def test_command_is_the_one_that_made_the_run(page: str) -> None:
 
 
 def test_samples_are_the_shipped_files_own(page: str) -> None:
-    uris = re.findall(r'<img src="data:image/jpeg;base64,([^"]+)"', page)
+    shown, gallery = page.split('<ul class="samples gallery">')
+    uris = re.findall(r'<img src="data:image/jpeg;base64,([^"]+)"', shown)
     assert len(uris) == 12
     assert all(base64.b64decode(u)[:2] == b"\xff\xd8" for u in uris)
-    wrong = page.count('class="wrong"')
+    wrong = shown.count('class="wrong"')
     assert 0 < wrong <= 12
     assert f"The {wrong} mistakes shown first" in visible(page)
+    mistakes = int(re.search(r"held-out images are right, (\d+) wrong", visible(page))[1])
+    assert gallery.count('class="wrong"') == gallery.count('loading="lazy"') == mistakes
+    assert f"All mistakes: {mistakes}, the surest first" in visible(page)
+
+
+def test_mistakes_are_a_table_too(made: Path) -> None:
+    rows = list(csv.DictReader((made / "mistakes.csv").read_text().splitlines()))
+    steps = json.loads((made / "steps.json").read_text())["steps"]
+    confusion = Confusion.from_json(steps[-1]["confusion"])
+    assert len(rows) == confusion.count[confusion.wrong].sum() > 0
+    assert all(r["label"] != r["predicted"] and f"/{r['label']}/" in f"/{r['image']}" for r in rows)
+    surest = [float(r["probability_percent"]) for r in rows]
+    assert surest == sorted(surest, reverse=True)
 
 
 def test_small_originals_are_shown_pixel_by_pixel() -> None:
@@ -398,6 +414,7 @@ def test_confusion_of_any_size(classes: int) -> None:
     m = 40 * np.eye(classes, dtype=np.int64)
     m[0, 1] = m[classes - 1, 0] = 7
     labels = [f"$class_{i} 名\n{'x' * 40}" for i in range(classes)]
+    m = Confusion.of_matrix(m)
     text = style.svg(plots.confusion(m, labels), "")
     assert ("other" in text) == (classes > plots.MOST_CLASSES)
     shown = plots.shown_classes(m)
@@ -408,14 +425,16 @@ def test_confusion_of_any_size(classes: int) -> None:
 
 
 def test_labels_are_text_in_figures() -> None:
-    text = style.svg(plots.confusion([[3, 1], [0, 4]], ["<script>alert(1)</script>", "-->]]><b>"]), "")
+    text = style.svg(
+        plots.confusion(Confusion.of_matrix([[3, 1], [0, 4]]), ["<script>alert(1)</script>", "-->]]><b>"]), ""
+    )
     assert "<script" not in text
     assert "<b" not in text
     assert "&lt;script&gt;" in text
 
 
 def test_confusion_of_classes_without_images() -> None:
-    fig = plots.confusion([[0, 0], [0, 0]], ["a", "b"])
+    fig = plots.confusion(Confusion.of_matrix([[0, 0], [0, 0]]), ["a", "b"])
     (cells,) = fig.axes[0].collections
     assert len(cells.get_paths()) == 0
     assert [t.get_text() for t in fig.axes[0].get_yticklabels()] == ["a", "b"]

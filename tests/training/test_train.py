@@ -18,6 +18,7 @@ from mobilenets.model.images import Preprocess
 from mobilenets.tasks import augment
 from mobilenets.tasks.augment import augmentation
 from mobilenets.training import loader, run
+from mobilenets.training.callbacks import EpochLog
 from mobilenets.training.recipes import Recipe
 
 LEARN = ("--epochs", 12, "--lr", "0.01", "--batch", 12)
@@ -153,6 +154,13 @@ def test_bf16_follows_the_seed_too_down_to_maps_of_one_pixel(tiny_train, tmp_pat
     more = ("--epochs", 2, "--training-precision", "bf16", "--batch", 12)
     a, *others = (weights(tiny_train(tmp_path / str(i), *more).out) for i in range(3))
     assert all(a == b for b in others)
+
+
+def test_the_cards_score_is_the_bundles_own_after_training_in_bf16(tiny_train, command, colours, tmp_path, monkeypatch):
+    monkeypatch.setattr(EpochLog, "score", lambda *_: 12.34)  # what bf16 made of the epoch
+    run = tiny_train(tmp_path / "r", "--epochs", 1, "--training-precision", "bf16")
+    (metric,) = Bundle.load(run.out / "float").card.metrics
+    assert metric.value == round(command("eval", str(run.out), str(colours), "--json").json["top1"], 4)
 
 
 def test_json_is_the_bundles_card(tiny_train, tmp_path):

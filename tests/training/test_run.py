@@ -1,0 +1,132 @@
+"""A run's folder belongs to the images and the process that it was begun with."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from mobilenets.errors import UserError
+from mobilenets.training import lock
+
+COLOURS = ("blue", "green", "red")
+
+
+@pytest.fixture
+def photos(write_colours, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return write_colours(tmp_path / "photos", dict.fromkeys(COLOURS, 12))
+
+
+@pytest.fixture
+def begun(photos, tiny_train, tmp_path):
+    out = tmp_path / "run"
+    assert tiny_train(out, "--epochs", 1, data=photos).ran.code == 0
+    return out
+
+
+def contents(folder):
+    return {f.relative_to(folder).as_posix(): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+
+
+def test_a_renamed_class_is_refused_and_the_run_stays_as_it_was(begun, photos, tiny_train):
+    before = contents(begun / "float")
+    (photos / "green").rename(photos / "aardvark")
+    ran = tiny_train(begun, "--epochs", 1, "--resume", data=photos).ran
+    assert ran.code == 2
+    assert "has other classes than the run" in ran.line
+    assert "aardvark is new, green is gone" in ran.line
+    assert contents(begun / "float") == before
+
+
+def test_other_images_of_the_same_classes_are_refused(begun, photos, tiny_train):
+    (photos / "red" / "000.png").unlink()
+    ran = tiny_train(begun, "--epochs", 1, "--resume", data=photos).ran
+    assert ran.code == 2
+    assert "has other images than the run" in ran.line
+    assert "(36 then, 35 now)" in ran.line
+
+
+@pytest.mark.parametrize("spelling", ["photos/", "./photos", "photos"])
+def test_the_same_images_under_another_spelling_go_on(begun, spelling, tiny_train):
+    assert tiny_train(begun, "--epochs", 1, "--resume", data=spelling).ran.code == 0
+
+
+def test_a_run_of_before_images_were_recorded_goes_on(begun, photos, tiny_train):
+    config = json.loads((begun / "run.json").read_text())
+    del config["data"]
+    (begun / "run.json").write_text(json.dumps(config))
+    assert tiny_train(begun, "--epochs", 1, "--resume", data=photos).ran.code == 0
+
+
+HOLD = """
+import os, pathlib, sys, time
+from mobilenets.training import lock
+with lock.alone(pathlib.Path(sys.argv[1])):
+    child = sys.argv[2] == "fork" and os.fork()
+    if child or sys.argv[2] != "fork":
+        print(child, flush=True)
+    time.sleep(60)
+"""
+
+
+@contextlib.contextmanager
+def holding(folder, how=""):
+    """Another process that works in `folder`, and what it printed."""
+    line = [sys.executable, "-c", HOLD, str(folder), how]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process, process.stdout.readline().strip()
+        finally:
+            process.kill()
+
+
+def test_a_second_process_is_refused_until_the_first_dies(begun, photos, tiny_train):
+    before = contents(begun)
+    with holding(begun) as (process, _):
+        ran = tiny_train(begun, "--epochs", 1, "--resume", data=photos).ran
+        assert ran.code == 2
+        assert f"is being worked in by process {process.pid} on " in ran.line
+        assert {k: v for k, v in contents(begun).items() if k != lock.LOCK} == {
+            k: v for k, v in before.items() if k != lock.LOCK
+        }
+    assert tiny_train(begun, "--epochs", 1, "--resume", data=photos).ran.code == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_forked_worker_does_not_hold_it_after_its_parents_death(tmp_path):
+    with holding(tmp_path, "fork") as (process, child):
+        process.kill()
+        while process.poll() is None:
+            time.sleep(0.01)
+        try:
+            with lock.alone(tmp_path):
+                os.kill(int(child), 0)  # still there
+        finally:
+            os.kill(int(child), signal.SIGKILL)
+
+
+def test_within_one_process_too(tmp_path):
+    with lock.alone(tmp_path), pytest.raises(UserError, match=f"process {os.getpid()} on"), lock.alone(tmp_path):
+        pass
+    with lock.alone(tmp_path):  # let go of
+        pass
+
+
+def test_a_folder_of_the_users_own_gets_no_lock(photos, tiny_train, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "a.txt").write_text("x")
+    assert tiny_train(tmp_path / "mine", "--epochs", 1, data=photos).ran.code == 2
+    assert [f.name for f in (tmp_path / "mine").iterdir()] == ["a.txt"]
+
+
+def test_the_lock_goes_with_time(tmp_path):
+    start = time.monotonic()
+    for _ in range(100):
+        with lock.alone(tmp_path):
+            pass
+    assert time.monotonic() - start < 1

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 
+FLAT = 16  # of 255
+
+
 @dataclass
 class Scan:
     """What a look at every image found. `native_side`: the median short side in pixels."""
@@ -36,6 +39,7 @@ class Scan:
     native_side: int = 0
     left_out: list[str] = field(default_factory=list)
     unread: list[str] = field(default_factory=list)
+    flat: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         return dict(vars(self))
@@ -45,7 +49,10 @@ class Scan:
         """The inverse of `to_json`; what other versions found besides is left out."""
         known = {f.name for f in dataclasses.fields(cls)}
         made = cls(**{k: v for k, v in d.items() if k in known})
-        lists = (made.damaged, made.empty, made.only_train, made.only_held_out, made.leaks, made.left_out, made.unread)
+        lists = (
+            made.damaged, made.empty, made.only_train, made.only_held_out, made.leaks, made.left_out, made.unread,
+            made.flat,
+        )  # fmt: skip
         whole = all(isinstance(n, int) for per in made.counts.values() for n in per.values())
         if not whole or not isinstance(made.native_side, int) or not all(isinstance(x, list | tuple) for x in lists):
             raise TypeError("a field is of another type")
@@ -69,6 +76,7 @@ class Scan:
         yield from self.left_out
         for title, items in (
             ("damaged images", self.damaged),
+            ("images without contrast, as 8 bits (their least and largest value)", self.flat),
             ("classes without an image", list(self.empty)),
             ("classes with training images alone", self.only_train),
             ("classes with held-out images alone", self.only_held_out),
@@ -84,17 +92,26 @@ class Scan:
 
 @dataclass(frozen=True)
 class Look:
-    """One decoded image: uint8 [H, W, 3] as `shrink` makes it, a hash of it, its short side in pixels."""
+    """One decoded image: uint8 [H, W, 3] as `shrink` makes it, a hash of it, its short side in pixels.
+
+    `spread`: its least and largest value.
+    """
 
     pixels: Pixels
     digest: bytes
     side: int
+    spread: tuple[int, int]
+
+    @property
+    def flat(self) -> bool:
+        """Whether it is nearly of one colour, as a picture is whose values were read in the wrong range."""
+        return self.spread[1] - self.spread[0] < FLAT
 
 
 def look(img: Image.Image, side: int = CACHE_SIDE) -> Look:
     pixels = shrink(img, side)
     digest = hashlib.blake2b(pixels.tobytes() + str(pixels.shape).encode(), digest_size=16).digest()
-    return Look(pixels, digest, min(img.size))
+    return Look(pixels, digest, min(img.size), (int(pixels.min()), int(pixels.max())))
 
 
 def scan(data: Data, keep: Iterable[str] = ("train",), side: int = CACHE_SIDE) -> Scan:
@@ -131,6 +148,8 @@ def scan(data: Data, keep: Iterable[str] = ("train",), side: int = CACHE_SIDE) -
                     continue
                 good.append(i)
                 sides.append(seen.side)
+                if seen.flat:
+                    found.flat.append(f"{split.names[i]} ({seen.spread[0]}..{seen.spread[1]})")
                 hashes.setdefault(name, {})[seen.digest] = split.names[i]
                 if name in keep and seen.pixels.nbytes <= room:
                     split.cache[i] = seen.pixels

@@ -30,6 +30,7 @@ from mobilenets.model.images import BadImage, open_rgb
 PROBE = 256  # images whose sizes say how many go into a shard
 LOSSLESS_SIDE = 64  # images that have no file are kept as PNG up to this short side, beyond as JPEG
 QUALITY = 95
+NUMBERS = ("offset", "size", "target", "side", "low", "high")  # of each image, in a shard's table
 
 
 @dataclass(frozen=True)
@@ -107,11 +108,13 @@ class Writer:
         for name, count in plan["shards"].items():
             tables = [dict(np.load(self._table(name, k), allow_pickle=False)) for k in range(count)]
             parts = [asdict(_part(self._path(name, k), len(t["size"]), str(t["sha256"]))) for k, t in enumerate(tables)]
-            joined = {k: np.concatenate([t[k] for t in tables]) for k in ("offset", "size", "target", "side", "digest")}
+            joined = {k: np.concatenate([t[k] for t in tables]) for k in (*NUMBERS, "digest")}
             names = [n for t in tables for n in Names(t["names"])]
             left_out += [n for t in tables for n in Names(t["left_out"])]
             hashes[name] = {d.tobytes(): n for d, n in zip(joined["digest"], names, strict=True)}
             sides.append(joined["side"])
+            spreads = zip(names, joined["low"].tolist(), joined["high"].tolist(), strict=True)
+            found.flat += [f"{n} ({low}..{high})" for n, low, high in spreads if high - low < checks.FLAT]
             good[name] = Split(name, names, joined["target"], self.data.splits[name].read)
             path = self.out / f"{name}.npz"
             kept: dict[str, Any] = {k: joined[k] for k in ("offset", "size", "target")}
@@ -139,7 +142,7 @@ class Writer:
     def _shard(self, split: Split, k: int, images: Iterator[int], skip_bad: bool) -> list[str]:
         """Write one shard, and its table unless an image is damaged that is not to be left out."""
         damaged, left_out, names = [], [], []
-        rows: list[tuple[int, int, int, int]] = []
+        rows: list[tuple[int, ...]] = []
         digests = bytearray()
         path = self._path(split.name, k)
         with files.atomic_file(path) as tmp, tarfile.open(tmp, "w", format=tarfile.USTAR_FORMAT) as tar:
@@ -153,13 +156,13 @@ class Writer:
                 target = int(split.targets[i])
                 offset = _add(tar, f"{i:08d}.{suffix}", content)
                 _add(tar, f"{i:08d}.cls", str(target).encode())
-                rows.append((offset, len(content), target, seen.side))
+                rows.append((offset, len(content), target, seen.side, *seen.spread))
                 names.append(split.names[i])
                 digests += seen.digest
         if damaged and not skip_bad:
             return damaged
-        columns = np.array(rows, np.int64).reshape(-1, 4).T
-        numbers: dict[str, Any] = dict(zip(("offset", "size", "target", "side"), columns, strict=True))
+        columns = np.array(rows, np.int64).reshape(-1, len(NUMBERS)).T
+        numbers: dict[str, Any] = dict(zip(NUMBERS, columns, strict=True))
         with files.atomic_file(self._table(split.name, k)) as tmp, tmp.open("wb") as f:
             np.savez(
                 f,

@@ -36,6 +36,7 @@ GREY = 128  # around a letterboxed image
 INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 MAX_PIXELS = 100_000_000  # decoded; an image beyond this is taken for a decompression bomb, and costs 300 MB
 MAX_JPEG_PIXELS = 178_000_000  # of one that is decoded at a fraction, as the largest phones' are; Pillow's own limit
+DEPTHS = (8, 12, 16, 24, 31)  # bits that a grey value may have
 # A JPEG is decoded at a fraction that leaves this times the short side needed. It changes about as many answers as
 # saving the photo at another quality does, and hardly a score (results/scaled_decode.csv).
 MARGIN = 2.0
@@ -96,15 +97,27 @@ def upright_rgb(img: Image.Image) -> Image.Image:
     return _rgb(img)
 
 
+def _eight_bits(deep: npt.NDArray[Any]) -> Pixels:
+    """Grey values of more than 8 bits as 8: floats up to 1 are shares of white, others are counts.
+
+    A file doesn't say how many of its bits are used (cameras and scanners put 12 into 16): the fewest of DEPTHS that
+    hold the brightest pixel. Floats may go over white by half, as sharpened pictures do.
+    """
+    if deep.dtype.kind == "f":
+        deep = np.nan_to_num(deep, posinf=0, neginf=0)
+        for white in (1, 255):
+            if deep.max(initial=0) <= 1.5 * white:
+                return (deep.clip(0, white) * (255 / white)).round().astype(np.uint8)
+    counts = deep.astype(np.int64).clip(0, (1 << DEPTHS[-1]) - 1)
+    used = next(bits for bits in DEPTHS if int(counts.max(initial=0)) >> bits == 0)
+    return (counts >> (used - 8)).astype(np.uint8)
+
+
 def _rgb(img: Image.Image) -> Image.Image:
     if img.mode == "RGB":
         return img
-    if img.mode.startswith("I"):  # 16 bits, sometimes held in 32
-        wide = np.asarray(img).astype(np.int64)
-        eight = wide >> 8 if wide.max(initial=0) > 255 or img.mode != "I" else wide
-        return Image.fromarray(eight.clip(0, 255).astype(np.uint8)).convert("RGB")
-    if img.mode == "F":
-        return Image.fromarray(np.nan_to_num(np.asarray(img)).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if img.mode.startswith("I") or img.mode == "F":
+        return Image.fromarray(_eight_bits(np.asarray(img))).convert("RGB")
     if img.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in img.info:
         rgba = img.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))

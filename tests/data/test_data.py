@@ -457,6 +457,18 @@ def test_memory_is_known_or_guessed(monkeypatch):
     assert dataset.memory() == 4 << 30
 
 
+def test_pictures_without_contrast_are_told_of(tmp_path, write_images):
+    root = write_images(tmp_path / "d", {"a": 4, "b": 4})
+    deep = np.linspace(0, 4095, 24 * 24 * 3).reshape(24, 24, 3).astype(np.uint16) >> 8  # 12 bits, read as 16
+    Image.fromarray(deep.astype(np.uint8)).save(root / "a" / "dark.png")
+    Image.new("RGB", (9, 9), (40, 40, 40)).save(root / "b" / "one.png")
+    said = "2 images without contrast, as 8 bits (their least and largest value): "
+    assert [f for f in scan(open_data(str(root))).findings() if "contrast" in f] in (
+        [f"{said}a/dark.png (0..15); b/one.png (40..40)"],
+        [f"{said}b/one.png (40..40); a/dark.png (0..15)"],
+    )
+
+
 def test_damaged_images_are_found_and_leave(tmp_path, write_images):
     write_images(tmp_path, {"train/cat": 4, "train/dog": 4, "val/cat": 2, "val/dog": 2})
     (tmp_path / "train/cat/002.png").write_bytes((tmp_path / "train/cat/002.png").read_bytes()[:60])

@@ -125,6 +125,13 @@ def faulty(write_images, tmp_path):
     return root
 
 
+def test_pictures_without_contrast_are_told_of_when_shards_are_read_too(write_images, command, tmp_path):
+    root = write_images(tmp_path / "d", {"a": 4, "b": 4})
+    Image.new("RGB", (9, 9), (40, 40, 40)).save(root / "b" / "one.png")
+    assert command("shards", root, tmp_path / "s").code == 0
+    assert any("b/one.png (40..40)" in f for f in checks.scan(open_data(str(tmp_path / "s"))).findings())
+
+
 def test_damaged_images_are_listed_or_left_out(faulty, command, tmp_path):
     out = tmp_path / "s"
     ran = command("shards", faulty, out, "--shard-mb", 0.004)

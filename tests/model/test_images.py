@@ -61,14 +61,29 @@ def test_16_bit_png():
     assert np.array_equal(np.asarray(img), np.repeat((wide >> 8).astype(np.uint8)[:, :, None], 3, 2))
 
 
-def test_a_dark_16_bit_png_stays_dark():
-    dark = np.full((4, 4), 200, np.uint16)
-    assert np.asarray(open_rgb(encoded(Image.fromarray(dark), "PNG"))).max() == 0
+@pytest.mark.parametrize(
+    ("most", "dtype", "kind"),
+    [
+        (255, np.uint16, "PNG"), (4095, np.uint16, "PNG"), (4095, np.uint16, "TIFF"), (65535, np.uint16, "TIFF"),
+        (2**24 - 1, np.int32, "TIFF"), (2**31 - 1, np.int32, "TIFF"), (1, np.float32, "TIFF"),
+        (255, np.float32, "TIFF"), (4095, np.float32, "TIFF"), (65535, np.float32, "TIFF"),
+    ],
+)  # fmt: skip
+def test_a_picture_is_as_bright_whatever_its_depth(most, dtype, kind):
+    y, x = np.mgrid[0:80, 0:96]
+    grey = (x / 95 * 0.7 + y / 79 * 0.3) * 255
+    deep = grey / 255 * most
+    img = open_rgb(encoded(Image.fromarray((deep if dtype is np.float32 else deep.round()).astype(dtype)), kind))
+    assert np.abs(np.asarray(img)[..., 0] - grey).max() <= 1.01
 
 
 def test_float_tiff():
     img = open_rgb(encoded(Image.fromarray(np.array([[0.0, 100.0], [300.0, np.nan]], np.float32)), "TIFF"))
     assert np.asarray(img)[..., 0].tolist() == [[0, 100], [255, 0]]
+    img = open_rgb(encoded(Image.fromarray(np.array([[0.0, 0.5], [1.02, -0.1]], np.float32)), "TIFF"))
+    assert np.asarray(img)[..., 0].tolist() == [[0, 128], [255, 0]]
+    img = open_rgb(encoded(Image.fromarray(np.array([[np.inf, np.nan]], np.float32)), "TIFF"))
+    assert np.asarray(img).max() == 0
 
 
 def test_cmyk_jpeg():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,9 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.progress import Progress
     from rich.table import Table
+
+
+PIPED_WIDTH, LOG_WIDTH = 160, 1000  # of results; of notes, a line each
 
 
 @functools.cache
@@ -24,10 +28,16 @@ def out() -> Console:
 
 
 def _console(**options: Any) -> Console:
-    """One that prints names as they are: a [bracket] or a :colon: in a file's is no markup."""
+    """One that prints names as they are: a [bracket] or a :colon: in a file's is no markup.
+
+    What goes to a file or a program is as wide as it needs to be, unless COLUMNS says otherwise.
+    """
     from rich.console import Console
 
-    return Console(highlight=False, markup=False, emoji=False, **options)
+    made = Console(highlight=False, markup=False, emoji=False, **options)
+    if not made.is_terminal and "width" not in options and "COLUMNS" not in os.environ:
+        made.width = LOG_WIDTH if made.stderr else PIPED_WIDTH
+    return made
 
 
 def step(what: str) -> None:
@@ -57,9 +67,19 @@ LEFT_WIDTH, TITLE_WIDTH = 12, 76
 def table(title: str, columns: Sequence[str], left: Sequence[str] = ()) -> Table:
     """A plain table; columns are right-aligned (they hold numbers) unless named in `left`."""
     from rich import box
+    from rich.cells import cell_len
     from rich.table import Table
 
-    t = Table(
+    class Whole(Table):
+        """One whose numbers are never cut: rich measures a cell by its longest word, which "3.2 ✓" is longer than."""
+
+        def add_row(self, *cells: RenderableType | None, **options: Any) -> None:
+            for column, cell in zip(self.columns, cells, strict=False):
+                if column.no_wrap and isinstance(cell, str):
+                    column.min_width = max(column.min_width or 0, cell_len(cell))
+            super().add_row(*cells, **options)
+
+    t = Whole(
         title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", caption_justify="left",
         min_width=min(len(title), TITLE_WIDTH),
     )  # fmt: skip
@@ -129,6 +149,11 @@ def mb(n: float) -> str:
 def count(n: float) -> str:
     """A whole number, its thousands apart."""
     return f"{n:,.0f}"
+
+
+def many(n: int, what: str) -> str:
+    """A number of things: "1 image", "2 images", "1,000 classes"."""
+    return f"{n:,} {what}" if n == 1 else f"{n:,} {what}{'es' if what.endswith('s') else 's'}"
 
 
 def share(percent: float) -> str:

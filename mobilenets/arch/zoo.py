@@ -385,3 +385,16 @@ def arch(name: str, alpha: float = 1.0, resolution: int | None = None, num_class
     `resolution` None is the one the paper leads with: 224, but for the CIFAR variants (32), larger V4 (256, 384).
     """
     return spec.scale(network(name), alpha, resolution, num_classes)
+
+
+SMALL, SMALL_RESOLUTIONS = 128, (32, 64, 96)  # for images with less to see than V1's smallest published resolution
+
+
+def worthwhile(name: str, native_side: int) -> list[int]:
+    """The resolutions of a network that images of a short side of `native_side` pixels are worth, smallest first.
+
+    At most twice their own: beyond, there is nothing more to see. Small ones are among them where the images are small.
+    """
+    most = max(SMALL_RESOLUTIONS[0], 2 * native_side)
+    small = SMALL_RESOLUTIONS if most < SMALL else ()
+    return [r for r in sorted({*small, *network(name).resolutions}) if r <= most]

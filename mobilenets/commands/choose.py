@@ -8,9 +8,10 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from mobilenets import files
+from mobilenets.arch.zoo import SMALL
 from mobilenets.commands.options import NumClasses, commas
 from mobilenets.deploy import latency
-from mobilenets.deploy.choose import SMALL, Budget, Choice, grid, pick
+from mobilenets.deploy.choose import Budget, Choice, grid, pick
 from mobilenets.deploy.latency import Table
 
 

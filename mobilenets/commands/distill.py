@@ -69,7 +69,8 @@ def distill(
     alpha
         Width multiplier, above 0 and at most 2; 1 if left out.
     resolution
-        Input height and width in pixels; that of --init, or the network's own, if left out.
+        Input height and width in pixels; if left out, that of --init, or the network's own, or less where the images
+        or what the teacher sees of them are smaller.
     recipe
         modern (from scratch), finetune, cifar, ...; by default modern, or finetune with --init.
     unlabelled
@@ -114,7 +115,8 @@ def distill(
             f"{source}: class {stranger!r} isn't one the teacher knows: match its embedding instead (--labels 1 "
             "--embedding 1), or learn its classes (--unlabelled)"
         )
-    net = train.network(arch, alpha, resolution, start, classify.TASK, {"labels": classes})
+    sees = loaded.preprocess.resolution
+    net = train.network(arch, alpha, resolution, start, classify.TASK, {"labels": classes}, data, sees)
     config = {
         "verb": "distill", "teacher": loaded.digest, "source": source, "unlabelled": unlabelled, "arch": net.to_json(),
         "recipe": chosen.to_json(), "how": dataclasses.asdict(how), "init": start.digest if start else None,

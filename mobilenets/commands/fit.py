@@ -141,7 +141,8 @@ def fit(
         from mobilenets.commands.report import report
 
         console.step("6/6 write the report")
-        report(out, root=root)
+        for line in report(out, root=root).advice:
+            console.note(line)
         return fitted
 
 

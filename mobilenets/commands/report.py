@@ -17,19 +17,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Report:
-    """The page that was written; and what it had to do without, or how far the run is."""
+    """The page that was written; what it had to do without, or how far the run is; and what it advises to try next."""
 
     path: Path
     size_bytes: int
     notes: tuple[str, ...] = ()
+    advice: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        return {"report": str(self.path), "size_bytes": self.size_bytes, "notes": list(self.notes)}
+        return {
+            "report": str(self.path),
+            "size_bytes": self.size_bytes,
+            "notes": list(self.notes),
+            "advice": list(self.advice),
+        }
 
     def __rich__(self) -> RenderableType:
         from rich.text import Text
 
-        return Text("\n".join([f"report   {self.path}", *self.notes]))
+        return Text("\n".join([f"report   {self.path}", *self.notes, *self.advice]))
 
 
 def report(run: Path, *, root: Path | None = None) -> Report:
@@ -46,9 +52,10 @@ def report(run: Path, *, root: Path | None = None) -> Report:
 
     verb = _verb(run)
     notes: list[str] = []
+    advice: list[str] = []
     if verb == "fit":
         page = fit.Page.read(run)
-        html, notes = page.render(root), page.notes
+        html, notes, advice = page.render(root), page.notes, page.advice()
         for name, text in page.tables.items():
             with files.atomic_file(run / name) as tmp:
                 tmp.write_bytes(text.encode("utf-8", "replace"))
@@ -61,7 +68,7 @@ def report(run: Path, *, root: Path | None = None) -> Report:
     written = html.encode("utf-8", "replace")  # a file's name may hold what is no character
     with files.atomic_file(out) as tmp:
         tmp.write_bytes(written)
-    return Report(out, len(written), tuple(notes))
+    return Report(out, len(written), tuple(notes), tuple(advice))
 
 
 def _verb(run: Path) -> str:

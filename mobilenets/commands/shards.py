@@ -50,7 +50,9 @@ class Sharded:
             t.add_row(name, str(len(p)), str(sum(s.count for s in p)), size)
         lines = [*self.found.findings()]
         if self.left_out:
-            lines.append(f"{len(self.left_out)} damaged images left out: {'; '.join(self.left_out[:10])}")
+            lines.append(
+                f"{console.many(len(self.left_out), 'damaged image')} left out: {'; '.join(self.left_out[:10])}"
+            )
         lines.append(f"try next mobilenets train {self.out} --out runs/new")
         return Group(t, *map(Text, lines))
 

@@ -25,6 +25,8 @@ from mobilenets.training.distributed import world
 from mobilenets.training.recipes import Overrides
 from mobilenets.training.sweep import ENGINE, PAGE, SWEEP, TABLE, Job, Sweep, Trained
 
+RESOLUTIONS = (224, 192, 160, 128)  # V1 paper, figure 4
+
 
 def sweep(
     source: str,
@@ -33,7 +35,7 @@ def sweep(
     task: str = "classify",
     arch: Annotated[tuple[str, ...], commas(str)] = ("v1",),
     alphas: Annotated[tuple[float, ...], commas(float)] = (1.0, 0.75, 0.5, 0.25),
-    resolutions: Annotated[tuple[int, ...], commas(int)] = (224, 192, 160, 128),
+    resolutions: Annotated[tuple[int, ...] | None, commas(int)] = None,
     recipe: str = "modern",
     overrides: Annotated[Overrides | None, Parameter(name="*")] = None,
     seeds: int = 1,
@@ -64,7 +66,8 @@ def sweep(
     alphas
         Width multipliers, with commas between.
     resolutions
-        Input heights and widths in pixels, with commas between.
+        Input heights and widths in pixels, with commas between; if left out, 224,192,160,128, or as many smaller ones
+        for images that are smaller.
     recipe
         modern, cifar, v1-paper, v2-paper or v3-paper.
     seeds
@@ -94,9 +97,11 @@ def sweep(
     latency.settings([ENGINE], [precision], [threads])  # says what there isn't
     chosen = recipes.recipe(recipe, overrides)
     address = ray or _ray_of_environment()
-    grid = {a.title: a for n in arch for alpha in alphas for r in resolutions for a in [zoo.arch(n, alpha, r)]}
     asked = tasks.find_trained(task)
     data = asked.open(source, root, 0, None)
+    side = data.native_side() or RESOLUTIONS[0]
+    sides = resolutions or [r for r in RESOLUTIONS if r in zoo.worthwhile("v1", side)] or zoo.worthwhile("v1", side)
+    grid = {a.title: a for n in arch for alpha in alphas for r in sides for a in [zoo.arch(n, alpha, r)]}
     network_config = asked.config(data)
     archs = sorted((asked.arch(a, network_config) for a in grid.values()), key=lambda a: cost.count(a).macs)
     out = out or run.folder(source, "sweep")
@@ -126,7 +131,9 @@ def sweep(
     if made.failed:
         console.note(made)
         names = "; ".join(f"{r.title}: {r.error}" for r in made.failed)
-        raise UserError(f"{len(made.failed)} of {len(jobs)} trainings failed ({names}); the others are in {out}")
+        raise UserError(
+            f"{len(made.failed)} of {console.many(len(jobs), 'training')} failed ({names}); the others are in {out}"
+        )
     return made
 
 

@@ -53,7 +53,8 @@ def train(
     alpha
         Width multiplier, above 0 and at most 2; 1 if left out.
     resolution
-        Input height and width in pixels, 32 or more; that of --init, or the network's own (224 for most), if left out.
+        Input height and width in pixels, 32 or more; if left out, that of --init, or the network's own (224 for most),
+        or less for images that are smaller.
     recipe
         modern (from scratch), finetune, cifar, v1-paper, v2-paper or v3-paper; by default modern, or finetune with
         --init.
@@ -79,7 +80,7 @@ def train(
     start = Bundle.load(bundles.find_bundle(init)) if init else None
     asked = tasks.find_trained(task)
     data = asked.open(source, root, seed, val)
-    net = network(arch, alpha, resolution, start, asked, asked.config(data))
+    net = network(arch, alpha, resolution, start, asked, asked.config(data), data)
     config = {
         "verb": "train", "task": task, "source": source, "arch": net.to_json(), "recipe": chosen.to_json(),
         "seed": seed, "init": start.digest if start else None, "val": data.val_fraction,

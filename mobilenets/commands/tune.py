@@ -128,7 +128,8 @@ def tune(
     alpha
         Width multiplier, above 0 and at most 2; 1 if left out.
     resolution
-        Input height and width in pixels; that of --init, or the network's own (224 for most), if left out.
+        Input height and width in pixels; if left out, that of --init, or the network's own (224 for most), or less for
+        images that are smaller.
     recipe
         modern (from scratch), finetune, cifar, v1-paper, v2-paper or v3-paper; by default modern, or finetune with
         --init.
@@ -154,8 +155,9 @@ def tune(
         raise UserError(f"{html} is a folder; --html needs the name of a file")
     found = bundles.find_bundle(init) if init else None
     asked = tasks.find_trained(task)
-    config = asked.config(asked.open(source, root, seed, None))
-    net = train.network(arch, alpha, resolution, Bundle.load(found) if found else None, asked, config)
+    data = asked.open(source, root, seed, None)
+    start = Bundle.load(found) if found else None
+    net = train.network(arch, alpha, resolution, start, asked, asked.config(data), data)
     trial = Trial(source, root, net, chosen, found, seed, task)
     speeds = () if "batch" in given else try_batches(trial)
     batch = best_batch(speeds) if speeds else chosen.batch

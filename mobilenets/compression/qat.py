@@ -246,7 +246,7 @@ def learn(
     _prepare(folder, arguments)
     found = checks.scan(data, side=cache_side(max(source.card.preprocess.input_size)))
     if found.damaged:
-        console.note(f"{len(found.damaged)} damaged images left out: {'; '.join(found.damaged[:5])}")
+        console.note(f"{console.many(len(found.damaged), 'damaged image')} left out: {'; '.join(found.damaged[:5])}")
     torch.manual_seed(seed)
     net = FakeQuantized(start, float_ops)
     setup, resume = _setup(source, net, data, recipe, seed), (folder / loop.LAST).exists()

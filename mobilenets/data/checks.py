@@ -74,20 +74,21 @@ class Scan:
     def findings(self) -> Iterator[str]:
         """A line for each thing that isn't as it should be."""
         yield from self.left_out
-        for title, items in (
-            ("damaged images", self.damaged),
-            ("images without contrast, as 8 bits (their least and largest value)", self.flat),
-            ("classes without an image", list(self.empty)),
-            ("classes with training images alone", self.only_train),
-            ("classes with held-out images alone", self.only_held_out),
+        for what, how, items in (
+            ("damaged image", "", self.damaged),
+            ("image", " without contrast, as 8 bits (their least and largest value)", self.flat),
+            ("class", " without an image", list(self.empty)),
+            ("class", " with training images alone", self.only_train),
+            ("class", " with held-out images alone", self.only_held_out),
             (
-                "training images that are held-out images too (scores will flatter)",
+                "training image",
+                " held out too (scores will flatter)",
                 [f"{a} = {b}" for a, b in self.leaks],
             ),
         ):
             if items:
                 more = f" ... and {len(items) - 10} more" if len(items) > 10 else ""
-                yield f"{len(items)} {title}: {'; '.join(items[:10])}{more}"
+                yield f"{console.many(len(items), what)}{how}: {'; '.join(items[:10])}{more}"
 
 
 @dataclass(frozen=True)
@@ -202,6 +203,6 @@ def stop_at_damage(found: Scan, skip_bad: bool) -> None:
         )
     if found.damaged and not skip_bad:
         raise UserError(
-            f"{found.source}: {len(found.damaged)} damaged images (listed above); mend or remove them, "
-            "or go on without them: --skip-bad"
+            f"{found.source}: {console.many(len(found.damaged), 'damaged image')} (listed above): mend or remove "
+            "them, or go on without: --skip-bad"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -18,11 +19,12 @@ from mobilenets.data import identity
 from mobilenets.data.identity import Marks
 from mobilenets.errors import UserError
 from mobilenets.model import imagenet
-from mobilenets.model.images import BadImage, Pixels, Preprocess, open_rgb
+from mobilenets.model.images import FULL_SIZE, BadImage, Pixels, Preprocess, open_rgb
 
 Kind = Literal["photo", "glyph"]
 Read = Callable[[int], "Path | bytes | Image.Image"]
 
+SIDES = 50  # images whose sizes stand for all
 CACHE_SIDE = 256  # the least short side that training images are cached with: enough for random crops at 224
 
 
@@ -147,6 +149,18 @@ class Data:
         if name not in self.splits:
             raise UserError(f"{self.source} has no split {name!r}; it has {', '.join(self.splits)} (and all)")
         return self.splits[name]
+
+    def native_side(self) -> int:
+        """The median short side of some of the images, in pixels; 0 where none can be read."""
+        if self.scan:
+            return int(self.scan["native_side"])
+        every = self.split("all")
+        sides = []
+        for i in np.random.default_rng(0).permutation(len(every))[:SIDES]:
+            with contextlib.suppress(BadImage):
+                image = every.rgb(int(i), 1)
+                sides.append(min(image.info.get(FULL_SIZE, image.size)))
+        return int(np.median(sides)) if sides else 0
 
     def sample(self, split: str, count: int, preprocess: Preprocess) -> Batch:
         """Up to `count` readable images of a split, drawn at random but the same each time."""

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from mobilenets.console import many
 from mobilenets.data import identity
 from mobilenets.data.dataset import Data, Split
 from mobilenets.errors import UserError
@@ -203,7 +204,7 @@ def from_listing(source: str, listing: Listing) -> Data:
             splits[name] = Split(name, names, targets, lambda i, names=names: read(names[i]), marks=marks)  # type: ignore[misc]
     left_out = [f"{_some(layout.left_out)}: not a split, left out"] if layout.left_out else []
     if loose:
-        left_out.append(f"{len(loose)} images in no class's folder, left out: {_some(loose)}")
+        left_out.append(f"{many(len(loose), 'image')} in no class's folder, left out: {_some(loose)}")
     by_class: dict[str, list[str]] = {}
     for f in listing.unreadable:
         by_class.setdefault(f.split("/")[at] if f.count("/") > at else "", []).append(f)
@@ -218,5 +219,5 @@ def from_listing(source: str, listing: Listing) -> Data:
 def unreadable(files: Sequence[str], before: str = "") -> str:
     """How many pictures of which kinds there are that can't be read here, `before` before it; empty of none."""
     kinds = Counter(PurePosixPath(f).suffix.lower().lstrip(".").upper() for f in files)
-    what = " and ".join(f"{n} {kind} files" for kind, n in kinds.items())
+    what = " and ".join(many(n, f"{kind} file") for kind, n in kinds.items())
     return f"{before}{what}, which can't be read here: convert them to JPEG" if what else ""

@@ -64,7 +64,7 @@ def open_unlabelled(source: str, root: Path | None = None, seed: int = 0) -> Dat
         listing = list_folder(path) if path.is_dir() else list_zip(path)
         names, read = listing.files, listing.read
         if len(names) < 2:
-            raise UserError(f"{source}: {len(names)} images; give a folder or a zip of more")
+            raise UserError(f"{source}: {console.many(len(names), 'image')}; give a folder or a zip of more")
         marks = identity.marks(names, [*map(listing.size, names)])
         every = Split("train", names, np.zeros(len(names), np.int64), lambda i: read(names[i]), marks=marks)
     else:

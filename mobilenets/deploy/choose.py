@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,6 @@ from mobilenets.tasks.task import MetricSpec, Prior, Task
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-SMALL, SMALL_RESOLUTIONS = 128, (32, 64, 96)  # for images with less to see than V1's smallest published resolution
 KB = 1024  # bytes, as microcontrollers' data sheets count
 
 
@@ -265,16 +264,12 @@ def scatter(choice: Choice, width: int = 72, height: int = 14) -> str:
 def grid(num_classes: int, native_side: int | None = None, task: Task = classify.TASK) -> list[Arch]:
     """Every network, width and resolution that the task can rank.
 
-    With `native_side`, the images' own short side: resolutions of at most twice that (beyond, there is nothing more to
-    see), small ones among them where the images are small.
+    With `native_side`, the images' own short side: the resolutions that they are worth.
     """
     out = []
     for network in zoo.NETWORKS.values():
-        resolutions: Iterable[int] = network.resolutions
-        if native_side is not None:
-            most = max(32, 2 * native_side)
-            small = SMALL_RESOLUTIONS if most < SMALL else ()
-            resolutions = [r for r in sorted({*small, *network.resolutions}) if r <= most]
+        every: Sequence[int] = network.resolutions
+        resolutions = every if native_side is None else zoo.worthwhile(network.name, native_side)
         for alpha in network.alphas:
             for r in resolutions:
                 a = zoo.arch(network.name, alpha, r, num_classes)

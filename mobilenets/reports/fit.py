@@ -22,6 +22,7 @@ from mobilenets.files import read_json
 from mobilenets.model.bundle import CARD
 from mobilenets.model.card import Card
 from mobilenets.reports import pages, plots, style
+from mobilenets.reports.advice import advise
 from mobilenets.reports.training import recipe_fields
 from mobilenets.tasks.task import MetricSpec
 from mobilenets.training.fitted import Fitted, Step
@@ -102,6 +103,7 @@ class Page:
             data_name=Path(scores["data"]).name or scores["data"],
             limits=self.limits(),
             why=self.why(),
+            advice=self.advice(),
             front=self.front(),
             best_epoch=self.card.recipe.get("best_epoch"),
             recipe=recipe_fields(self.config["recipe"], self.config["seed"]),
@@ -215,6 +217,17 @@ class Page:
             "findings": list(self.scan.findings()),
             "native_side": self.scan.native_side,
         }
+
+    def advice(self) -> list[str]:
+        """What to try next."""
+        try:
+            curves = plots.read_metrics(self.run / METRICS)
+        except UserError:  # `plots` says so
+            curves = {}
+        return advise(
+            curves, self.fitted.steps, self.scan, self.config["recipe"], self.metric,
+            pretrained=bool(self.config.get("init")), classes=len(self.card.labels),
+        )  # fmt: skip
 
     def files(self) -> list[dict[str, Any]]:
         """The files and bundles of each step that are still there: bytes and digest."""

@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from mobilenets.console import many
 from mobilenets.reports import pages, style
 from mobilenets.reports.style import BACK, BLUE, GREEN, INK, MUTED, ORANGE, PINK, SKY
 from mobilenets.training import run
@@ -134,7 +135,7 @@ def page(made: Sweep) -> str:
     """A Sweep as one HTML page with everything in it."""
     dots, metric = made.networks, made.metric
     figures = []
-    if dots:
+    if len(dots) > 1:  # one dot shows nothing
         data = f"{made.source}, {made.held_out.split(',')[0]}"
         bars = " Bars are one standard deviation over seeds." if any(n.spread is not None for n in dots) else ""
         subject = style.sentence(metric.label)
@@ -164,7 +165,7 @@ def page(made: Sweep) -> str:
     near = [n for n in dots if best and metric.lost(best.score, n.score) <= 1]
     return pages.render(
         "sweep.html",
-        {"mb": lambda n: f"{n / 1e6:.2f}", "m": lambda n: f"{n / 1e6:,.4g}"},
+        {"many": many, "mb": lambda n: f"{n / 1e6:.2f}", "m": lambda n: f"{n / 1e6:,.4g}"},
         made=made,
         figures=figures,
         best=best,

@@ -122,7 +122,7 @@ class Scores:
     def __rich__(self) -> RenderableType:
         from rich.console import Group
 
-        from mobilenets.console import table
+        from mobilenets.console import many, table
 
         t = table(f"{self.data}, {self.split} split", ["", "value"], left=("",))
         for name, value in (
@@ -142,7 +142,8 @@ class Scores:
             by_class.add_row(c, f"{recall:.1f}", f"{precision:.1f}", f"{f1:.1f}", str(counts[c]))
         if len(rows) > 20:
             by_class.caption = f"the 20 worst of {len(rows)}"
-        notes = [f"{len(self.skipped)} damaged images skipped: {'; '.join(self.skipped[:5])}"] if self.skipped else []
+        bad = f"{many(len(self.skipped), 'damaged image')} skipped: {'; '.join(self.skipped[:5])}"
+        notes = [bad] if self.skipped else []
         return Group(t, by_class, *notes)
 
 

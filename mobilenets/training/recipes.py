@@ -108,7 +108,7 @@ V2_PAPER = Recipe(
     dropout=0.2,
 )
 RECIPES: dict[str, Recipe] = {
-    "modern": Recipe(),
+    "modern": Recipe(patience=20),
     # V1 paper, sections 3.2 and 4: RMSprop, no label smoothing, light augmentation, no decay on depthwise filters. It
     # doesn't print rates: these are V2's.
     "v1-paper": dataclasses.replace(V2_PAPER, min_scale=0.5, dropout=0.0),
@@ -131,7 +131,9 @@ RECIPES: dict[str, Recipe] = {
         progressive=0.5,
         clip=0.0,
     ),
-    "finetune": Recipe(epochs=30, lr=2e-3, frozen_epochs=2, mixup=0.0, weight_decay=0.01, min_scale=0.5, ema=0.05),
+    "finetune": Recipe(
+        epochs=30, lr=2e-3, frozen_epochs=2, mixup=0.0, weight_decay=0.01, min_scale=0.5, ema=0.05, patience=10
+    ),
 }
 
 

@@ -129,7 +129,9 @@ class Sweep:
         several = any(n.spread is not None for n in self.networks)
         columns = ["network", f"{self.metric.label} {self.metric.unit}", *(["± sd"] if several else []), "latency ms"]
         columns += ["size MB", "macs M", "params M", "train s"]
-        t = console.table(f"{len(self.networks)} networks trained on {self.source}", columns, ("network",))
+        t = console.table(
+            f"{console.many(len(self.networks), 'network')} trained on {self.source}", columns, ("network",)
+        )
         t.columns[0].no_wrap = True
         for n in self.networks:
             spread = "" if n.spread is None else f"{n.spread:.2f}"

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mobilenets import tasks
+from mobilenets import console, tasks
 from mobilenets.arch import zoo
 from mobilenets.arch.graph import Head
 from mobilenets.arch.spec import Arch
@@ -26,6 +26,8 @@ from mobilenets.training.loop import Setup
 from mobilenets.training.recipes import Recipe
 from mobilenets.training.run import CHECKPOINTS, FLOAT, LOGS, METRICS
 
+WASTED = 5  # epochs after the best one that are worth a word
+
 if TYPE_CHECKING:
     from mobilenets.model.module import MobileNet
     from mobilenets.training.distill import Distiller
@@ -38,16 +40,33 @@ def network(
     start: Bundle | None,
     task: Task,
     config: Mapping[str, Any],
+    data: Data,
+    most: int | None = None,
 ) -> Arch:
     """What to train for a task: the network of a verb's arguments, or of the bundle it starts from.
 
-    Raises `UserError`.
+    A resolution that isn't given is the network's own, or what the images are worth if that is less, or `most`, as a
+    teacher's is. Raises `UserError`.
     """
     if start is None:
-        return task.arch(zoo.arch(arch or "v2", 1.0 if alpha is None else alpha, resolution), config)
+        made = zoo.arch(arch or "v2", 1.0 if alpha is None else alpha, resolution)
+        if resolution is None:
+            made = made.replace(resolution=_resolution(made, data, most))
+        return task.arch(made, config)
     if arch is not None or alpha is not None:
         raise UserError("--init brings its own network: leave out --arch and --alpha")
     return task.arch(initial_arch(start, resolution or start.card.arch.resolution), config)
+
+
+def _resolution(arch: Arch, data: Data, most: int | None) -> int:
+    own, side = arch.resolution, data.native_side()
+    worth = [r for r in zoo.worthwhile(arch.name, side) if r <= (most or r)]
+    worth = worth or [most or min(zoo.network(arch.name).resolutions)]
+    if not side or worth[-1] >= own:
+        return own
+    less = f"a short side of {side} pixels" + (f", and the teacher sees {most}" if most else "")
+    console.note(f"resolution {worth[-1]}, not {own}: the images have {less} (--resolution is for another)")
+    return worth[-1]
 
 
 def initial_arch(start: Bundle, resolution: int) -> Arch:
@@ -115,6 +134,8 @@ def train_bundle(
         if k.startswith("model.")
     }
     epoch = int(state["epoch"]) + 1
+    if rank == 0:
+        _say_when(epoch, len(log.rows), recipe)
     card = Card(
         arch=arch,
         preprocess=made.preprocess,
@@ -141,6 +162,17 @@ def train_bundle(
         score = evaluate.score(engines.module("torch").TorchEngine(done, os.cpu_count() or 1), data, "val").value
     metric = Metric(primary.name, round(score, 4), data.source, "val", len(val), primary.unit, primary.higher_is_better)
     return Bundle(card.replace(metrics=(metric,)), done.tensors).save(out / FLOAT)
+
+
+def _say_when(best: int, done: int, recipe: Recipe) -> None:
+    """A word where training was stopped early, or could have been."""
+    if done < recipe.epochs:
+        console.note(f"stopped after epoch {done} of {recipe.epochs}: none of the last {recipe.patience} was better")
+    elif done - best >= max(WASTED, done // 2):
+        console.note(
+            f"epoch {best} of {done} was the best, and is kept; those after it brought nothing: fewer --epochs would "
+            "do, or --patience, which stops by itself"
+        )
 
 
 def setup(

@@ -109,7 +109,7 @@ def test_a_truncated_jpeg_stops_training(command, write_images, tmp_path, verb):
     (data / "cat" / "cut.jpg").write_bytes((data / "cat" / "cut.jpg").read_bytes()[:300])
     ran = command(verb, data, "--out", tmp_path / "run")
     assert ran.code == 2
-    assert "1 damaged images (listed above)" in ran.err.splitlines()[-1]
+    assert "1 damaged image (listed above)" in ran.err.splitlines()[-1]
     assert "cat/cut.jpg: damaged image" in " ".join(ran.err.split())
     assert "Traceback" not in ran.err
 

@@ -216,8 +216,8 @@ def test_pictures_that_cannot_be_read_are_counted_aloud(tmp_path, write_images, 
     (root / "loose.png").write_bytes((root / "cat" / "000.png").read_bytes())
     found = list(checks.scan(open_data(str(root))).findings())
     assert found[:3] == [
-        "1 images in no class's folder, left out: loose.png",
-        "cat: 1 CR2 files, which can't be read here: convert them to JPEG",
+        "1 image in no class's folder, left out: loose.png",
+        "cat: 1 CR2 file, which can't be read here: convert them to JPEG",
         "phone: 2 HEIC files, which can't be read here: convert them to JPEG",
     ]
     line = ("train", root, "--arch", "v1", "--alpha", 0.25, "--resolution", 32, "--epochs", 1, "--workers", 0,
@@ -502,7 +502,7 @@ def test_empty_classes_are_listed(tmp_path, write_images, split):
     data = open_data(str(tmp_path))
     assert data.labels == ("cat", "dog")
     assert scan(data).empty == ("cow",)
-    assert "1 classes without an image: cow" in list(scan(data).findings())
+    assert "1 class without an image: cow" in list(scan(data).findings())
 
 
 def test_an_empty_class_in_a_zip(tmp_path, write_images):
@@ -533,7 +533,7 @@ def test_duplicates_that_leak(tmp_path, write_images):
 def test_check_stops_at_damaged_images_unless_told_to_go_on(tmp_path, write_images, capsys):
     write_images(tmp_path, {"cat": 5, "dog": 5})
     (tmp_path / "cat/000.png").write_bytes(b"")
-    with pytest.raises(UserError, match=r"1 damaged images .*--skip-bad"):
+    with pytest.raises(UserError, match=r"1 damaged image .*--skip-bad"):
         check(open_data(str(tmp_path)))
     assert "cat/000.png" in capsys.readouterr().err
     data = open_data(str(tmp_path))
@@ -546,7 +546,7 @@ def test_a_scan_prints_names_as_they_are(tmp_path, write_images):
     (tmp_path / "cat" / "photo [copy].png").write_bytes(b"")
     text = printed(scan(open_data(str(tmp_path))))
     assert "photo [copy].png" in text
-    assert "1 damaged images" in text
+    assert "1 damaged image" in text
 
 
 # ---- torchvision's sets --------------------------------------------------------------------------------------------

@@ -441,3 +441,21 @@ def test_tables_are_well_formed() -> None:
         assert all(isinstance(r, Row) and len(r.cells) == len(t.columns) for r in t.rows)
         assert all(c.unit in UNITS for c in t.columns)
     assert style.INK in style.CSS_NAMES
+
+
+@pytest.mark.parametrize("width", ["40", "80", None])
+def test_digits_are_never_cut(command, monkeypatch, width):
+    if width:
+        monkeypatch.setenv("COLUMNS", width)
+    else:
+        monkeypatch.delenv("COLUMNS", raising=False)
+    for name in ("v1-table12", "v1-table4", "v2-table4"):
+        ran = command("reproduce", name)
+        exact = [c["exact"] for t in ran_json(command, name) for r in t["rows"] for c in r["cells"] if c.get("exact")]
+        for number in exact:
+            if isinstance(number, int):
+                assert f"{number:,}" in ran.out
+
+
+def ran_json(command, name):
+    return command("reproduce", name, "--json").json["tables"]

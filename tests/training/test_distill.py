@@ -211,7 +211,7 @@ def test_unlabelled_images(colours, flat, write_images, tmp_path):
     assert len(open_unlabelled("digits").split("all")) == 1797
     assert len(labelled.labels) == 3
     one = write_images(tmp_path / "one", {".": 1})
-    with pytest.raises(UserError, match=r"1 images; give a folder"):
+    with pytest.raises(UserError, match=r"1 image; give a folder"):
         open_unlabelled(str(one))
 
 

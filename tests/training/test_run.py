@@ -10,8 +10,12 @@ import time
 
 import pytest
 
+from mobilenets.data.dataset import Data
 from mobilenets.errors import UserError
+from mobilenets.tasks import classify
 from mobilenets.training import lock
+from mobilenets.training.recipes import Recipe
+from mobilenets.training.trainer import _say_when, network
 
 COLOURS = ("blue", "green", "red")
 
@@ -65,7 +69,11 @@ def test_a_run_of_before_images_were_recorded_goes_on(begun, photos, tiny_train)
 
 HOLD = """
 import os, pathlib, sys, time
+from mobilenets.data.dataset import Data
+from mobilenets.tasks import classify
 from mobilenets.training import lock
+from mobilenets.training.recipes import Recipe
+from mobilenets.training.trainer import _say_when, network
 with lock.alone(pathlib.Path(sys.argv[1])):
     child = sys.argv[2] == "fork" and os.fork()
     if child or sys.argv[2] != "fork":
@@ -130,3 +138,37 @@ def test_the_lock_goes_with_time(tmp_path):
         with lock.alone(tmp_path):
             pass
     assert time.monotonic() - start < 1
+
+
+@pytest.mark.parametrize(
+    ("arch", "side", "most", "taken"),
+    [
+        ("v1", 8, None, 32), ("v1", 20, None, 32), ("v1", 40, None, 64), ("v1", 500, None, 224), ("v1", 70, None, 128),
+        ("v1", 500, 64, 64), ("v1", 500, 160, 160), ("v2-cifar", 300, None, 32), ("v4-conv-m", 100, None, 256),
+    ],
+)  # fmt: skip
+def test_a_resolution_that_is_not_given_is_what_the_images_are_worth(arch, side, most, taken, monkeypatch):
+    monkeypatch.setattr(Data, "native_side", lambda _: side)
+    made = network(arch, None, None, None, classify.TASK, {"labels": ["a", "b"]}, Data("d", ("a", "b"), {}), most)
+    assert made.resolution == taken
+    assert (
+        network(arch, None, 96, None, classify.TASK, {"labels": ["a", "b"]}, Data("d", ("a", "b"), {})).resolution == 96
+    )
+
+
+def test_a_student_of_small_images_is_small(command, make_bundle, write_colours, tmp_path):
+    make_bundle("v1").save(tmp_path / "teacher")
+    photos = write_colours(tmp_path / "photos", dict.fromkeys(COLOURS, 6), side=8)
+    line = ("distill", tmp_path / "teacher", photos, "--unlabelled", "--arch", "v1", "--alpha", 0.25, "--epochs", 1)
+    ran = command(*map(str, line), "--workers", "0", "--out", str(tmp_path / "run"), "--json")
+    assert ran.json["arch"]["resolution"] == 32
+
+
+def test_a_word_where_later_epochs_brought_nothing(capsys):
+    _say_when(2, 30, Recipe(epochs=30))
+    assert "epoch 2 of 30 was the best" in capsys.readouterr().err
+    _say_when(12, 22, Recipe(epochs=30, patience=10))
+    assert "stopped after epoch 22 of 30: none of the last 10 was better" in capsys.readouterr().err
+    _say_when(28, 30, Recipe(epochs=30))
+    _say_when(1, 3, Recipe(epochs=3))
+    assert capsys.readouterr().err == ""

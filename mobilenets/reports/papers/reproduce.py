@@ -102,4 +102,4 @@ def _printed(r: Result) -> list[RenderableType]:
         cells = ((row[i], kind) for i, kind, *_ in r.layout)
         t.add_row(label, *(c.text(kind) + (f" {c.mark or ' '}" if kind == "printed" else "") for c, kind in cells))
     lines = [*r.explained, *r.notes, ""]
-    return [t, Padding(Text("\n".join(lines)), (0, 0, 0, 2))]
+    return [t, Padding(Text("\n".join(lines)), (0, 0, 0, 2), expand=False)]

@@ -1,0 +1,86 @@
+"""What to try next, by what a run's curves and scores show, in plain sentences: the most useful first."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mobilenets.data.checks import Scan
+from mobilenets.tasks.task import MetricSpec
+from mobilenets.training.fitted import Step
+
+FEW = 10_000  # training images below which pretrained weights decide
+FEW_OF_A_CLASS = 20
+RISING = 1.0  # what the last fifth of the epochs brought, in the metric's unit
+OVERFITTED = 1.15  # the last held-out loss as a multiple of the least
+UNDERFITTED = 0.6  # the training loss as a share of that of guessing
+LOST = 1.0  # from float to the file, in the metric's unit
+MOST = 4
+
+Curves = Mapping[str, Mapping[int, float]]  # by column of the log, by epoch
+
+
+def advise(
+    curves: Curves,
+    steps: Sequence[Step],
+    scan: Scan,
+    recipe: Mapping[str, Any],
+    metric: MetricSpec,
+    *,
+    pretrained: bool,
+    classes: int,
+) -> list[str]:
+    """At most MOST sentences; none where nothing stands out. `classes`: 0 of what isn't a classifier."""
+    images = sum(scan.counts.get("train", {}).values())
+    out = []
+    if not pretrained and images < FEW:
+        out.append(
+            f"It was trained from scratch on {images:,} images. On so few, starting from pretrained weights is worth "
+            "more than anything else: mobilenets import makes a bundle of them, --init starts from it."
+        )
+    out += _of_curves(curves, recipe, metric, classes)
+    lost = metric.lost(steps[0].scores[metric.name], steps[-1].scores[metric.name])
+    if lost > LOST:
+        out.append(
+            f"{steps[-1].precision} lost {metric.say(lost)} from float: mobilenets quantize --qat trains the rounding, "
+            "and --precision int8,float16 chooses between two."
+        )
+    counts = scan.counts.get("train", {}) if classes else {}
+    if counts and min(counts.values()) < FEW_OF_A_CLASS:
+        name = min(counts, key=lambda c: counts[c])
+        out.append(f"Class {name} has only {counts[name]} training images: more of the small classes help most.")
+    return out[:MOST]
+
+
+def _of_curves(curves: Curves, recipe: Mapping[str, Any], metric: MetricSpec, classes: int) -> list[str]:
+    score, val, train = (curves.get(k, {}) for k in (f"val_{metric.name}", "val_loss", "train_loss"))
+    if len(score) < 2:
+        return []
+    last = max(score)
+    best = max(score, key=lambda e: (metric.rank(score[e]), -e))
+    out = []
+    before = [e for e in score if e <= last - max(1, last // 5)]
+    gained = metric.lost(score[last], max((score[e] for e in before), key=metric.rank)) if before else 0.0
+    if best > 0.9 * last and gained > RISING:
+        out.append(f"The score was still rising at the end: train for longer (--epochs {2 * last}).")
+    least = min(val.values(), default=0.0)
+    if (
+        val
+        and train
+        and val.get(last, least) > OVERFITTED * least
+        and train.get(last, 0.0) <= min(train.values()) * 1.02
+    ):
+        out.append(
+            f"Held-out loss rose from {least:.2f} to {val[last]:.2f} while training loss fell: it learns its training "
+            "images by heart. More images, stronger augmentation (--randaugment 9 --mixup 0.2) or a smaller network."
+        )
+    elif best <= last / 2:
+        out.append(f"Epochs after {best} brought nothing: more or better images would, not more epochs.")
+    guess = math.log(classes) if classes else 0.0
+    if train and guess and train.get(best, 0.0) > UNDERFITTED * guess and not recipe.get("mixup"):
+        out.append(
+            f"The training loss itself stayed high ({train[best]:.2f}; guessing has {guess:.2f}): a larger network, "
+            "a higher resolution or more epochs."
+        )
+    return out

@@ -1,0 +1,61 @@
+import pytest
+
+from mobilenets.data.checks import Scan
+from mobilenets.reports.advice import MOST, advise
+from mobilenets.tasks.classify import PRIMARY
+from mobilenets.training.fitted import Step
+
+
+def steps(first=80.0, last=80.0):
+    return [Step("s", "p", "e", "int8", 1, {"top1": v}) for v in (first, last)]
+
+
+def said(score, val=None, train=None, *, pretrained=True, images=100, recipe=None, lost=0.0, classes=3):
+    curves = {"val_top1": dict(enumerate(score, 1))}
+    curves |= {name: dict(enumerate(v, 1)) for name, v in (("val_loss", val), ("train_loss", train)) if v}
+    scan = Scan("d", {"train": dict.fromkeys("abc", images)})
+    return advise(curves, steps(80, 80 - lost), scan, recipe or {}, PRIMARY, pretrained=pretrained, classes=classes)
+
+
+FLAT = [60.0, 70.0, 80.0, 80.5, 80.4, 80.6, 80.5, 80.6, 80.6, 80.7]
+
+
+def test_nothing_stands_out():
+    assert said(FLAT) == []
+    assert said([]) == said([50.0]) == []
+
+
+def test_from_scratch_on_few_images():
+    (line,) = said(FLAT, pretrained=False)
+    assert "trained from scratch on 300 images" in line
+    assert "--init" in line
+    assert said(FLAT, pretrained=False, images=5000) == []
+
+
+def test_still_rising():
+    (line,) = said([10.0, 20.0, 30.0, 40.0, 50.0, 60.0, 64.0, 68.0, 72.0, 76.0])
+    assert "--epochs 20" in line
+
+
+def test_later_epochs_brought_nothing():
+    (line,) = said([60.0, 80.0, *[79.0] * 8])
+    assert line.startswith("Epochs after 2 brought nothing")
+
+
+def test_learned_by_heart():
+    (line,) = said([60.0, 80.0, *[79.0] * 8], [1.0, 0.5, *[0.9] * 8], [1.0 / e for e in range(1, 11)])
+    assert "rose from 0.50 to 0.90" in line
+
+
+@pytest.mark.parametrize(("recipe", "lines"), [({}, 1), ({"mixup": 0.1}, 0)])
+def test_a_network_that_cannot_learn_it(recipe, lines):
+    assert len(said(FLAT, [1.0] * 10, [1.0] * 10, recipe=recipe)) == lines
+
+
+def test_lost_in_quantization_and_a_small_class():
+    assert any("int8 lost 2.00% from float" in line for line in said(FLAT, lost=2))
+    assert any("only 5 training images" in line for line in said(FLAT, images=5))
+
+
+def test_no_more_than_can_be_read():
+    assert len(said([10.0, *[9.0] * 9], [1.0] * 10, [1.0] * 10, pretrained=False, images=5, lost=3)) == MOST

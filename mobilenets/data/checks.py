@@ -180,8 +180,14 @@ def compare(data: Data, found: Scan, hashes: Mapping[str, Mapping[bytes, str]], 
     found.native_side = int(np.median(sides)) if len(sides) else 0
 
 
-def check(data: Data, skip_bad: bool = False, side: int = CACHE_SIDE) -> Scan:
-    """Scan before training: prints what was found, and stops at what would spoil the training. Raises `UserError`."""
+def check(data: Data, skip_bad: bool = False, side: int = CACHE_SIDE, yes: bool = False) -> Scan:
+    """Scan before training: prints what was found, and stops at what would spoil the training. Raises `UserError`.
+
+    `yes`: folders that look like no classes are classes.
+    """
+    if data.doubts and not yes:
+        why = "; ".join(data.doubts)
+        raise UserError(f"{data.source} doesn't look like a folder of classes ({why}); --yes goes on with it")
     found = scan(data, side=side)
     console.note(found)
     stop_at_damage(found, skip_bad)

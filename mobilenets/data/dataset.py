@@ -114,8 +114,8 @@ class Data:
     `left_out`: lines that say what is in the folder and not in the data; `unread`: classes of pictures none of which
     can be read. `scan`: what a look at every image found, if there was one already (a `checks.Scan` as JSON).
     `pool`: the images that train and val were drawn from, where there was no val split. `images`: how many there are,
-    and a digest of which, as they were opened; None of sets that never change. `as_trained`: val is what was held out
-    when the network at hand was trained.
+    and a digest of which, as they were opened; None of sets that never change. `doubts`: why the folders may not be
+    classes. `as_trained`: val is what was held out when the network at hand was trained.
     """
 
     source: str
@@ -130,6 +130,7 @@ class Data:
     unread: tuple[str, ...] = ()
     pool: Split | None = None
     images: dict[str, Any] | None = None
+    doubts: tuple[str, ...] = ()
     as_trained: bool = False
 
     @property

@@ -16,6 +16,7 @@ import numpy as np
 from mobilenets.console import many
 from mobilenets.data import identity
 from mobilenets.data.dataset import Data, Split
+from mobilenets.data.doubts import class_of, classes_in_names, doubts
 from mobilenets.errors import UserError
 from mobilenets.model.images import SUFFIXES, UNREADABLE, BadImage
 
@@ -163,8 +164,8 @@ def _some(names: Iterable[str]) -> str:
     return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
 
 
-def from_listing(source: str, listing: Listing) -> Data:
-    """[outer/][split/]class/... -> Data, with what was left out.
+def from_listing(source: str, listing: Listing, by_name: bool = False) -> Data:
+    """[outer/][split/]class/... -> Data, with what was left out; or, `by_name`, .../class_12.jpg.
 
     Raises `UserError` where there are no images, or splits can't be told from classes.
     """
@@ -172,12 +173,18 @@ def from_listing(source: str, listing: Listing) -> Data:
     if not files:
         expected = unreadable(listing.unreadable) or "expected a folder of images for each class"
         raise UserError(f"{source}: no images; {expected}")
-    layout = _layout(source, files)
+    layout = _Layout(0) if by_name else _layout(source, files)
     at = layout.depth + bool(layout.splits)
     found: dict[str, list[tuple[str, str]]] = {}
     loose: list[str] = []
     for f in files:
         parts = f.split("/")
+        if by_name:
+            if c := class_of(f):
+                found.setdefault("train", []).append((f, c))
+            else:
+                loose.append(f)
+            continue
         if layout.splits and parts[layout.depth] not in layout.splits:
             continue
         if len(parts) > at + 1:
@@ -190,7 +197,7 @@ def from_listing(source: str, listing: Listing) -> Data:
         if not c.isprintable() and c.encode(errors="ignore").decode() != c:
             raise UserError(f"{source}: the class folder {c!r} has a name that isn't UTF-8: rename it")
     known = {c: i for i, c in enumerate(labels)}
-    parts_of = [(d, d.split("/")) for d in listing.folders]
+    parts_of = [(d, d.split("/")) for d in listing.folders if not by_name]
     empty = sorted({
         p[at] for _, p in parts_of
         if len(p) > at and p[at] not in known and (not layout.splits or p[layout.depth] in layout.splits)
@@ -204,15 +211,25 @@ def from_listing(source: str, listing: Listing) -> Data:
             splits[name] = Split(name, names, targets, lambda i, names=names: read(names[i]), marks=marks)  # type: ignore[misc]
     left_out = [f"{_some(layout.left_out)}: not a split, left out"] if layout.left_out else []
     if loose:
-        left_out.append(f"{many(len(loose), 'image')} in no class's folder, left out: {_some(loose)}")
+        where = "whose name says no class" if by_name else "in no class's folder"
+        left_out.append(f"{many(len(loose), 'image')} {where}, left out: {_some(loose)}")
     by_class: dict[str, list[str]] = {}
     for f in listing.unreadable:
         by_class.setdefault(f.split("/")[at] if f.count("/") > at else "", []).append(f)
     left_out += [unreadable(fs, f"{c}: " if c else "") for c, fs in sorted(by_class.items())]
     unread = tuple(c for c in sorted(by_class) if c in empty)
+    if len(labels) < 2 and not by_name and (named := classes_in_names(files)):
+        raise UserError(
+            f"{source}: no folders of classes, but {len(named)} of them in the files' names, as {_some(named)}: "
+            "--class-from-name takes them from there"
+        )
+    below: dict[str, list[str]] = {}  # of each class, its files, from its folder on
+    for f, c in (row for rows in found.values() for row in rows):
+        below.setdefault(c, []).append("/".join(f.split("/")[at + 1 :]))
     return Data(
         source, tuple(labels), splits, empty=tuple(empty), left_out=tuple(left_out), unread=unread,
         images=identity.summary(s.marks for s in splits.values()),
+        doubts=() if by_name else tuple(doubts(source, below)),
     )  # fmt: skip
 
 

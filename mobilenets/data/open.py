@@ -16,11 +16,12 @@ from mobilenets.data.folder import from_listing, list_folder, list_zip
 from mobilenets.errors import UserError
 from mobilenets.model.card import Card
 
+BY_NAME = "name:"  # before the path of images whose classes are in their names: Abyssinian_12.jpg
 Opener = Callable[[str, "Path | None", int, "float | None"], Data]  # source, root, seed, val
 
 
 def open_data(source: str, root: Path | None = None, seed: int = 0, val: float | None = None) -> Data:
-    """Open a folder, a zip, shards (their folder or address) or a named set.
+    """Open a folder, a zip, shards (their folder or address) or a named set; "name:FOLDER" has classes in files' names.
 
     Where there is no val split, a seeded stratified share of train becomes it: `val`, or a fifth (a tenth where there
     is a test split). A smaller share is a part of a larger one.
@@ -31,13 +32,14 @@ def open_data(source: str, root: Path | None = None, seed: int = 0, val: float |
 
     if val is not None and not 0 < val < 1:
         raise UserError(f"val is a share of the training images, above 0 and below 1, not {val:g}")
-    path = Path(source)
+    by_name = source.startswith(BY_NAME)
+    path = Path(source.removeprefix(BY_NAME))
     if sharded.find(source):
         data = sharded.open_shards(source)
     elif path.is_dir():
-        data = from_listing(source, list_folder(path))
+        data = from_listing(source, list_folder(path), by_name)
     elif path.is_file():
-        data = from_listing(source, list_zip(path))
+        data = from_listing(source, list_zip(path), by_name)
     elif source == "digits":
         data = _digits()
     else:

@@ -1,0 +1,84 @@
+"""Downloads as they are unpacked: what is no class is told of before hours go into it."""
+
+import pytest
+
+from mobilenets.data import checks
+from mobilenets.data.doubts import class_of, classes_in_names, doubts
+from mobilenets.data.open import open_data
+from mobilenets.errors import UserError
+
+BREEDS = [f"{b}_{i}" for b in ("Abyssinian", "great_pyrenees", "beagle") for i in range(6)]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("Abyssinian_12.jpg", "Abyssinian"), ("a/b/great_pyrenees_3.jpg", "great_pyrenees"), ("cat (3).png", "cat"),
+        ("cat.17.jpg", "cat"), ("dog7.jpg", "dog"), ("0001.jpg", None), ("holiday.jpg", None), ("12_34.png", None),
+        ("Große_Katze-1.jpg", "Große_Katze"),
+    ],
+)  # fmt: skip
+def test_the_class_in_a_name(name, said):
+    assert class_of(name) == said
+
+
+def test_names_of_one_kind_say_no_classes():
+    assert not classes_in_names([f"IMG_{i}.jpg" for i in range(20)])
+    assert not classes_in_names([f"a{i}_1.jpg" for i in range(20)])  # a class each
+    assert len(classes_in_names(f"{b}.jpg" for b in BREEDS)) == 3
+
+
+def pictures(*stems, suffix="jpg"):
+    return [f"{s}.{suffix}" for s in stems]
+
+
+@pytest.mark.parametrize("by_class", [
+    {"images": pictures(*BREEDS), "annotations": pictures(*BREEDS, suffix="png")},
+    {"JPEGImages": pictures("a", "b"), "SegmentationClass": pictures("a", "b"), "x": pictures("c")},
+    {"left": pictures(*BREEDS), "right": pictures(*BREEDS)},
+    {"photos_of_cats": pictures("1", "2", "3", "4"), "theirs": pictures("1", "2", "3", "4", suffix="png")},
+    {"photos": pictures("1", "2"), "masks": pictures("1", "2")},
+])  # fmt: skip
+def test_what_is_no_class(by_class):
+    assert doubts("d", by_class)
+
+
+@pytest.mark.parametrize("by_class", [
+    {"cat": pictures(*map(str, range(50))), "dog": pictures(*map(str, range(50)))},
+    {"cat": pictures(*(f"IMG_{i}" for i in range(50))), "dog": pictures(*(f"IMG_{i}" for i in range(50)))},
+    {"mask": pictures("1", "2"), "no_mask": pictures("x")},
+    {"Abyssinian": pictures(*BREEDS[:6]), "beagle": pictures(*BREEDS[12:])},
+    {"glasses": pictures("1"), "boxer": pictures("1"), "edges": []},
+])  # fmt: skip
+def test_what_is(by_class):
+    by_class.pop("edges", None)
+    assert doubts("d", by_class) == []
+
+
+@pytest.fixture
+def pets(write_images, tmp_path):
+    """images/ with a folder for each breed, annotations/trimaps/ with as many masks."""
+    breeds = ("Abyssinian", "Bengal", "beagle")
+    return write_images(
+        tmp_path / "pets", {f"images/{b}": 6 for b in breeds} | {"annotations/trimaps": 18, "readme_images": 2}
+    )
+
+
+def test_one_level_too_high(pets):
+    data = open_data(str(pets))
+    with pytest.raises(UserError, match=rf"doesn't look like a folder of classes .*train on {pets}/images\?.*--yes"):
+        checks.check(data)
+    assert checks.check(data, yes=True).counts["train"]["images"]
+    assert open_data(str(pets / "images")).labels == ("Abyssinian", "Bengal", "beagle")
+
+
+def test_classes_from_the_files_names(write_images, tmp_path):
+    flat = write_images(tmp_path / "flat", {"images": 18}) / "images"
+    for f, name in zip(sorted(flat.iterdir()), BREEDS, strict=True):
+        f.rename(flat / f"{name}.png")
+    with pytest.raises(UserError, match=r"3 of them in the files' names, as Abyssinian, beagle.*--class-from-name"):
+        open_data(str(flat))
+    data = open_data(f"name:{flat}")
+    assert data.labels == ("Abyssinian", "beagle", "great_pyrenees")
+    assert sum(map(len, data.splits.values())) == 18
+    assert not data.doubts

@@ -16,7 +16,7 @@ from mobilenets import cli
 from mobilenets.deploy import engines
 
 PACKAGE = Path(mobilenets.__file__).parent
-GROUND = ("errors", "files", "console")
+GROUND = ("errors", "files", "console", "arguments")
 ROOMS = ("arch", "model", "data", "tasks", "deploy", "training", "compression", "reports", "commands")
 DOORS = ("__init__", "__main__", "cli")  # above all rooms
 MOST_AT_THE_TOP = 12
@@ -31,7 +31,7 @@ NEED_TORCH = {
     "tasks.augment", "tasks.losses",
     "reports.layers",
 }  # fmt: skip
-NO_NUMPY = ("arch", "errors", "files", "console")
+NO_NUMPY = ("arch", "errors", "files", "console", "arguments")
 
 
 def name_of(path: Path) -> str:

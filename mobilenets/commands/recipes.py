@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mobilenets.arguments import checked
 from mobilenets.training.recipes import RECIPES, TRIED, Recipe, recipe
 
 if TYPE_CHECKING:
@@ -48,12 +49,29 @@ def _short(value: Any) -> str:
     return f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
-def show_recipes(name: str | None = None) -> RecipeBook:
+@checked
+def recipes(name: str | None = None) -> RecipeBook:
     """Every training recipe: its command, data, hardware, duration and the score to expect.
 
     Parameters
     ----------
     name
         One of them, with every field.
+
+    Returns
+    -------
+    RecipeBook
+        `recipes`, each a `Recipe`, by name.
+
+    Raises
+    ------
+    UserError
+        For an unknown name.
+
+    Examples
+    --------
+    >>> import mobilenets
+    >>> mobilenets.recipes("finetune").recipes["finetune"].epochs
+    30
     """
     return RecipeBook({name: recipe(name)} if name else RECIPES)

@@ -6,14 +6,14 @@ import contextlib
 import csv
 import dataclasses
 import os
-from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
 from mobilenets import console, files, tasks
 from mobilenets.arch import cost, zoo
-from mobilenets.commands.options import commas
+from mobilenets.arguments import DataSource, StrPath, as_path, checked, several
+from mobilenets.commands.options import Floats, Ints, Words
 from mobilenets.commands.sweep_jobs import cluster, finished, timed, train_network
 from mobilenets.data import checks
 from mobilenets.data.dataset import cache_side
@@ -26,14 +26,15 @@ from mobilenets.training.recipes import Overrides
 from mobilenets.training.sweep import ENGINE, PAGE, SWEEP, TABLE, Job, Sweep, Trained
 
 
+@checked
 def sweep(
-    source: str,
+    source: DataSource,
     *,
-    out: Path | None = None,
+    out: StrPath | None = None,
     task: str = "classify",
-    arch: Annotated[tuple[str, ...], commas(str)] = ("v1",),
-    alphas: Annotated[tuple[float, ...], commas(float)] = (1.0, 0.75, 0.5, 0.25),
-    resolutions: Annotated[tuple[int, ...], commas(int)] = (224, 192, 160, 128),
+    arch: Words = ("v1",),
+    alphas: Floats = (1.0, 0.75, 0.5, 0.25),
+    resolutions: Ints = (224, 192, 160, 128),
     recipe: str = "modern",
     overrides: Annotated[Overrides | None, Parameter(name="*")] = None,
     seeds: int = 1,
@@ -43,7 +44,7 @@ def sweep(
     ray_cpus: float = 1,
     resume: bool = False,
     skip_bad: bool = False,
-    root: Path | None = None,
+    root: StrPath | None = None,
 ) -> Sweep:
     """Train every width at every resolution on your data, and draw accuracy over macs, parameters and latency.
 
@@ -84,9 +85,30 @@ def sweep(
         Go on without damaged images.
     root
         Where copies of named sets are, or go.
+
+    Returns
+    -------
+    Sweep
+        `runs`, one for each network and seed, with its score, macs, params, size in bytes and latency in milliseconds;
+        `networks` has their means over seeds, and which are on the front.
+
+    Raises
+    ------
+    UserError
+        For data, a network or a recipe that isn't there, numbers that can't be, a folder that has another sweep; where
+        a training failed, after all others are done.
+
+    Examples
+    --------
+    >>> import mobilenets
+    >>> settings = mobilenets.Overrides(epochs=1, workers=0)
+    >>> made = mobilenets.sweep("flowers", alphas=0.25, resolutions=32, overrides=settings, out="runs/sweep")
+    >>> [(run.title, run.error) for run in made.runs]
+    [('v1 0.25-32', '')]
     """
     from rich.text import Text
 
+    source, root = str(source), as_path(root)
     if seeds < 1:
         raise UserError(f"seeds must be 1 or more, not {seeds}")
     if world()[0] > 1:
@@ -94,12 +116,18 @@ def sweep(
     latency.settings([ENGINE], [precision], [threads])  # says what there isn't
     chosen = recipes.recipe(recipe, overrides)
     address = ray or _ray_of_environment()
-    grid = {a.title: a for n in arch for alpha in alphas for r in resolutions for a in [zoo.arch(n, alpha, r)]}
+    grid = {
+        a.title: a
+        for n in several(arch)
+        for alpha in several(alphas)
+        for r in several(resolutions)
+        for a in [zoo.arch(n, alpha, r)]
+    }
     asked = tasks.find_trained(task)
     data = asked.open(source, root, 0, None)
     network_config = asked.config(data)
     archs = sorted((asked.arch(a, network_config) for a in grid.values()), key=lambda a: cost.count(a).macs)
-    out = out or run.folder(source, "sweep")
+    out = as_path(out) or run.folder(source, "sweep")
     config = {"verb": "sweep", "task": task, "source": source, "recipe": chosen.to_json(), "precision": precision}
     with cluster(address, ray_cpus) if address else contextlib.nullcontext() as on_ray:
         run.prepare(out, config, resume)

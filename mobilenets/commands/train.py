@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
 from mobilenets import tasks
+from mobilenets.arguments import DataSource, StrPath, as_path, checked
 from mobilenets.data import checks
 from mobilenets.data.dataset import cache_side
 from mobilenets.errors import UserError
@@ -19,23 +19,24 @@ from mobilenets.training.recipes import Overrides
 from mobilenets.training.trainer import network, train_bundle
 
 
+@checked
 def train(
-    source: str,
+    source: DataSource,
     *,
-    out: Path | None = None,
+    out: StrPath | None = None,
     task: str = "classify",
     arch: str | None = None,
     alpha: float | None = None,
     resolution: int | None = None,
     recipe: str | None = None,
     overrides: Annotated[Overrides | None, Parameter(name="*")] = None,
-    init: Path | None = None,
+    init: StrPath | None = None,
     seed: int = 0,
     val: float | None = None,
     resume: bool = False,
     skip_bad: bool = False,
     checkpoint_minutes: float = loop.MINUTES,
-    root: Path | None = None,
+    root: StrPath | None = None,
 ) -> Bundle | None:
     """Train one network; under torchrun or srun, on all their processes (all but the first return None).
 
@@ -72,11 +73,32 @@ def train(
         Write a checkpoint this often within an epoch too; there is one at the end of each.
     root
         Where copies of named sets are, or go.
+
+    Returns
+    -------
+    Bundle
+        What was trained, as it is in OUT/float: the weights of the best epoch, float32, and the card with its score.
+        None on all processes but the first.
+
+    Raises
+    ------
+    UserError
+        For data, a network, a recipe or a bundle that isn't there, damaged images, numbers that can't be, a folder that
+        has another run. `Interrupted` on Ctrl-C: `resume` goes on with it.
+
+    Examples
+    --------
+    >>> import mobilenets
+    >>> settings = mobilenets.Overrides(epochs=2, workers=0)
+    >>> made = mobilenets.train("flowers", arch="v1", alpha=0.25, resolution=32, overrides=settings, out="runs/v1")
+    >>> made.card.labels, made.card.metrics[0].name
+    (('blue', 'green', 'red'), 'top1')
     """
+    source, root = str(source), as_path(root)
     if not checkpoint_minutes >= 0:
         raise UserError(f"checkpoint_minutes must be 0 or more, not {checkpoint_minutes}")
     chosen = recipes.recipe(recipe or ("finetune" if init else "modern"), overrides)
-    start = Bundle.load(bundles.find_bundle(init)) if init else None
+    start = Bundle.load(bundles.find_bundle(as_path(init))) if init else None
     asked = tasks.find_trained(task)
     data = asked.open(source, root, seed, val)
     net = network(arch, alpha, resolution, start, asked, asked.config(data))
@@ -84,7 +106,7 @@ def train(
         "verb": "train", "task": task, "source": source, "arch": net.to_json(), "recipe": chosen.to_json(),
         "seed": seed, "init": start.digest if start else None, "val": data.val_fraction,
     }  # fmt: skip
-    out = out or run.folder(source, net.title)
+    out = as_path(out) or run.folder(source, net.title)
     _, rank = world()
     if rank == 0:
         run.prepare(out, config, resume)

@@ -59,7 +59,10 @@ def checked(target: T) -> T:
 
 def _checked(function: Callable[..., Any], name: str) -> Callable[..., Any]:
     signature = inspect.signature(function)
-    known = [n for n, p in signature.parameters.items() if p.kind is not p.VAR_POSITIONAL and n != "self"]
+    parameters = {n: p for n, p in signature.parameters.items() if n not in ("self", "cls")}
+    known = [n for n, p in parameters.items() if p.kind is not p.VAR_POSITIONAL]
+    named = [n for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY]
+    takes = ", ".join(n for n in parameters if n not in named) + (f"; by name {', '.join(named)}" if named else "")
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -69,7 +72,7 @@ def _checked(function: Callable[..., Any], name: str) -> Callable[..., Any]:
         try:
             bound = signature.bind(*args, **kwargs)
         except TypeError as e:
-            raise ArgumentError(f"{name}: {e}; it takes {', '.join(known)}") from None
+            raise ArgumentError(f"{name}: {e}; it takes {takes}") from None
         for given, hint in _hints(function).items():
             value = bound.arguments.get(given, inspect.Parameter.empty)
             several = signature.parameters[given].kind is inspect.Parameter.VAR_POSITIONAL
@@ -112,7 +115,7 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, kind) and not isinstance(value, bool)
     if hint is Path:
         return isinstance(value, str | os.PathLike)
-    return not isinstance(hint, type) or isinstance(value, hint)
+    return hint is Any or not isinstance(hint, type) or isinstance(value, hint)
 
 
 def _wrong(given: str, value: Any, hint: Any) -> str:

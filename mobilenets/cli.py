@@ -52,7 +52,7 @@ VERBS = {
         "Train a small network on what a larger one says of the images.",
     ),
     "eval": ("evaluate:evaluate", "Score a network on labelled images."),
-    "predict": ("predict:predict", "Label images, any number of them."),
+    "predict": ("predict:stream", "Label images, any number of them."),
     "bench": (
         "bench:bench",
         "Latency, throughput, memory: of files, or of a network on every runtime.",

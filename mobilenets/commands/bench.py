@@ -28,7 +28,7 @@ RUN = "run.json"
 
 
 @dataclass(frozen=True)
-class Bench:
+class Bench(console.Notebook):
     """What was measured, in turn: timings, each with its file's proof where it was exported for this."""
 
     timings: tuple[Timing, ...]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mobilenets.arch import cost, published, zoo
 from mobilenets.arguments import checked
+from mobilenets.console import Notebook
 from mobilenets.errors import unknown
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ SortKey = Literal["name", "top1", "macs", "params"]
 
 
 @dataclass(frozen=True)
-class Entry:
+class Entry(Notebook):
     """A network as published. `imagenet_top1` in percent, None where nobody published one; bytes at 32 and 8 bits."""
 
     arch: str
@@ -32,7 +33,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Catalogue:
+class Catalogue(Notebook):
     """Networks, in the order asked for."""
 
     entries: tuple[Entry, ...]

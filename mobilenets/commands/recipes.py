@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mobilenets.arguments import checked
+from mobilenets.console import Notebook
 from mobilenets.training.recipes import RECIPES, TRIED, Recipe, recipe
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class RecipeBook:
+class RecipeBook(Notebook):
     """Recipes by name; of a single one, every field."""
 
     recipes: dict[str, Recipe]

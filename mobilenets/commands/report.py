@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mobilenets import files
 from mobilenets.arguments import StrPath, as_path, checked
+from mobilenets.console import Notebook
 from mobilenets.errors import UserError
 from mobilenets.files import read_json
 from mobilenets.training.run import CONFIG, REPORT
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Report:
+class Report(Notebook):
     """The page that was written; and what it had to do without, or how far the run is."""
 
     path: Path

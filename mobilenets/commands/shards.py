@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Sharded:
+class Sharded(console.Notebook):
     """What `shards` wrote: shards, images and bytes of each split, and what it found. `seconds`: of this call."""
 
     out: Path

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mobilenets.arguments import StrPath, checked
+from mobilenets.console import Notebook
 from mobilenets.deploy import engines
 from mobilenets.files import size_on_disk
 from mobilenets.model.bundle import Bundle, is_bundle, located
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Shown:
+class Shown(Notebook):
     """The card of each network found at a path."""
 
     cards: dict[str, Card]

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Tuned:
+class Tuned(console.Notebook):
     """What was found. `lr` is what `--lr` takes for `batch`; empty `speeds` or `rates` were not looked for."""
 
     arch: Arch

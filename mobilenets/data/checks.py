@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Scan:
+class Scan(console.Notebook):
     """What a look at every image found. `native_side`: the median short side in pixels."""
 
     source: str

@@ -34,7 +34,7 @@ ROUND_SECONDS = 0.3
 
 
 @dataclass(frozen=True)
-class Timing:
+class Timing(console.Notebook):
     """One file's measurements on `threads` threads. Milliseconds are of one call on `batch` images; sizes in bytes.
 
     `median_ms` is of the quietest round, `p95_ms` of all `runs` calls. `images_per_s`: throughput by batch, the first

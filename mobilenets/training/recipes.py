@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from mobilenets.arguments import checked
 from mobilenets.errors import UserError, unknown
 
 
@@ -13,6 +14,7 @@ def _doc(default: Any, text: str) -> Any:
     return field(default=default, metadata={"help": text})
 
 
+@checked
 @dataclass(frozen=True)
 class Recipe:
     """How to train. Sizes are of the global batch, whatever the number of processes it is split over."""
@@ -192,11 +194,16 @@ if TYPE_CHECKING:
         """Recipe fields to change; None keeps the recipe's. From Python: `Overrides(epochs=3)`."""
 
 else:  # every field of Recipe, optional: what a command line changes
-    Overrides = dataclasses.make_dataclass(
-        "Overrides",
-        [(f.name, f"{f.type} | None", field(default=None, metadata=f.metadata)) for f in dataclasses.fields(Recipe)],
-        namespace={"__module__": __name__, "__doc__": "Recipe fields to change; None keeps the recipe's."},
-        frozen=True,
+    Overrides = checked(
+        dataclasses.make_dataclass(
+            "Overrides",
+            [
+                (f.name, f"{f.type} | None", field(default=None, metadata=f.metadata))
+                for f in dataclasses.fields(Recipe)
+            ],
+            namespace={"__module__": __name__, "__doc__": "Recipe fields to change; None keeps the recipe's."},
+            frozen=True,
+        )
     )
 
 
@@ -208,6 +215,7 @@ def recipe(name: str, overrides: Overrides | None = None) -> Recipe:
     return dataclasses.replace(RECIPES[name], **changes)
 
 
+@checked
 @dataclass(frozen=True)
 class Distillation:
     """How a student learns from its teacher (Hinton and others 2015); `objectives.Distilled` says what the parts are.

@@ -57,10 +57,10 @@ def import_weights(
     --------
     Any state_dict of a network that is known, under torchvision's, timm's, Keras's or TF-slim's names:
 
-    >>> import mobilenets, torch
-    >>> torch.save(mobilenets.create("v2", alpha=0.35, num_classes=10).state_dict(), "own.pth")
-    >>> mobilenets.import_weights("own.pth", out="own").card.arch.title
-    'v2 0.35-224'
+    >>> import mobilenets, torch, torchvision
+    >>> torch.save(torchvision.models.mobilenet_v2(num_classes=10).state_dict(), "theirs.pth")
+    >>> mobilenets.import_weights("theirs.pth", out="bundles/v2").card.arch.title
+    'v2 1-224'
     """
     out = as_path(out)
     check_out(out)

@@ -62,7 +62,7 @@ def _checked(function: Callable[..., Any], name: str) -> Callable[..., Any]:
     parameters = {n: p for n, p in signature.parameters.items() if n not in ("self", "cls")}
     known = [n for n, p in parameters.items() if p.kind is not p.VAR_POSITIONAL]
     named = [n for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY]
-    takes = ", ".join(n for n in parameters if n not in named) + (f"; by name {', '.join(named)}" if named else "")
+    takes = ", ".join([*(n for n in parameters if n not in named), *(f"{n}=" for n in named)])
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:

@@ -61,9 +61,9 @@ def choose(
     A latency table is measured on the device once, `mobilenets latency-table --out pi5.json`, and chosen by anywhere:
 
     >>> import mobilenets
-    >>> made = mobilenets.choose(mobilenets.Budget(max_macs_m=50), table="pi5.json")
+    >>> made = mobilenets.choose(budget=mobilenets.Budget(max_macs_m=50), table="pi5.json")
     >>> made.pick.arch.title, made.pick.macs_m < 50
-    ('v1 0.25-128', True)
+    ('v3-small 0.75-224', True)
     """
     chosen = pick(grid(num_classes), budget or Budget(), several(engine), several(precision), threads, as_path(table))
     if plot:

@@ -50,7 +50,7 @@ def explain(
     --------
     >>> import mobilenets
     >>> mobilenets.explain("v3-small", html="v3-small.html").cost.macs
-    56516464
+    56510400
     """
     out = Explanation(cost.count(zoo.arch(arch, alpha, resolution, num_classes)), blocks, as_path(html))
     if html:

@@ -104,7 +104,7 @@ def sweep(
     >>> settings = mobilenets.Overrides(epochs=1, workers=0)
     >>> made = mobilenets.sweep("flowers", alphas=0.25, resolutions=32, overrides=settings, out="runs/sweep")
     >>> [(run.title, run.error) for run in made.runs]
-    [('v1 0.25-32', '')]
+    [('v1 0.25-32 seed 0', '')]
     """
     from rich.text import Text
 

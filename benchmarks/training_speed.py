@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from mobilenets import console
+from mobilenets.arch import zoo
 from mobilenets.model import module as model
 from mobilenets.model.module import DepthwiseConv2d
 
@@ -30,7 +31,7 @@ class Steps:
 
     def __init__(self, name: str, side: int, batch: int, ours: bool, route: bool) -> None:
         torch.manual_seed(0)
-        self.net = model.create(name, resolution=side, num_classes=10).train()
+        self.net = model.build(zoo.arch(name, resolution=side, num_classes=10)).train()
         self.bf16, self.forward = ours, FAST if route else nn.Conv2d.forward
         self.x, self.y = torch.randn(batch, 3, side, side), torch.randint(0, 10, (batch,))
         if self.bf16:

@@ -1,6 +1,9 @@
 """MobileNets, exact and practical: from your data, device and budget to a file that runs there.
 
-Every name here is imported when first used, so `import mobilenets` loads no torch.
+Every name here is imported when first used, so `import mobilenets` loads no torch. The functions are the command line's
+verbs (`list` is `list_networks`, `import` is `import_weights`, `eval` is `evaluate`), and return what those print.
+`create` and `load` give a network to train on and one to run. A wrong call or a wrong file is a `UserError`, one line
+that says what to do.
 """
 
 from __future__ import annotations
@@ -10,21 +13,92 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mobilenets.arch.spec import Arch as Arch
+    from mobilenets.arch.spec import Variant as Variant
+    from mobilenets.commands.bench import bench as bench
+    from mobilenets.commands.choose import choose as choose
+    from mobilenets.commands.choose import latency_table as latency_table
+    from mobilenets.commands.cost import cost as cost
+    from mobilenets.commands.distill import distill as distill
+    from mobilenets.commands.evaluate import evaluate as evaluate
+    from mobilenets.commands.explain import explain as explain
+    from mobilenets.commands.export import export as export
+    from mobilenets.commands.fit import fit as fit
+    from mobilenets.commands.import_weights import import_weights as import_weights
+    from mobilenets.commands.list import list_networks as list_networks
+    from mobilenets.commands.predict import predict as predict
+    from mobilenets.commands.quantize import quantize as quantize
+    from mobilenets.commands.recipes import recipes as recipes
+    from mobilenets.commands.report import report as report
+    from mobilenets.commands.reproduce import reproduce as reproduce
+    from mobilenets.commands.shards import shards as shards
+    from mobilenets.commands.show import show as show
+    from mobilenets.commands.sweep import sweep as sweep
+    from mobilenets.commands.train import train as train
+    from mobilenets.commands.tune import tune as tune
+    from mobilenets.deploy.choose import Budget as Budget
+    from mobilenets.deploy.choose import Choice as Choice
+    from mobilenets.deploy.export import Export as Export
+    from mobilenets.deploy.predict import Model as Model
+    from mobilenets.deploy.predict import Prediction as Prediction
     from mobilenets.deploy.predict import load as load
     from mobilenets.errors import UserError as UserError
     from mobilenets.model.bundle import Bundle as Bundle
+    from mobilenets.model.card import Card as Card
+    from mobilenets.model.create import create as create
     from mobilenets.model.images import Preprocess as Preprocess
-    from mobilenets.model.module import create as create
+    from mobilenets.model.net import Backbone as Backbone
+    from mobilenets.model.net import Net as Net
+    from mobilenets.training.fitted import Fitted as Fitted
+    from mobilenets.training.recipes import Distillation as Distillation
+    from mobilenets.training.recipes import Overrides as Overrides
+    from mobilenets.training.recipes import Recipe as Recipe
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Arch": "arch.spec",
-    "Bundle": "model.bundle",
-    "Preprocess": "model.images",
-    "UserError": "errors",
-    "create": "model.module",
+    # the verbs
+    "bench": "commands.bench",
+    "choose": "commands.choose",
+    "cost": "commands.cost",
+    "distill": "commands.distill",
+    "evaluate": "commands.evaluate",
+    "explain": "commands.explain",
+    "export": "commands.export",
+    "fit": "commands.fit",
+    "import_weights": "commands.import_weights",
+    "latency_table": "commands.choose",
+    "list_networks": "commands.list",
+    "predict": "commands.predict",
+    "quantize": "commands.quantize",
+    "recipes": "commands.recipes",
+    "report": "commands.report",
+    "reproduce": "commands.reproduce",
+    "shards": "commands.shards",
+    "show": "commands.show",
+    "sweep": "commands.sweep",
+    "train": "commands.train",
+    "tune": "commands.tune",
+    # networks
+    "create": "model.create",
     "load": "deploy.predict",
+    # what they take and give
+    "Arch": "arch.spec",
+    "Backbone": "model.net",
+    "Budget": "deploy.choose",
+    "Bundle": "model.bundle",
+    "Card": "model.card",
+    "Choice": "deploy.choose",
+    "Distillation": "training.recipes",
+    "Export": "deploy.export",
+    "Fitted": "training.fitted",
+    "Model": "deploy.predict",
+    "Net": "model.net",
+    "Overrides": "training.recipes",
+    "Prediction": "deploy.predict",
+    "Preprocess": "model.images",
+    "Recipe": "training.recipes",
+    "UserError": "errors",
+    "Variant": "arch.spec",
 }
 __all__ = ["__version__", *_HOMES]
 

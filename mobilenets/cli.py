@@ -22,7 +22,7 @@ VERBS = {
         "Data and budget -> the best network, trained, quantized, exported, measured.",
     ),
     "choose": ("choose:choose", "Measure all networks here; pick the best within a budget."),
-    "list": ("list:show_list", "Every network, its published accuracy and exact cost."),
+    "list": ("list:list_networks", "Every network, its published accuracy and exact cost."),
     "cost": ("cost:cost", "Macs, params, memory of a network, layer by layer."),
     "import": (
         "import_weights:import_weights",
@@ -38,7 +38,7 @@ VERBS = {
     ),
     "shards": ("shards:shards", "A large data set as tar files that stream, with an index."),
     "recipes": (
-        "recipes:show_recipes",
+        "recipes:recipes",
         "Training recipes, each with its command, duration and score.",
     ),
     "train": ("train:train", "Train one network."),
@@ -52,7 +52,7 @@ VERBS = {
         "Train a small network on what a larger one says of the images.",
     ),
     "eval": ("evaluate:evaluate", "Score a network on labelled images."),
-    "predict": ("predict:predict", "Label images, any number of them."),
+    "predict": ("predict:stream", "Label images, any number of them."),
     "bench": (
         "bench:bench",
         "Latency, throughput, memory: of files, or of a network on every runtime.",

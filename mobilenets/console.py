@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import importlib.util
+import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -116,8 +119,57 @@ def progress(unit: str = "images", left: bool = True) -> Progress:
         TextColumn("{task.fields[status]}", markup=False),
         console=err(),
         transient=True,
-        disable=not err().is_terminal,  # elsewhere it would leave empty lines
+        disable=not (err().is_terminal or _is_notebook()),  # elsewhere it would leave empty lines
     )
+
+
+class Notebook:
+    """A result that shows itself in notebooks too: what a terminal shows, as tables; or else its fields."""
+
+    def _repr_html_(self) -> str:
+        own: Any = self
+        if hasattr(own, "__rich__"):
+            return html(own.__rich__())
+        return facts(type(self).__name__, [(f.name, getattr(self, f.name)) for f in dataclasses.fields(own)])
+
+
+def facts(title: str, rows: Iterable[tuple[str, object]]) -> str:
+    """Names and values as an HTML table."""
+    t = table(title, ["", "value"], left=("", "value"))
+    for name, value in rows:
+        t.add_row(name, str(value))
+    return html(t)
+
+
+def html(shown: Any) -> str:
+    """What a terminal would show, as HTML: tables as tables, all else as the text that it is."""
+    from html import escape
+
+    from rich.console import Group
+    from rich.table import Table
+
+    if isinstance(shown, Group):
+        return "".join(map(html, shown.renderables))
+    if not isinstance(shown, Table):
+        with _console(width=TITLE_WIDTH + 44, file=io.StringIO()) as console, console.capture() as text:
+            console.print(shown)
+        return f"<pre>{escape(text.get().strip())}</pre>"
+
+    def row(kind: str, cells: Iterable[Any]) -> str:
+        sides = ("left" if c.justify == "left" else "right" for c in shown.columns)
+        texts = (escape(str(cell)).replace("\n", "<br>") for cell in cells)
+        return "".join(f'<{kind} style="text-align: {s}">{x}</{kind}>' for s, x in zip(sides, texts, strict=True))
+
+    lines = zip(*(list(c.cells) for c in shown.columns), strict=True)
+    head = "<tr>" + row("th", (c.header for c in shown.columns)) + "</tr>"
+    body = "".join(f"<tr>{row('td', cells)}</tr>" for cells in lines)
+    title, caption = (f"<p>{escape(str(x))}</p>" if x else "" for x in (shown.title, shown.caption))
+    return f"{title}<table><thead>{head}</thead><tbody>{body}</tbody></table>{caption}"
+
+
+def _is_notebook() -> bool:
+    """Whether a bar can be drawn in a notebook: what draws it there is no part of rich."""
+    return err().is_jupyter and importlib.util.find_spec("ipywidgets") is not None
 
 
 def megabytes(n: float) -> str:

@@ -16,6 +16,10 @@ class Interrupted(UserError):
     """Ctrl-C. Whatever was being written is gone; whatever was finished is kept."""
 
 
+class ArgumentError(UserError, TypeError):
+    """A function was called with arguments that it doesn't have, or of another type than it takes."""
+
+
 def unknown(what: str, name: str, known: Iterable[str]) -> UserError:
     """The error for a name that isn't in a table: suggests the nearest one, or lists them all."""
     names = list(known)

@@ -6,14 +6,17 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from mobilenets.arguments import StrPath
 from mobilenets.errors import UserError, disk_errors
 
 T = TypeVar("T")
+ADDRESS = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+):/+(.*)", re.DOTALL)  # two letters at least: C:/ is a drive
 
 
 def cache_root() -> Path:
@@ -91,6 +94,13 @@ def read_object(path: Path, make: Callable[[dict[str, Any]], T], whose: str) -> 
         raise e if str(e).startswith(str(path)) else UserError(f"{path}: not a file of {whose}: {e}") from e
     except (TypeError, ValueError, AttributeError, IndexError) as e:
         raise UserError(f"{path}: not a file of {whose}: {e}") from e
+
+
+def local(path: StrPath) -> Path:
+    """`path`, which must not be an address of the web. Raises `UserError`."""
+    if match := ADDRESS.match(str(path)):  # of a Path, whose slashes are folded, too
+        raise UserError(f"{match[1]}://{match[2]}: addresses aren't read here; download it first and give the file")
+    return Path(path)
 
 
 def size_on_disk(path: Path) -> int:

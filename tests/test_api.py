@@ -1,12 +1,19 @@
 """What `import mobilenets` promises: everything is there, and nothing heavy is loaded before it is used."""
 
+import ast
+import doctest
+import inspect
+import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import mobilenets
+from mobilenets import cli
 from mobilenets.arch import cost, zoo
+from mobilenets.deploy import choose, latency
 from mobilenets.errors import UserError, unknown
 
 HEAVY = {"torch", "torchvision", "pytorch_lightning", "sklearn", "onnx", "onnxruntime", "matplotlib", "tensorboard"}
@@ -60,6 +67,160 @@ def test_a_name_that_is_not_there():
 
 def test_dir_lists_what_can_be_used():
     assert {"create", "load", "Bundle", "UserError"} <= set(dir(mobilenets))
+
+
+# ---- every name at the top -----------------------------------------------------------------------------------------
+
+FUNCTIONS = [n for n in mobilenets.__all__ if n[0].islower()]
+TRAINING = {"fit", "train", "sweep", "tune", "distill"}  # a minute together
+
+
+def test_type_checkers_see_every_name():
+    tree = ast.parse(Path(mobilenets.__file__).read_text())
+    (seen,) = [node for node in tree.body if isinstance(node, ast.If)]
+    imported = {a.asname: node.module for node in seen.body for a in node.names}
+    assert imported == {name: f"mobilenets.{home}" for name, home in mobilenets._HOMES.items()}
+    for name in mobilenets.__all__:
+        assert getattr(mobilenets, name)
+
+
+def test_every_verb_is_a_function():
+    renamed = {
+        "list": "list_networks",
+        "import": "import_weights",
+        "eval": "evaluate",
+        "latency-table": "latency_table",
+    }
+    for verb, (target, _) in cli.VERBS.items():
+        name = renamed.get(verb, verb)
+        assert name in mobilenets.__all__
+        if verb != "predict":  # which gives a list in Python, and streams in a shell
+            assert target.partition(":")[2] == name
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_every_function_says_what_it_takes_gives_and_raises(name):
+    function = getattr(mobilenets, name)
+    text = inspect.getdoc(function)
+    parts = [part for part in ("Parameters", "Returns", "Raises") if f"\n{part}\n---" in text]
+    assert parts == ["Parameters", "Returns", "Raises"]
+    described = text.partition("Parameters\n")[2].partition("\nReturns\n")[0].splitlines()
+    options = {p for p in inspect.signature(function).parameters if p not in ("budget", "overrides", "distillation")}
+    assert options - set(described) == set()
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_misspelt_or_missing_argument_is_named(name):
+    function = getattr(mobilenets, name)
+    parameters = inspect.signature(function).parameters
+    first = next(p for p in parameters.values() if p.kind is not p.VAR_POSITIONAL)
+    with pytest.raises(UserError, match=f"^{name}: unknown argument '{first.name}x': did you mean '{first.name}'"):
+        function(**{f"{first.name}x": 1})
+    if first.default is first.empty:
+        with pytest.raises(UserError, match=f"^{name}: missing a required argument: '{first.name}'"):
+            function()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: mobilenets.fit(3), "fit: source must be a path"),
+        (lambda: mobilenets.fit("x", budget=4), "fit: budget must be a Budget or None, not 4"),
+        (lambda: mobilenets.fit("x", threads="2"), "fit: threads must be a whole number, not '2'"),
+        (lambda: mobilenets.fit("x", out=["a"]), "fit: out must be a path"),
+        (lambda: mobilenets.bench("x", threads=1.5), "bench: threads must be a whole number or several, not 1.5"),
+        (lambda: mobilenets.cost("v2", alpha="1"), "cost: alpha must be a number, not '1'"),
+        (lambda: mobilenets.cost("v2", layers=1), "cost: layers must be True or False, not 1"),
+        (lambda: mobilenets.cost("v2", 1.0), "cost: too many positional arguments; it takes arch, alpha=, "),
+        (lambda: mobilenets.list_networks(sort="topp1"), "unknown sort 'topp1': did you mean 'top1'"),
+        (lambda: mobilenets.Budget(max_latency=3), "Budget: unknown argument 'max_latency': did you mean"),
+        (lambda: mobilenets.Budget(max_latency_ms="3"), "Budget: max_latency_ms must be a number or None"),
+        (lambda: mobilenets.Overrides(optimizer="adam"), "unknown optimizer 'adam': did you mean 'adamw'"),
+        (lambda: mobilenets.Overrides(epochs=1.5), "Overrides: epochs must be a whole number or None, not 1.5"),
+        (lambda: mobilenets.Bundle.load(3), "load: path must be a path"),
+        (lambda: mobilenets.load(None), "load: path must be a path"),
+    ],
+)
+def test_a_wrong_type_is_one_line(call, message):
+    with pytest.raises(UserError) as e:
+        call()
+    assert message in str(e.value)
+    assert isinstance(e.value, TypeError)
+
+
+ADDRESS = "https://example.org/models/b"
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda a: mobilenets.load(a),
+        lambda a: mobilenets.Bundle.load(a),
+        lambda a: mobilenets.create("v2", pretrained=a),
+        lambda a: mobilenets.evaluate(a, "x"),
+        lambda a: mobilenets.show(a),
+        lambda a: mobilenets.bench(a),
+        lambda a: mobilenets.export(a, out="x.onnx"),
+        lambda a: mobilenets.quantize(a, out="x"),
+        lambda a: mobilenets.import_weights(f"{a}.pth", out="x"),
+        lambda a: mobilenets.train("digits", init=a, out="x"),
+        lambda a: mobilenets.distill(a, "digits", out="x"),
+        lambda a: mobilenets.predict("cifar10-v1-0.25", a),
+    ],
+)
+@pytest.mark.parametrize("kind", [str, Path])
+def test_an_address_is_said_not_to_be_read(call, kind, tmp_path, monkeypatch):
+    """Path() folds the slashes: the line has them as they were."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"^https://example\.org/models/b.*: addresses aren't read here; download it"):
+        call(kind(ADDRESS))
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_address_on_the_command_line(command):
+    assert f"{ADDRESS}: addresses aren't read" in command("show", ADDRESS).line
+    assert f"{ADDRESS}.jpg: addresses aren't read" in command("predict", "cifar10-v1-0.25", f"{ADDRESS}.jpg").line
+
+
+# ---- what the docstrings show --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def flowers(colours, tiny_train, tmp_path_factory):
+    """A folder as the examples have it: flowers/, a trained run, a latency table."""
+    root = tmp_path_factory.mktemp("examples")
+    (root / "flowers").symlink_to(colours)
+    assert tiny_train(root / "runs" / "flowers", "--epochs", 1).ran.code == 0
+    setting = latency.Setting("onnxruntime", "int8", 1)
+    archs = [a for n in (3, 1000) for side in (None, 63) for a in choose.grid(n, side)]
+    measured = {a.digest: latency.Measured(a.title, cost.count(a).macs / 1e8, 1000) for a in archs}
+    table = latency.Table("a Raspberry Pi 5", {"onnxruntime": "1"}, {setting: measured})
+    (root / "pi5.json").write_text(json.dumps(table.to_json()))
+    return root
+
+
+def examples(name):
+    """The doctests of a public name: the function's own, or those of a class's methods."""
+    finder = doctest.DocTestFinder(recurse=True)
+    return [t for t in finder.find(getattr(mobilenets, name), name, module=False, globs={}) if t.examples]
+
+
+SHOWN = [pytest.param(n, marks=[pytest.mark.slow] if n in TRAINING else []) for n in mobilenets.__all__ if examples(n)]
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_examples_run(name, flowers, monkeypatch):
+    monkeypatch.chdir(flowers)
+    said = []
+    runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
+    for test in examples(name):
+        runner.run(test, out=said.append)
+    assert runner.tries
+    assert not runner.failures, "".join(said)
+
+
+def test_most_functions_have_an_example():
+    assert {n for n in FUNCTIONS if not examples(n)} == {"latency_table"}  # which measures everything
 
 
 def test_unknown_lists_all_where_nothing_is_near():

@@ -16,13 +16,13 @@ from mobilenets import cli
 from mobilenets.deploy import engines
 
 PACKAGE = Path(mobilenets.__file__).parent
-GROUND = ("errors", "files", "console")
+GROUND = ("errors", "files", "console", "arguments")
 ROOMS = ("arch", "model", "data", "tasks", "deploy", "training", "compression", "reports", "commands")
 DOORS = ("__init__", "__main__", "cli")  # above all rooms
 MOST_AT_THE_TOP = 12
 # Modules that import torch, or a runtime that does, at their top. All others can be used without it.
 NEED_TORCH = {
-    "model.conv", "model.module", "model.reference",
+    "model.conv", "model.create", "model.module", "model.net", "model.reference",
     "deploy.engines.torch", "deploy.engines.executorch", "deploy.engines.coreml", "deploy.peers",
     "deploy.writers.program", "deploy.writers.pt2", "deploy.writers.coreml",
     "training.callbacks", "training.learner", "training.loader", "training.objectives", "training.optim",
@@ -31,7 +31,7 @@ NEED_TORCH = {
     "tasks.augment", "tasks.losses",
     "reports.layers",
 }  # fmt: skip
-NO_NUMPY = ("arch", "errors", "files", "console")
+NO_NUMPY = ("arch", "errors", "files", "console", "arguments")
 
 
 def name_of(path: Path) -> str:

@@ -62,7 +62,7 @@ PARAMS = {
 @pytest.mark.parametrize("name", NAMES)
 def test_params_are_exact_and_the_models(name):
     with torch.device("meta"):
-        net = model.create(name)
+        net = model.build(zoo.arch(name))
     assert sum(p.numel() for p in net.parameters()) == cost.count(net.arch).params == PARAMS[name]
 
 
@@ -92,7 +92,7 @@ def test_keep_stem_spares_the_first_row():
 @pytest.mark.parametrize("name", NAMES)
 def test_tensors_are_the_state_dicts(name):
     with torch.device("meta"):
-        net = model.create(name, num_classes=7)
+        net = model.build(zoo.arch(name, num_classes=7))
     state = {k: tuple(v.shape) for k, v in net.state_dict().items()}
     labels = [f"class {i}" for i in range(7)]
     assert state == tensor_shapes(classifier_card(net.arch, Preprocess(net.arch.resolution), labels))
@@ -198,7 +198,7 @@ def test_as_many_shortcuts_join_expansions_as_bottlenecks(shortcut, joins):
 
 def test_a_classical_residual_block_computes_what_it_says():
     """The first block whose shortcut joins expansions: depthwise, project, the next expansion, plus its input."""
-    net = model.create("v2", 0.35, 64, 5, shortcut="expansion").eval()
+    net = model.build(spec.scale(zoo.network("v2"), 0.35, 64, 5, shortcut="expansion")).eval()
     block = next(b for b in net.blocks if b.block.shortcut)
     x = torch.rand(1, block.block.cin, 8, 8)
     with torch.inference_mode():

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from mobilenets.arch.graph import Op, Shape
 from mobilenets.arch.spec import Arch
+from mobilenets.console import Notebook
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -33,7 +34,7 @@ IN_PLACE: tuple[str, ...] = ("activation", "add", "mul")  # write over an input
 
 
 @dataclass(frozen=True)
-class CostRow:
+class CostRow(Notebook):
     """One layer. Shapes are (channels, height, width); `weights` has no BatchNorm and biases, `params` has."""
 
     layer: str
@@ -93,7 +94,7 @@ def _row(op: Op, shapes: Mapping[str, Shape]) -> CostRow:
 
 
 @dataclass(frozen=True)
-class Cost:
+class Cost(Notebook):
     """An Arch's cost, layer by layer and in all.
 
     Peak activation memory in elements, two conventions (V2 paper, section 5.1): `peak_activation_elements` runs layer

@@ -300,10 +300,13 @@ class Graph:
     def replace(self, **changes: Any) -> Graph:
         return dataclasses.replace(self, **changes)
 
+    def whole(self, head: Head) -> Graph:
+        """The graph with a task's operations and outputs."""
+        return self.replace(ops=(*self.ops, *head.ops), outputs=head.outputs)
+
     def with_head(self, head: Head) -> Graph:
-        """The graph with a task's operations and outputs, without what these don't need."""
-        whole = self.replace(ops=(*self.ops, *head.ops), outputs=head.outputs)
-        return whole.upto(o.op for o in head.outputs)
+        """`whole`, without what the outputs don't need."""
+        return self.whole(head).upto(o.op for o in head.outputs)
 
     def upto(self, names: Iterator[str] | Collection[str]) -> Graph:
         """The part that computes `names`, with the outputs among it."""

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from mobilenets.arch.graph import ACTIVATIONS, PADDINGS, Activation, Graph, Op, Padding
 from mobilenets.arch.rows import RESIDUAL, InvertedResidual, Row, Scaling, round_channels, row_from_json
+from mobilenets.arguments import checked
 from mobilenets.errors import UserError, unknown
 
 Shortcut = Literal["bottleneck", "expansion", "none"]
@@ -295,6 +296,29 @@ def check_alpha(alpha: float) -> None:
 def check_resolution(resolution: int) -> None:
     if not isinstance(resolution, int) or not 32 <= resolution <= 4096:
         raise UserError(f"resolution must be a whole number from 32 to 4096 pixels, not {resolution}")
+
+
+@checked
+@dataclass(frozen=True)
+class Variant:
+    """How a network is built where it isn't as its paper has it; None and the defaults are the paper's.
+
+    `Arch` says what the fields are, `scale` how the last five change the channels. Not in the papers: `dropout`, and
+    PyTorch's "symmetric" padding.
+    """
+
+    activation: Activation | None = None
+    padding: Padding = "symmetric"
+    linear_bottleneck: bool = True
+    shortcut: Shortcut = "bottleneck"
+    bn_eps: float = 1e-5
+    bn_momentum: float = 0.1
+    dropout: float = 0.0
+    divisor: int = 8
+    min_depth: int = 8
+    keep_head: bool | None = None
+    keep_stem: bool = False
+    convention: Convention = "slim"
 
 
 def scale(

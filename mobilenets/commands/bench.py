@@ -8,10 +8,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 from mobilenets import console, tasks
-from mobilenets.commands.options import commas
+from mobilenets.arguments import DataSource, StrPath, as_path, checked, several
+from mobilenets.commands.options import Ints, Words
 from mobilenets.deploy import bench as timing
 from mobilenets.deploy import engines
 from mobilenets.deploy.bench import ROUNDS, Subject, Timing
@@ -27,7 +28,7 @@ RUN = "run.json"
 
 
 @dataclass(frozen=True)
-class Bench:
+class Bench(console.Notebook):
     """What was measured, in turn: timings, each with its file's proof where it was exported for this."""
 
     timings: tuple[Timing, ...]
@@ -119,16 +120,17 @@ def _on_engines(
     return good, failed
 
 
+@checked
 def bench(
-    *paths: Path,
-    engine: Annotated[tuple[str, ...], commas(str)] = (),
-    precision: Annotated[tuple[str, ...], commas(str)] = (),
-    threads: Annotated[tuple[int, ...], commas(int)] = (1,),
-    batch: Annotated[tuple[int, ...], commas(int)] = (1, 8, 32),
+    *paths: StrPath,
+    engine: Words = (),
+    precision: Words = (),
+    threads: Ints = (1,),
+    batch: Ints = (1, 8, 32),
     peers: bool = False,
     rounds: int = ROUNDS,
-    data: str | None = None,
-    root: Path | None = None,
+    data: DataSource | None = None,
+    root: StrPath | None = None,
 ) -> Bench:
     """Measure latency, throughput and memory of files, in turn; or of a network on every runtime, with its accuracy.
 
@@ -154,35 +156,58 @@ def bench(
         Images to prove and score exports on; those the network was trained on, if left out.
     root
         Where local copies of named data sets are.
+
+    Returns
+    -------
+    Bench
+        `timings`, in the order of the files: median and 95th percentile of a call in milliseconds, images per second by
+        batch size, time to load, peak memory and size in bytes. `exports` has the proof and score of each file that was
+        made for this, `failed` a line for each that couldn't be.
+
+    Raises
+    ------
+    UserError
+        For a file that isn't there or can't be run here, a runtime that isn't installed, numbers below 1.
+
+    Examples
+    --------
+    >>> import mobilenets
+    >>> made = mobilenets.bench("cifar10-v1-0.25", batch=1, rounds=1)
+    >>> made.timings[0].engine, made.timings[0].median_ms > 0
+    ('torch', True)
     """
+    engine, precision = several(engine), several(precision)
+    all_threads, batches = several(threads), several(batch)
     if not paths:
         raise UserError("name at least one file to measure")
-    for name, n in (("threads", min(threads)), ("batch", min(batch)), ("rounds", rounds)):
+    for name, n in (("threads", min(all_threads)), ("batch", min(batches)), ("rounds", rounds)):
         if n < 1:
             raise UserError(f"{name} must be 1 or more, not {n}")
     everywhere = bool(engine or precision)
     if (everywhere or peers) and len(paths) > 1:
         raise UserError("--engine, --precision and --peers take one bundle or run")
-    resolved = [bundles.located(p) for p in paths]
+    resolved = [bundles.located(Path(p)) for p in paths]
     with _kept(resolved[0]) as folder:
         exported: list[Export] = []
         failed: list[str] = []
         if everywhere:
-            exported, failed = _on_engines(resolved[0], engine, precision, data, root, folder)
+            exported, failed = _on_engines(
+                resolved[0], engine, precision, None if data is None else str(data), as_path(root), folder
+            )
             files = [e.path for e in exported]
         else:
             files = [engines.resolve(p) for p in resolved]
             for f in files:
                 engines.for_path(f)  # says what is wrong before a process is started
-        subjects = [Subject(f, n) for n in threads for f in files]
-        proofs: list[Export | None] = [e for _ in threads for e in exported] or [None] * len(subjects)
+        subjects = [Subject(f, n) for n in all_threads for f in files]
+        proofs: list[Export | None] = [e for _ in all_threads for e in exported] or [None] * len(subjects)
         if peers:
             from mobilenets.deploy import peers as others
 
             of = bundles.find_bundle(resolved[0])
             names = others.available(bundles.Bundle.load(of).card.arch)
-            beside = [Subject(of, n, name) for n in threads for name in names]
+            beside = [Subject(of, n, name) for n in all_threads for name in names]
             subjects, proofs = subjects + beside, proofs + [None] * len(beside)
-        timings = timing.time_files(subjects, batch, rounds)
+        timings = timing.time_files(subjects, batches, rounds)
         kept = [dataclasses.replace(t, path=s.peer) if s.peer else t for t, s in zip(timings, subjects, strict=True)]
     return Bench(tuple(kept), tuple(proofs), tuple(failed))

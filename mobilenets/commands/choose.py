@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
 from mobilenets import files
 from mobilenets.arch.zoo import SMALL
-from mobilenets.commands.options import NumClasses, commas
+from mobilenets.arguments import StrPath, as_path, checked, several
+from mobilenets.commands.options import Ints, NumClasses, Words
 from mobilenets.deploy import latency
 from mobilenets.deploy.choose import Budget, Choice, grid, pick
 from mobilenets.deploy.latency import Table
 
 
+@checked
 def choose(
     *,
     budget: Annotated[Budget | None, Parameter(name="*")] = None,
-    engine: Annotated[tuple[str, ...], commas(str)] = ("onnxruntime",),
-    precision: Annotated[tuple[str, ...], commas(str)] = ("int8",),
+    engine: Words = ("onnxruntime",),
+    precision: Words = ("int8",),
     threads: int = 1,
     num_classes: NumClasses = 1000,
-    table: Path | None = None,
-    plot: Path | None = None,
+    table: StrPath | None = None,
+    plot: StrPath | None = None,
 ) -> Choice:
     """Measure every published network, width and resolution here, and pick the most accurate network within a budget.
 
@@ -43,22 +44,44 @@ def choose(
         Latencies measured on another machine (`mobilenets latency-table`), instead of measuring here.
     plot
         Draw accuracy over latency into this file too (.png, .svg, .pdf).
+
+    Returns
+    -------
+    Choice
+        `pick`, the network with its latency in milliseconds, size in megabytes (10^6 bytes), macs and params in
+        millions; `candidates`, all that it was picked from, and the machine.
+
+    Raises
+    ------
+    UserError
+        Where nothing meets the budget (it names the nearest), for an unknown engine or precision, a table that isn't
+        one.
+
+    Examples
+    --------
+    A latency table is measured on the device once, `mobilenets latency-table --out pi5.json`, and chosen by anywhere:
+
+    >>> import mobilenets
+    >>> made = mobilenets.choose(budget=mobilenets.Budget(max_macs_m=50), table="pi5.json")
+    >>> made.pick.arch.title, made.pick.macs_m < 50
+    ('v3-small 0.75-224', True)
     """
-    chosen = pick(grid(num_classes), budget or Budget(), engine, precision, threads, table)
+    chosen = pick(grid(num_classes), budget or Budget(), several(engine), several(precision), threads, as_path(table))
     if plot:
         from mobilenets.reports import plots, style
 
-        style.save(plots.pareto(chosen), plot)
+        style.save(plots.pareto(chosen), as_path(plot))
     return chosen
 
 
+@checked
 def latency_table(
     *,
-    engine: Annotated[tuple[str, ...], commas(str)] = ("onnxruntime",),
-    precision: Annotated[tuple[str, ...], commas(str)] = ("int8",),
-    threads: Annotated[tuple[int, ...], commas(int)] = (1,),
+    engine: Words = ("onnxruntime",),
+    precision: Words = ("int8",),
+    threads: Ints = (1,),
     num_classes: NumClasses = 1000,
-    out: Path,
+    out: StrPath,
 ) -> Table:
     """Measure every network here, as a file for `choose --table` on another machine.
 
@@ -76,8 +99,19 @@ def latency_table(
         Outputs of the classifier.
     out
         The file to write (.json).
+
+    Returns
+    -------
+    Table
+        What was measured: milliseconds and bytes of each network in each setting, the machine, the engines' versions.
+
+    Raises
+    ------
+    UserError
+        For an unknown engine or precision, a runtime that isn't installed, a file that can't be written.
     """
     everything = {a.digest: a for side in (None, SMALL // 2 - 1) for a in grid(num_classes, side)}
-    made = latency.here(list(everything.values()), latency.settings(engine, precision, threads))
-    files.write_json(out, made.to_json())
+    settings = latency.settings(several(engine), several(precision), several(threads))
+    made = latency.here(list(everything.values()), settings)
+    files.write_json(as_path(out), made.to_json())
     return made

@@ -6,11 +6,13 @@ import dataclasses
 
 from mobilenets.arch import zoo
 from mobilenets.arch.cost import Cost, count
+from mobilenets.arguments import checked
 from mobilenets.commands.options import NumClasses
 from mobilenets.errors import UserError
 from mobilenets.model.convert.foreign_cost import ForeignCost, count_foreign, is_foreign
 
 
+@checked
 def cost(
     arch: str,
     *,
@@ -34,6 +36,27 @@ def cost(
         Outputs of the classifier.
     layers
         Print a row per layer too.
+
+    Returns
+    -------
+    Cost
+        Exact counts: `macs` (multiply-adds), `adds`, `params` (trainable), `weights`, `weight_bytes(bits)`, the peak of
+        the activations in elements; `rows` has them by layer, shapes as (channels, height, width). A `ForeignCost` of
+        others' networks.
+
+    Raises
+    ------
+    UserError
+        For an unknown network (it suggests the nearest), or a width or resolution that can't be.
+
+    Examples
+    --------
+    V1's paper prints 569 million mult-adds and 4.2 million parameters (Howard and others 2017, table 8):
+
+    >>> import mobilenets
+    >>> counted = mobilenets.cost("v1")
+    >>> counted.macs, counted.params
+    (568740352, 4231976)
     """
     if is_foreign(arch):
         if alpha != 1.0 or num_classes != 1000 or layers:

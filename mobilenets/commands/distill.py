@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
@@ -13,9 +12,10 @@ from cyclopts import Parameter
 
 from mobilenets import console
 from mobilenets.arch.heads import LOGITS
+from mobilenets.arguments import DataSource, StrPath, as_path, checked
 from mobilenets.data import checks
 from mobilenets.data.dataset import Split, cache_side, gather
-from mobilenets.data.open import open_data, open_unlabelled
+from mobilenets.data.open import open_data, open_unlabelled, spelled
 from mobilenets.errors import UserError
 from mobilenets.model import bundle as bundles
 from mobilenets.model import imagenet
@@ -31,27 +31,27 @@ if TYPE_CHECKING:
     from mobilenets.training.teachers import Teacher
 
 
+@checked
 def distill(
-    teacher: str,
-    source: str,
+    teacher: DataSource,
+    source: DataSource,
     *,
-    out: Path | None = None,
+    out: StrPath | None = None,
     arch: str | None = None,
     alpha: float | None = None,
     resolution: int | None = None,
     recipe: str | None = None,
     overrides: Annotated[Overrides | None, Parameter(name="*")] = None,
     unlabelled: bool = False,
-    temperature: float = 4.0,
-    labels: float | None = None,
-    embedding: float = 0.0,
-    views: int | None = None,
-    cache: Path | None = None,
-    init: Path | None = None,
+    distillation: Annotated[Distillation | None, Parameter(name="*")] = None,
+    cache: StrPath | None = None,
+    init: StrPath | None = None,
     seed: int = 0,
     resume: bool = False,
     skip_bad: bool = False,
-    root: Path | None = None,
+    class_from_name: bool = False,
+    yes: bool = False,
+    root: StrPath | None = None,
 ) -> Bundle | None:
     """Train a small network on what a larger one says of the images.
 
@@ -76,15 +76,6 @@ def distill(
     unlabelled
         The images have no labels, or none that matter: the student learns the teacher's classes, and its scores say
         how often it agrees with the teacher.
-    temperature
-        Softens the teacher's probabilities and the student's, so that small ones count.
-    labels
-        Share of the loss that the true classes have; by default 0.1, and 0 with --unlabelled.
-    embedding
-        Weight of the squared difference to the teacher's embedding (what its classifier reads); 0 is off.
-    views
-        Random views of each image that the teacher is asked about, once; they come round again. 0: it is asked about
-        every image in every step. By default 16, or 0 where the answers would take over 2 GiB.
     cache
         Folder for the teacher's answers, which several students can share; OUT/teacher by default.
     init
@@ -95,21 +86,56 @@ def distill(
         Go on with a run that was stopped.
     skip_bad
         Go on without damaged images.
+    class_from_name
+        The class of an image is what its name says before its number: Abyssinian_12.jpg.
+    yes
+        Go on though the folders don't look like classes.
     root
         Where copies of named sets are, or go.
+
+    Returns
+    -------
+    Bundle
+        What was trained, as it is in OUT/float: the weights of the best epoch, float32, and the card with its score.
+        None on all processes but the first.
+
+    Raises
+    ------
+    UserError
+        For data, a network, a recipe or a bundle that isn't there, damaged images, numbers that can't be, a folder that
+        has another run. `Interrupted` on Ctrl-C: `resume` goes on with it.
+
+    Examples
+    --------
+    >>> import mobilenets
+    >>> made = mobilenets.distill(
+    ...     "runs/flowers",
+    ...     "flowers",
+    ...     out="runs/small",
+    ...     arch="v1",
+    ...     alpha=0.25,
+    ...     resolution=32,
+    ...     overrides=mobilenets.Overrides(epochs=1, workers=0),
+    ...     distillation=mobilenets.Distillation(temperature=2, views=2),
+    ... )
+    >>> made.card.recipe["teacher"]["temperature"]
+    2
     """
     from mobilenets.training.teachers import open_teacher
 
+    teacher, source, root = str(teacher), spelled(source, class_from_name), as_path(root)
     chosen = recipes.recipe(recipe or ("finetune" if init else "modern"), overrides)
-    how = Distillation(temperature, (0.0 if unlabelled else 0.1) if labels is None else labels, embedding, views)
-    start = Bundle.load(bundles.find_bundle(init)) if init else None
+    how = distillation or Distillation()
+    if how.labels is None:
+        how = dataclasses.replace(how, labels=0.0 if unlabelled else how.share)
+    start = Bundle.load(bundles.find_bundle(as_path(init))) if init else None
     loaded = open_teacher(teacher, threads=os.cpu_count() or 1)
-    if embedding and not loaded.width:
+    if how.embedding and not loaded.width:
         raise UserError(f"{teacher} shows no embedding, as a file doesn't: leave out --embedding, or name its bundle")
     data = open_unlabelled(source, root, seed) if unlabelled else open_data(source, root, seed)
     classes = loaded.labels if unlabelled else data.labels
     columns = _columns(loaded.labels, classes)
-    if not columns and how.labels < 1:
+    if not columns and how.share < 1:
         stranger = next(c for c in classes if c not in loaded.labels)
         raise UserError(
             f"{source}: class {stranger!r} isn't one the teacher knows: match its embedding instead (--labels 1 "
@@ -122,11 +148,11 @@ def distill(
         "recipe": chosen.to_json(), "how": dataclasses.asdict(how), "init": start.digest if start else None,
         "seed": seed,
     }  # fmt: skip
-    out = out or run.folder(source, net.title, "distilled")
+    out = as_path(out) or run.folder(source, net.title, "distilled")
     _, rank = processes.world()
     with run.taken(out, config, resume, data):
         if rank == 0:
-            checks.check(data, skip_bad, cache_side(max(net.input_size)))
+            checks.check(data, skip_bad, cache_side(max(net.input_size)), yes or unlabelled)
         else:
             checks.scan(data, side=cache_side(max(net.input_size)))
         if unlabelled:
@@ -137,7 +163,7 @@ def distill(
             val = data.split("val")
             right = np.asarray(columns)[val.targets] == _predict_classes(loaded, val)
             console.note(f"teacher  {loaded.name}: {100 * right.mean():.2f}% top-1 on val")
-        distiller = Distiller(loaded, how, columns, cache or out / TEACHER)
+        distiller = Distiller(loaded, how, columns, as_path(cache) or out / TEACHER)
         trained = train.train_bundle(data, net, chosen, out, seed=seed, resume=resume, init=start, distiller=distiller)
     if rank != 0:
         return None

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from mobilenets import files
 from mobilenets.arch import cost, zoo
+from mobilenets.arguments import StrPath, as_path, checked
 from mobilenets.commands.options import NumClasses
 from mobilenets.reports.explain.explanation import Explanation
 
 
+@checked
 def explain(
     arch: str,
     *,
@@ -17,7 +17,7 @@ def explain(
     resolution: int | None = None,
     num_classes: NumClasses = 1000,
     blocks: bool = False,
-    html: Path | None = None,
+    html: StrPath | None = None,
 ) -> Explanation:
     """A network explained: its blocks drawn, where the cost sits and why, its knobs and its ideas.
 
@@ -35,12 +35,28 @@ def explain(
         Draw every block, each beside a standard convolution.
     html
         Write a page to this file instead of printing.
+
+    Returns
+    -------
+    Explanation
+        The network's cost, layer by layer, and what is told of it; `rich.print` draws it.
+
+    Raises
+    ------
+    UserError
+        For an unknown network, a width or resolution that can't be, a page that can't be written.
+
+    Examples
+    --------
+    >>> import mobilenets
+    >>> mobilenets.explain("v3-small", html="v3-small.html").cost.macs
+    56510400
     """
-    out = Explanation(cost.count(zoo.arch(arch, alpha, resolution, num_classes)), blocks, html)
+    out = Explanation(cost.count(zoo.arch(arch, alpha, resolution, num_classes)), blocks, as_path(html))
     if html:
         from mobilenets.reports.explain.page import page
 
         text = page(out)
-        with files.atomic_file(html) as tmp:
+        with files.atomic_file(as_path(html)) as tmp:
             tmp.write_text(text, encoding="utf-8")
     return out

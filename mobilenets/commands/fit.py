@@ -6,17 +6,19 @@ import csv
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from cyclopts import Parameter
 
 from mobilenets import console, files, tasks
 from mobilenets.arch.spec import Arch
-from mobilenets.commands.options import commas
+from mobilenets.arguments import DataSource, StrPath, as_path, checked, several
+from mobilenets.commands.options import Words
 from mobilenets.commands.pipeline import ship
 from mobilenets.data import checks
 from mobilenets.data.checks import Scan
 from mobilenets.data.dataset import Data
+from mobilenets.data.open import spelled
 from mobilenets.deploy import choose, engines, latency
 from mobilenets.deploy.choose import Budget, Choice
 from mobilenets.model import bundle as bundles
@@ -29,27 +31,27 @@ from mobilenets.training.fitted import Fitted
 from mobilenets.training.recipes import Overrides
 from mobilenets.training.run import CHOICE, FLOAT, LOGS, METRICS, SCAN, STEPS
 
-if TYPE_CHECKING:
-    pass
 
-
+@checked
 def fit(
-    source: str,
+    source: DataSource,
     *,
-    out: Path | None = None,
+    out: StrPath | None = None,
     task: str = "classify",
     budget: Annotated[Budget | None, Parameter(name="*")] = None,
-    engine: Annotated[tuple[str, ...], commas(str)] = ("onnxruntime",),
-    precision: Annotated[tuple[str, ...], commas(str)] = ("int8",),
+    engine: Words = ("onnxruntime",),
+    precision: Words = ("int8",),
     threads: int = 1,
-    table: Path | None = None,
+    table: StrPath | None = None,
     recipe: str | None = None,
     overrides: Annotated[Overrides | None, Parameter(name="*")] = None,
-    init: Path | None = None,
+    init: StrPath | None = None,
     seed: int = 0,
     resume: bool = False,
     skip_bad: bool = False,
-    root: Path | None = None,
+    class_from_name: bool = False,
+    yes: bool = False,
+    root: StrPath | None = None,
 ) -> Fitted | None:
     """Fit the best MobileNet to your data and budget, and make the file that runs it.
 
@@ -83,16 +85,48 @@ def fit(
         Go on with a run that was stopped.
     skip_bad
         Go on without damaged images.
+    class_from_name
+        The class of an image is what its name says before its number: Abyssinian_12.jpg.
+    yes
+        Go on though the folders don't look like classes.
     root
         Where copies of named sets are, or go.
+
+    Returns
+    -------
+    Fitted
+        The `file` to ship and the `arch` it holds; `steps`, from the float bundle on, each with its scores, size in
+        bytes and, for files, latency in milliseconds. None on all processes but the first.
+
+    Raises
+    ------
+    UserError
+        For data, a recipe or a bundle that isn't there, damaged images, a budget that nothing meets, a folder that has
+        another run. `Interrupted` on Ctrl-C: `resume` goes on with it.
+
+    Examples
+    --------
+    >>> import mobilenets
+    >>> fitted = mobilenets.fit(
+    ...     "flowers",
+    ...     out="runs/fitted",
+    ...     budget=mobilenets.Budget(max_macs_m=2),
+    ...     table="pi5.json",
+    ...     overrides=mobilenets.Overrides(epochs=1, workers=0),
+    ... )
+    >>> fitted.file.name, [step.name for step in fitted.steps]
+    ('model-int8.onnx', ['float in PyTorch', 'float32 ONNX', 'int8, simulated in PyTorch', 'int8 ONNX'])
     """
-    out = out or run.folder(source)
+    source, root = spelled(source, class_from_name), as_path(root)
+    engine, precision = several(engine), several(precision)
+    latencies = as_path(table)
+    out = as_path(out) or run.folder(source)
     started = time.monotonic() - (_trained_before(out) if resume else 0)
     budget = budget or Budget()
     for setting in latency.settings(engine, precision, [threads]):
         engines.module(setting.engine)  # says what to install before anything is trained
     chosen_recipe = recipes.recipe(recipe or ("finetune" if init else "modern"), overrides)
-    start = Bundle.load(bundles.find_bundle(init)) if init else None
+    start = Bundle.load(bundles.find_bundle(Path(init))) if init else None
     asked = tasks.find_trained(task)
     data = asked.open(source, root, seed, None)
     _, rank = processes.world()
@@ -105,11 +139,11 @@ def fit(
         choice: Choice | None = None
         if rank == 0:
             console.step("1/6 check the images")
-            found = checks.check(data, skip_bad)
+            found = checks.check(data, skip_bad, yes=yes)
             files.write_json(out / SCAN, found.to_json())
             choice = _choose(
                 out, data, found, start, asked,
-                lambda archs: choose.pick(archs, budget, engine, precision, threads, table, asked),
+                lambda archs: choose.pick(archs, budget, engine, precision, threads, latencies, asked),
             )  # fmt: skip
         else:
             checks.scan(data)

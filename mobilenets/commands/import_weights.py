@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from mobilenets.arch.graph import Padding
+from mobilenets.arguments import DataSource, StrPath, as_path, checked
 from mobilenets.model.bundle import Bundle, check_out
 from mobilenets.model.convert.weights import foreign_bundle, open_foreign, read_labels
 
 
+@checked
 def import_weights(
-    source: str,
+    source: DataSource,
     *,
-    out: Path,
+    out: StrPath,
     arch: str | None = None,
     alpha: float | None = None,
     resolution: int | None = None,
-    labels: Path | None = None,
+    labels: StrPath | None = None,
     padding: Padding | None = None,
     bn_eps: float | None = None,
 ) -> Bundle:
@@ -41,7 +41,28 @@ def import_weights(
         symmetric (PyTorch) or same (TensorFlow), where the library's own is wrong.
     bn_eps
         BatchNorm's epsilon, where the library's own is wrong.
+
+    Returns
+    -------
+    Bundle
+        Card and float32 tensors, as they are in `out` now: `module()` makes the PyTorch network of it.
+
+    Raises
+    ------
+    UserError
+        For a source that isn't there or can't be read, tensors of no network that is known, or of another than asked
+        for; a folder that holds anything else.
+
+    Examples
+    --------
+    Any state_dict of a network that is known, under torchvision's, timm's, Keras's or TF-slim's names:
+
+    >>> import mobilenets, torch, torchvision
+    >>> torch.save(torchvision.models.mobilenet_v2(num_classes=10).state_dict(), "theirs.pth")
+    >>> mobilenets.import_weights("theirs.pth", out="bundles/v2").card.arch.title
+    'v2 1-224'
     """
+    out = as_path(out)
     check_out(out)
-    named = read_labels(labels) if labels else None
-    return foreign_bundle(open_foreign(source), arch, alpha, resolution, named, padding, bn_eps).save(out)
+    named = read_labels(as_path(labels)) if labels else None
+    return foreign_bundle(open_foreign(str(source)), arch, alpha, resolution, named, padding, bn_eps).save(out)

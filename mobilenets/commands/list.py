@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from mobilenets.arch import cost, published, zoo
+from mobilenets.arguments import checked
+from mobilenets.console import Notebook
 from mobilenets.errors import unknown
 
 if TYPE_CHECKING:
@@ -16,7 +18,7 @@ SortKey = Literal["name", "top1", "macs", "params"]
 
 
 @dataclass(frozen=True)
-class Entry:
+class Entry(Notebook):
     """A network as published. `imagenet_top1` in percent, None where nobody published one; bytes at 32 and 8 bits."""
 
     arch: str
@@ -31,7 +33,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Catalogue:
+class Catalogue(Notebook):
     """Networks, in the order asked for."""
 
     entries: tuple[Entry, ...]
@@ -80,7 +82,8 @@ def catalogue() -> list[Entry]:
     return entries
 
 
-def show_list(
+@checked
+def list_networks(
     name: str | None = None,
     *,
     sort: SortKey = "name",
@@ -102,6 +105,24 @@ def show_list(
         Only networks of at most so many million mult-adds.
     max_params_m
         Only networks of at most so many million trainable parameters.
+
+    Returns
+    -------
+    Catalogue
+        `entries`: each network's name, alpha, resolution in pixels, published top-1 in percent (None where there is
+        none), macs, params, bytes of its weights in 32 and in 8 bits, and the paper.
+
+    Raises
+    ------
+    UserError
+        Where no network is called so.
+
+    Examples
+    --------
+    >>> import mobilenets
+    >>> best = mobilenets.list_networks("v2", sort="top1", max_macs_m=100).entries[0]
+    >>> best.arch, best.alpha, best.resolution, best.imagenet_top1
+    ('v2', 0.5, 224, 65.4)
     """
     entries = catalogue()
     if name:

@@ -29,6 +29,16 @@ def commas(kind: type) -> Any:
     return Parameter(converter=convert)
 
 
+if TYPE_CHECKING:
+    Words = str | Sequence[str]
+    Ints = int | Sequence[int]
+    Floats = float | Sequence[float]
+else:  # on the command line, with commas between
+    Words = Annotated[tuple[str, ...], commas(str)]
+    Ints = Annotated[tuple[int, ...], commas(int)]
+    Floats = Annotated[tuple[float, ...], commas(float)]
+
+
 def as_task(source: Bundle, task: str, tap: str = "") -> Bundle:
     """The bundle, or the features of it where the command line asks for them. Raises `UserError`."""
     from mobilenets.tasks import features, find  # with NumPy and Pillow: what only counts needs neither

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 from mobilenets import files
-from mobilenets.commands.options import commas
+from mobilenets.arguments import DataSource, StrPath, as_path, checked, several
+from mobilenets.commands.options import Words
 from mobilenets.compression.quantize import measure_ranges
 from mobilenets.compression.scheme import CALIBRATION_IMAGES, DEFAULT, Calibration, Scheme
 from mobilenets.data.dataset import Data
@@ -54,22 +55,23 @@ def reported(int8: Bundle, folded: Folded, data: Data, path: Path) -> Reported:
     return Reported(int8.card, int8.tensors, int8.digest, report=report, path=path)
 
 
+@checked
 def quantize(
-    bundle: Path,
-    data: str | None = None,
+    bundle: StrPath,
+    data: DataSource | None = None,
     *,
-    out: Path,
+    out: StrPath,
     calibration: Calibration = DEFAULT.calibration,
     images: int = CALIBRATION_IMAGES,
     per_layer: bool = False,
     equalize: bool = False,
     no_bias_correction: bool = False,
-    keep_float: Annotated[tuple[str, ...], commas(str)] = (),
+    keep_float: Words = (),
     max_drop: float | None = None,
     mixed: bool = False,
     qat: int = 0,
-    layer_report: Path | None = None,
-    root: Path | None = None,
+    layer_report: StrPath | None = None,
+    root: StrPath | None = None,
 ) -> Bundle:
     """Quantize a float bundle to int8: per channel, biases corrected, calibrated on training images.
 
@@ -106,34 +108,49 @@ def quantize(
         Write an HTML page to this file: each operation's error and ranges on held-out images, the worst first.
     root
         Where local copies of named data sets are.
+
+    Returns
+    -------
+    Bundle
+        The int8 bundle, as it is in `out` now; with `layer_report` a `Reported`, which has the report too.
+
+    Raises
+    ------
+    UserError
+        For a bundle that isn't float, data or operations that aren't there, a loss above `max_drop`, numbers that can't
+        be.
+
+    Examples
+    --------
+    >>> import mobilenets
+    >>> mobilenets.quantize("runs/flowers", "flowers", out="int8", images=24).card.precision
+    'int8'
     """
+    out, page, floats = Path(out), as_path(layer_report), several(keep_float)
     from mobilenets.compression import mixed as mixing
     from mobilenets.tasks import data_of
 
-    if layer_report is not None and layer_report.is_dir():
-        raise UserError(f"{layer_report} is a folder; --layer-report needs the name of a file")
+    if page is not None and page.is_dir():
+        raise UserError(f"{page} is a folder; --layer-report needs the name of a file")
     bundles.check_out(out)
-    source = Bundle.load(bundles.find_bundle(bundle))
+    source = Bundle.load(bundles.find_bundle(Path(bundle)))
     if images < 1:
         raise UserError(f"images must be at least 1, not {images}")
     if max_drop is not None and not max_drop >= 0:
         raise UserError(f"max-drop must be 0 or more, not {max_drop:g}")
     if mixed and max_drop is None:
         raise UserError("--mixed keeps in float what --max-drop needs; say how many points may be lost: --max-drop 1")
-    scheme = Scheme(calibration, per_layer, equalize, not no_bias_correction, keep_float)
-    dataset = data_of(source.card, data, root)
+    scheme = Scheme(calibration, per_layer, equalize, not no_bias_correction, floats)
+    dataset = data_of(source.card, None if data is None else str(data), as_path(root))
     pixels = dataset.sample("train", images, source.card.preprocess).pixels
     measured = measure_ranges(source, pixels, scheme)
     if qat:
         from mobilenets.compression.qat import train_int8
 
-        measured = train_int8(source, measured, dataset, qat, keep_float, out)
+        measured = train_int8(source, measured, dataset, qat, floats, out)
     if max_drop is None:
-        made = measured.bundle(keep_float)
+        made = measured.bundle(floats)
     else:
-        made = mixing.quantize_within(max_drop, source, dataset, measured, pixels, keep_float, mixed=mixed)
+        made = mixing.quantize_within(max_drop, source, dataset, measured, pixels, floats, mixed=mixed)
     made = made.save(out)
-    if layer_report is None:
-        return made
-
-    return reported(made, measured.folded, dataset, layer_report)
+    return made if page is None else reported(made, measured.folded, dataset, page)

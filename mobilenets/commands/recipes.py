@@ -6,6 +6,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mobilenets.arguments import checked
+from mobilenets.console import Notebook
 from mobilenets.training.recipes import RECIPES, TRIED, Recipe, recipe
 
 if TYPE_CHECKING:
@@ -13,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class RecipeBook:
+class RecipeBook(Notebook):
     """Recipes by name; of a single one, every field."""
 
     recipes: dict[str, Recipe]
@@ -48,12 +50,29 @@ def _short(value: Any) -> str:
     return f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
-def show_recipes(name: str | None = None) -> RecipeBook:
+@checked
+def recipes(name: str | None = None) -> RecipeBook:
     """Every training recipe: its command, data, hardware, duration and the score to expect.
 
     Parameters
     ----------
     name
         One of them, with every field.
+
+    Returns
+    -------
+    RecipeBook
+        `recipes`, each a `Recipe`, by name.
+
+    Raises
+    ------
+    UserError
+        For an unknown name.
+
+    Examples
+    --------
+    >>> import mobilenets
+    >>> mobilenets.recipes("finetune").recipes["finetune"].epochs
+    30
     """
     return RecipeBook({name: recipe(name)} if name else RECIPES)

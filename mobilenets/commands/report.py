@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mobilenets import files
+from mobilenets.arguments import StrPath, as_path, checked
+from mobilenets.console import Notebook
 from mobilenets.errors import UserError
 from mobilenets.files import read_json
 from mobilenets.training.run import CONFIG, REPORT
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Report:
+class Report(Notebook):
     """The page that was written; what it had to do without, or how far the run is; and what it advises to try next."""
 
     path: Path
@@ -38,7 +40,8 @@ class Report:
         return Text("\n".join([f"report   {self.path}", *self.notes, *self.advice]))
 
 
-def report(run: Path, *, root: Path | None = None) -> Report:
+@checked
+def report(run: StrPath, *, root: StrPath | None = None) -> Report:
     """Write a run's report: RUN/report.html, one page with everything in it; of a classifier, mistakes.csv beside it.
 
     Parameters
@@ -47,15 +50,32 @@ def report(run: Path, *, root: Path | None = None) -> Report:
         Folder of a run that `mobilenets fit` finished; or of one of `train` or `distill`, while it runs, too.
     root
         Where local copies of named data sets are; `fit` alone shows images.
+
+    Returns
+    -------
+    Report
+        The page's `path` and size in bytes, and `notes`: what it had to do without, or how far the run is.
+
+    Raises
+    ------
+    UserError
+        For a folder that isn't a run, or a run whose files are damaged.
+
+    Examples
+    --------
+    >>> import mobilenets
+    >>> mobilenets.report("runs/flowers").path.name
+    'report.html'
     """
     from mobilenets.reports import fit, training  # with matplotlib, which help needs not
 
+    run = Path(run)
     verb = _verb(run)
     notes: list[str] = []
     advice: list[str] = []
     if verb == "fit":
         page = fit.Page.read(run)
-        html, notes, advice = page.render(root), page.notes, page.advice()
+        html, notes, advice = page.render(as_path(root)), page.notes, page.advice()
         for name, text in page.tables.items():
             with files.atomic_file(run / name) as tmp:
                 tmp.write_bytes(text.encode("utf-8", "replace"))

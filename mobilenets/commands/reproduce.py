@@ -7,13 +7,15 @@ import difflib
 import functools
 from pathlib import Path
 
+from mobilenets.arguments import StrPath, as_path, checked
 from mobilenets.errors import UserError, unknown
 from mobilenets.reports.papers.checking import CountForeign, check
 from mobilenets.reports.papers.reproduce import NAMES, Reproduction, Wrong, errata
 from mobilenets.reports.papers.tables import TABLES
 
 
-def reproduce(*names: str, html: Path | None = None, foreign: bool = False) -> Reproduction:
+@checked
+def reproduce(*names: str, html: StrPath | None = None, foreign: bool = False) -> Reproduction:
     """The papers' tables beside what is counted here: what agrees, what is a misprint, and why.
 
     Parameters
@@ -25,7 +27,24 @@ def reproduce(*names: str, html: Path | None = None, foreign: bool = False) -> R
         Write them to this file too, one page with the papers' figures redrawn.
     foreign
         Count the networks of others too (GoogLeNet, VGG16, ...), from torchvision; that imports torch.
+
+    Returns
+    -------
+    Reproduction
+        `results`, for each table its printed and counted values; `errata`, the misprints, each with its reason.
+
+    Raises
+    ------
+    UserError
+        For an unknown table (it suggests the nearest), a page that can't be written.
+
+    Examples
+    --------
+    >>> import mobilenets
+    >>> len(mobilenets.reproduce("v1-table8").results)
+    1
     """
+    page = as_path(html)
     for name in names:
         if name not in NAMES:
             near = difflib.get_close_matches(name, NAMES, n=4, cutoff=0.7)
@@ -34,8 +53,8 @@ def reproduce(*names: str, html: Path | None = None, foreign: bool = False) -> R
                 if near
                 else unknown("table", name, NAMES)
             )
-    if html is not None and html.is_dir():
-        raise UserError(f"{html} is a folder; --html needs the name of a file")
+    if page is not None and page.is_dir():
+        raise UserError(f"{page} is a folder; --html needs the name of a file")
     count_foreign: CountForeign | None = None
     if foreign:
         from mobilenets.model.convert import foreign_cost as others
@@ -46,7 +65,7 @@ def reproduce(*names: str, html: Path | None = None, foreign: bool = False) -> R
     if not names or "errata" in names:
         wrong = errata(tuple(check(t, count_foreign) for t in TABLES.values()))
     made = Reproduction(results, wrong)
-    return _write_page(made, html) if html else made
+    return _write_page(made, page) if page else made
 
 
 def _either(names: list[str]) -> str:

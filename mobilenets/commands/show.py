@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mobilenets.arguments import StrPath, checked
+from mobilenets.console import Notebook
 from mobilenets.deploy import engines
 from mobilenets.files import size_on_disk
 from mobilenets.model.bundle import Bundle, is_bundle, located
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Shown:
+class Shown(Notebook):
     """The card of each network found at a path."""
 
     cards: dict[str, Card]
@@ -31,15 +33,32 @@ class Shown:
         return Group(*(card_table(path, card, size_on_disk(Path(path))) for path, card in self.cards.items()))
 
 
-def show(path: Path) -> Shown:
+@checked
+def show(path: StrPath) -> Shown:
     """What is known of a network: its card, verified.
 
     Parameters
     ----------
     path
         Bundle, run or exported file.
+
+    Returns
+    -------
+    Shown
+        `cards`, by path: one, or a run's float and int8 bundles'.
+
+    Raises
+    ------
+    UserError
+        For a path that isn't there, or holds nothing that has a card.
+
+    Examples
+    --------
+    >>> import mobilenets
+    >>> [card.arch.title for card in mobilenets.show("cifar10-v1-0.25").cards.values()]
+    ['v1-cifar 0.25-32']
     """
-    path = located(path)
+    path = located(Path(path))
     if path.is_dir() and not is_bundle(path):
         inside = [p for p in (path / "float", path / "int8") if is_bundle(p)]
         if inside:

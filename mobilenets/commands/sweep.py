@@ -6,17 +6,18 @@ import contextlib
 import csv
 import dataclasses
 import os
-from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
 from mobilenets import console, files, tasks
 from mobilenets.arch import cost, zoo
-from mobilenets.commands.options import commas
+from mobilenets.arguments import DataSource, StrPath, as_path, checked, several
+from mobilenets.commands.options import Floats, Ints, Words
 from mobilenets.commands.sweep_jobs import cluster, finished, timed, train_network
 from mobilenets.data import checks
 from mobilenets.data.dataset import cache_side
+from mobilenets.data.open import spelled
 from mobilenets.deploy import latency
 from mobilenets.errors import UserError
 from mobilenets.model.card import Precision
@@ -28,14 +29,15 @@ from mobilenets.training.sweep import ENGINE, PAGE, SWEEP, TABLE, Job, Sweep, Tr
 RESOLUTIONS = (224, 192, 160, 128)  # V1 paper, figure 4
 
 
+@checked
 def sweep(
-    source: str,
+    source: DataSource,
     *,
-    out: Path | None = None,
+    out: StrPath | None = None,
     task: str = "classify",
-    arch: Annotated[tuple[str, ...], commas(str)] = ("v1",),
-    alphas: Annotated[tuple[float, ...], commas(float)] = (1.0, 0.75, 0.5, 0.25),
-    resolutions: Annotated[tuple[int, ...] | None, commas(int)] = None,
+    arch: Words = ("v1",),
+    alphas: Floats = (1.0, 0.75, 0.5, 0.25),
+    resolutions: Ints | None = None,
     recipe: str = "modern",
     overrides: Annotated[Overrides | None, Parameter(name="*")] = None,
     seeds: int = 1,
@@ -45,7 +47,9 @@ def sweep(
     ray_cpus: float = 1,
     resume: bool = False,
     skip_bad: bool = False,
-    root: Path | None = None,
+    class_from_name: bool = False,
+    yes: bool = False,
+    root: StrPath | None = None,
 ) -> Sweep:
     """Train every width at every resolution on your data, and draw accuracy over macs, parameters and latency.
 
@@ -85,11 +89,36 @@ def sweep(
         than before.
     skip_bad
         Go on without damaged images.
+    class_from_name
+        The class of an image is what its name says before its number: Abyssinian_12.jpg.
+    yes
+        Go on though the folders don't look like classes.
     root
         Where copies of named sets are, or go.
+
+    Returns
+    -------
+    Sweep
+        `runs`, one for each network and seed, with its score, macs, params, size in bytes and latency in milliseconds;
+        `networks` has their means over seeds, and which are on the front.
+
+    Raises
+    ------
+    UserError
+        For data, a network or a recipe that isn't there, numbers that can't be, a folder that has another sweep; where
+        a training failed, after all others are done.
+
+    Examples
+    --------
+    >>> import mobilenets
+    >>> settings = mobilenets.Overrides(epochs=1, workers=0)
+    >>> made = mobilenets.sweep("flowers", alphas=0.25, resolutions=32, overrides=settings, out="runs/sweep")
+    >>> [(run.title, run.error) for run in made.runs]
+    [('v1 0.25-32 seed 0', '')]
     """
     from rich.text import Text
 
+    source, root = spelled(source, class_from_name), as_path(root)
     if seeds < 1:
         raise UserError(f"seeds must be 1 or more, not {seeds}")
     if world()[0] > 1:
@@ -100,15 +129,21 @@ def sweep(
     asked = tasks.find_trained(task)
     data = asked.open(source, root, 0, None)
     side = data.native_side() or RESOLUTIONS[0]
-    sides = resolutions or [r for r in RESOLUTIONS if r in zoo.worthwhile("v1", side)] or zoo.worthwhile("v1", side)
-    grid = {a.title: a for n in arch for alpha in alphas for r in sides for a in [zoo.arch(n, alpha, r)]}
+    sides = (
+        several(resolutions or ())
+        or [r for r in RESOLUTIONS if r in zoo.worthwhile("v1", side)]
+        or zoo.worthwhile("v1", side)
+    )
+    grid = {
+        a.title: a for n in several(arch) for alpha in several(alphas) for r in sides for a in [zoo.arch(n, alpha, r)]
+    }
     network_config = asked.config(data)
     archs = sorted((asked.arch(a, network_config) for a in grid.values()), key=lambda a: cost.count(a).macs)
-    out = out or run.folder(source, "sweep")
+    out = as_path(out) or run.folder(source, "sweep")
     config = {"verb": "sweep", "task": task, "source": source, "recipe": chosen.to_json(), "precision": precision}
     with cluster(address, ray_cpus) if address else contextlib.nullcontext() as on_ray, contextlib.ExitStack() as stack:
         stack.enter_context(run.taken(out, config, resume, data))
-        checks.check(data, skip_bad, cache_side(min(max(a.input_size) for a in archs)))
+        checks.check(data, skip_bad, cache_side(min(max(a.input_size) for a in archs)), yes)
         jobs = [
             Job(source, root, a, chosen, precision, seed, out / f"{a.name}-{a.alpha:g}-{a.resolution}-seed{seed}", task)
             for seed in range(seeds)

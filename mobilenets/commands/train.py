@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
 from mobilenets import tasks
+from mobilenets.arguments import DataSource, StrPath, as_path, checked
 from mobilenets.data import checks
 from mobilenets.data.dataset import cache_side
+from mobilenets.data.open import spelled
 from mobilenets.errors import UserError
 from mobilenets.model import bundle as bundles
 from mobilenets.model.bundle import Bundle
@@ -19,23 +20,26 @@ from mobilenets.training.recipes import Overrides
 from mobilenets.training.trainer import network, train_bundle
 
 
+@checked
 def train(
-    source: str,
+    source: DataSource,
     *,
-    out: Path | None = None,
+    out: StrPath | None = None,
     task: str = "classify",
     arch: str | None = None,
     alpha: float | None = None,
     resolution: int | None = None,
     recipe: str | None = None,
     overrides: Annotated[Overrides | None, Parameter(name="*")] = None,
-    init: Path | None = None,
+    init: StrPath | None = None,
     seed: int = 0,
     val: float | None = None,
     resume: bool = False,
     skip_bad: bool = False,
+    class_from_name: bool = False,
+    yes: bool = False,
     checkpoint_minutes: float = loop.MINUTES,
-    root: Path | None = None,
+    root: StrPath | None = None,
 ) -> Bundle | None:
     """Train one network; under torchrun or srun, on all their processes (all but the first return None).
 
@@ -69,15 +73,40 @@ def train(
         Go on with a run that was stopped; it ends with the same weights, bit for bit.
     skip_bad
         Go on without damaged images.
+    class_from_name
+        The class of an image is what its name says before its number: Abyssinian_12.jpg.
+    yes
+        Go on though the folders don't look like classes.
     checkpoint_minutes
         Write a checkpoint this often within an epoch too; there is one at the end of each.
     root
         Where copies of named sets are, or go.
+
+    Returns
+    -------
+    Bundle
+        What was trained, as it is in OUT/float: the weights of the best epoch, float32, and the card with its score.
+        None on all processes but the first.
+
+    Raises
+    ------
+    UserError
+        For data, a network, a recipe or a bundle that isn't there, damaged images, numbers that can't be, a folder that
+        has another run. `Interrupted` on Ctrl-C: `resume` goes on with it.
+
+    Examples
+    --------
+    >>> import mobilenets
+    >>> settings = mobilenets.Overrides(epochs=2, workers=0)
+    >>> made = mobilenets.train("flowers", arch="v1", alpha=0.25, resolution=32, overrides=settings, out="runs/v1")
+    >>> made.card.labels, made.card.metrics[0].name
+    (('blue', 'green', 'red'), 'top1')
     """
+    source, root = spelled(source, class_from_name), as_path(root)
     if not checkpoint_minutes >= 0:
         raise UserError(f"checkpoint_minutes must be 0 or more, not {checkpoint_minutes}")
     chosen = recipes.recipe(recipe or ("finetune" if init else "modern"), overrides)
-    start = Bundle.load(bundles.find_bundle(init)) if init else None
+    start = Bundle.load(bundles.find_bundle(as_path(init))) if init else None
     asked = tasks.find_trained(task)
     data = asked.open(source, root, seed, val)
     net = network(arch, alpha, resolution, start, asked, asked.config(data), data)
@@ -85,11 +114,11 @@ def train(
         "verb": "train", "task": task, "source": source, "arch": net.to_json(), "recipe": chosen.to_json(),
         "seed": seed, "init": start.digest if start else None, "val": data.val_fraction,
     }  # fmt: skip
-    out = out or run.folder(source, net.title)
+    out = as_path(out) or run.folder(source, net.title)
     side = cache_side(max(net.input_size))
     with run.taken(out, config, resume, data):
         if world()[1] == 0:
-            checks.check(data, skip_bad, side)
+            checks.check(data, skip_bad, side, yes)
         else:
             checks.scan(data, side=side)
         trained = train_bundle(

@@ -14,6 +14,8 @@ from cyclopts import Parameter
 
 from mobilenets import console, files, tasks
 from mobilenets.arch.spec import Arch
+from mobilenets.arguments import DataSource, StrPath, as_path, checked
+from mobilenets.data.open import spelled
 from mobilenets.errors import UserError
 from mobilenets.model import bundle as bundles
 from mobilenets.model.bundle import Bundle
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Tuned:
+class Tuned(console.Notebook):
     """What was found. `lr` is what `--lr` takes for `batch`; empty `speeds` or `rates` were not looked for."""
 
     arch: Arch
@@ -97,8 +99,9 @@ def chart(tuned: Tuned, width: int = 72, height: int = 12) -> str:
     return "\n".join([legend, *lines, f"{'':8}{ends[0]}{ends[1].rjust(width - len(ends[0]))}"])
 
 
+@checked
 def tune(
-    source: str,
+    source: DataSource,
     *,
     task: str = "classify",
     arch: str | None = None,
@@ -106,11 +109,12 @@ def tune(
     resolution: int | None = None,
     recipe: str | None = None,
     overrides: Annotated[Overrides | None, Parameter(name="*")] = None,
-    init: Path | None = None,
+    init: StrPath | None = None,
     steps: int = 200,
-    html: Path | None = None,
+    html: StrPath | None = None,
     seed: int = 0,
-    root: Path | None = None,
+    class_from_name: bool = False,
+    root: StrPath | None = None,
 ) -> Tuned:
     """Find the batch size and the learning rate to train with, by training a little; prints the command to go on with.
 
@@ -141,9 +145,31 @@ def tune(
         Write what was found to this file too, one page with figures.
     seed
         Seed of everything random.
+    class_from_name
+        The class of an image is what its name says before its number: Abyssinian_12.jpg.
     root
         Where copies of named sets are, or go.
+
+    Returns
+    -------
+    Tuned
+        The `batch` in images and the `lr` that `train` takes for it; the `speeds` and `losses` they were found by, and
+        the `command` to go on with.
+
+    Raises
+    ------
+    UserError
+        For data, a network, a recipe or a bundle that isn't there, numbers that can't be, nothing to find.
+
+    Examples
+    --------
+    >>> import mobilenets
+    >>> settings = mobilenets.Overrides(batch=24, workers=0)
+    >>> found = mobilenets.tune("flowers", arch="v1", alpha=0.25, resolution=32, overrides=settings, steps=40)
+    >>> found.batch, found.lr > 0, found.command.split()[:3]
+    (24, True, ['mobilenets', 'train', 'flowers'])
     """
+    source, root, page = spelled(source, class_from_name), as_path(root), as_path(html)
     name = recipe or ("finetune" if init else "modern")
     chosen = recipes.recipe(name, overrides)
     given = {} if overrides is None else {k: v for k, v in vars(overrides).items() if v is not None}
@@ -151,9 +177,9 @@ def tune(
         raise UserError("--batch and --lr are both given: there is nothing to find; leave out one")
     if steps < 4 * SKIPPED:
         raise UserError(f"steps must be {4 * SKIPPED} or more, not {steps}")
-    if html is not None and html.is_dir():
-        raise UserError(f"{html} is a folder; --html needs the name of a file")
-    found = bundles.find_bundle(init) if init else None
+    if page is not None and page.is_dir():
+        raise UserError(f"{page} is a folder; --html needs the name of a file")
+    found = bundles.find_bundle(Path(init)) if init else None
     asked = tasks.find_trained(task)
     data = asked.open(source, root, seed, None)
     start = Bundle.load(found) if found else None
@@ -174,9 +200,9 @@ def tune(
     line += ["--root", str(root)] if root else []
     line += ["--seed", str(seed)] if seed else []
     line += ["--out", f"runs/{net.title.replace(' ', '-')}"]
-    made = Tuned(net, batch, lr, speeds, tuple(rates), tuple(losses), peak, shlex.join(line), html)
-    if html:
-        _write_page(made, html)
+    made = Tuned(net, batch, lr, speeds, tuple(rates), tuple(losses), peak, shlex.join(line), page)
+    if page:
+        _write_page(made, page)
     return made
 
 

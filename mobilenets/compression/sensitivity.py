@@ -75,7 +75,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class LayerReport:
+class LayerReport(console.Notebook):
     """Every operation of an int8 network in order, on `images` images of `data`.
 
     `agreement`: percent of the images whose answer is float's, as the task compares answers.

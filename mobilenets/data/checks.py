@@ -26,7 +26,7 @@ FLAT = 16  # of 255
 
 
 @dataclass
-class Scan:
+class Scan(console.Notebook):
     """What a look at every image found. `native_side`: the median short side in pixels."""
 
     source: str
@@ -185,9 +185,7 @@ def check(data: Data, skip_bad: bool = False, side: int = CACHE_SIDE, yes: bool 
 
     `yes`: folders that look like no classes are classes.
     """
-    if data.doubts and not yes:
-        why = "; ".join(data.doubts)
-        raise UserError(f"{data.source} doesn't look like a folder of classes ({why}); --yes goes on with it")
+    stop_at_doubts(data, yes)
     found = scan(data, side=side)
     console.note(found)
     stop_at_damage(found, skip_bad)
@@ -199,6 +197,12 @@ def check(data: Data, skip_bad: bool = False, side: int = CACHE_SIDE, yes: bool 
     if found.only_held_out:
         raise UserError(f"{data.source}: class {found.only_held_out[0]!r} has no training images")
     return found
+
+
+def stop_at_doubts(data: Data, yes: bool) -> None:
+    if data.doubts and not yes:
+        why = "; ".join(data.doubts)
+        raise UserError(f"{data.source} doesn't look like a folder of classes ({why}); --yes goes on with it")
 
 
 def stop_at_damage(found: Scan, skip_bad: bool) -> None:

@@ -57,6 +57,11 @@ def open_data(source: str, root: Path | None = None, seed: int = 0, val: float |
     return data
 
 
+def spelled(source: str | Path, class_from_name: bool) -> str:
+    """How `open_data` is told of a source."""
+    return f"{BY_NAME if class_from_name else ''}{source}"
+
+
 def open_unlabelled(source: str, root: Path | None = None, seed: int = 0) -> Data:
     """All images of a folder, a zip or a named set as one class, whatever folders they are in; a tenth is held out."""
     from mobilenets.data import shard_reader as sharded

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mobilenets import files
+from mobilenets.console import Notebook
 from mobilenets.deploy.predict import Prediction
 from mobilenets.errors import UserError
 from mobilenets.tasks.features import Features
@@ -24,7 +25,7 @@ GROUP = 1024  # rows that a Parquet file's writer holds
 
 
 @dataclass(frozen=True)
-class Written:
+class Written(Notebook):
     """A file of predictions: `images` of them, `skipped` of which couldn't be read."""
 
     path: Path

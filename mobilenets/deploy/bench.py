@@ -11,8 +11,10 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import sys
 import time
-from collections.abc import Iterator, Sequence
+import types
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +29,7 @@ from mobilenets.files import size_on_disk
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
+    from multiprocessing.process import BaseProcess
 
 ROUNDS = 5
 WARM_UP_SECONDS = 0.2
@@ -34,7 +37,7 @@ ROUND_SECONDS = 0.3
 
 
 @dataclass(frozen=True)
-class Timing:
+class Timing(console.Notebook):
     """One file's measurements on `threads` threads. Milliseconds are of one call on `batch` images; sizes in bytes.
 
     `median_ms` is of the quietest round, `p95_ms` of all `runs` calls. `images_per_s`: throughput by batch, the first
@@ -139,16 +142,31 @@ def _child(subject: Subject, pipe: Connection) -> None:
             pipe.send(str(e))
 
 
+def start(target: Callable[[Any, Connection], None], what: Any, daemon: bool) -> tuple[Connection, BaseProcess]:
+    """A fresh process that runs `target(what, pipe)`, and the other end of its pipe.
+
+    It doesn't run the program's main module again, as Python would have it: a user's script need not be guarded by
+    `if __name__ == "__main__"`, and one that isn't would start itself anew in each process.
+    """
+    context = multiprocessing.get_context("spawn")
+    pipe, theirs = context.Pipe()
+    process = context.Process(target=target, args=(what, theirs), daemon=daemon)
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        process.start()
+    finally:
+        sys.modules["__main__"] = main
+    theirs.close()
+    return pipe, process
+
+
 class _Worker:
     """One subject in its own process, loaded."""
 
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
-        context = multiprocessing.get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_child, args=(subject, theirs), daemon=True)
-        self.process.start()
-        theirs.close()
+        self.pipe, self.process = start(_child, subject, daemon=True)
         self.load_ms, self.engine, self.title, self.precision = self._receive()
         self.rounds: dict[int, list[list[float]]] = {}
         self.peak_rss = 0

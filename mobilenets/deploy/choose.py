@@ -13,6 +13,7 @@ import numpy as np
 from mobilenets import console
 from mobilenets.arch import cost, zoo
 from mobilenets.arch.spec import Arch
+from mobilenets.arguments import checked
 from mobilenets.deploy import latency
 from mobilenets.deploy.latency import Measured, Setting
 from mobilenets.errors import UserError, unknown
@@ -38,6 +39,7 @@ def _doc(text: str) -> Any:
     return field(default=None, metadata={"help": text})
 
 
+@checked
 @dataclass(frozen=True)
 class Budget:
     """Limits a network must meet; None is no limit."""
@@ -71,7 +73,7 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Candidate:
+class Candidate(console.Notebook):
     """One network of the grid, run in one way, with everything a budget may bound.
 
     `ram_kb`, `flash_kb`: what it needs on a microcontroller, known where a budget bounds it; or, `at_least`, what
@@ -123,7 +125,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Choice:
+class Choice(console.Notebook):
     """The pick, and what it was picked from. The task's prior ranks networks, it promises nothing.
 
     `machine`: where latencies were measured; `versions`: of the engines there. `engine` and `precision` are the pick's.

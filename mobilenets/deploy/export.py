@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mobilenets import files, tasks
+from mobilenets.console import Notebook
 from mobilenets.deploy import engines
 from mobilenets.deploy.engines import Engine
 from mobilenets.errors import UserError
@@ -26,7 +27,7 @@ BATCH = 8  # larger ones cost more in fresh memory than they save
 
 
 @dataclass(frozen=True)
-class Export:
+class Export(Notebook):
     """An exported file and its proof over `images` images.
 
     `agreement`: percent with the same answer as PyTorch (the same label; of features, the same direction);

@@ -179,7 +179,7 @@ def time_networks(archs: Sequence[Arch], s: Setting) -> dict[str, Measured]:
 
 
 @dataclass(frozen=True)
-class Table:
+class Table(console.Notebook):
     """What was measured on one machine: engine -> its version; setting -> arch digest -> measurement."""
 
     machine: str

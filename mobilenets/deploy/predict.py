@@ -8,24 +8,27 @@ import os
 import threading
 import zipfile
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeAlias, TypeVar, overload
 
 import numpy as np
 from PIL import Image
 
-from mobilenets import tasks
+from mobilenets import console, files, tasks
+from mobilenets.arguments import StrPath, checked
 from mobilenets.data.folder import is_hidden, is_image_name, read_member, unreadable
 from mobilenets.deploy import engines
 from mobilenets.deploy.engines import Engine, Outputs
 from mobilenets.errors import UserError
-from mobilenets.model.images import UNREADABLE, BadImage, Pixels, upright_rgb
+from mobilenets.model.images import UNREADABLE, BadImage, Pixels
+from mobilenets.model.pictures import Picture, is_batch, is_picture, pictures, rgb_image
 from mobilenets.tasks.classify import Labels
 from mobilenets.tasks.task import Answer
 
+OneImage: TypeAlias = bytes | bytearray | memoryview | BinaryIO | Image.Image
 T = TypeVar("T")
 BATCH = 8
 
@@ -45,6 +48,10 @@ class Prediction:
 
     def to_json(self) -> dict[str, Any]:
         return {"image": self.image, **(self.answer.to_json() if self.answer else {"error": self.error})}
+
+    def _repr_html_(self) -> str:
+        best = [(label, f"{100 * p:.1f}%") for label, p in self.top]
+        return console.facts(self.image, best or [("error" if self.error else "answer", self.error or self.answer)])
 
     def __str__(self) -> str:
         return f"{self.image}\t{self.answer or self.error}"
@@ -118,11 +125,14 @@ def sources(paths: Iterable[Path]) -> Iterator[Source]:
 
     `UserError` at once for a path that isn't there, and when its turn comes for one with no images.
     """
-    paths = list(paths)
-    for path in paths:
-        if not path.exists():
-            raise UserError(f"{path}: no such file or folder")
-    return itertools.chain.from_iterable(map(_images_at, paths))
+    return itertools.chain.from_iterable(map(_images_at, [there(p) for p in paths]))
+
+
+def there(path: StrPath) -> Path:
+    """`path`; a `UserError` where nothing is."""
+    if not Path(path).exists():
+        raise UserError(f"{files.local(path)}: no such file or folder")
+    return Path(path)
 
 
 def _images_at(path: Path) -> Iterator[Source]:
@@ -153,6 +163,9 @@ def _images_at(path: Path) -> Iterator[Source]:
         yield Source(str(path), path)
 
 
+TAKES = "paths of images, folders or zips, bytes, open files, Pillow's images, arrays, tensors; one or many"
+
+
 class Model:
     """A network ready to answer: `mobilenets.load(path).predict(images)`."""
 
@@ -161,12 +174,48 @@ class Model:
         self.card = engine.card
         self.task = tasks.of(engine.card)
 
-    def predict(self, images: Iterable[Any], top: int = 5) -> list[Prediction]:
-        """What the network says of each image: a path, a PIL image, or uint8 RGB pixels [H, W, 3]. `top`: labels.
+    @overload
+    def predict(self, images: OneImage, top: int = 5) -> Prediction: ...  # type: ignore[overload-overlap]
+    @overload
+    def predict(self, images: StrPath | Picture, top: int = 5) -> Any: ...  # of a folder or a batch, it is a list
+    @overload
+    def predict(self, images: Iterable[OneImage | StrPath | Picture], top: int = 5) -> list[Prediction]: ...
+    @checked
+    def predict(self, images: Any, top: int = 5) -> Any:
+        """What the network says: of one image, its `Prediction`; of several, a list of them, in order.
 
-        An image that can't be read gives a Prediction with its `error` set.
+        Parameters
+        ----------
+        images
+            One image: its path, the bytes of its file, an open file, an image of Pillow's, an array uint8 [H, W, 3],
+            [H, W] or [H, W, 4], a tensor [C, H, W]; arrays and tensors may be floats from 0 to 1. Several: a folder, a
+            zip, an array [N, H, W, C], a tensor [N, C, H, W], or anything that gives one after another.
+        top
+            Labels of a classifier, 1 or more.
+
+        Returns
+        -------
+        Prediction or list of Prediction
+            An image that can't be read gives a Prediction with its `error` set.
+
+        Raises
+        ------
+        UserError
+            For what is no image, a folder without any, an address.
+
+        Examples
+        --------
+        >>> import mobilenets, numpy
+        >>> model = mobilenets.load("cifar10-v1-0.25")
+        >>> label, probability = model.predict("flowers/val/red/000.png").top[0]
+        >>> len(model.predict("flowers/val")), len(model.predict(numpy.zeros((2, 32, 32, 3), "uint8"), top=1)[0].top)
+        (24, 1)
         """
-        return list(self.stream(images, top))
+        if top < 1:
+            raise UserError(f"top must be 1 or more, not {top}")
+        found, one = _each(images)
+        made = list(self.stream(found, top))
+        return made[0] if one else made
 
     def stream(self, images: Iterable[Any], top: int = 5) -> Iterator[Prediction]:
         """`predict` for any number of images, one at a time, at constant memory."""
@@ -177,9 +226,7 @@ class Model:
             return pixels
 
         for (i, item), outputs in stream(self.engine, enumerate(images), read):
-            name = (
-                item.name if isinstance(item, Source) else str(item) if isinstance(item, str | Path) else f"image {i}"
-            )
+            name = item.name if isinstance(item, Source) else _name(item, i)
             if isinstance(outputs, BadImage):
                 yield Prediction(name, None, str(outputs))
             else:
@@ -191,18 +238,58 @@ class Model:
         if isinstance(item, Source):
             return p.read_sized(item.path if isinstance(item.path, Path) else _member(item.path, item), item.name)
         if isinstance(item, str | Path):
-            return p.read_sized(Path(item))
-        if isinstance(item, np.ndarray):
-            if item.dtype != np.uint8 or item.ndim != 3 or item.shape[2] != 3:
-                raise UserError(f"pixels must be uint8 [H, W, 3] RGB, not {item.dtype} {list(item.shape)}")
-            return p.fit(Image.fromarray(item)), (item.shape[1], item.shape[0])
-        if isinstance(item, Image.Image):
-            try:
-                image = upright_rgb(item)
-                return p.fit(image), image.size
-            except Exception as e:  # opened lazily, so damaged perhaps; Pillow's decoders raise nearly anything
-                raise BadImage(f"damaged image ({e})") from e
-        raise UserError(f"not an image: {type(item).__name__}; give a path, a PIL image or a uint8 array")
+            return p.read_sized(files.local(item))
+        if isinstance(item, bytes | bytearray | memoryview):
+            return p.read_sized(bytes(item))
+        if hasattr(item, "read"):
+            return p.read_sized(_content(item), _name(item, 0))
+        if is_picture(item):
+            image = rgb_image(item)
+            return p.fit(image), image.size
+        raise UserError(f"predict takes {TAKES}; got {type(item).__name__} for an image")
+
+
+def _each(images: Any) -> tuple[Iterable[Any], bool]:
+    """The images in what `predict` was given, and whether it is a single one."""
+    if isinstance(images, str | Path):
+        path = there(images)
+        several = path.is_dir() or zipfile.is_zipfile(path)
+        return (_images_at(path), False) if several else ([images], True)
+    if isinstance(images, bytes | bytearray | memoryview) or hasattr(images, "read"):
+        return [images], True
+    if is_picture(images):
+        return pictures(images), not is_batch(images)
+    if isinstance(images, Mapping) or not isinstance(images, Iterable):
+        raise UserError(f"predict takes {TAKES}; got {type(images).__name__}")
+    return spread(images), False
+
+
+def spread(images: Iterable[Any]) -> Iterator[Any]:
+    """Images one after another: those in a folder, a zip or a batch, any other item as it is."""
+    return itertools.chain.from_iterable(map(_inside, images))
+
+
+def _inside(item: Any) -> Iterable[Any]:
+    if is_picture(item):
+        return pictures(item)
+    if isinstance(item, str | Path) and (Path(item).is_dir() or str(item).lower().endswith(".zip")):
+        return _images_at(Path(item))
+    return [item]
+
+
+def _name(item: Any, number: int) -> str:
+    """What an image is called: its path, an open file's, or its number."""
+    if isinstance(item, str | Path):
+        return str(item)
+    own = getattr(item, "name", None) if hasattr(item, "read") else None
+    return own if isinstance(own, str) else f"image {number}"
+
+
+def _content(file: Any) -> bytes:
+    found = file.read()
+    if isinstance(found, bytes):
+        return found
+    raise UserError(f"{_name(file, 0)}: opened as text; open it with mode 'rb'")
 
 
 def _member(z: zipfile.ZipFile, item: Source) -> bytes:
@@ -210,6 +297,35 @@ def _member(z: zipfile.ZipFile, item: Source) -> bytes:
         return read_member(z, item.member, item.name)
 
 
-def load(path: str | Path, threads: int = 1) -> Model:
-    """The network at `path`: a bundle's folder, a run's, or an exported file. Raises `UserError`."""
+@checked
+def load(path: StrPath, threads: int = 1) -> Model:
+    """A network ready to answer, in the runtime that its file is for.
+
+    Parameters
+    ----------
+    path
+        An exported file, a bundle's folder, a run's (the smallest file that it ships), or the name of a network that
+        comes with the package.
+    threads
+        Threads that the runtime may use.
+
+    Returns
+    -------
+    Model
+        `predict` and `stream` take images; `card` says what it is; `engine(pixels)` takes uint8 [N, H, W, 3] of the
+        card's size and gives its outputs by name, float32 [N, ...].
+
+    Raises
+    ------
+    UserError
+        For a path that isn't there, a file that is damaged or has no card, a runtime that isn't installed, an address.
+
+    Examples
+    --------
+    >>> import mobilenets
+    >>> mobilenets.load("cifar10-v1-0.25").card.labels[:3]
+    ('airplane', 'automobile', 'bird')
+    """
+    if threads < 1:
+        raise UserError(f"threads must be 1 or more, not {threads}")
     return Model(engines.load(Path(path), threads))

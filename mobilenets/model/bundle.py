@@ -6,17 +6,18 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import safetensors
 import safetensors.numpy
 
-from mobilenets import files
+from mobilenets import console, files
 from mobilenets.arch.graph import CLIPS
 from mobilenets.arch.spec import Arch
+from mobilenets.arguments import StrPath, checked
 from mobilenets.errors import UserError, disk_errors
 from mobilenets.model.card import Card, Precision, classifier_card, stamp
 from mobilenets.model.encodings import (
@@ -33,6 +34,9 @@ from mobilenets.model.encodings import (
 )
 from mobilenets.model.images import Preprocess
 
+if TYPE_CHECKING:
+    from mobilenets.model.net import Net
+
 CARD, WEIGHTS = "card.json", "weights.safetensors"
 MODELS = Path(__file__).parents[1] / "pretrained"  # bundles that come with the package, each by its folder's name
 
@@ -47,8 +51,11 @@ class Bundle:
     """A card and its tensors (numpy, named as in the model's state_dict; for int8, see `quantize`)."""
 
     card: Card
-    tensors: Tensors
+    tensors: Tensors = field(repr=False)
     digest: str = ""
+
+    def _repr_html_(self) -> str:
+        return console.facts(f"bundle {self.digest[:16]}", self.card.facts())
 
     def to_json(self) -> dict[str, Any]:
         return {**self.card.to_json(), "digest": self.digest}
@@ -72,11 +79,26 @@ class Bundle:
         }
         return Bundle(plain.card.replace(encodings=names), encode(plain.card, plain.tensors, names))
 
-    def save(self, path: Path) -> Bundle:
+    def module(self) -> Net:
+        """The bundle as a PyTorch module in eval mode, its weights as they are: to use, to train on, to take apart.
+
+        It has what `mobilenets.create` gives. Raises `UserError` for an int8 bundle: its whole numbers run in files.
+        """
+        from mobilenets.model.net import of_tensors
+
+        if self.card.precision != "float32":
+            raise UserError(
+                f"a module computes in float32, and this bundle is {self.card.precision}: take the float bundle it was "
+                "made of, or mobilenets.load to run it"
+            )
+        return of_tensors(self.card, self.dense().tensors)
+
+    def save(self, path: StrPath) -> Bundle:
         """Write the folder atomically, in the place of a bundle that is there; returns the same Bundle with its digest.
 
         Raises `UserError` where anything but a bundle would be replaced.
         """
+        path = Path(path)
         check_out(path)
         with files.atomic_dir(path) as tmp:
             arrays = {k: np.asarray(v, order="C") for k, v in sorted(self.tensors.items())}
@@ -89,8 +111,10 @@ class Bundle:
         return Bundle(card, self.tensors, d["digest"])
 
     @classmethod
-    def load(cls, path: Path) -> Bundle:
+    @checked
+    def load(cls, path: StrPath) -> Bundle:
         """Read and verify a folder: every file present, every digest right. Raises `UserError`."""
+        path = located(Path(path))
         card_path = path / CARD
         try:
             d = json.loads(card_path.read_bytes())
@@ -142,8 +166,8 @@ def packaged() -> dict[str, Path]:
 
 
 def located(path: Path) -> Path:
-    """`path`; or, where there is nothing, the packaged network of that name."""
-    return path if path.exists() else packaged().get(str(path), path)
+    """`path`; or, where there is nothing, the packaged network of that name. Raises `UserError` for an address."""
+    return path if path.exists() else packaged().get(str(path)) or files.local(path)
 
 
 def find_bundle(path: Path) -> Path:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from mobilenets import console
 from mobilenets.arch.graph import Graph, Head, Shape
 from mobilenets.arch.heads import classifier_head, feature_head
 from mobilenets.arch.spec import Arch
@@ -104,6 +105,26 @@ class Card:
         """What a call gives, by name: the shape of one image's."""
         return self.graph.output_shapes
 
+    def facts(self) -> list[tuple[str, str]]:
+        """What a person reads of it, by name: network, task, input, a row for each metric, data, licence, lineage."""
+        p, counts = self.preprocess, self.data.get("counts", {})
+        labels = ", ".join(self.labels[:8]) + (f", ... ({len(self.labels)})" if len(self.labels) > 8 else "")
+        side = f"{p.input_size[1]}x{p.input_size[0]}"
+        trained = f"{self.data.get('source')} ({', '.join(f'{n} {k}' for k, n in counts.items())})"
+        return [
+            ("network", f"{self.arch.title}, {self.precision}"),
+            ("task", f"{self.task}: {labels}"),
+            ("input", f"{side} RGB of the central {p.crop:g}, (pixel - {_one(p.mean)}) / {_one(p.std)}"),
+            *((m.name, f"{m.value:.2f}%, {m.data} {m.split}, {m.count} images") for m in self.metrics),
+            ("trained on", trained if "source" in self.data else "not stated"),
+            ("licence", self.licence or "not stated"),
+            ("parent", (self.parent or "none")[:16]),
+            ("made", f"{self.created}, {', '.join(f'{k} {v}' for k, v in self.versions.items())}"),
+        ]
+
+    def _repr_html_(self) -> str:
+        return console.facts("card", self.facts())
+
     def replace(self, **changes: Any) -> Card:
         return dataclasses.replace(self, **changes)
 
@@ -178,6 +199,11 @@ def stamp(card: Card) -> Card:
             versions[name] = importlib.metadata.version(name)
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     return card.replace(created=now, versions=versions)
+
+
+def _one(values: tuple[float, ...]) -> str:
+    """The three channels' values, once where they are the same."""
+    return ", ".join(f"{v:g}" for v in (values if len(set(values)) > 1 else values[:1]))
 
 
 CARD_KEY = "mobilenets.card"

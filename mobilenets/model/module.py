@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mobilenets.arch import spec, zoo
-from mobilenets.arch.graph import Activation, Graph, Head, Op, Padding, same_padding
-from mobilenets.arch.spec import Arch, Block, Convention, Shortcut
+from mobilenets.arch.graph import Activation, Graph, Head, Op, same_padding
+from mobilenets.arch.spec import Arch, Block
 from mobilenets.errors import UserError
 from mobilenets.model.conv import Conv2d
 
@@ -214,6 +213,22 @@ class Walker(nn.Module):
         return {o.name: made[o.op] for o in self.graph.outputs}
 
 
+def classifier_of(arch: Arch) -> nn.Module:
+    """The last layer, which gives the logits; of a headless network, nothing."""
+    return Linear(arch.ops[-1], arch) if arch.num_classes else nn.Identity()
+
+
+def initialise(module: nn.Module) -> None:
+    """Random weights for one layer, from torch's global generator."""
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, mode="fan_out")
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=0.01)
+        nn.init.zeros_(module.bias)
+
+
 class MobileNet(Walker):
     """The network an `Arch` describes: images [N, 3, H, W], preprocessed, to logits [N, classes].
 
@@ -224,25 +239,22 @@ class MobileNet(Walker):
     def __init__(self, arch: Arch, head: Head | None = None) -> None:
         super().__init__()
         self.arch = arch
-        self.graph = arch.graph.replace(ops=(*arch.graph.ops, *head.ops), outputs=head.outputs) if head else arch.graph
+        self.graph = arch.graph.whole(head) if head else arch.graph
         self.blocks = nn.ModuleList(BlockModule(b, arch) for b in arch.blocks)
         self.pool = Pool()
         self.head = nn.ModuleList(BlockModule(b, arch) for b in arch.head_blocks)
-        self.classifier = Linear(arch.ops[-1], arch) if arch.num_classes else nn.Identity()
-        self.answering = nn.ModuleDict()  # the head's operations without weights, whose names are free
+        self.classifier = classifier_of(arch)
+        self.attach(head)
+        self.apply(initialise)
+
+    def attach(self, head: Head | None) -> None:
+        """Make a task's operations modules of the network: those without weights, whose names are free, apart."""
+        self.answering = nn.ModuleDict()
         for op in head.ops if head else ():
             if op.is_layer:
-                _place(self, op.name, module_for(op, arch))
+                _place(self, op.name, module_for(op, self.arch))
             else:
-                self.answering[op.name.replace(".", "_")] = module_for(op, arch)
-        for m in self.modules():
-            if isinstance(m, nn.Conv2d):
-                nn.init.kaiming_normal_(m.weight, mode="fan_out")
-                if m.bias is not None:
-                    nn.init.zeros_(m.bias)
-            elif isinstance(m, nn.Linear):
-                nn.init.normal_(m.weight, std=0.01)
-                nn.init.zeros_(m.bias)
+                self.answering[op.name.replace(".", "_")] = module_for(op, self.arch)
 
     def of(self, op: Op) -> nn.Module:
         key = op.name.replace(".", "_")
@@ -274,35 +286,3 @@ class MobileNet(Walker):
 def build(arch: Arch, head: Head | None = None) -> MobileNet:
     """The network `arch` describes, randomly initialised from torch's global generator, with a task's `head`."""
     return MobileNet(arch, head)
-
-
-def create(
-    name: str,
-    alpha: float = 1.0,
-    resolution: int | None = None,
-    num_classes: int = 1000,
-    *,
-    activation: Activation | None = None,
-    padding: Padding = "symmetric",
-    linear_bottleneck: bool = True,
-    shortcut: Shortcut = "bottleneck",
-    bn_eps: float = 1e-5,
-    bn_momentum: float = 0.1,
-    dropout: float = 0.0,
-    divisor: int = 8,
-    min_depth: int = 8,
-    keep_head: bool | None = None,
-    keep_stem: bool = False,
-    convention: Convention = "slim",
-) -> MobileNet:
-    """Build a network by name: `create("v2", alpha=0.5, resolution=160, num_classes=10)`.
-
-    Arguments are those of `spec.scale`; None takes the paper's convention. Raises `UserError` on a bad one.
-    """
-    arch = spec.scale(
-        zoo.network(name), alpha, resolution, num_classes,
-        activation=activation, padding=padding, linear_bottleneck=linear_bottleneck, shortcut=shortcut,
-        bn_eps=bn_eps, bn_momentum=bn_momentum, dropout=dropout, divisor=divisor, min_depth=min_depth,
-        keep_head=keep_head, keep_stem=keep_stem, convention=convention,
-    )  # fmt: skip
-    return build(arch)

@@ -15,7 +15,8 @@ from mobilenets.arch.graph import Graph, Op, with_rounding
 from mobilenets.arch.spec import Arch
 from mobilenets.model.bundle import Bundle
 from mobilenets.model.encodings import Array, Folded, fold, rounded, unpack
-from mobilenets.model.module import ACTIVATIONS, MobileNet, Walker, build, module_for, pad_same
+from mobilenets.model.module import ACTIVATIONS, MobileNet, Walker, module_for, pad_same
+from mobilenets.model.net import of_tensors
 
 
 class Layer(nn.Module):
@@ -106,11 +107,7 @@ class SimulatedInt8(RoundedNetwork):
 
 def float_model(bundle: Bundle) -> MobileNet:
     """The float network with the bundle's weights, in eval mode. What its outputs don't need stays as it is made."""
-    card = bundle.card
-    model = build(card.arch, card.head)
-    state = {k: torch.from_numpy(v) for k, v in bundle.dense().tensors.items()}
-    model.load_state_dict(state, strict=len(card.graph.layers) == len(model.graph.layers))
-    return model.eval()
+    return of_tensors(bundle.card, bundle.dense().tensors)
 
 
 def folded_network(bundle: Bundle) -> FoldedNetwork:

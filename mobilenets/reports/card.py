@@ -23,31 +23,15 @@ def bundle_table(bundle: Bundle) -> RenderableType:
 
 def card_table(title: str, card: Card, size_bytes: int) -> RenderableType:
     """A card as a table."""
-    c = cost.count(card.arch)
+    c, facts = cost.count(card.arch), card.facts()
     t = console.table(title, ["", "value"], left=("", "value"))
-    labels = ", ".join(card.labels[:8]) + (f", ... ({len(card.labels)})" if len(card.labels) > 8 else "")
-    p = card.preprocess
-    counts = card.data.get("counts", {})
     for name, value in (
-        ("network", f"{card.arch.title}, {card.precision}"),
-        ("task", f"{card.task}: {labels}"),
+        *facts[:2],
         ("cost", f"{c.macs / 1e6:.1f} M macs, {c.params / 1e6:.2f} M params"),
         ("size", f"{console.megabytes(size_bytes)} MB"),
-        (
-            "input",
-            f"{p.resolution}x{p.resolution} RGB of the central {p.crop:g}, (pixel - {_one(p.mean)}) / {_one(p.std)}",
-        ),
-        *((m.name, f"{m.value:.2f}%, {m.data} {m.split}, {m.count} images") for m in card.metrics),
-        (
-            "trained on",
-            f"{card.data['source']} ({', '.join(f'{n} {k}' for k, n in counts.items())})"
-            if "source" in card.data
-            else "not stated",
-        ),
+        *facts[2:-3],
         *_recipe_rows(card),
-        ("licence", card.licence or "not stated"),
-        ("parent", (card.parent or "none")[:16]),
-        ("made", f"{card.created}, {', '.join(f'{k} {v}' for k, v in card.versions.items())}"),
+        *facts[-3:],
     ):
         t.add_row(name, value)
     return t
@@ -64,8 +48,3 @@ def _recipe_rows(card: Card) -> Iterator[tuple[str, str]]:
         name, digest = teacher.pop("name"), teacher.pop("digest")
         yield "teacher", f"{name} ({digest[:16]}), " + ", ".join(f"{k} {v}" for k, v in teacher.items())
     yield "recipe", ", ".join(f"{k} {v}" for k, v in fields.items()) or "not stated"
-
-
-def _one(values: tuple[float, ...]) -> str:
-    """The three channels' values, once where they are the same."""
-    return ", ".join(f"{v:g}" for v in (values if len(set(values)) > 1 else values[:1]))

@@ -15,6 +15,7 @@ from mobilenets.arch import published
 from mobilenets.arch.graph import Head
 from mobilenets.arch.heads import LOGITS, PROBABILITIES, classifier_head
 from mobilenets.arch.spec import Arch
+from mobilenets.console import Notebook
 from mobilenets.data.dataset import Data, Split
 from mobilenets.data.open import open_data
 from mobilenets.model.card import Card, Precision
@@ -68,7 +69,7 @@ def best(scores: npt.NDArray[np.float32], labels: tuple[str, ...], k: int) -> li
 
 
 @dataclass(frozen=True)
-class Scores:
+class Scores(Notebook):
     """How well a network did on a split. Accuracies in percent."""
 
     top1: float

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Step:
+class Step(console.Notebook):
     """The network at one step from float to exported file: its scores, and for a file its latency.
 
     `scores` are the task's, as its `Scores` gives them for JSON, details and all.
@@ -47,7 +47,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Fitted:
+class Fitted(console.Notebook):
     """What `fit` made: the file to ship, and the way to it. `elsewhere`: the machine whose table was chosen by."""
 
     out: Path

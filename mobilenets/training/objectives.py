@@ -68,12 +68,12 @@ class Distilled(nn.Module):
         true, soft, wanted = targets
         how = self.how
         loss: Tensor = wanted.new_zeros(())
-        if how.labels:
-            loss = loss + how.labels * self.labels(outputs, true)
-        if self.widths[0] and how.labels < 1:
+        if how.share:
+            loss = loss + how.share * self.labels(outputs, true)
+        if self.widths[0] and how.share < 1:
             log_p = F.log_softmax(outputs[LOGITS].float() / how.temperature, dim=1)
             divergence = F.kl_div(log_p, soft, reduction="batchmean")
-            loss = loss + (1 - how.labels) * how.temperature**2 * divergence
+            loss = loss + (1 - how.share) * how.temperature**2 * divergence
         if self.to_teacher is not None:
             off = self.to_teacher(outputs[self.embedding].flatten(1)).float() - wanted
             loss = loss + how.embedding * off.square().sum() / wanted.square().sum().clamp(min=1e-12)

@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from mobilenets.arguments import checked
 from mobilenets.errors import UserError, unknown
 
 
@@ -13,6 +14,7 @@ def _doc(default: Any, text: str) -> Any:
     return field(default=default, metadata={"help": text})
 
 
+@checked
 @dataclass(frozen=True)
 class Recipe:
     """How to train. Sizes are of the global batch, whatever the number of processes it is split over."""
@@ -194,11 +196,16 @@ if TYPE_CHECKING:
         """Recipe fields to change; None keeps the recipe's. From Python: `Overrides(epochs=3)`."""
 
 else:  # every field of Recipe, optional: what a command line changes
-    Overrides = dataclasses.make_dataclass(
-        "Overrides",
-        [(f.name, f"{f.type} | None", field(default=None, metadata=f.metadata)) for f in dataclasses.fields(Recipe)],
-        namespace={"__module__": __name__, "__doc__": "Recipe fields to change; None keeps the recipe's."},
-        frozen=True,
+    Overrides = checked(
+        dataclasses.make_dataclass(
+            "Overrides",
+            [
+                (f.name, f"{f.type} | None", field(default=None, metadata=f.metadata))
+                for f in dataclasses.fields(Recipe)
+            ],
+            namespace={"__module__": __name__, "__doc__": "Recipe fields to change; None keeps the recipe's."},
+            frozen=True,
+        )
     )
 
 
@@ -210,21 +217,38 @@ def recipe(name: str, overrides: Overrides | None = None) -> Recipe:
     return dataclasses.replace(RECIPES[name], **changes)
 
 
+@checked
 @dataclass(frozen=True)
 class Distillation:
-    """How the parts of the loss count; `objectives.Distilled` says what they are."""
+    """How a student learns from its teacher (Hinton and others 2015); `objectives.Distilled` says what the parts are.
 
-    temperature: float
-    labels: float
-    embedding: float
-    views: int | None
+    Raises `UserError` for numbers that can't be.
+    """
+
+    temperature: float = _doc(4.0, "Softens the teacher's probabilities and the student's, so that small ones count.")
+    labels: float | None = _doc(
+        None, "Share of the loss that the true classes have; by default 0.1, and 0 with --unlabelled."
+    )
+    embedding: float = _doc(
+        0.0, "Weight of the squared difference to the teacher's embedding (what its classifier reads); 0 is off."
+    )
+    views: int | None = _doc(
+        None,
+        "Random views of each image that the teacher is asked about, once; they come round again. 0: it is asked about "
+        "every image in every step. By default 16, or 0 where the answers would take over 2 GiB.",
+    )
 
     def __post_init__(self) -> None:
         if not self.temperature > 0:
             raise UserError(f"temperature must be above 0, not {self.temperature}")
-        if not 0 <= self.labels <= 1:
+        if self.labels is not None and not 0 <= self.labels <= 1:
             raise UserError(f"labels is a share of the loss, from 0 to 1, not {self.labels}")
         if self.embedding < 0:
             raise UserError(f"embedding must be 0 or more, not {self.embedding}")
         if self.views is not None and self.views < 0:
             raise UserError(f"views must be 0 or more, not {self.views}")
+
+    @property
+    def share(self) -> float:
+        """`labels`, or what they have where nothing is said."""
+        return 0.1 if self.labels is None else self.labels

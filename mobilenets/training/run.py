@@ -64,8 +64,14 @@ def taken(out: Path, config: dict[str, Any], resume: bool, data: Data) -> Iterat
     if out.exists() and not (out / CONFIG).exists() and any(p.name not in (".gitkeep", LOCK) for p in out.iterdir()):
         raise UserError(f"{out} is not empty and holds no run; choose another --out")
     with alone(out):
+        begun = not (out / CONFIG).exists()
         _prepare(out, {**config, DATA: {"labels": list(data.labels), **(data.images or {})}}, resume)
-        yield
+        try:
+            yield
+        except UserError:
+            if begun and {p.name for p in out.iterdir()} <= {CONFIG, LOCK}:  # nothing came of it: no run to resume
+                (out / CONFIG).unlink()
+            raise
 
 
 def _prepare(out: Path, config: dict[str, Any], resume: bool) -> None:

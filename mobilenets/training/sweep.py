@@ -77,7 +77,7 @@ def networks(runs: Iterable[Trained], metric: MetricSpec) -> tuple[Network, ...]
 
 
 @dataclass(frozen=True)
-class Sweep:
+class Sweep(console.Notebook):
     """What `sweep` made so far, of `planned` trainings. Latencies are of one image on `threads` threads."""
 
     out: Path
@@ -176,7 +176,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Trained:
+class Trained(console.Notebook):
     """A network that was trained with one seed.
 
     `score`: the task's, on `images` images of `split`, by the exported file. Where the training failed, `error` says

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import multiprocessing
 import os
 import statistics
 import time
@@ -192,11 +191,7 @@ def best_batch(speeds: Sequence[Speed]) -> int:
 def try_batches(trial: Trial) -> tuple[Speed, ...]:
     """Train at 16, 32, 64, ... images in a process of its own, so that running out of memory ends that alone."""
     memory = _available()
-    context = multiprocessing.get_context("spawn")
-    pipe, theirs = context.Pipe()
-    child = context.Process(target=_child, args=(trial, theirs))
-    child.start()
-    theirs.close()
+    pipe, child = bench.start(_child, trial, daemon=False)
     speeds: list[Speed] = []
 
     def receive() -> Any:

@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from mobilenets.arch import cost, published, zoo
-from mobilenets.commands.list import catalogue, show_list
+from mobilenets.commands.list import catalogue, list_networks
 
 
 def test_every_published_accuracy_is_listed_with_the_networks_own_cost():
@@ -21,12 +21,12 @@ def test_every_published_accuracy_is_listed_with_the_networks_own_cost():
 
 
 def test_filters():
-    assert {e.arch for e in show_list("small").entries} == {"v3-small", "v3-small-minimalistic"}
-    assert {e.arch for e in show_list("MobileNet_V3_Large").entries} == {"v3-large", "v3-large-minimalistic"}
-    best = show_list(min_top1=75).entries
+    assert {e.arch for e in list_networks("small").entries} == {"v3-small", "v3-small-minimalistic"}
+    assert {e.arch for e in list_networks("MobileNet_V3_Large").entries} == {"v3-large", "v3-large-minimalistic"}
+    best = list_networks(min_top1=75).entries
     assert best
     assert all(e.imagenet_top1 >= 75 for e in best)
-    few = show_list(max_macs_m=50, max_params_m=1).entries
+    few = list_networks(max_macs_m=50, max_params_m=1).entries
     assert few
     assert all(e.macs <= 50e6 and e.params <= 1e6 for e in few)
 
@@ -36,7 +36,7 @@ def test_filters():
     [("top1", lambda e: -(e.imagenet_top1 or 0)), ("macs", lambda e: e.macs), ("params", lambda e: e.params)],
 )
 def test_sorting(sort, key):
-    keys = [key(e) for e in show_list(sort=sort).entries]
+    keys = [key(e) for e in list_networks(sort=sort).entries]
     assert keys == sorted(keys)
     assert len(set(keys)) > 20
 

@@ -82,3 +82,22 @@ def test_classes_from_the_files_names(write_images, tmp_path):
     assert data.labels == ("Abyssinian", "beagle", "great_pyrenees")
     assert sum(map(len, data.splits.values())) == 18
     assert not data.doubts
+
+
+@pytest.mark.parametrize("verb", ["fit", "train", "sweep", "shards"])
+def test_verbs_stop_before_anything_is_made(verb, pets, command, tmp_path):
+    out = tmp_path / "out"
+    ran = command(verb, pets, *(("--out", out) if verb != "shards" else (out,)))
+    assert ran.code == 2
+    assert "--yes goes on with it" in ran.err.splitlines()[-1]
+    assert not list(out.rglob("*.onnx")) + list(out.rglob("*.tar")) + list(out.rglob("*.ckpt"))
+
+
+def test_a_network_trained_by_names_is_scored_by_them(write_images, command, tmp_path):
+    flat = write_images(tmp_path / "flat", {"images": 18}) / "images"
+    for f, name in zip(sorted(flat.iterdir()), BREEDS, strict=True):
+        f.rename(flat / f"{name}.png")
+    line = ("train", flat, "--class-from-name", "--arch", "v1", "--alpha", 0.25, "--resolution", 32, "--epochs", 1)
+    assert command(*line, "--workers", 0, "--out", tmp_path / "run").code == 0
+    assert command("eval", tmp_path / "run", "--json").json["count"] == 3
+    assert command("eval", tmp_path / "run", flat, "--class-from-name", "--json").json["split"] == "val"

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from mobilenets.arch import zoo
 from mobilenets.model import module as model
 from mobilenets.model.conv import Conv2d, _Depthwise, by_taps, seen
 
@@ -44,7 +45,7 @@ def test_a_network_in_bf16_has_the_gradients_of_plain_layers(name, monkeypatch):
 
     def gradients(bf16=True):
         torch.manual_seed(0)
-        net = model.create(name, 0.25, 32, 5).to(memory_format=torch.channels_last)
+        net = model.build(zoo.arch(name, 0.25, 32, 5)).to(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             loss = net(x).float().square().mean()
         loss.backward()

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from mobilenets.arch import zoo
 from mobilenets.errors import UserError
 from mobilenets.training.recipes import RECIPES, TRIED, Overrides, Recipe, recipe
 
@@ -132,9 +133,9 @@ def test_a_bad_option(command, tmp_path, verb, option, value, message):
 
 @pytest.fixture(scope="module")
 def net():
-    from mobilenets.model.module import create
+    from mobilenets.model.module import build
 
-    return create("v2", 0.35, 32, 5)
+    return build(zoo.arch("v2", 0.35, 32, 5))
 
 
 def test_what_is_decayed(net):

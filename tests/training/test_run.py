@@ -172,3 +172,9 @@ def test_a_word_where_later_epochs_brought_nothing(capsys):
     _say_when(28, 30, Recipe(epochs=30))
     _say_when(1, 3, Recipe(epochs=3))
     assert capsys.readouterr().err == ""
+
+
+def test_what_stopped_before_it_began_is_no_run(photos, tiny_train, tmp_path):
+    (photos / "red" / "broken.png").write_bytes(b"x")
+    assert tiny_train(tmp_path / "run", "--epochs", 1, data=photos).ran.code == 2
+    assert tiny_train(tmp_path / "run", "--epochs", 1, "--skip-bad", data=photos).ran.code == 0

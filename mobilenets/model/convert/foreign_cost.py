@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mobilenets.console import Notebook
 from mobilenets.errors import UserError, unknown
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ RESOLUTIONS = {"inception_v3": 299}
 
 
 @dataclass(frozen=True)
-class ForeignCost:
+class ForeignCost(Notebook):
     """Macs and trainable parameters of somebody else's classifier, at `resolution` pixels."""
 
     name: str

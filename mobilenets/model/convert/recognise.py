@@ -155,7 +155,8 @@ def unprefixed(tensors: Arrays) -> Arrays:
             first, _, rest = name.partition(".")
             parts.setdefault(first, {})[rest] = array
         if len(parts) > 1:
-            parts = {k: part for k, part in parts.items() if any(_has_stem(n, unprefixed(part)) for n in NAMINGS)}
+            bare = {k: unprefixed(part) for k, part in parts.items()}
+            parts = {k: part for k, part in parts.items() if any(_has_stem(n, bare[k]) for n in NAMINGS)}
         if len(parts) != 1 or "" in next(iter(parts.values())):
             break
         (tensors,) = parts.values()

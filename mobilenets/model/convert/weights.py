@@ -62,7 +62,7 @@ def open_foreign(source: str) -> Foreign:
         from mobilenets.model.convert import hubs
 
         return hubs.HUBS[library](name)
-    path = Path(source)
+    path = files.local(source)
     readers: dict[str, Callable[[Path], Arrays | tflite.Graph]] = {
         "hdf5": hdf5.read,
         "tf_checkpoint": tf_checkpoint.read,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mobilenets.console import Notebook
 from mobilenets.reports.papers.checking import JUDGED, Result, Status
 from mobilenets.reports.papers.errata import TEXT_ERRATA
 from mobilenets.reports.papers.tables import TABLES
@@ -37,7 +38,7 @@ def errata(results: tuple[Result, ...]) -> tuple[Wrong, ...]:
 
 
 @dataclass(frozen=True)
-class Reproduction:
+class Reproduction(Notebook):
     """The tables asked for, checked; every misprint, if asked for; the page, where one was written."""
 
     results: tuple[Result, ...]

@@ -11,6 +11,7 @@ from mobilenets.tasks.task import MetricSpec
 from mobilenets.training.fitted import Step
 
 FEW = 10_000  # training images below which pretrained weights decide
+PHOTO = 64  # pixels of a short side; smaller ones look like nothing that weights for photos know
 FEW_OF_A_CLASS = 20
 RISING = 1.0  # what the last fifth of the epochs brought, in the metric's unit
 OVERFITTED = 1.15  # the last held-out loss as a multiple of the least
@@ -34,7 +35,7 @@ def advise(
     """At most MOST sentences; none where nothing stands out. `classes`: 0 of what isn't a classifier."""
     images = sum(scan.counts.get("train", {}).values())
     out = []
-    if not pretrained and images < FEW:
+    if not pretrained and images < FEW and scan.native_side >= PHOTO:
         out.append(
             f"It was trained from scratch on {images:,} images. On so few, starting from pretrained weights is worth "
             "more than anything else: mobilenets import makes a bundle of them, --init starts from it."

@@ -10,10 +10,10 @@ def steps(first=80.0, last=80.0):
     return [Step("s", "p", "e", "int8", 1, {"top1": v}) for v in (first, last)]
 
 
-def said(score, val=None, train=None, *, pretrained=True, images=100, recipe=None, lost=0.0, classes=3):
+def said(score, val=None, train=None, *, pretrained=True, images=100, recipe=None, lost=0.0, classes=3, side=300):
     curves = {"val_top1": dict(enumerate(score, 1))}
     curves |= {name: dict(enumerate(v, 1)) for name, v in (("val_loss", val), ("train_loss", train)) if v}
-    scan = Scan("d", {"train": dict.fromkeys("abc", images)})
+    scan = Scan("d", {"train": dict.fromkeys("abc", images)}, native_side=side)
     return advise(curves, steps(80, 80 - lost), scan, recipe or {}, PRIMARY, pretrained=pretrained, classes=classes)
 
 
@@ -29,7 +29,7 @@ def test_from_scratch_on_few_images():
     (line,) = said(FLAT, pretrained=False)
     assert "trained from scratch on 300 images" in line
     assert "--init" in line
-    assert said(FLAT, pretrained=False, images=5000) == []
+    assert said(FLAT, pretrained=False, images=5000) == said(FLAT, pretrained=False, side=28) == []
 
 
 def test_still_rising():

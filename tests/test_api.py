@@ -4,6 +4,7 @@ import ast
 import doctest
 import inspect
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -217,6 +218,55 @@ def test_examples_run(name, flowers, monkeypatch):
         runner.run(test, out=said.append)
     assert runner.tries
     assert not runner.failures, "".join(said)
+
+
+# ---- a user's script -----------------------------------------------------------------------------------------------
+
+SCRIPT = Path(__file__).with_name("typed_user.py")
+
+
+def checked_by_mypy(script):
+    line = ["--strict", "--follow-imports=silent", "--cache-dir", str(script.parent / "cache"), str(script)]
+    return subprocess.run([sys.executable, "-m", "mypy", *line], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+def test_a_users_script_is_typed(tmp_path):
+    """But for the lines that import torchvision, which has no types."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.read_text())
+    said = checked_by_mypy(script).stdout
+    assert {line.split("error: ")[1].split('"')[0] for line in said.splitlines() if "error" in line} == {
+        "Skipping analyzing "
+    }
+    script.write_text(f"{SCRIPT.read_text()}\nmobilenets.fit('x', out=3, threads='2').steps\n")
+    said = checked_by_mypy(script).stdout
+    assert 'Argument "out" to "fit" has incompatible type "int"' in said
+    assert 'Argument "threads" to "fit" has incompatible type "str"' in said
+    assert 'Item "None" of "Fitted | None" has no attribute "steps"' in said
+
+
+@pytest.mark.slow
+def test_a_users_script_runs(flowers, colours, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "fl").symlink_to(colours)
+    shutil.make_archive("fl", "zip", colours / "val")
+    shutil.copy(flowers / "pi5.json", "t.json")
+    done = subprocess.run([sys.executable, SCRIPT], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stdout.splitlines()) == 13
+
+
+def test_a_script_is_not_run_again_by_the_processes_that_measure(tmp_path):
+    """Python's own way runs the main module in each of them."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import mobilenets\nprint('begun')\n"
+        "print(len(mobilenets.bench('cifar10-v1-0.25', batch=1, rounds=1).timings))\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.split()) == (0, ["begun", "1"]), done.stderr
 
 
 def test_most_functions_have_an_example():

@@ -9,6 +9,7 @@ import zipfile
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import mobilenets
@@ -100,20 +101,114 @@ def test_a_pil_images_16_bits_are_read_as_a_files_are(model, tmp_path):
     same(m.predict([wide]), [m.predict([tmp_path / "w.png"])[0].top])
 
 
+def test_one_in_one_out(model, photos):
+    """One image gives its prediction, by whatever it is given; several give a list, of one too."""
+    path = sorted(photos.rglob("*.png"))[0]
+    m, pixels, data = mobilenets.load(model), np.asarray(Image.open(path)), path.read_bytes()
+    answers = expected(model, [path])
+    tensor = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
+    with path.open("rb") as opened:
+        one = [
+            m.predict(x)
+            for x in (path, str(path), data, bytearray(data), memoryview(data), io.BytesIO(data), opened,
+                      Image.open(path), pixels, pixels / 255, (pixels / 255).astype(np.float32), tensor,
+                      tensor.double() / 255)
+        ]  # fmt: skip
+    same(one, answers * len(one))
+    assert [p.image for p in one[:3]] == [str(path), str(path), "image 0"]
+    assert one[6].image == str(path)
+    for several in ([path], (path,), (p for p in [path]), {path}, pixels[None], tensor[None], np.array([str(path)])):
+        same(m.predict(several), answers)
+
+
+def test_a_folder_a_zip_and_batches_among_others(model, photos, tmp_path):
+    paths = sorted(photos.rglob("*.png"))
+    m = mobilenets.load(model)
+    zipped = tmp_path / "p.zip"
+    with zipfile.ZipFile(zipped, "w") as z:
+        for p in paths[:3]:
+            z.write(p, p.name)
+    batch = np.stack([np.asarray(Image.open(p)) for p in paths[:4]])
+    answers = expected(model, paths)
+    for folder in (photos, str(photos)):
+        same(m.predict(folder), answers)
+    same(m.predict(zipped), answers[:3])
+    same(m.predict(batch), answers[:4])
+    same(m.predict(torch.from_numpy(batch).permute(0, 3, 1, 2)), answers[:4])
+    same(m.predict([paths[9], zipped, batch, photos]), [answers[9], *answers[:3], *answers[:4], *answers])
+
+
+def test_grey_and_transparent_arrays_are_as_files_are(model, photos, tmp_path):
+    path = sorted(photos.rglob("*.png"))[0]
+    m = mobilenets.load(model)
+    for mode, channels in (("L", 1), ("RGBA", 4)):
+        image = Image.open(path).convert(mode)
+        image.save(tmp_path / "x.png")
+        values = np.asarray(image)
+        same(
+            [m.predict(values), m.predict(values.reshape(40, 40, channels))], expected(model, [tmp_path / "x.png"] * 2)
+        )
+        tensor = torch.from_numpy(values.reshape(40, 40, channels).copy()).permute(2, 0, 1)
+        same([m.predict(tensor)], expected(model, [tmp_path / "x.png"]))
+
+
 @pytest.mark.parametrize(
-    "item",
+    ("given", "message"),
     [
-        np.zeros((8, 8, 3), np.float32),
-        np.zeros((8, 8), np.uint8),
-        np.zeros((8, 8, 4), np.uint8),
-        np.zeros((2, 8, 8, 3), np.uint8),
-        None,
-        7,
+        ({}, "got dict"),
+        ({"a.png": 1}, "got dict"),
+        (None, "got NoneType"),
+        (7, "got int"),
+        (np.float32(7), "got float32"),
+        ([7], "got int for an image"),
+        ([None], "got NoneType for an image"),
+        ([[1, 2]], "got list for an image"),
+        (np.zeros((3, 9, 8), np.uint8), "[H, W, C], not [3, 9, 8]: turn it: numpy.moveaxis"),
+        (np.zeros((9, 8, 2), np.uint8), "it has 1, 3 or 4 channels"),
+        (np.zeros(9, np.uint8), "[H, W, C] or [H, W], not [9]"),
+        (np.zeros((2, 2, 9, 8, 3), np.uint8), "[H, W, C] or [H, W], not [2, 2, 9, 8, 3]"),
+        (np.zeros((0, 8, 3), np.uint8), "has no pixels"),
+        (np.zeros((9, 8, 3), np.int64), "uint8, or floats from 0 to 1, not int64"),
+        (np.zeros((9, 8, 3), bool), "uint8, or floats from 0 to 1, not bool"),
+        (np.full((9, 8, 3), 200.0), "go from 0 to 1, not from 200 to 200: give uint8"),
+        (np.full((9, 8, 3), np.nan), "go from 0 to 1, not from nan to nan"),
+        (torch.full((3, 9, 8), -1.5), "go from 0 to 1, not from -1.5 to -1.5"),
+        (torch.zeros(9, 8, 3), "[C, H, W], not [9, 8, 3]: turn it: x.movedim(-1, -3)"),
+        ("gone.png", "gone.png: no such file or folder"),
+        ("https://example.org/a.png", "https://example.org/a.png: addresses aren't read here"),
+        (["https://example.org/a.png"], "https://example.org/a.png: addresses aren't read here"),
+        (io.StringIO("text"), "opened as text; open it with mode 'rb'"),
     ],
 )
-def test_what_is_no_image_is_refused(model, item):
-    with pytest.raises(UserError, match=r"uint8|not an image"):
-        mobilenets.load(model).predict([item])
+def test_what_is_no_image_is_refused(model, given, message):
+    with pytest.raises(UserError) as e:
+        mobilenets.load(model).predict(given)
+    assert message in str(e.value)
+    assert "\n" not in str(e.value)
+
+
+def test_top_is_judged(model, photos):
+    m = mobilenets.load(model)
+    for top in (0, -1):
+        with pytest.raises(UserError, match="top must be 1 or more"):
+            m.predict(photos, top=top)
+    with pytest.raises(UserError, match="threads must be 1 or more"):
+        mobilenets.load(model, threads=0)
+
+
+def test_predict_as_a_function(model, photos, tmp_path):
+    paths = sorted(photos.rglob("*.png"))
+    answers = expected(model, paths)
+    same(mobilenets.predict(model, photos), answers)
+    same(mobilenets.predict(str(model), paths[0], np.asarray(Image.open(paths[1]))), answers[:2])
+    made = mobilenets.predict(model, photos, out=str(tmp_path / "p.jsonl"))
+    assert (made.images, made.skipped) == (30, ())
+    lines = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
+    assert [line["top"][0]["label"] for line in lines] == [a[0][0] for a in answers]
+    with pytest.raises(UserError, match="name at least one image"):
+        mobilenets.predict(model)
+    with pytest.raises(UserError, match=r"gone\.png: no such file"):
+        mobilenets.predict(model, "gone.png")
 
 
 def test_no_images_no_answers(model):

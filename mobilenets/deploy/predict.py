@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from mobilenets import tasks
-from mobilenets.data.folder import is_hidden, is_image_name, read_member, unreadable
+from mobilenets.data.folder import is_hidden, is_image_name, open_zip, read_member, unreadable
 from mobilenets.deploy import engines
 from mobilenets.deploy.engines import Engine, Outputs
 from mobilenets.errors import UserError
@@ -138,10 +138,7 @@ def _images_at(path: Path) -> Iterator[Source]:
         if not found:
             raise UserError(f"{path}: no images in this folder{unreadable(others, '; ')}")
     elif zipfile.is_zipfile(path):
-        try:
-            z = zipfile.ZipFile(path)  # closed with the last Source that names it
-        except (zipfile.BadZipFile, OSError, NotImplementedError) as e:
-            raise UserError(f"{path}: not a readable zip ({e})") from e
+        z = open_zip(path)  # closed with the last Source that names it
         found = False
         for info in z.infolist():
             if is_image_name(info.filename):

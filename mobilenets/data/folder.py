@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from mobilenets.arch.fields import is_text
 from mobilenets.data.dataset import Data, Split
 from mobilenets.errors import UserError
 from mobilenets.model.images import MAX_PIXELS, SUFFIXES, TIMES, UNREADABLE, BadImage
@@ -67,7 +68,7 @@ def list_zip(path: Path) -> Listing:
         with open_zip(path) as z:
             names = sorted(z.namelist())
     except UserError as e:
-        raise UserError(f"{e}; expected a folder, or a zip, of class folders") from e
+        raise UserError(f"{path}: not a folder, nor a readable zip of class folders ({e.__cause__})") from e
     local = threading.local()  # a ZipFile is not for several threads at once: one each
 
     def read(name: str) -> bytes:
@@ -207,8 +208,9 @@ def from_listing(source: str, listing: Listing) -> Data:
             loose.append(f)
     labels = sorted({c for rows in found.values() for _, c in rows})
     for c in labels:
-        if not c.isprintable() and c.encode(errors="ignore").decode() != c:
-            raise UserError(f"{source}: the class folder {c!r} has a name that isn't UTF-8: rename it")
+        if not is_text(c):
+            what = "that isn't UTF-8" if c.encode(errors="ignore").decode() != c else "with control characters"
+            raise UserError(f"{source}: the class folder {c!a} has a name {what}: rename it")
     known = {c: i for i, c in enumerate(labels)}
     parts_of = [(d, d.split("/")) for d in listing.folders]
     empty = sorted({

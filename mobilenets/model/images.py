@@ -208,6 +208,8 @@ class Preprocess:
             raise UserError(f"crop must be above 0 and at most 1, not {self.crop}")
         if len(self.mean) != 3 or len(self.std) != 3 or not all(s > 0 for s in self.std):
             raise UserError("mean and std need three numbers each, std above 0")
+        if not all(math.isfinite(v) for v in (*self.mean, *self.std)):
+            raise UserError("mean and std need finite numbers")
         if self.interpolation not in INTERPOLATIONS:
             raise unknown("interpolation", str(self.interpolation), INTERPOLATIONS)
 

@@ -24,7 +24,7 @@ def bundle_table(bundle: Bundle) -> RenderableType:
 def card_table(title: str, card: Card, size_bytes: int) -> RenderableType:
     """A card as a table."""
     c = cost.count(card.arch)
-    t = console.table(title, ["", "value"], left=("", "value"))
+    t = console.table(console.plain(title), ["", "value"], left=("", "value"))
     labels = ", ".join(card.labels[:8]) + (f", ... ({len(card.labels)})" if len(card.labels) > 8 else "")
     p = card.preprocess
     counts = card.data.get("counts", {})
@@ -49,7 +49,7 @@ def card_table(title: str, card: Card, size_bytes: int) -> RenderableType:
         ("parent", (card.parent or "none")[:16]),
         ("made", f"{card.created}, {', '.join(f'{k} {v}' for k, v in card.versions.items())}"),
     ):
-        t.add_row(name, value)
+        t.add_row(name, console.plain(value))
     return t
 
 

@@ -59,10 +59,11 @@ def prepare(out: Path, config: dict[str, Any], resume: bool) -> None:
         return
     if not resume:
         raise UserError(f"{out} holds a run already: go on with it (--resume) or choose another --out")
-    before = json.loads(path.read_text())
+    before = files.read_json(path, (), "a run")
     before = {"task": "classify"} | before if "task" in config else before  # runs of before there were others
     if "recipe" in config:  # a recipe's later fields change nothing by default
-        before["recipe"] = Recipe().to_json() | before.get("recipe", {})
+        recipe = before.get("recipe", {})
+        before["recipe"] = Recipe().to_json() | (recipe if isinstance(recipe, dict) else {"recipe": recipe})
     now = json.loads(json.dumps(config))
     before, now = _flat(before), _flat(now)
     changed = [k for k in {**now, **before} if k != COMMAND and before.get(k) != now.get(k)]
@@ -80,7 +81,7 @@ def say_where(out: Path) -> None:
 def recorded_command(out: Path) -> str:
     """The command that began the run in `out`."""
     path = out / CONFIG
-    return str(json.loads(path.read_text())[COMMAND]) if path.exists() else command_line()
+    return str(files.read_json(path, (COMMAND,), "a run")[COMMAND]) if path.exists() else command_line()
 
 
 def _flat(config: dict[str, Any]) -> dict[str, Any]:

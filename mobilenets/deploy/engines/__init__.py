@@ -17,7 +17,6 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.metadata
-import json
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -29,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mobilenets.errors import UserError, unknown
-from mobilenets.files import size_on_disk
+from mobilenets.files import parse_json, size_on_disk
 from mobilenets.model.bundle import CARD, Bundle, located, packaged
 from mobilenets.model.card import Card, Precision
 from mobilenets.model.images import Pixels
@@ -210,7 +209,7 @@ def parse_card(text: str | bytes | None, where: str) -> Card:
     if text is None:
         raise UserError(f"{where}: has no card inside; export it with mobilenets")
     try:
-        return Card.from_json(json.loads(text), where)
+        return Card.from_json(parse_json(text), where)
     except ValueError as e:
         raise UserError(f"{where}: the card inside isn't JSON: {e}") from e
 

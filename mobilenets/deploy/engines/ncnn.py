@@ -11,7 +11,7 @@ import numpy as np
 
 from mobilenets.deploy.engines import Outputs
 from mobilenets.errors import UserError
-from mobilenets.files import sha256
+from mobilenets.files import read_json, sha256
 from mobilenets.model.bundle import Bundle
 from mobilenets.model.card import Card, Precision
 from mobilenets.model.images import Pixels
@@ -26,12 +26,9 @@ def version() -> str:
 
 def read_card(path: Path) -> Card:
     """The card of the folder at `path`, whose other files are what was written with it."""
-    try:
-        d = json.loads((path / CARD).read_bytes())
-    except FileNotFoundError as e:
-        raise UserError(f"{path}: has no card ({CARD} is missing); export it with mobilenets") from e
-    except (ValueError, OSError) as e:
-        raise UserError(f"{path / CARD}: not readable as JSON: {e}") from e
+    if not (path / CARD).is_file():
+        raise UserError(f"{path}: has no card ({CARD} is missing); export it with mobilenets")
+    d = read_json(path / CARD, (), "an ncnn network")
     card = Card.from_json(d, str(path / CARD))
     for name in (PARAM, BIN):
         if not (path / name).is_file():

@@ -153,10 +153,16 @@ def _images_at(path: Path) -> Iterator[Source]:
 class Model:
     """A network ready to answer: `mobilenets.load(path).predict(images)`."""
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
+    def __init__(self, engine: Engine, source: tuple[Path, int] | None = None) -> None:
+        """`source`: the file and the threads that `engine` was loaded with, by which the model can be pickled."""
+        self.engine, self.source = engine, source
         self.card = engine.card
         self.task = tasks.of(engine.card)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.source is None:
+            raise UserError("this network can't be pickled: it wasn't loaded from a file; pickle its bundle")
+        return load, self.source
 
     def predict(self, images: Iterable[Any], top: int = 5) -> list[Prediction]:
         """What the network says of each image: a path, a PIL image, or uint8 RGB pixels [H, W, 3]. `top`: labels.
@@ -209,4 +215,5 @@ def _member(z: zipfile.ZipFile, item: Source) -> bytes:
 
 def load(path: str | Path, threads: int = 1) -> Model:
     """The network at `path`: a bundle's folder, a run's, or an exported file. Raises `UserError`."""
-    return Model(engines.load(Path(path), threads))
+    found = engines.resolve(Path(path))
+    return Model(engines.load(found, threads), (found.absolute(), threads))

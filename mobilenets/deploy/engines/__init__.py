@@ -27,6 +27,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from mobilenets.deploy.engines import trial
 from mobilenets.errors import UserError, unknown
 from mobilenets.files import parse_json, size_on_disk
 from mobilenets.model.bundle import CARD, Bundle, located, packaged
@@ -200,7 +201,11 @@ def resolve(path: Path) -> Path:
 def load(path: Path, threads: int = 1) -> Engine:
     """The network at `path` (a bundle's folder, a run's, or an exported file), ready to run on `threads` threads."""
     path = resolve(path)
-    engine: Engine = module(for_path(path)).load(path, threads)
+    name = for_path(path)
+    found = module(name)
+    if path.suffix in SUFFIXES and RUNTIMES[name].runs_here:
+        trial.check(path, name, found.version())
+    engine: Engine = found.load(path, threads)
     return engine
 
 

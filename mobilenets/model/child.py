@@ -33,6 +33,7 @@ def run(
         "OPENBLAS_NUM_THREADS": "1",  # each thread reserves memory
         "OMP_NUM_THREADS": "1",
         "MALLOC_ARENA_MAX": "2",
+        "MALLOC_PERTURB_": "165",  # what is freed or never written is filled, so that reading it shows
         **(environment or {}),
     }
     command = [sys.executable, "-P", "-m", module, *map(str, arguments)]

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from mobilenets import __version__
+from mobilenets.console import plain
 from mobilenets.errors import UserError, unknown
 
 VERBS = {
@@ -169,7 +170,7 @@ def _print(result: Any, as_json: bool) -> int:
     finally:
         if unread:
             print(f"mobilenets: {len(unread)} image{'s' * (len(unread) > 1)} could not be read:", file=sys.stderr)
-            print(*(f"  {reason}" for reason in unread), sep="\n", file=sys.stderr)
+            print(*(f"  {plain(reason)}" for reason in unread), sep="\n", file=sys.stderr)
     return 1 if unread else 0
 
 
@@ -189,13 +190,13 @@ class _ReaderLeft(Exception):
 
 def _line(text: str) -> None:
     try:
-        print(text)
+        print(plain(text))
     except BrokenPipeError as e:  # caught here alone: elsewhere it is a fault
         raise _ReaderLeft from e
 
 
 def _fail(message: str) -> int:
-    print(f"mobilenets: {message}", file=sys.stderr)
+    print(f"mobilenets: {plain(message)}", file=sys.stderr)
     return 2
 
 

@@ -54,6 +54,14 @@ def note(what: RenderableType) -> None:
     print_whole(err(), what)
 
 
+_CONTROL = {c: f"\\x{c:02x}" for c in (*range(32), *range(127, 160)) if chr(c) not in "\t\n"}
+
+
+def plain(text: str) -> str:
+    """`text` without what a terminal would obey: names in files from outside may hold control characters."""
+    return text.translate(_CONTROL)
+
+
 def print_whole(console: Console, what: RenderableType) -> None:
     """Print something no narrower than its numbers need: one that is cut to the terminal's width would be wrong."""
     from rich.measure import Measurement

@@ -72,16 +72,26 @@ def write_json(path: Path, value: Any) -> None:
         tmp.write_text(json.dumps(value, indent=2) + "\n")
 
 
+def parse_json(content: str | bytes) -> Any:
+    """A JSON value. Raises ValueError of any that isn't one, and of one that is nested too deep."""
+    try:
+        return json.loads(content)
+    except RecursionError as e:
+        raise ValueError("nested too deep") from e
+
+
 def read_json(path: Path, keys: Sequence[str], whose: str) -> dict[str, Any]:
     """A JSON file that must have `keys`. Raises `UserError`; `whose` says what kind of run it should be of."""
     try:
-        value = json.loads(path.read_bytes())
+        value = parse_json(path.read_bytes())
     except (ValueError, OSError) as e:
         raise UserError(f"{path}: not readable as JSON: {e}") from e
-    absent = [k for k in keys if not isinstance(value, dict) or k not in value]
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: not a file of {whose}")
+    absent = [k for k in keys if k not in value]
     if absent:
         raise UserError(f"{path}: not a file of {whose}: it has no {absent[0]!r}")
-    return dict(value)
+    return value
 
 
 def read_object(path: Path, make: Callable[[dict[str, Any]], T], whose: str) -> T:
@@ -92,7 +102,7 @@ def read_object(path: Path, make: Callable[[dict[str, Any]], T], whose: str) -> 
         raise UserError(f"{path}: not a file of {whose}: it has no {e}") from e
     except UserError as e:
         raise e if str(e).startswith(str(path)) else UserError(f"{path}: not a file of {whose}: {e}") from e
-    except (TypeError, ValueError, AttributeError, IndexError) as e:
+    except (TypeError, ValueError, AttributeError, IndexError, OverflowError) as e:
         raise UserError(f"{path}: not a file of {whose}: {e}") from e
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -121,7 +120,7 @@ def make(
     data = tasks.data_of(source.card, data_source, root)
     images = parity_images(data, source.card)
     record = folder / RECORD
-    before = json.loads(record.read_text()) if record.exists() else {}
+    before = files.read_json(record, (), "files made before") if record.exists() else {}
     quantized = _int8(path, source)
     sources: dict[Precision, Bundle] = {"int8": quantized} if quantized else {}
     with console.progress("files") as bar:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mobilenets import console
+from mobilenets import console, files
 from mobilenets.arguments import DataSource, StrPath, as_path, checked
 from mobilenets.data import checks
 from mobilenets.data import shard_reader as sharded
@@ -143,11 +142,10 @@ def shards(
             checks.stop_at_damage(found, skip_bad)
         writer.finish(plan)
     writer.clean(plan["shards"])
-    index = json.loads((out / INDEX).read_text())
-    return Sharded(
-        out=out,
-        splits={name: tuple(Part(**p) for p in entry["shards"]) for name, entry in index["splits"].items()},
-        found=Scan(**index["scan"]),
-        left_out=tuple(index["left_out"]),
-        seconds=time.monotonic() - since,
-    )
+
+    def made(index: dict[str, Any]) -> Sharded:
+        splits = {name: tuple(Part(**p) for p in entry["shards"]) for name, entry in index["splits"].items()}
+        found = Scan.from_json(index["scan"])
+        return Sharded(out, splits, found, tuple(index["left_out"]), time.monotonic() - since)
+
+    return files.read_object(out / INDEX, made, "shards")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import json
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -80,8 +79,8 @@ def _made(data: Data, job: Job) -> tuple[Scores, int]:
 
 def finished(job: Job) -> Trained | None:
     """The result that an earlier sweep left of this very job."""
-    with contextlib.suppress(OSError, ValueError, TypeError):  # none, or damaged: made anew
-        found = json.loads((job.out / RESULT).read_text())
+    with contextlib.suppress(UserError, TypeError):  # none, or damaged: made anew
+        found = files.read_json(job.out / RESULT, (), "a sweep")
         if "top1" in found:  # of a version that knew classifiers alone
             found["score"] = found.pop("top1")
         return dataclasses.replace(Trained(**found), folder=str(job.out))

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from mobilenets import console
+from mobilenets.arch import fields
 from mobilenets.data.dataset import CACHE_BYTES, CACHE_SIDE, Data, Split, shrink
 from mobilenets.errors import UserError
 from mobilenets.model.images import BadImage, Pixels
@@ -49,13 +50,7 @@ class Scan(console.Notebook):
         """The inverse of `to_json`; what other versions found besides is left out."""
         known = {f.name for f in dataclasses.fields(cls)}
         made = cls(**{k: v for k, v in d.items() if k in known})
-        lists = (
-            made.damaged, made.empty, made.only_train, made.only_held_out, made.leaks, made.left_out, made.unread,
-            made.flat,
-        )  # fmt: skip
-        whole = all(isinstance(n, int) for per in made.counts.values() for n in per.values())
-        if not whole or not isinstance(made.native_side, int) or not all(isinstance(x, list | tuple) for x in lists):
-            raise TypeError("a field is of another type")
+        fields.check(made, cls, "scan")
         return made
 
     def __rich__(self) -> RenderableType:
@@ -88,7 +83,7 @@ class Scan(console.Notebook):
         ):
             if items:
                 more = f" ... and {len(items) - 10} more" if len(items) > 10 else ""
-                yield f"{console.many(len(items), what)}{how}: {'; '.join(items[:10])}{more}"
+                yield console.plain(f"{console.many(len(items), what)}{how}: {'; '.join(items[:10])}{more}")
 
 
 @dataclass(frozen=True)

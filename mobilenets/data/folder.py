@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import bz2
+import copy
 import os
 import re
+import struct
 import threading
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -13,12 +17,13 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from mobilenets.arch.fields import is_text
 from mobilenets.console import many
 from mobilenets.data import identity
 from mobilenets.data.dataset import Data, Split
 from mobilenets.data.doubts import class_of, classes_in_names, doubts
 from mobilenets.errors import UserError
-from mobilenets.model.images import SUFFIXES, UNREADABLE, BadImage
+from mobilenets.model.images import MAX_PIXELS, SUFFIXES, TIMES, UNREADABLE, BadImage
 
 # What a folder of a split is called, as a word of its name: "Training", "test_set", "seg_train".
 SPLITS = {
@@ -26,6 +31,8 @@ SPLITS = {
     **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
+SMALL = 16 << 20  # bytes that a zip's member may unpack to, however few it takes in the zip
+MOST_UNPACKED = 4 * MAX_PIXELS  # bytes, of any member
 NAMED = 5  # files or folders named in a line of what was found
 
 
@@ -72,10 +79,10 @@ def _size(path: Path) -> int:
 def list_zip(path: Path) -> Listing:
     """Raises `UserError` for a file that is no zip."""
     try:
-        with zipfile.ZipFile(path) as z:
+        with open_zip(path) as z:
             sizes = {m.filename: m.file_size for m in z.infolist()}
-    except (zipfile.BadZipFile, OSError) as e:
-        raise UserError(f"{path}: not a folder, nor a readable zip of class folders ({e})") from e
+    except UserError as e:
+        raise UserError(f"{path}: not a folder, nor a readable zip of class folders ({e.__cause__})") from e
     names = sorted(sizes)
     local = threading.local()  # a ZipFile is not for several threads at once: one each
 
@@ -96,12 +103,43 @@ def _listing(
     return Listing([n for n in seen if is_image_name(n)], folders, unreadable, read, size)
 
 
-def read_member(z: zipfile.ZipFile, member: str, name: str) -> bytes:
-    """A zip's member; `BadImage`, calling it `name`, if it can't be unpacked."""
+def open_zip(path: Path) -> zipfile.ZipFile:
+    """The zip at `path`. Raises `UserError` for a file that is none, or a damaged one."""
     try:
-        return z.read(member)
+        return zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError, struct.error) as e:
+        raise UserError(f"{path}: not a readable zip ({e})") from e
+
+
+def read_member(z: zipfile.ZipFile, member: str, name: str) -> bytes:
+    """A zip's member, as far as an image can need; `BadImage`, calling it `name`, if it can't be unpacked."""
+    try:
+        info = z.getinfo(member)
+        if info.file_size > min(MOST_UNPACKED, max(SMALL, TIMES * info.compress_size)):
+            sizes = f"{info.compress_size:,} bytes that unpack to {info.file_size:,}"
+            raise BadImage(f"{name}: not read from the zip: {sizes}, more than an image's can")
+        if info.compress_type == zipfile.ZIP_BZIP2:
+            return _bzip2(z, info)
+        # No more than the directory says; of LZMA, zipfile unpacks all that it has read, so that has to be little.
+        step = 4096 if info.compress_type == zipfile.ZIP_LZMA else info.file_size
+        with z.open(info) as f:
+            return b"".join(iter(lambda: f.read(step), b""))
+    except BadImage:
+        raise
     except Exception as e:  # damaged zips raise many types, from zlib's to NotImplementedError
         raise BadImage(f"{name}: can't be read from the zip ({e})") from e
+
+
+def _bzip2(z: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    """A member packed by bzip2, of which zipfile would unpack 4 GB from 4 KB, whatever the directory says."""
+    packed = copy.copy(info)
+    packed.compress_type, packed.file_size = zipfile.ZIP_STORED, info.compress_size
+    del packed.CRC  # which is of what it unpacks to
+    with z.open(packed) as f:
+        unpacked = bz2.BZ2Decompressor().decompress(f.read(), info.file_size + 1)
+    if len(unpacked) != info.file_size or zlib.crc32(unpacked) != info.CRC:
+        raise zipfile.BadZipFile("damaged")
+    return unpacked
 
 
 def split_of(folder: str) -> str | None:
@@ -194,8 +232,9 @@ def from_listing(source: str, listing: Listing, by_name: bool = False) -> Data:
             loose.append(f)
     labels = sorted({c for rows in found.values() for _, c in rows})
     for c in labels:
-        if not c.isprintable() and c.encode(errors="ignore").decode() != c:
-            raise UserError(f"{source}: the class folder {c!r} has a name that isn't UTF-8: rename it")
+        if not is_text(c):
+            what = "that isn't UTF-8" if c.encode(errors="ignore").decode() != c else "with control characters"
+            raise UserError(f"{source}: the class folder {c!a} has a name {what}: rename it")
     known = {c: i for i, c in enumerate(labels)}
     parts_of = [(d, d.split("/")) for d in listing.folders if not by_name]
     empty = sorted({

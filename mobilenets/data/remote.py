@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import io
 import os
+import ssl
 import time
 import urllib.error
 import urllib.request
@@ -17,10 +18,10 @@ from typing import BinaryIO
 from mobilenets import files
 from mobilenets.errors import UserError, disk_errors
 
-ATTEMPTS = 5  # in a row that bring nothing
+ATTEMPTS = 5  # in a row that bring nothing, or little
 PAUSE = 1.0  # seconds after the first of them; doubled after each
 TIMEOUT = 30.0  # seconds without a byte
-CHUNK = 1 << 20
+CHUNK = 1 << 20  # less than that, in an attempt or in TIMEOUT, is little
 KEPT_GB = 10.0  # unless $MOBILENETS_SHARDS_GB says otherwise
 
 
@@ -98,8 +99,8 @@ def _fetch(url: str, f: BinaryIO, sha256: str, size: int) -> None:
 
 
 def _append(url: str, f: BinaryIO, limit: int) -> None:
-    """Add to `f` what it lacks of the file at `url`, trying again as long as something comes."""
-    failed = 0
+    """Add to `f` what it lacks of the file at `url`, trying again as long as it gets further."""
+    failed, furthest = 0, f.seek(0, os.SEEK_END)
     while True:
         before = f.seek(0, os.SEEK_END)
         try:
@@ -109,10 +110,15 @@ def _append(url: str, f: BinaryIO, limit: int) -> None:
                     before = f.seek(0)
                     f.truncate()
                 whole = before + int(answer.headers.get("Content-Length") or 0)
-                while chunk := answer.read(CHUNK):
+                since = time.monotonic(), before
+                while chunk := answer.read1(CHUNK):
                     f.write(chunk)
                     if f.tell() > limit:
                         raise UserError(f"{url}: more than the {limit} bytes that were expected")
+                    if time.monotonic() - since[0] > TIMEOUT:
+                        if f.tell() - since[1] < CHUNK:
+                            raise TimeoutError("it comes too slowly")
+                        since = time.monotonic(), f.tell()
             if f.tell() >= whole:
                 return
             reason: object = "the connection broke"
@@ -124,9 +130,12 @@ def _append(url: str, f: BinaryIO, limit: int) -> None:
             reason = f"{e.code} {e.reason}"
         except urllib.error.URLError as e:
             reason = e.reason
-        except (TimeoutError, ConnectionError, http.client.HTTPException) as e:
+        except (TimeoutError, ConnectionError, ssl.SSLError, http.client.HTTPException) as e:
             reason = e
-        failed = 0 if f.tell() > before else failed + 1
+        except ValueError as e:  # of an address that it sends us on to, of a length that is no number
+            raise UserError(f"{url}: the server's answer can't be understood ({e})") from e
+        failed = 0 if f.tell() - furthest >= CHUNK else failed + 1
+        furthest = max(furthest, f.tell())
         if failed == ATTEMPTS:
             raise UserError(f"{url}: can't be fetched ({reason}); check the network and the address")
         time.sleep(PAUSE * 2**failed / 2)

@@ -9,12 +9,12 @@ import contextlib
 import functools
 import hashlib
 import itertools
-import json
 import os
 import queue
 import re
 import threading
-from collections.abc import Iterator, Sequence
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
@@ -22,14 +22,19 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 
+from mobilenets import files
+from mobilenets.arch import fields
 from mobilenets.data import remote
-from mobilenets.data.dataset import Data, Split
+from mobilenets.data.checks import Scan
+from mobilenets.data.dataset import Data, Kind, Split
+from mobilenets.data.folder import MOST_UNPACKED
 from mobilenets.errors import UserError
-from mobilenets.model.images import BadImage
+from mobilenets.model.images import TIMES, BadImage
 
 INDEX, FORMAT = "index.json", "mobilenets-shards-1"
 PLAN = "plan.json"  # in a folder whose shards are still being written
 INDEX_BYTES = 256 << 20  # at most
+TABLE_BYTES = 64 << 20  # that a table may unpack to, however small it is
 OPEN = 64  # files held open by a process
 STREAMS, WINDOW = 8, 2
 AHEAD = 2  # windows whose shards are fetched before their turn
@@ -49,7 +54,7 @@ class Part:
     def __post_init__(self) -> None:
         if not FILE.fullmatch(self.file) or not re.fullmatch("[0-9a-f]{64}", self.sha256):
             raise ValueError(f"{self.file!r}: no name or no SHA-256 of a shard")
-        if not (type(self.count) is int and type(self.bytes) is int and min(self.count, self.bytes) >= 0):
+        if not all(type(n) is int and 0 <= n < 1 << 62 for n in (self.count, self.bytes)):
             raise ValueError(f"{self.file}: {self.count} images, {self.bytes} bytes")
 
 
@@ -115,18 +120,21 @@ def open_shards(source: str) -> Data:
     index = _index(where)
     place = Place(where, remote.default_cache())
     try:
-        labels = tuple(map(str, index["labels"]))
+        labels = tuple(index["labels"])
         splits = {}
         for name, entry in index["splits"].items():
             table, shards = Part(**entry["table"]), tuple(Part(**s) for s in entry["shards"])
             splits[name] = _split(name, place, table, shards, len(labels))
-        found = index["scan"]
+        found = Scan.from_json(index["scan"]).to_json()
         scan = {**found, "empty": tuple(found["empty"]), "leaks": [(a, b) for a, b in found["leaks"]]}
         count = sum(map(len, splits.values()))
         which = "".join(index["splits"][name]["table"]["sha256"] for name in sorted(splits))
         images = {"count": count, "digest": hashlib.sha256(which.encode()).hexdigest()[:16]}
+        fields.check(labels, tuple[str, ...], "labels")
+        fields.check(index["kind"], Kind, "kind")
+        fields.check(index["val_fraction"], float | None, "val_fraction")
         return Data(source, labels, splits, index["kind"], val_fraction=index["val_fraction"], scan=scan, images=images)
-    except (KeyError, TypeError, ValueError, AttributeError) as e:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, OSError, MemoryError) as e:
         raise UserError(f"{source}: its index isn't one of shards, or is damaged ({e}); write them anew") from e
 
 
@@ -138,7 +146,7 @@ def _index(where: str) -> dict[str, Any]:
     else:
         raise UserError(f"{where}: the shards aren't finished; go on with the same `mobilenets shards` command")
     try:
-        index = json.loads(content)
+        index = files.parse_json(content)
         if index["format"] != FORMAT:
             raise ValueError(f"format {index['format']!r}")
     except (ValueError, KeyError, TypeError) as e:
@@ -147,20 +155,40 @@ def _index(where: str) -> dict[str, Any]:
 
 
 def _split(name: str, place: Place, table: Part, shards: tuple[Part, ...], num_classes: int) -> Split:
-    with np.load(place.path(table), allow_pickle=False) as t:
-        offsets, sizes, targets = (t[k].astype(np.int64) for k in ("offset", "size", "target"))
-        names = Names(t["names"])
+    columns = read_table(place.path(table), {"offset": "iu", "size": "iu", "target": "iu", "names": "u"})
+    offsets, sizes, targets = (columns[k].astype(np.int64) for k in ("offset", "size", "target"))
+    names = Names(columns["names"])
     counts = tuple(s.count for s in shards)
     shapes = {len(offsets), len(sizes), len(targets), len(names), table.count, sum(counts)}
     if len(shapes) > 1:
         raise ValueError(f"{table.file} has {sorted(shapes)} images")
     room = np.repeat([s.bytes for s in shards], counts)
     if len(targets) and not (
-        offsets.min() >= 0 and sizes.min() >= 0 and (offsets + sizes <= room).all()
+        offsets.min() >= 0 and sizes.min() >= 0 and (sizes <= room).all() and (offsets <= room - sizes).all()
         and targets.min() >= 0 and targets.max() < num_classes
     ):  # fmt: skip
         raise ValueError(f"{table.file} points outside of its shards or classes")
     return Split(name, names, targets, Reader(place, shards, names, offsets, sizes), shards=counts)
+
+
+def read_table(path: Path, columns: Mapping[str, str]) -> dict[str, npt.NDArray[Any]]:
+    """Arrays of an .npz by name, each of one axis and of a kind (numpy's letters) that `columns` allows.
+
+    Raises ValueError for a damaged file, and for one that unpacks to more than a table can need.
+    """
+    try:
+        with zipfile.ZipFile(path) as z:
+            unpacked = sum(info.file_size for info in z.infolist())
+        if unpacked > max(TABLE_BYTES, TIMES * path.stat().st_size):
+            raise ValueError(f"it unpacks to {unpacked:,} bytes")
+        with np.load(path, allow_pickle=False) as t:
+            found = {k: t[k] for k in columns}
+    except Exception as e:  # of zipfile, zlib, numpy's reader of headers
+        raise ValueError(f"{path.name} is damaged: {e}") from e
+    for k, kinds in columns.items():
+        if found[k].ndim != 1 or found[k].dtype.kind not in kinds:
+            raise ValueError(f"{path.name}: {k} is {found[k].dtype} of {found[k].ndim} axes")
+    return found
 
 
 class _Open:
@@ -168,6 +196,7 @@ class _Open:
 
     def __init__(self, path: Path) -> None:
         self.fd = os.open(path, os.O_RDONLY)
+        self.ends = os.fstat(self.fd).st_size
 
     def __del__(self) -> None:
         if hasattr(self, "fd"):
@@ -193,7 +222,8 @@ class Reader:
         shard = int(np.searchsorted(self.ends, i, side="right"))
         try:
             file = self.open(shard)  # kept until it is read, or its descriptor would close
-            content = os.pread(file.fd, int(self.sizes[i]), int(self.offsets[i]))
+            size = min(int(self.sizes[i]), MOST_UNPACKED + 1)
+            content = os.pread(file.fd, size, int(self.offsets[i])) if file.ends >= self.offsets[i] + size else b""
         except OSError as e:
             raise BadImage(f"{self.names[i]}: {self.shards[shard].file} can't be read ({e})") from e
         if len(content) < self.sizes[i]:

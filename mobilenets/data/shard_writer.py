@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import json
 import math
 import tarfile
 import threading
@@ -49,8 +48,10 @@ class Writer:
         asked = {"format": FORMAT, **arguments, "images": digest.hexdigest()}
         for path in (self.out / INDEX, self.out / PLAN):
             if path.exists():
-                kept: dict[str, Any] = json.loads(path.read_text())
-                plan: dict[str, Any] = kept.get("plan", kept)
+                kept = files.read_json(path, (), "shards")
+                plan: Any = kept.get("plan", kept)
+                if not isinstance(plan, dict) or not isinstance(plan.get("shards"), dict):
+                    raise UserError(f"{path}: damaged: it has no plan of shards; choose another folder, or remove it")
                 changed = [k for k, v in asked.items() if plan.get(k) != v]
                 if changed:
                     what = "images" if changed[0] == "images" else f"{changed[0]} {plan.get(changed[0])}"
@@ -106,7 +107,7 @@ class Writer:
         hashes: dict[str, dict[bytes, str]] = {}
         sides: list[npt.NDArray[np.int64]] = []
         for name, count in plan["shards"].items():
-            tables = [dict(np.load(self._table(name, k), allow_pickle=False)) for k in range(count)]
+            tables = [self._read(self._table(name, k)) for k in range(count)]
             parts = [asdict(_part(self._path(name, k), len(t["size"]), str(t["sha256"]))) for k, t in enumerate(tables)]
             joined = {k: np.concatenate([t[k] for t in tables]) for k in (*NUMBERS, "digest")}
             names = [n for t in tables for n in Names(t["names"])]
@@ -129,6 +130,13 @@ class Writer:
             "splits": entries,
         }  # fmt: skip
         files.write_json(self.out / INDEX, index)
+
+    def _read(self, table: Path) -> dict[str, npt.NDArray[Any]]:
+        try:
+            with np.load(table, allow_pickle=False) as t:
+                return dict(t)
+        except Exception as e:  # of zipfile, zlib, numpy's reader of headers
+            raise UserError(f"{table}: damaged ({e}); remove it, and run the same command again") from e
 
     def clean(self, counts: dict[str, int]) -> None:
         """Remove what only an unfinished folder needs, and what a killed call left."""

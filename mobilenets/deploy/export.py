@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mobilenets import files, tasks
 from mobilenets.console import Notebook
 from mobilenets.deploy import engines
-from mobilenets.deploy.engines import Engine
+from mobilenets.deploy.engines import Engine, trial
 from mobilenets.errors import UserError
 from mobilenets.model.bundle import Bundle
 from mobilenets.model.card import Precision
@@ -117,6 +117,7 @@ def export_bundle(
         if not runtime.runs_here:
             return unproved
         proof = compare(TorchEngine(made, threads=2), module.load(tmp, 1), images, path)
+        trial.remember(tmp, engine, module.version())
     return dataclasses.replace(unproved, agreement=proof.agreement, difference=proof.difference, images=len(images))
 
 

@@ -109,7 +109,7 @@ class Cache:
         self.rows: dict[str, list[float]] = {}
         self.told = False
         try:
-            read = json.loads(self.path.read_text())
+            read = files.parse_json(self.path.read_bytes())
             rows = {str(k): [float(n) for n in row] for k, row in read.items()}
             if all(0 < n < math.inf for row in rows.values() for n in row):
                 self.rows = rows
@@ -219,7 +219,7 @@ class Table(console.Notebook):
     def read(cls, path: Path) -> Table:
         """The inverse of `to_json`, from a file; a `UserError` for one that is damaged, newer or measured otherwise."""
         try:
-            d = json.loads(path.read_bytes())
+            d = files.parse_json(path.read_bytes())
         except (ValueError, OSError) as e:
             raise UserError(f"{path}: not readable as a latency table: {e}") from e
         if not isinstance(d, dict) or d.get("kind") != KIND or not isinstance(d.get("format"), int):

@@ -19,7 +19,7 @@ from PIL import Image
 
 from mobilenets import console, files, tasks
 from mobilenets.arguments import StrPath, checked
-from mobilenets.data.folder import is_hidden, is_image_name, read_member, unreadable
+from mobilenets.data.folder import is_hidden, is_image_name, open_zip, read_member, unreadable
 from mobilenets.deploy import engines
 from mobilenets.deploy.engines import Engine, Outputs
 from mobilenets.errors import UserError
@@ -148,10 +148,7 @@ def _images_at(path: Path) -> Iterator[Source]:
         if not found:
             raise UserError(f"{path}: no images in this folder{unreadable(others, '; ')}")
     elif zipfile.is_zipfile(path):
-        try:
-            z = zipfile.ZipFile(path)  # closed with the last Source that names it
-        except (zipfile.BadZipFile, OSError, NotImplementedError) as e:
-            raise UserError(f"{path}: not a readable zip ({e})") from e
+        z = open_zip(path)  # closed with the last Source that names it
         found = False
         for info in z.infolist():
             if is_image_name(info.filename):
@@ -169,10 +166,16 @@ TAKES = "paths of images, folders or zips, bytes, open files, Pillow's images, a
 class Model:
     """A network ready to answer: `mobilenets.load(path).predict(images)`."""
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
+    def __init__(self, engine: Engine, source: tuple[Path, int] | None = None) -> None:
+        """`source`: the file and the threads that `engine` was loaded with, by which the model can be pickled."""
+        self.engine, self.source = engine, source
         self.card = engine.card
         self.task = tasks.of(engine.card)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.source is None:
+            raise UserError("this network can't be pickled: it wasn't loaded from a file; pickle its bundle")
+        return load, self.source
 
     @overload
     def predict(self, images: OneImage, top: int = 5) -> Prediction: ...  # type: ignore[overload-overlap]
@@ -328,4 +331,5 @@ def load(path: StrPath, threads: int = 1) -> Model:
     """
     if threads < 1:
         raise UserError(f"threads must be 1 or more, not {threads}")
-    return Model(engines.load(Path(path), threads))
+    found = engines.resolve(Path(path))
+    return Model(engines.load(found, threads), (found.absolute(), threads))

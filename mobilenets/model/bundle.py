@@ -116,26 +116,25 @@ class Bundle:
         """Read and verify a folder: every file present, every digest right. Raises `UserError`."""
         path = located(Path(path))
         card_path = path / CARD
-        try:
-            d = json.loads(card_path.read_bytes())
-        except FileNotFoundError as e:
-            raise UserError(f"{path}: not a bundle: {CARD} is missing") from e
-        except (ValueError, OSError) as e:
-            raise UserError(f"{card_path}: not readable as JSON: {e}") from e
+        if not card_path.exists():
+            raise UserError(f"{path}: not a bundle: {CARD} is missing")
+        d = files.read_json(card_path, (), "a bundle")
         card = Card.from_json(d, str(card_path))
         if d.get("digest") != hashlib.sha256(_canonical(d)).hexdigest():
             raise UserError(f"{card_path}: altered since it was written (its digest differs); restore or re-create it")
-        if set(d.get("files", ())) != {WEIGHTS}:
-            raise UserError(f"{card_path}: lists files {sorted(d.get('files', ()))}, not {WEIGHTS}")
+        listed = d.get("files")
+        if not isinstance(listed, dict) or [*listed] != [WEIGHTS]:
+            named = sorted(listed) if isinstance(listed, dict) else listed
+            raise UserError(f"{card_path}: lists files {named}, not {WEIGHTS}")
         weights = path / WEIGHTS
         if not weights.is_file():
             raise UserError(f"{path}: {WEIGHTS} is missing; restore or re-create the bundle")
         data = weights.read_bytes()
-        if hashlib.sha256(data).hexdigest() != d["files"][WEIGHTS]:
+        if hashlib.sha256(data).hexdigest() != listed[WEIGHTS]:
             raise UserError(f"{weights}: altered or damaged (its digest differs); restore or re-create the bundle")
         try:
             tensors = safetensors.numpy.load(data)
-        except (safetensors.SafetensorError, ValueError) as e:
+        except (safetensors.SafetensorError, ValueError, TypeError, KeyError) as e:
             raise UserError(f"{weights}: not readable as safetensors: {e}") from e
         if d["format"] == 1:  # whose weights were halved without a word on the card
             tensors = {k: v.astype(np.float32) if v.dtype == np.float16 else v for k, v in tensors.items()}
@@ -144,6 +143,8 @@ class Bundle:
             if name not in tensors or name not in expected:
                 how = "is missing" if name in expected else "is not of this network"
                 raise UserError(f"{weights}: tensor {name} {how}")
+            if tensors[name].dtype.kind not in "fiu":
+                raise UserError(f"{weights}: tensor {name} is {tensors[name].dtype}, no numbers")
             if tensors[name].shape != expected[name]:
                 raise UserError(f"{weights}: tensor {name} is {tensors[name].shape}, not {expected[name]}")
         return cls(card, tensors, d["digest"])

@@ -10,9 +10,10 @@ import importlib.metadata
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from mobilenets import console
+from mobilenets.arch import fields
 from mobilenets.arch.graph import Graph, Head, Shape
 from mobilenets.arch.heads import classifier_head, feature_head
 from mobilenets.arch.spec import Arch
@@ -38,6 +39,31 @@ class Metric:
     count: int
     unit: str = "%"
     higher_is_better: bool = True
+
+
+class TrainedOn(TypedDict, total=False):
+    """What a card says of its data, as far as anything reads it again (see `Data.describe`)."""
+
+    source: str
+    counts: dict[str, int]
+    split_seed: int
+    val_fraction: float | None
+
+
+class Teacher(TypedDict, total=False):
+    """The network that a student learned from."""
+
+    name: str
+    digest: str
+
+
+class Trained(TypedDict, total=False):
+    """What a card says of its recipe, as far as anything reads it again."""
+
+    command: str
+    teacher: Teacher
+    augment: str
+    best_epoch: int
 
 
 @dataclass(frozen=True)
@@ -68,7 +94,7 @@ class Card:
 
     def __post_init__(self) -> None:
         labels = self.config.get("labels", [])
-        if not isinstance(labels, list | tuple) or not all(isinstance(name, str) for name in labels):
+        if not isinstance(labels, list | tuple) or not all(isinstance(n, str) and fields.is_text(n) for n in labels):
             raise UserError("the card's labels aren't a list of names")
         if self.task == "classify" and self.arch.num_classes != len(labels):
             raise UserError(f"the card has {len(labels)} labels for a network of {self.arch.num_classes} classes")
@@ -146,7 +172,7 @@ class Card:
     @classmethod
     def from_json(cls, d: Mapping[str, Any], where: str = "card") -> Card:
         """The inverse of `to_json`, of earlier formats too; a UserError for one that is newer, or malformed."""
-        if not isinstance(d, dict) or not isinstance(d.get("format"), int):
+        if not isinstance(d, dict) or type(d.get("format")) is not int:
             raise UserError(f"{where}: not a mobilenets card")
         if d["format"] > FORMAT:
             raise UserError(
@@ -156,7 +182,7 @@ class Card:
         try:
             arch = Arch.from_json(d["arch"])
             d = migrate(d, arch)
-            return cls(**{
+            card = cls(**{
                 **{f.name: d[f.name] for f in dataclasses.fields(cls)},
                 "arch": arch,
                 "preprocess": Preprocess.from_json(d["preprocess"]),
@@ -166,10 +192,14 @@ class Card:
                 "float_ops": tuple(d["float_ops"]),
                 "metrics": tuple(Metric(**m) for m in d["metrics"]),
             })  # fmt: skip
+            fields.check(card, cls, "card")
+            fields.check(card.data, TrainedOn, "data")
+            fields.check(card.recipe, Trained, "recipe")
         except UserError as e:
             raise UserError(f"{where}: {e}") from e
-        except (KeyError, TypeError, ValueError, AttributeError) as e:
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RecursionError) as e:
             raise UserError(f"{where}: a field is missing or malformed: {e}") from e
+        return card
 
 
 def migrate(d: Mapping[str, Any], arch: Arch) -> dict[str, Any]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import re
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -29,6 +32,7 @@ UNREADABLE = (
     ".heic", ".heif", ".hif", ".jxl", ".psd", ".svg", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf",
 )  # fmt: skip
 HEIF = re.compile(rb"....ftyp(heic|heix|hevc|heim|heis|mif1|msf1)", re.DOTALL)
+_LARGE_TURN = threading.Lock()
 Framing = Literal["crop", "letterbox", "stretch"]
 FRAMINGS: tuple[Framing, ...] = ("crop", "letterbox", "stretch")
 FULL_SIZE = "full_size"  # in a decoded image's `info`: its (width, height) before it was decoded at a fraction
@@ -40,6 +44,14 @@ DEPTHS = (8, 12, 16, 24, 31)  # bits that a grey value may have
 # A JPEG is decoded at a fraction that leaves this times the short side needed. It changes about as many answers as
 # saving the photo at another quality does, and hardly a score (results/scaled_decode.csv).
 MARGIN = 2.0
+# What decoding takes, in bytes for each pixel, measured with Pillow 13: in formats that aren't named, what the image
+# takes; in a progressive JPEG all its coefficients, whatever fraction it is decoded at.
+DECODING = {"WEBP": 16, "AVIF": 12, "JPEG2000": 20, "TIFF": 8}
+PROGRESSIVE = 6
+# A file that takes more bytes than this, and over so many times its own size, is made to fill the memory.
+BYTES, TIMES = 250_000_000, 100
+SCANS = 100  # of a progressive JPEG: each goes over the whole image
+LARGE = 16_000_000  # pixels: images beyond this are decoded one at a time, and made smaller strip by strip
 
 
 class BadImage(UserError):
@@ -57,15 +69,16 @@ def open_rgb(source: Path | bytes, name: str = "", short_side: int = 0) -> Image
     name = name or str(source if isinstance(source, Path) else "image")
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as img:
-            before = img.size
+            before, least = img.size, math.ceil(MARGIN * short_side)
             if short_side and img.format == "JPEG" and math.prod(before) <= MAX_JPEG_PIXELS:
-                least = math.ceil(MARGIN * short_side)
                 img.draft(None, (least, least))
-            drafted = img.size
-            if math.prod(drafted) > MAX_PIXELS:
+            if math.prod(img.size) > MAX_PIXELS:
                 raise BadImage(f"{name}: {before[0]}x{before[1]} pixels, over the limit of {MAX_PIXELS:,}")
-            out = upright_rgb(img)
-            turned = out.size != drafted
+            _check_effort(img, math.prod(before), source, name)
+            large = math.prod(before) > LARGE
+            with _LARGE_TURN if large else contextlib.nullcontext():
+                out = upright_rgb(img, least if large else 0)
+            turned = img.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
             out.info[FULL_SIZE] = before[::-1] if turned else before
             return out
     except (Exception, RecursionError) as e:  # Pillow's decoders raise nearly anything on hostile bytes
@@ -89,35 +102,80 @@ def _is_heif(source: Path | bytes) -> bool:
         return bool(HEIF.match(f.read(16)))
 
 
-def upright_rgb(img: Image.Image) -> Image.Image:
-    """An opened image as 8-bit RGB, whatever it holds, turned as its camera says."""
+def _check_effort(img: Image.Image, pixels: int, source: Path | bytes, name: str) -> None:
+    """`BadImage` for an opened file that is far too small for the memory or the time that decoding it would take."""
+    own = 2 if "16" in img.mode else 1 if img.mode in ("1", "L", "P") else 4
+    each = DECODING.get(img.format or "", own)
+    if img.format == "JPEG":
+        progressive = "progressive" in img.info
+        scans = (source if isinstance(source, bytes) else source.read_bytes()).count(b"\xff\xda") if progressive else 1
+        if scans > SCANS:
+            raise BadImage(f"{name}: a JPEG of {scans:,} scans, over the limit of {SCANS}")
+        each = PROGRESSIVE if progressive else 0  # and what it is decoded to, which has a limit
+    size = len(source) if isinstance(source, bytes) else source.stat().st_size
+    if pixels * each > max(BYTES, TIMES * size):
+        raise BadImage(f"{name}: {size:,} bytes that decode to {pixels * each:,}, taken for a bomb; save it smaller")
+
+
+def upright_rgb(img: Image.Image, least: int = 0) -> Image.Image:
+    """An opened image as 8-bit RGB, whatever it holds, turned as its camera says.
+
+    `least`: a short side to which it may be made smaller, by 2, 4 or 8, as a JPEG that is decoded at a fraction.
+    """
     img.load()
     if img.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # exif_transpose copies an upright image too
         img = ImageOps.exif_transpose(img)
-    return _rgb(img)
+    factor = next((k for k in (8, 4, 2) if least and min(img.size) // k >= least), 1)
+    if img.mode == "RGB" and factor == 1:
+        return img
+    width, height = img.size
+    rows = max(LARGE // 4 // width // 8, 1) * 8
+    convert = _deep(img, rows) if img.mode.startswith("I") or img.mode == "F" else _rgb
+    if rows >= height:
+        whole = convert(img)
+        return whole.reduce(factor) if factor > 1 else whole
+    out = Image.new("RGB", (-(-width // factor), -(-height // factor)))  # two whole copies more would be 1 GB
+    for k, strip in enumerate(_strips(img, rows)):
+        out.paste(convert(strip).reduce(factor), (0, k * rows // factor))
+    return out
 
 
-def _eight_bits(deep: npt.NDArray[Any]) -> Pixels:
-    """Grey values of more than 8 bits as 8: floats up to 1 are shares of white, others are counts.
+def _strips(img: Image.Image, rows: int) -> Iterator[Image.Image]:
+    """The image in strips of at most so many rows, from the top."""
+    for y in range(0, img.height, rows):
+        yield img.crop((0, y, img.width, min(y + rows, img.height)))
 
-    A file doesn't say how many of its bits are used (cameras and scanners put 12 into 16): the fewest of DEPTHS that
-    hold the brightest pixel. Floats may go over white by half, as sharpened pictures do.
+
+def _deep(img: Image.Image, rows: int) -> Callable[[Image.Image], Image.Image]:
+    """What makes RGB of a strip of an image of grey values of more than 8 bits.
+
+    Floats up to 1 are shares of white, others are counts. A file doesn't say how many of its bits are used (cameras and
+    scanners put 12 into 16): the fewest of DEPTHS that hold the brightest pixel. Floats may go over white by half, as
+    sharpened pictures do.
     """
-    if deep.dtype.kind == "f":
-        deep = np.nan_to_num(deep, posinf=0, neginf=0)
-        for white in (1, 255):
-            if deep.max(initial=0) <= 1.5 * white:
-                return (deep.clip(0, white) * (255 / white)).round().astype(np.uint8)
-    counts = deep.astype(np.int64).clip(0, (1 << DEPTHS[-1]) - 1)
-    used = next(bits for bits in DEPTHS if int(counts.max(initial=0)) >> bits == 0)
-    return (counts >> (used - 8)).astype(np.uint8)
+    most = max((float(_finite(strip).max(initial=0)) for strip in _strips(img, rows)), default=0.0)
+    white = next((w for w in (1, 255) if most <= 1.5 * w), 0) if img.mode == "F" else 0
+    shift = next((bits for bits in DEPTHS if most < 1 << bits), DEPTHS[-1]) - 8
+
+    def convert(strip: Image.Image) -> Image.Image:
+        values = _finite(strip)
+        if white:
+            eight = (values.clip(0, white) * (255 / white)).round()
+        else:
+            eight = (values.astype(np.int64) >> shift).clip(0, 255)
+        return Image.fromarray(eight.astype(np.uint8)).convert("RGB")
+
+    return convert
+
+
+def _finite(strip: Image.Image) -> npt.NDArray[Any]:
+    values = np.asarray(strip)
+    return np.nan_to_num(values, posinf=0, neginf=0) if values.dtype.kind == "f" else values
 
 
 def _rgb(img: Image.Image) -> Image.Image:
     if img.mode == "RGB":
         return img
-    if img.mode.startswith("I") or img.mode == "F":
-        return Image.fromarray(_eight_bits(np.asarray(img))).convert("RGB")
     if img.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in img.info:
         rgba = img.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
@@ -170,6 +228,8 @@ class Preprocess:
             raise UserError(f"crop must be above 0 and at most 1, not {self.crop}")
         if len(self.mean) != 3 or len(self.std) != 3 or not all(s > 0 for s in self.std):
             raise UserError("mean and std need three numbers each, std above 0")
+        if not all(math.isfinite(v) for v in (*self.mean, *self.std)):
+            raise UserError("mean and std need finite numbers")
         if self.interpolation not in INTERPOLATIONS:
             raise unknown("interpolation", str(self.interpolation), INTERPOLATIONS)
 

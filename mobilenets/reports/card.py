@@ -33,7 +33,7 @@ def card_table(title: str, card: Card, size_bytes: int) -> RenderableType:
         *_recipe_rows(card),
         *facts[-3:],
     ):
-        t.add_row(name, value)
+        t.add_row(name, console.plain(value))
     return t
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import importlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -237,7 +236,7 @@ class Page:
             if path.is_file():
                 digest = f"sha256 {files.sha256(path)}"
             elif (path / CARD).is_file():
-                digest = f"card {json.loads((path / CARD).read_bytes()).get('digest', '')}"
+                digest = f"card {files.read_json(path / CARD, (), 'a bundle').get('digest', '')}"
             else:
                 continue
             out.append({

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import time
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from mobilenets import console, files
+from mobilenets.errors import UserError
+from mobilenets.model.convert.formats import one_line
 from mobilenets.training import pace
 from mobilenets.training.learner import Learner
 from mobilenets.training.loader import EpochSampler
@@ -79,6 +82,28 @@ class Checkpoints(TorchCheckpointIO):
         with files.atomic_file(Path(path)) as tmp:
             tmp.write_bytes(buffer.getbuffer())
 
+    def load_checkpoint(self, path: Any, *_: Any, **__: Any) -> dict[str, Any]:
+        return read_checkpoint(Path(path))
+
+
+NEEDED = ("state_dict", "epoch", "global_step", "loops", "callbacks", "optimizer_states", "lr_schedulers")
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """What `Checkpoints` wrote, every checksum in it verified. Raises `UserError` for a damaged one."""
+    try:
+        with zipfile.ZipFile(path) as whole:
+            if damaged := whole.testzip():
+                raise ValueError(f"{damaged} in it was altered")
+        found: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        if absent := [k for k in NEEDED if k not in found]:
+            raise ValueError(f"it has no {absent[0]}")
+    except Exception as e:  # of zipfile, of PyTorch's reader and its unpickler
+        raise UserError(
+            f"{path}: a damaged checkpoint ({one_line(e)}); remove it, to start from the beginning, or restore it"
+        ) from e
+    return found
+
 
 class EpochLog(pl.Callback):
     """A row per epoch in a CSV file, kept whole over `--resume` (Lightning's own logger starts the file anew)."""
@@ -89,12 +114,20 @@ class EpochLog(pl.Callback):
         self.columns = ("epoch", "train_loss", "val_loss", *self.scores, "lr", "seconds")
         self.rows: list[dict[str, str]] = []
         if path.exists():
-            with path.open(newline="") as f:
-                self.rows = list(csv.DictReader(f))
+            try:
+                with path.open(newline="", encoding="utf-8") as f:
+                    self.rows = list(csv.DictReader(f))
+                for row in self.rows:
+                    int(row["epoch"]), float(row[self.scores[0]])
+            except (ValueError, KeyError, TypeError, csv.Error) as e:
+                raise UserError(f"{path}: a damaged log of epochs ({one_line(e)}); restore or remove it") from e
 
     def score(self, epoch: int) -> float:
         """The primary metric of an epoch, counted from 1, in its unit."""
-        return next(float(r[self.scores[0]]) for r in self.rows if r["epoch"] == str(epoch))
+        for row in self.rows:
+            if row["epoch"] == str(epoch):
+                return float(row[self.scores[0]])
+        raise UserError(f"{self.path}: has no epoch {epoch}, from which the weights are; restore it, or start anew")
 
     def on_train_start(self, trainer: pl.Trainer, _module: pl.LightningModule) -> None:
         self.since = time.monotonic()

@@ -5,8 +5,10 @@ V1 paper, sections 4.5 to 4.7; soft targets as in Hinton, Vinyals, Dean (arXiv 1
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
+import io
 import json
 import math
 import os
@@ -111,13 +113,17 @@ class Distiller:
             "augmentation": repr(images.transform), "side": images.side,
         }  # fmt: skip
         key = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
-        paths = [self.cache / key / f"view-{v:02d}.npy" for v in range(views)]
+        folder, shape = self.cache / key, (n, len(self.columns) + self.width)
         if processes.first_here():
-            self._fill(images, [(v, p) for v, p in enumerate(paths) if not p.exists()])
+            self._fill(images, folder, [v for v in range(views) if _kept(folder, v, shape) is None])
         processes.from_rank_0(None)  # until the files are there
-        return CachedAnswers(tuple(np.load(p, mmap_mode="r") for p in paths))
+        answers = [_kept(folder, v, shape) for v in range(views)]
+        whole = tuple(a for a in answers if a is not None)
+        if len(whole) < views:
+            raise UserError(f"{folder}: the teacher's answers were altered meanwhile; run the command again")
+        return CachedAnswers(whole)
 
-    def _fill(self, images: TrainImages, missing: list[tuple[int, Path]]) -> None:
+    def _fill(self, images: TrainImages, folder: Path, missing: Sequence[int]) -> None:
         import torch
         from torch.utils.data import DataLoader
 
@@ -125,18 +131,34 @@ class Distiller:
         workers = 0 if len(images.split.cache) == len(images.split) else cores
         with console.progress() as bar:
             task = bar.add_task("asking the teacher", total=len(missing) * len(images), status="")
-            for view, path in missing:
+            for view in missing:
                 keys: Any = [(view, i) for i in range(len(images))]
                 said = []
                 for batch in DataLoader(images, _at_once(), sampler=keys, num_workers=workers):
                     said.append(self.ask(batch[0]).to("cpu", torch.float16))
                     bar.advance(task, len(batch[0]))
-                with files.atomic_file(path) as tmp, tmp.open("wb") as f:
-                    np.save(f, torch.cat(said).numpy())
+                whole = io.BytesIO()
+                np.save(whole, torch.cat(said).numpy())
+                digest = hashlib.sha256(whole.getbuffer()).hexdigest()
+                with files.atomic_file(folder / f"view-{view:02d}-{digest}.npy") as tmp:
+                    tmp.write_bytes(whole.getbuffer())
 
     def to_json(self) -> dict[str, Any]:
         """What a student's card says of its teacher."""
         return {TEACHER: {"name": self.teacher.name, "digest": self.teacher.digest, **dataclasses.asdict(self.how)}}
+
+
+def _kept(folder: Path, view: int, shape: tuple[int, int]) -> npt.NDArray[np.float16] | None:
+    """The answers to a view, whose digest is in the file's name; None where they are missing. Damaged ones go."""
+    for path in folder.glob(f"view-{view:02d}-*.npy"):
+        with contextlib.suppress(OSError, ValueError):
+            if files.sha256(path) == path.stem.rpartition("-")[2]:
+                found: npt.NDArray[np.float16] = np.load(path, mmap_mode="r")
+                if found.shape == shape and found.dtype == np.float16:
+                    return found
+        with contextlib.suppress(OSError):
+            path.unlink()
+    return None
 
 
 def _at_once() -> int:

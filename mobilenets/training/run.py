@@ -90,7 +90,8 @@ def _prepare(out: Path, config: dict[str, Any], resume: bool) -> None:
     had, has = before.pop(DATA, None), now.pop(DATA)
     same_images = isinstance(had, dict) and _same_images(out, had, has, str(config["source"]))
     if "recipe" in config:  # a recipe's later fields change nothing by default
-        before["recipe"] = Recipe().to_json() | before.get("recipe", {})
+        recipe = before.get("recipe", {})
+        before["recipe"] = Recipe().to_json() | (recipe if isinstance(recipe, dict) else {"recipe": recipe})
     before, now = _flat(before), _flat(now)
     ignored = {COMMAND, "source"} if same_images else {COMMAND}  # the same images under another spelling are the same
     changed = [k for k in {**now, **before} if k not in ignored and before.get(k) != now.get(k)]

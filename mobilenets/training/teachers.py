@@ -97,7 +97,7 @@ def _of_engine(engine: engines.Engine, name: str, path: Path) -> Teacher:
 
     if PROBABILITIES not in engine.card.outputs:
         raise UserError(f"{name} gives no probabilities that another network could learn")
-    digest = files.sha256(path if path.is_file() else path / bundle.CARD)
+    digest = files.sha256(path / bundle.CARD if bundle.is_bundle(path) else path)
     return Teacher(name, digest, engine.card.labels, engine.card.preprocess, 0, answer)
 
 

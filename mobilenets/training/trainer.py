@@ -98,11 +98,10 @@ def train_bundle(
     process that died), `Interrupted` on Ctrl-C: the last checkpoint is then in `out`.
     """
     import pytorch_lightning as pl
-    import torch
     from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
     from pytorch_lightning.loggers import TensorBoardLogger
 
-    from mobilenets.training.callbacks import EpochLog
+    from mobilenets.training.callbacks import EpochLog, read_checkpoint
 
     size, rank = world()
     task = task or tasks.find("classify")
@@ -127,7 +126,7 @@ def train_bundle(
         callbacks=callbacks, logger=TensorBoardLogger(out, name=LOGS, version=""),
     )  # fmt: skip
 
-    state = torch.load(folder / "best.ckpt", weights_only=True)
+    state = read_checkpoint(folder / "best.ckpt")
     tensors = {
         k.removeprefix("model."): v.float().contiguous().numpy() if v.is_floating_point() else v.numpy()
         for k, v in state["state_dict"].items()

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mobilenets import files
 from mobilenets.data import dataset as data
 from mobilenets.data import remote
 from mobilenets.data import shard_reader as sharded
@@ -181,6 +182,7 @@ class Server:
     def __init__(self, folder, ranges=True):
         self.asked = []
         self.cut, self.fail, self.wrong = {}, {}, set()
+        self.always, self.headers = None, {}
         server = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -202,10 +204,11 @@ class Server:
                 at = int(start[1]) if start and ranges else 0
                 if at >= len(content) and at:
                     return self.send_error(416)
-                self.send_response(206 if at else 200)
-                self.send_header("Content-Length", str(len(content) - at))
+                self.send_response(302 if "Location" in server.headers else 206 if at else 200)
+                for key, value in ({"Content-Length": str(len(content) - at)} | server.headers).items():
+                    self.send_header(key, value)
                 self.end_headers()
-                body = content[at:]
+                body = content[at:][: server.always]
                 self.wfile.write(body[: server.cut.pop(name)] if name in server.cut else body)
                 return None
 
@@ -262,6 +265,75 @@ def test_a_broken_connection_goes_on_where_it_was(written, colours, serve, range
     assert split.read(0) == (colours / split.names[0]).read_bytes()
     asked = [at for name, at in server.asked if name == "train-000000.tar"]
     assert asked == [0, 0, 0, 5000]
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_server_that_cuts_every_answer_is_given_up(written, serve, ranges):
+    server = serve(written.out, ranges=ranges)
+    server.always = 300  # bytes of each answer
+    with pytest.raises(UserError, match=r"index\.json: can't be fetched \(the connection broke\)"):
+        open_data(server.url)
+    assert len(server.asked) == remote.ATTEMPTS
+
+
+@pytest.mark.parametrize(
+    "headers", [{"Content-Length": "banana"}, {"Location": "http://[bad"}, {"Location": "http://a b"}]
+)
+def test_a_malformed_answer_is_one_line(written, serve, headers):
+    server = serve(written.out)
+    server.headers = headers
+    with pytest.raises(UserError, match=r"index\.json: (the server's answer can't be understood|can't be fetched)"):
+        open_data(server.url)
+
+
+def damage(folder, change):
+    """The val table of the shards in `folder` with `change`d columns, or bytes; the index says so."""
+    table, index = folder / "val.npz", json.loads((folder / "index.json").read_text())
+    columns = dict(np.load(table))
+    content = change(columns)
+    if isinstance(content, bytes):
+        table.write_bytes(content)
+    else:
+        np.savez_compressed(table, **columns)
+    entry = index["splits"]["val"]["table"]
+    entry |= {"bytes": table.stat().st_size, "sha256": files.sha256(table)}
+    (folder / "index.json").write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda t: t["offset"].__setitem__(0, 2**62) or t["size"].__setitem__(0, 2**62),
+        lambda t: t.update(offset=t["offset"][:, None]),
+        lambda t: t.update(offset=t["offset"] * 1.0),
+        lambda t: t.update(target=t["target"].astype(str)),
+        lambda t: t.update(names=np.zeros(3)),
+        lambda t: t.update(size=np.zeros(10_000_000, np.int64)),
+        lambda t: t.update(nothing=t.pop("names")),
+        lambda _: b"",
+        lambda _: b"PK\x05\x06" + bytes(18),
+        lambda _: b"PK\x03\x04 and no more",
+    ],
+)
+def test_a_damaged_table_is_one_line(written, tmp_path, command, change):
+    damage(copy(written, tmp_path / "s"), change)
+    assert (
+        "its index isn't one of shards, or is damaged" in command("train", tmp_path / "s", "--out", tmp_path / "r").line
+    )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"labels": [1, 2, 3]}, {"labels": 3}, {"kind": "photos"}, {"val_fraction": "x"}, {"splits": []}, {"scan": []},
+        {"scan": {"counts": 3}}, {"splits": {"val": {"table": {}, "shards": []}}}, {"format": []},
+    ],
+)  # fmt: skip
+def test_an_index_of_wrong_types_is_one_line(written, tmp_path, command, change):
+    folder = copy(written, tmp_path / "s")
+    index = json.loads((folder / "index.json").read_text())
+    (folder / "index.json").write_text(json.dumps({**index, **change}))
+    assert "index" in command("train", folder, "--out", tmp_path / "r").line
 
 
 def test_what_cannot_be_fetched_is_one_line(written, serve, command, tmp_path):

@@ -151,6 +151,22 @@ def test_a_card_that_is_none(saved, text):
         ({"arch": None}, "malformed"),
         ({"preprocess": {}}, "not a Preprocess"),
         ({"metrics": [{"name": "top1"}]}, "malformed"),
+        ({"config": {"labels": ["cat", "\x1b[31mdog"]}}, "labels aren't a list of names"),
+        ({"config": {"labels": ["cat", "\ud800"]}}, "labels aren't a list of names"),
+        ({"config": []}, "malformed"),
+        ({"licence": ["x"]}, r"card.licence is \['x'\], not a text"),
+        ({"parent": 3}, "card.parent is 3, not str | None"),
+        ({"versions": []}, "card.versions is"),
+        ({"recipe": 1.5}, "card.recipe is 1.5"),
+        ({"recipe": {"teacher": {"digest": 3}}}, "recipe.teacher.digest is 3, not a text"),
+        ({"data": {"counts": {"train": "3"}}}, "data.counts.train is '3', not a whole number"),
+        (
+            {"metrics": [{"name": "top1", "value": "x", "data": "d", "split": "val", "count": 1}]},
+            "metrics.0..value is 'x'",
+        ),
+        ({"float_ops": 3}, "malformed"),
+        ({"files": True}, "lists files True"),
+        ({"files": [WEIGHTS]}, "lists files"),
         ({"files": {}}, r"lists files \[\]"),
         ({"files": {"../../secret": "0", WEIGHTS: "0"}}, "lists files"),
     ],
@@ -158,6 +174,20 @@ def test_a_card_that_is_none(saved, text):
 def test_a_malformed_card_with_a_right_digest(saved, changes, message):
     rewrite_card(saved, resign=True, **changes)
     with pytest.raises(UserError, match=message):
+        Bundle.load(saved)
+
+
+def test_cards_nested_too_deep(saved):
+    (saved / CARD).write_text('{"format": 1, "x": ' + "[" * 100_000)
+    with pytest.raises(UserError, match=r"card\.json: not readable as JSON: nested too deep"):
+        Bundle.load(saved)
+
+
+def test_weights_that_are_no_numbers_with_a_right_digest(saved):
+    tensors = {k: np.zeros(v.shape, bool) for k, v in small().tensors.items()}
+    (saved / WEIGHTS).write_bytes(safetensors.numpy.save(tensors))
+    rewrite_card(saved, resign=True, files={WEIGHTS: files.sha256(saved / WEIGHTS)})
+    with pytest.raises(UserError, match="is bool, no numbers"):
         Bundle.load(saved)
 
 

@@ -1,6 +1,8 @@
 import io
 import json
 import struct
+import subprocess
+import sys
 import zlib
 
 import numpy as np
@@ -300,3 +302,58 @@ def test_preprocess_survives_json():
 def test_a_malformed_preprocess_is_refused(edit):
     with pytest.raises(UserError):
         Preprocess.from_json({**Preprocess(96).to_json(), **edit})
+
+
+def test_large_images_of_every_mode_are_made_smaller_strip_by_strip(monkeypatch):
+    """To what the whole image gives at once, and the same at its own size."""
+    wide = np.arange(600 * 400, dtype=np.uint16).reshape(400, 600)
+    palette = photo(600, 400).quantize(16)
+    for data in (
+        encoded(photo(600, 400), "PNG"),
+        encoded(Image.merge("RGBA", [*photo(600, 400).split(), photo(600, 400).getchannel(0)]), "PNG"),
+        encoded(palette, "PNG", transparency=3),
+        encoded(Image.fromarray(wide), "PNG"),
+        encoded(Image.fromarray(np.linspace(-9, 300, 240_000, dtype=np.float32).reshape(400, 600)), "TIFF"),
+    ):
+        whole = open_rgb(data, short_side=60)
+        monkeypatch.setattr(images, "LARGE", 600 * 40)
+        small = open_rgb(data, short_side=60)
+        assert small.size == (300, 200)
+        assert small.info[images.FULL_SIZE] == (600, 400)
+        close(small, whole.reduce(2), 0)
+        close(open_rgb(data), whole, 0)
+        monkeypatch.undo()
+
+
+@pytest.mark.parametrize("kind", ["WEBP", "JPEG2000"])
+def test_a_small_file_that_fills_the_memory_is_refused(kind, monkeypatch):
+    """The formats whose decoders take several times the image's own size."""
+    data = encoded(Image.new("RGB", (200, 100)), kind)
+    assert open_rgb(data).size == (200, 100)
+    monkeypatch.setattr(images, "BYTES", 200 * 100 * 8)
+    with pytest.raises(BadImage, match=r"^a\.img: \d+ bytes that decode to "):
+        open_rgb(data, "a.img")
+    noise = encoded(Image.effect_noise((200, 100), 90).convert("RGB"), kind)
+    assert open_rgb(noise).size == (200, 100)  # a file of its size may
+
+
+def test_a_progressive_jpeg_of_endless_scans_is_refused():
+    data = encoded(photo(), "JPEG", progressive=True)
+    assert open_rgb(data).size == (60, 40)
+    at = data.rindex(b"\xff\xda")
+    with pytest.raises(BadImage, match="scans, over the limit"):
+        open_rgb(data[:at] + data[at:-2] * 200 + data[-2:])
+
+
+def test_a_16_bit_image_takes_little_more_than_its_pixels():
+    """In a process of its own: what it took is what the process took at most."""
+    code = (
+        "import io, resource, numpy as np; from PIL import Image; from mobilenets.model.images import open_rgb\n"
+        "out = io.BytesIO(); Image.new('I;16', (6000, 5000)).save(out, 'PNG', compress_level=1)\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "open_rgb(out.getvalue(), short_side=64)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+    )
+    pytest.importorskip("resource")
+    grown = int(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
+    assert grown < 150_000 * (1024 if sys.platform == "darwin" else 1)  # KB; 60 MB of pixels

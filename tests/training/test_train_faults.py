@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,6 +31,38 @@ def weights(out):
 def rows(out):
     with (out / "logs" / "metrics.csv").open(newline="") as f:
         return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(f)]
+
+
+def last_row(text):
+    return text.rsplit("\n", 2)[0] + "\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("checkpoints/last.ckpt", lambda b: b[: len(b) // 2], r"last.ckpt: a damaged checkpoint"),
+        (
+            "checkpoints/last.ckpt",
+            lambda b: b[:5000] + bytes([b[5000] ^ 8]) + b[5001:],
+            r"last.ckpt: a damaged checkpoint",
+        ),
+        ("checkpoints/last.ckpt", lambda _: b"", r"last.ckpt: a damaged checkpoint"),
+        ("checkpoints/best.ckpt", lambda _: b"PK", r"best.ckpt: a damaged checkpoint"),
+        ("run.json", lambda _: b"{", r"run.json: not readable as JSON"),
+        ("run.json", lambda _: b"[]", r"run.json: not a file of a run"),
+        ("run.json", lambda b: b.replace(b'"recipe": {', b'"recipe": 3, "r": {'), r"was made with"),
+        ("logs/metrics.csv", lambda _: b"epoch\n\xff", r"metrics.csv: a damaged log of epochs"),
+        ("logs/metrics.csv", lambda b: last_row(b.decode()).encode(), r"metrics.csv: has no epoch"),
+    ],
+)
+def test_a_damaged_file_of_a_run_is_one_line(whole, command, tmp_path, name, change, message):
+    shutil.copytree(whole.out, tmp_path / "run")
+    path = tmp_path / "run" / name
+    path.write_bytes(change(path.read_bytes()))
+    ran = command(*as_in(whole, tmp_path / "run", "--resume"))
+    assert ran.code == 2, ran.err
+    assert message in ran.err.splitlines()[-1]
+    assert "Traceback" not in ran.err
 
 
 def checkpoint(out, name="last"):

@@ -17,7 +17,6 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.metadata
-import json
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -28,8 +27,9 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from mobilenets.deploy.engines import trial
 from mobilenets.errors import UserError, unknown
-from mobilenets.files import size_on_disk
+from mobilenets.files import parse_json, size_on_disk
 from mobilenets.model.bundle import CARD, Bundle, located, packaged
 from mobilenets.model.card import Card, Precision
 from mobilenets.model.images import Pixels
@@ -201,7 +201,11 @@ def resolve(path: Path) -> Path:
 def load(path: Path, threads: int = 1) -> Engine:
     """The network at `path` (a bundle's folder, a run's, or an exported file), ready to run on `threads` threads."""
     path = resolve(path)
-    engine: Engine = module(for_path(path)).load(path, threads)
+    name = for_path(path)
+    found = module(name)
+    if path.suffix in SUFFIXES and RUNTIMES[name].runs_here:
+        trial.check(path, name, found.version())
+    engine: Engine = found.load(path, threads)
     return engine
 
 
@@ -210,7 +214,7 @@ def parse_card(text: str | bytes | None, where: str) -> Card:
     if text is None:
         raise UserError(f"{where}: has no card inside; export it with mobilenets")
     try:
-        return Card.from_json(json.loads(text), where)
+        return Card.from_json(parse_json(text), where)
     except ValueError as e:
         raise UserError(f"{where}: the card inside isn't JSON: {e}") from e
 

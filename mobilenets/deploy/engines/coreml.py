@@ -21,6 +21,7 @@ from PIL import Image
 
 from mobilenets.arch.heads import PROBABILITIES
 from mobilenets.deploy.engines import RUNTIMES, Outputs, parse_card
+from mobilenets.deploy.engines.guard import Guarded
 from mobilenets.deploy.engines.imports import suppress_warnings
 from mobilenets.errors import UserError
 from mobilenets.model.bundle import Bundle
@@ -49,17 +50,17 @@ def is_classifier(card: Card) -> bool:
     return card.task == "classify"
 
 
-class CoremlEngine:
+class CoremlEngine(Guarded):
     name = NAME
-    concurrent = False
 
     def __init__(self, path: Path) -> None:
+        super().__init__(1)
         self.card = _card(_spec(path), path)
         if not RUNTIMES[NAME].runs_here:
             raise UserError(f"{path}: Core ML runs on macOS alone; run its bundle, or another file of it")
         self.model = ct.models.MLModel(str(path))
 
-    def __call__(self, images: Pixels) -> Outputs:
+    def answer(self, images: Pixels) -> Outputs:
         made = self.model.predict([{"image": Image.fromarray(image)} for image in images])
         if is_classifier(self.card):
             names = class_names(self.card)

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from mobilenets.deploy.engines import Outputs, check_card, joined, parse_card, run_batched
+from mobilenets.deploy.engines.guard import Guarded
 from mobilenets.deploy.engines.imports import suppress_warnings
 from mobilenets.deploy.engines.stderr import capture_stderr
 from mobilenets.errors import UserError
@@ -58,14 +59,15 @@ def _pool(threads: int) -> int:
     return _pools
 
 
-class ExecutorchEngine:
+class ExecutorchEngine(Guarded):
     name = NAME
-    concurrent = False
 
     def __init__(self, path: Path, threads: int) -> None:
-        self.data, self.threads = path.read_bytes(), threads
+        super().__init__(threads)
+        self.data = path.read_bytes()
         try:
-            self._open()
+            with self.turn():
+                self._open()
             if not {"card", "batch"} <= self.program.method_names:
                 raise UserError(f"{path}: has no card inside; export it with mobilenets")
             text, self.batch = (self.program.load_method(name).execute([])[0] for name in ("card", "batch"))
@@ -91,7 +93,7 @@ class ExecutorchEngine:
         made = self.forward.execute([torch.from_numpy(images)])
         return {name: x.numpy() for name, x in zip(self.card.outputs, made, strict=True)}
 
-    def __call__(self, images: Pixels) -> Outputs:
+    def answer(self, images: Pixels) -> Outputs:
         if _pool(self.threads) != self.pool:
             self._open()
         images = np.require(images, requirements=("C", "W"))  # PyTorch warns of arrays that can't be written to

@@ -9,6 +9,7 @@ import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 
 from mobilenets.deploy.engines import Outputs, check_card, parse_card, run_batched
+from mobilenets.deploy.engines.guard import Guarded
 from mobilenets.deploy.engines.stderr import capture_stderr
 from mobilenets.deploy.writers import tflite_graph
 from mobilenets.errors import UserError
@@ -33,7 +34,7 @@ def read_card(data: bytes, where: str) -> Card:
     return parse_card(text, where)
 
 
-class LiteRTEngine:
+class LiteRTEngine(Guarded):
     """An interpreter is for one call at a time: as many are made as calls are under way at once, and kept.
 
     Each has weights in XNNPACK's layout of its own, besides the file's bytes, which they share.
@@ -43,7 +44,8 @@ class LiteRTEngine:
     concurrent = True
 
     def __init__(self, path: Path, threads: int) -> None:
-        self.data, self.threads = path.read_bytes(), threads
+        super().__init__(threads)
+        self.data = path.read_bytes()
         self.card = read_card(self.data, str(path))
         try:
             self.idle = [self._interpreter()]
@@ -78,7 +80,7 @@ class LiteRTEngine:
         finally:
             self.idle.append(interpreter)
 
-    def __call__(self, images: Pixels) -> Outputs:
+    def answer(self, images: Pixels) -> Outputs:
         return run_batched(self._run, images, self.batch)
 
 

@@ -10,8 +10,9 @@ import ncnn
 import numpy as np
 
 from mobilenets.deploy.engines import Outputs
+from mobilenets.deploy.engines.guard import Guarded
 from mobilenets.errors import UserError
-from mobilenets.files import sha256
+from mobilenets.files import read_json, sha256
 from mobilenets.model.bundle import Bundle
 from mobilenets.model.card import Card, Precision
 from mobilenets.model.images import Pixels
@@ -26,12 +27,9 @@ def version() -> str:
 
 def read_card(path: Path) -> Card:
     """The card of the folder at `path`, whose other files are what was written with it."""
-    try:
-        d = json.loads((path / CARD).read_bytes())
-    except FileNotFoundError as e:
-        raise UserError(f"{path}: has no card ({CARD} is missing); export it with mobilenets") from e
-    except (ValueError, OSError) as e:
-        raise UserError(f"{path / CARD}: not readable as JSON: {e}") from e
+    if not (path / CARD).is_file():
+        raise UserError(f"{path}: has no card ({CARD} is missing); export it with mobilenets")
+    d = read_json(path / CARD, (), "an ncnn network: not a mobilenets card")
     card = Card.from_json(d, str(path / CARD))
     for name in (PARAM, BIN):
         if not (path / name).is_file():
@@ -41,13 +39,14 @@ def read_card(path: Path) -> Card:
     return card
 
 
-class NcnnEngine:
+class NcnnEngine(Guarded):
     """ncnn takes one image at a time."""
 
     name = NAME
     concurrent = True
 
     def __init__(self, path: Path, threads: int) -> None:
+        super().__init__(threads)
         self.card = read_card(path)
         self.net = ncnn.Net()
         self.net.opt.num_threads = threads
@@ -71,7 +70,7 @@ class NcnnEngine:
             out[name] = np.array(values).reshape(shape)
         return out
 
-    def __call__(self, images: Pixels) -> Outputs:
+    def answer(self, images: Pixels) -> Outputs:
         out = {name: np.empty((len(images), *shape), np.float32) for name, shape in self.card.outputs.items()}
         for i, image in enumerate(images):
             for name, values in self._run(image).items():

@@ -11,6 +11,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime as ort
 
 from mobilenets.deploy.engines import Outputs, check_card, parse_card, run_batched
+from mobilenets.deploy.engines.guard import Guarded
 from mobilenets.errors import UserError
 from mobilenets.model.bundle import Bundle
 from mobilenets.model.card import CARD_KEY, Precision
@@ -43,11 +44,12 @@ def session(model: str | bytes, threads: int, widen: bool = False) -> ort.Infere
     return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-class OnnxEngine:
+class OnnxEngine(Guarded):
     name = NAME
     concurrent = True
 
     def __init__(self, model: Path | bytes, threads: int) -> None:
+        super().__init__(threads)
         where = str(model) if isinstance(model, Path) else "model"
         source = str(model) if isinstance(model, Path) else model
         try:
@@ -66,7 +68,7 @@ class OnnxEngine:
     def _run(self, images: Pixels) -> Outputs:
         return dict(zip(self.names, self.session.run(self.names, {self.input: images}), strict=True))
 
-    def __call__(self, images: Pixels) -> Outputs:
+    def answer(self, images: Pixels) -> Outputs:
         return run_batched(self._run, images, self.batch)
 
 

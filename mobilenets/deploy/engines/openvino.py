@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from mobilenets.deploy.engines import Outputs, check_card, parse_card, run_batched
+from mobilenets.deploy.engines.guard import Guarded
 from mobilenets.deploy.engines.imports import without
 from mobilenets.errors import UserError
 from mobilenets.files import sha256
@@ -82,11 +83,13 @@ def _reason(e: RuntimeError) -> str:
     return [line for line in str(e).splitlines() if line.strip()][-1][:200]
 
 
-class OpenVinoEngine:
+class OpenVinoEngine(Guarded):
     name = NAME
     concurrent = True
+    forks = False
 
     def __init__(self, path: Path, threads: int) -> None:
+        super().__init__(threads)
         self.model, self.card = read(path)
         batch = self.model.input(0).get_partial_shape()[0]
         self.batch = batch.get_length() if batch.is_static else None
@@ -100,7 +103,7 @@ class OpenVinoEngine:
             "INFERENCE_PRECISION_HINT": "f32",
         }
         self.compiled: dict[int, ov.CompiledModel] = {}
-        self.turn = threading.Lock()
+        self.compiling = threading.Lock()
         self.own = threading.local()  # each caller's requests
         try:
             self._request(self.batch or 1)
@@ -110,7 +113,7 @@ class OpenVinoEngine:
     def _request(self, batch: int) -> ov.InferRequest:
         requests = self.own.__dict__.setdefault("requests", {})
         if batch not in requests:
-            with self.turn:
+            with self.compiling:
                 if batch not in self.compiled:
                     model = self.model.clone()
                     # Compiled for any number of images, networks with squeeze-and-excite take up to half as long again.
@@ -125,7 +128,7 @@ class OpenVinoEngine:
         request.infer([images], share_inputs=True)
         return {name: request.get_tensor(name).data.copy() for name in self.card.outputs}
 
-    def __call__(self, images: Pixels) -> Outputs:
+    def answer(self, images: Pixels) -> Outputs:
         n = len(images)
         # What is left of many isn't worth compiling for.
         larger = [b for b in list(self.compiled) if n < b <= 2 * n]

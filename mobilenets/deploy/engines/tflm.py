@@ -18,6 +18,7 @@ import numpy as np
 from tflite_micro import runtime
 
 from mobilenets.deploy.engines import Outputs, check_card, parse_card, run_batched
+from mobilenets.deploy.engines.guard import Guarded
 from mobilenets.deploy.engines.stderr import capture_stderr
 from mobilenets.deploy.writers import c_array, tflite_graph, tflite_metadata
 from mobilenets.errors import UserError
@@ -36,11 +37,11 @@ def version() -> str:
     return importlib.metadata.version("tflite-micro")
 
 
-class TFLMEngine:
+class TFLMEngine(Guarded):
     name = NAME
-    concurrent = False
 
-    def __init__(self, path: Path, threads: int) -> None:  # noqa: ARG002
+    def __init__(self, path: Path) -> None:
+        super().__init__(1)
         try:
             model = c_array.model_bytes((path / SOURCE).read_text())
             arena = c_array.number((path / HEADER).read_text(), "MODEL_ARENA_BYTES")
@@ -61,13 +62,13 @@ class TFLMEngine:
         self.interpreter.invoke()
         return {name: np.array(self.interpreter.get_output(i)) for i, name in enumerate(self.card.outputs)}
 
-    def __call__(self, images: Pixels) -> Outputs:
+    def answer(self, images: Pixels) -> Outputs:
         return run_batched(self._run, images, 1)
 
 
-def load(path: Path, threads: int) -> TFLMEngine:
+def load(path: Path, threads: int) -> TFLMEngine:  # noqa: ARG001
     """The network in a c-array folder, in an arena of the size that its header gives; on one thread, always."""
-    return TFLMEngine(path, threads)
+    return TFLMEngine(path)
 
 
 def interpreter(model: bytes, arena_bytes: int, where: str) -> runtime.Interpreter:

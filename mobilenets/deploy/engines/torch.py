@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from mobilenets.deploy.engines import Outputs, check_card, run_batched
+from mobilenets.deploy.engines.guard import Guarded
 from mobilenets.deploy.writers import pt2
 from mobilenets.deploy.writers.program import export_program
 from mobilenets.model.bundle import Bundle, find_bundle
@@ -42,41 +43,39 @@ def _run(module: Callable[[Tensor], T], x: Tensor, threads: int) -> T:
         torch.set_num_threads(before)
 
 
-class TorchEngine:
+class TorchEngine(Guarded):
     name = NAME
-    concurrent = False
 
     def __init__(self, bundle: Bundle, threads: int) -> None:
+        super().__init__(threads)
         self.card = bundle.card
         self.module = module(bundle.dense())
-        self.threads = threads
 
-    def __call__(self, images: Pixels) -> Outputs:
+    def answer(self, images: Pixels) -> Outputs:
         x = torch.from_numpy(self.card.preprocess.normalize(images))
         return {name: y.numpy() for name, y in _run(self.module.answers, x, self.threads).items()}
 
 
-class ProgramEngine:
+class ProgramEngine(Guarded):
     """A .pt2 file."""
 
     name = NAME
-    concurrent = False
 
     def __init__(self, path: Path, threads: int) -> None:
+        super().__init__(threads)
         program, self.card = pt2.read(path)
         (batch, *image), outputs = pt2.sizes(program)
         names = [*self.card.outputs, *(f"output {i}" for i in range(len(outputs)))]  # the card doesn't know these
         check_card(self.card, image, {n: shape for n, (_, *shape) in zip(names, outputs, strict=False)}, str(path))
         self.batch = batch or None
         self.module = program.module()
-        self.threads = threads
 
     def _run(self, images: Pixels) -> Outputs:
         made = _run(self.module, torch.tensor(images), self.threads)
         several = made if isinstance(made, tuple) else (made,)
         return {name: y.numpy() for name, y in zip(self.card.outputs, several, strict=True)}
 
-    def __call__(self, images: Pixels) -> Outputs:
+    def answer(self, images: Pixels) -> Outputs:
         return run_batched(self._run, images, self.batch)
 
 

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from mobilenets.arch.graph import Op
 from mobilenets.deploy.lowering import Lowered, lower, unsupported
 from mobilenets.deploy.writers import proto
+from mobilenets.files import parse_json
 from mobilenets.model.bundle import Bundle
 from mobilenets.model.card import CARD_KEY, Precision
 from mobilenets.model.encodings import BLOCK
@@ -254,7 +255,7 @@ def stored_precision(path: Path) -> Precision:
     It is int8 only if every convolution is, but for those that the card inside names as kept in float.
     """
     graph = proto.read(path)
-    card = json.loads(graph.metadata.get(CARD_KEY, "{}"))
+    card = parse_json(graph.metadata.get(CARD_KEY, "{}"))
     spared = {f"{name}{CONV}" for name in card.get("float_ops", ())}
     convs = [n for n in graph.nodes if n.kind == "Conv" and len(n.inputs) > 1]
     found = {graph.origin(n.inputs[1]) for n in convs if not spared & {*n.outputs}}

@@ -20,6 +20,7 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from mobilenets.errors import UserError
+from mobilenets.files import parse_json
 from mobilenets.model.bundle import CARD
 from mobilenets.model.card import Card, Precision
 
@@ -56,7 +57,7 @@ def read(path: Path) -> tuple[ExportedProgram, Card]:
     except (zipfile.BadZipFile, EOFError, KeyError, TypeError, ValueError) as e:
         raise UserError(f"{path}: not a readable .pt2 file: {e}") from e
     try:
-        card = Card.from_json(json.loads(text), str(path))
+        card = Card.from_json(parse_json(text), str(path))
     except ValueError as e:
         raise UserError(f"{path}: the card inside isn't JSON: {e}") from e
     try:
@@ -78,9 +79,9 @@ def _checked(archive: zipfile.ZipFile, where: str) -> bytes:
     if damaged := archive.testzip():
         raise ValueError(f"{damaged} is damaged")
     for config in CONFIGS:
-        if any(value is not False for value in _values(json.loads(archive.read(content[config])), "use_pickle")):
+        if any(value is not False for value in _values(parse_json(archive.read(content[config])), "use_pickle")):
             raise ValueError("it holds pickled tensors")
-    model = json.loads(archive.read(content[MODEL]))
+    model = parse_json(archive.read(content[MODEL]))
     for key, allowed in (("target", OPERATION), ("expr_str", SIZE)):
         for value in _values(model, key):
             if not (isinstance(value, str) and allowed.fullmatch(value)):

@@ -6,13 +6,10 @@ the child sends back is read as safetensors.
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import os
 import re
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +18,7 @@ import safetensors
 import safetensors.numpy
 
 from mobilenets.errors import UserError
+from mobilenets.model import child
 from mobilenets.model.convert.formats import Array, check, damaged, one_line, plain
 
 _MB = 2**20
@@ -41,37 +39,22 @@ def read(path: Path) -> dict[str, Array]:
     if importlib.util.find_spec("h5py") is None:
         raise UserError("reading .h5 files needs h5py: pip install 'mobilenets[weights]'")
     limits = [512 * _MB + 16 * size, 8 + size // (10 * _MB), 16 * _MB + 16 * size]  # bytes, CPU seconds, bytes
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),  # the child finds what this process found
-        "OPENBLAS_NUM_THREADS": "1",  # each thread reserves memory
-        "OMP_NUM_THREADS": "1",
+    environment = {
         "HDF5_PLUGIN_PRELOAD": "::",  # no filter from a library outside h5py
         "HDF5_USE_FILE_LOCKING": "FALSE",
     }
-    command = [sys.executable, "-P", "-m", __name__, str(path.absolute()), *map(str, limits)]
-    with tempfile.TemporaryFile() as out:
-        try:
-            child = subprocess.run(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=subprocess.DEVNULL,
-                env=environment,
-                timeout=3 * limits[1],
-                check=False,
-            )
-        except subprocess.TimeoutExpired as e:
-            raise damaged(path, "HDF5 file", "reading it takes too long") from e
-        if out.seek(0, os.SEEK_END) > limits[2] + _MB:
-            raise damaged(path, "HDF5 file", "it unpacks to far more than its size")
-        out.seek(0)
-        answer = out.read()
-    if child.returncode == _REFUSED:
+    try:
+        code, answer = child.run(__name__, path.absolute(), *limits, seconds=3 * limits[1], environment=environment)
+    except child.TooSlow as e:
+        raise damaged(path, "HDF5 file", "reading it takes too long") from e
+    if len(answer) > limits[2] + _MB:
+        raise damaged(path, "HDF5 file", "it unpacks to far more than its size")
+    if code == _REFUSED:
         raise UserError(f"{path}: {one_line(answer.decode(errors='replace'))}")
-    if child.returncode == _DAMAGED:
+    if code == _DAMAGED:
         raise damaged(path, "HDF5 file", answer.decode(errors="replace"))
-    if child.returncode:
-        raise damaged(path, "HDF5 file", f"the HDF5 library stopped with code {child.returncode}")
+    if code:
+        raise damaged(path, "HDF5 file", f"the HDF5 library stopped with code {code}")
     try:
         arrays: dict[str, Array] = safetensors.numpy.load(answer)
     except (safetensors.SafetensorError, ValueError) as e:
@@ -142,15 +125,7 @@ def _strings(group: Any, name: str) -> list[str]:
 
 
 def _child(path: str, memory: int, seconds: int, output: int) -> int:
-    try:
-        import resource
-    except ImportError:  # Windows: the parent's timeout and the checks of sizes remain
-        pass
-    else:
-        limits = {"AS": memory, "CPU": seconds, "FSIZE": output + _MB, "CORE": 0}
-        for name, limit in limits.items():
-            with contextlib.suppress(ValueError, OSError):  # macOS has them not all; a lower one may be set already
-                resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (limit, limit))
+    child.limit(AS=memory, CPU=seconds, FSIZE=output + _MB, CORE=0)
     try:
         answer = safetensors.numpy.save(_arrays(path, output))
         code = 0

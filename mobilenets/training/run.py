@@ -6,7 +6,7 @@ import json
 import os
 import shlex
 import sys
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from mobilenets import console, files
@@ -78,9 +78,20 @@ def say_where(out: Path) -> None:
 
 
 def recorded_command(out: Path) -> str:
-    """The command that began the run in `out`."""
+    """The command that began the run in `out`, for a card: with the names of files and folders, not where they lay."""
     path = out / CONFIG
-    return str(json.loads(path.read_text())[COMMAND]) if path.exists() else command_line()
+    return placeless(str(json.loads(path.read_text())[COMMAND]) if path.exists() else command_line())
+
+
+def placeless(command: str) -> str:
+    """A command line with the names of the paths in it; addresses stay as they are."""
+    if command.startswith("("):  # no command
+        return command
+    words = []
+    for word in shlex.split(command):
+        option, equals, value = word.rpartition("=") if word.startswith("--") else ("", "", word)
+        words.append(word if "://" in value else f"{option}{equals}{PurePath(value).name or value}")
+    return shlex.join(words)
 
 
 def _flat(config: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def read_labels(path: Path) -> tuple[str, ...]:
 def shown(labels: Sequence[str]) -> tuple[str, ...]:
     """The name to call each class by: of "tench, Tinca tinca" the first; ImageNet's as every source here has them.
 
-    Labels whose first names don't tell the classes apart stay whole.
+    Where that doesn't tell it from another class, the whole label.
     """
     ids = imagenet.classes()
     first = tuple(label.partition(",")[0].strip() for label in labels)
@@ -40,7 +41,8 @@ def shown(labels: Sequence[str]) -> tuple[str, ...]:
             return tuple(ids.values())
         if all(label in ids for label in labels):
             return names
-    return first if len(set(first)) == len(set(labels)) and all(first) else tuple(labels)
+    count = Counter(first)
+    return tuple(name if name and count[name] == 1 else label for name, label in zip(first, labels, strict=True))
 
 
 def without_background(

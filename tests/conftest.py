@@ -263,7 +263,7 @@ def imported(command: Callable[..., Ran], tmp_path: Path) -> Callable[..., Bundl
 
     def run(path: Path, *arguments: object) -> Bundle:
         done = command("import", path, "--out", tmp_path / "bundle", *arguments)
-        assert (done.code, done.err) == (0, "")
+        assert done.code == 0, done.err
         return Bundle.load(tmp_path / "bundle")
 
     return run

@@ -26,7 +26,7 @@ NEED_TORCH = {
     "deploy.engines.torch", "deploy.engines.executorch", "deploy.engines.coreml", "deploy.peers",
     "deploy.writers.program", "deploy.writers.pt2", "deploy.writers.coreml",
     "training.callbacks", "training.learner", "training.loader", "training.objectives", "training.optim",
-    "training.pace", "training.teachers",
+    "training.pace", "training.statistics", "training.teachers",
     "compression.calibrate", "compression.equalize", "compression.mixed", "compression.qat", "compression.sensitivity",
     "tasks.augment", "tasks.losses",
     "reports.layers",

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from mobilenets import console
 from mobilenets.arch.graph import Padding
-from mobilenets.arguments import DataSource, StrPath, as_path, checked
+from mobilenets.arguments import DataSource, StrPath, as_path, checked, several
+from mobilenets.commands.options import Floats
+from mobilenets.errors import UserError
 from mobilenets.model.bundle import Bundle, check_out
-from mobilenets.model.convert.weights import foreign_bundle, open_foreign, read_labels
+from mobilenets.model.convert.foreign import Channels, Stated
+from mobilenets.model.convert.labels import read_labels
+from mobilenets.model.convert.weights import assumptions, foreign_bundle, open_foreign
+from mobilenets.model.images import Interpolation
 
 
 @checked
@@ -19,14 +25,22 @@ def import_weights(
     labels: StrPath | None = None,
     padding: Padding | None = None,
     bn_eps: float | None = None,
+    mean: Floats | None = None,
+    std: Floats | None = None,
+    crop: float | None = None,
+    interpolation: Interpolation | None = None,
+    body_only: bool = False,
 ) -> Bundle:
     """Turn weights that others trained into a bundle; the network is recognised by its tensors.
+
+    What neither the file nor a config.json beside it says is assumed as the library usually has it, and named.
 
     Parameters
     ----------
     source
         torchvision:NAME or timm:NAME (torchvision:mobilenet_v2, timm:mobilenetv4_conv_small.e2400_r224_in1k), or a
-        file: PyTorch .pth or .safetensors, Keras .h5, TensorFlow checkpoint (.index), TFLite (float or quantized).
+        file: PyTorch .pth or .safetensors, Keras .h5 or .keras, TensorFlow checkpoint (.index), TFLite (float or
+        quantized); or the folder of a model from the Hub.
     out
         Folder of the bundle.
     arch
@@ -36,11 +50,23 @@ def import_weights(
     resolution
         Input height and width in pixels, where the source doesn't say.
     labels
-        File with a label a line; ImageNet's for 1000 classes (or 1001, with background), if left out.
+        File with a label a line, of "tench, Tinca tinca" the first name is shown; ImageNet's for 1000 classes (or
+        1001, with background), if left out.
     padding
         symmetric (PyTorch) or same (TensorFlow), where the library's own is wrong.
     bn_eps
         BatchNorm's epsilon, where the library's own is wrong.
+    mean
+        What is subtracted from pixels, one number or three with commas between: of 0..1 as PyTorch's transforms have
+        it (0.485,0.456,0.406), or of 0..255 where a number of it or of --std is over 1.
+    std
+        What pixels are then divided by, in the same way.
+    crop
+        Share of an image's short side that is seen, 0.875 for most.
+    interpolation
+        How images are resized: bilinear or bicubic.
+    body_only
+        Leave out the classifier and all else after the pooling, for fine-tuning to give it a new one.
 
     Returns
     -------
@@ -64,5 +90,35 @@ def import_weights(
     """
     out = as_path(out)
     check_out(out)
-    named = read_labels(as_path(labels)) if labels else None
-    return foreign_bundle(open_foreign(str(source)), arch, alpha, resolution, named, padding, bn_eps).save(out)
+    scale = 1 if any(abs(v) > 1 for v in (*several(mean or ()), *several(std or ()))) else 255
+    told = Stated(
+        arch=arch, alpha=alpha, resolution=resolution, labels=read_labels(as_path(labels)) if labels else None,
+        padding=padding, bn_eps=bn_eps, crop=crop, interpolation=interpolation, mean=_pixels("mean", mean, scale),
+        std=_pixels("std", std, scale),
+    )  # fmt: skip
+    foreign = open_foreign(str(source))
+    made = foreign_bundle(foreign, told, body_only).save(out)
+    if assumed := assumptions(made.card):
+        library = made.card.recipe["library"]
+        console.note(
+            f"{foreign.name} doesn't say all that its network does; assumed, as is usual in {library}: {assumed}. "
+            f"Where that is wrong, say what is right (mobilenets import --help){HINTS.get(library, '')}"
+        )
+    return made
+
+
+# Networks of the same tensors that compute something else.
+HINTS = {
+    "timm": "; timm's tf_ networks have --padding same --bn-eps 0.001 --mean 0.5 --std 0.5 --interpolation bilinear",
+}
+
+
+def _pixels(name: str, given: Floats | None, scale: int) -> Channels | None:
+    """Numbers of the command line as such of 0..255, one for each channel."""
+    if given is None:
+        return None
+    values = several(given)
+    if len(values) not in (1, 3) or not all(abs(v) < 1e6 for v in values):
+        raise UserError(f"--{name} takes one number or three with commas between, not {','.join(map(str, values))}")
+    first, second, third = (round(scale * v, 6) for v in (values * 3)[:3])
+    return first, second, third

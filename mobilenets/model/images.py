@@ -33,6 +33,7 @@ UNREADABLE = (
 )  # fmt: skip
 HEIF = re.compile(rb"....ftyp(heic|heix|hevc|heim|heis|mif1|msf1)", re.DOTALL)
 _LARGE_TURN = threading.Lock()
+Interpolation = Literal["bilinear", "bicubic"]
 Framing = Literal["crop", "letterbox", "stretch"]
 FRAMINGS: tuple[Framing, ...] = ("crop", "letterbox", "stretch")
 FULL_SIZE = "full_size"  # in a decoded image's `info`: its (width, height) before it was decoded at a fraction
@@ -215,7 +216,7 @@ class Preprocess:
     crop: float = 0.875
     mean: tuple[float, float, float] = (128.0, 128.0, 128.0)
     std: tuple[float, float, float] = (128.0, 128.0, 128.0)
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    interpolation: Interpolation = "bilinear"
     framing: Framing = "crop"
     size: tuple[int, int] | None = None
 

@@ -14,7 +14,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -145,7 +145,8 @@ class Distiller:
 
     def to_json(self) -> dict[str, Any]:
         """What a student's card says of its teacher."""
-        return {TEACHER: {"name": self.teacher.name, "digest": self.teacher.digest, **dataclasses.asdict(self.how)}}
+        name = PurePath(self.teacher.name).name
+        return {TEACHER: {"name": name, "digest": self.teacher.digest, **dataclasses.asdict(self.how)}}
 
 
 def _kept(folder: Path, view: int, shape: tuple[int, int]) -> npt.NDArray[np.float16] | None:

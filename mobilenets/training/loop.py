@@ -29,12 +29,16 @@ MINUTES = 10.0  # between checkpoints within an epoch
 
 @dataclass(frozen=True)
 class Setup:
-    """What is to be trained, and on what; a trainer is all it lacks. `precision` is Lightning's word for it."""
+    """What is to be trained, and on what; a trainer is all it lacks. `precision` is Lightning's word for it.
+
+    `measured`: on how many images the network's BatchNorm statistics were measured anew; 0 where they fitted.
+    """
 
     learner: Learner
     images: TrainImages
     preprocess: Preprocess
     precision: Literal["bf16-mixed", "32-true"]
+    measured: int = 0
 
 
 def train(

@@ -8,7 +8,7 @@ import os
 import shlex
 import sys
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from mobilenets import console, files
@@ -126,9 +126,20 @@ def say_where(out: Path) -> None:
 
 
 def recorded_command(out: Path) -> str:
-    """The command that began the run in `out`."""
+    """The command that began the run in `out`, for a card: with the names of files and folders, not where they lay."""
     path = out / CONFIG
-    return str(files.read_json(path, [COMMAND], "a run")[COMMAND]) if path.exists() else command_line()
+    return placeless(str(files.read_json(path, (COMMAND,), "a run")[COMMAND]) if path.exists() else command_line())
+
+
+def placeless(command: str) -> str:
+    """A command line with the names of the paths in it; addresses stay as they are."""
+    if command.startswith("("):  # no command
+        return command
+    words = []
+    for word in shlex.split(command):
+        option, equals, value = word.rpartition("=") if word.startswith("--") else ("", "", word)
+        words.append(word if "://" in value else f"{option}{equals}{PurePath(value).name or value}")
+    return shlex.join(words)
 
 
 def _flat(config: dict[str, Any]) -> dict[str, Any]:

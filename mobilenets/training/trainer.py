@@ -111,6 +111,11 @@ def train_bundle(
     config, arch = task.config(data), arch.replace(dropout=recipe.dropout)
     head = task.head(arch, config)
     made = setup(data, data.split("train"), arch, recipe, seed, init, distiller, task)
+    if made.measured and rank == 0:
+        console.note(
+            f"the BatchNorm statistics of --init don't fit what it computes, as where they were folded: measured anew "
+            f"on {made.measured} training images, so that it starts as the network that it was"
+        )
     val, folder = data.split("val"), out / CHECKPOINTS
     monitor, mode = task.monitor(recipe), primary.mode
     best = ModelCheckpoint(
@@ -188,7 +193,7 @@ def setup(
     import torch
 
     from mobilenets.model import module as model
-    from mobilenets.training import loader
+    from mobilenets.training import loader, statistics
     from mobilenets.training.distributed import fast_bf16
     from mobilenets.training.learner import Learner, own_part
 
@@ -209,8 +214,10 @@ def setup(
             "BatchNorm needs two images at a time where a map is one pixel: take a larger --batch, fewer --accumulate, "
             "or another --resolution"
         )
+    measured = 0
     if init:
         _start_from(net, init, task, config, head)
+        measured = statistics.settle(net, head.own, training, preprocess, seed)
     objective: Objective = task.objective(config, recipe, training)
     side = cache_side(max(preprocess.input_size))
     images = loader.TrainImages(training, task.transforms(preprocess, recipe, kind), seed, None, side, task.ragged)
@@ -221,7 +228,7 @@ def setup(
     bf16 = recipe.training_precision == "bf16" or (recipe.training_precision == "auto" and fast_bf16())
     channels_last = bf16 or torch.cuda.is_available()
     learner = Learner(net, preprocess, recipe, seed, channels_last, task, config, objective, head.own)
-    return Setup(learner, images, preprocess, "bf16-mixed" if bf16 else "32-true")
+    return Setup(learner, images, preprocess, "bf16-mixed" if bf16 else "32-true", measured)
 
 
 def _start_from(net: MobileNet, init: Bundle, task: Task, config: dict[str, Any], head: Head) -> None:

@@ -74,6 +74,12 @@ def write_keras3(path, layers, named=True):
     return path
 
 
+def write_archive(path, weights, config="{}"):
+    """Keras 3's `.keras`: a zip of the `.weights.h5` and the description of the model."""
+    path.write_bytes(zipped({"metadata.json": b"{}", "config.json": config, "model.weights.h5": weights.read_bytes()}))
+    return path
+
+
 def keras3_layers(arrays):
     bn = [arrays[f"conv1_bn/{n}"] for n in ("gamma", "beta", "moving_mean", "moving_variance")]
     return {

@@ -12,6 +12,7 @@ from foreign_files import (
     network,
     slim_arrays,
     torch_tensors,
+    write_archive,
     write_checkpoint,
     write_h5,
     write_lite,
@@ -48,6 +49,7 @@ def test_reader(tmp_path, arrays, slim, tensors):
     write_checkpoint(tmp_path / "ckpt", slim)
     write_h5(tmp_path / "w.h5", arrays)
     write_lite(tmp_path / "m.tflite", network("int8"))
+    write_archive(tmp_path / "m.keras", tmp_path / "w.h5")
     kinds = {
         "new.pth": "pytorch",
         "old.pth": "pytorch",
@@ -56,6 +58,7 @@ def test_reader(tmp_path, arrays, slim, tensors):
         "ckpt.index": "tf_checkpoint",
         "w.h5": "hdf5",
         "m.tflite": "tflite",
+        "m.keras": "hdf5",
     }
     for name, kind in kinds.items():
         assert formats.reader(tmp_path / name) == kind
@@ -65,7 +68,7 @@ def test_reader(tmp_path, arrays, slim, tensors):
     (tmp_path / "cut.h5").write_bytes(b"")
     assert formats.reader(tmp_path / "cut.h5") == "hdf5"
     (tmp_path / "notes.txt").write_text("hello")
-    said = "not a known weight file; known: Keras .h5, TFLite .tflite, TensorFlow checkpoint (.index), PyTorch .pth"
+    said = "not a known weight file; known: Keras .h5 and .keras, TFLite .tflite, TensorFlow checkpoint (.index), PyTo"
     assert line(formats.reader, tmp_path / "notes.txt").startswith(said)
 
 

@@ -154,7 +154,5 @@ def test_bad_npz(tmp_path):
     assert line(pytorch.read, path) == "damaged zip (it unpacks to far more than its size)"
     path.write_bytes(zipped({"a.npy": npy((4,), bytes(16))}, zipfile.ZIP_LZMA))
     assert line(pytorch.read, path) == "damaged zip (compressed in an unknown way)"
-    path.write_bytes(zipped({"model.weights.h5": b"", "config.json": b""}))
-    assert line(pytorch.read, path) == "a .keras archive; unzip it, and use the model.weights.h5 in it"
     path.write_bytes(zipped({"readme": b""}))
     assert line(pytorch.read, path) == "a zip, but neither a PyTorch file nor an .npz"

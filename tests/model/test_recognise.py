@@ -6,7 +6,7 @@ from torchvision import models
 
 from mobilenets.arch import zoo
 from mobilenets.errors import UserError
-from mobilenets.model.convert import namings, recognise
+from mobilenets.model.convert import namings, prefixes, recognise
 
 timm = pytest.importorskip("timm")
 
@@ -38,16 +38,16 @@ def test_v2_for_cifar_has_to_be_asked_for():
 
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "a.b.c.", "features."])
 def test_a_prefix_that_all_names_share_is_dropped(v2, prefix):
-    got = recognise.unprefixed({prefix + k: a for k, a in v2.items()})
+    got = prefixes.unprefixed({prefix + k: a for k, a in v2.items()})
     assert got.keys() == v2.keys()
     assert recognise.identify(got).arch.alpha == 0.75
 
 
 def test_what_a_checkpoint_holds_beside_the_network_is_left(v2):
     saved = {f"model.{k}": a for k, a in v2.items()} | {"criterion.weight": np.ones(3), "mean": np.ones(3)}
-    assert recognise.unprefixed(saved).keys() == v2.keys()
+    assert prefixes.unprefixed(saved).keys() == v2.keys()
     nothing = {"model.a": np.ones(3), "net.b": np.ones(3)}
-    assert recognise.unprefixed(nothing) == nothing
+    assert prefixes.unprefixed(nothing) == nothing
 
 
 def test_what_was_told_but_does_not_fit(v2):

@@ -22,8 +22,9 @@ from mobilenets.model import reference as simulate
 from mobilenets.model.bundle import Bundle
 from mobilenets.model.card import classifier_card
 from mobilenets.model.convert import namings, recognise, weights
-from mobilenets.model.convert.hubs import IMAGENET_PREPROCESS, Foreign
-from mobilenets.model.convert.weights import foreign_bundle
+from mobilenets.model.convert.foreign import Foreign, Stated
+from mobilenets.model.convert.labels import read_labels
+from mobilenets.model.convert.weights import IMAGENET_PREPROCESS, foreign_bundle
 
 h5py = pytest.importorskip("h5py")
 timm = pytest.importorskip("timm")
@@ -91,7 +92,7 @@ def check(make, arch, alpha, convention="slim", keep_stem=False, side=64, **know
     got = found.arch
     assert (got.name, got.alpha, got.convention, got.keep_stem) == (arch, alpha, convention, keep_stem)
     assert got.num_classes == 1000
-    bundle = foreign_bundle(Foreign("test", tensors, **known))
+    bundle = foreign_bundle(Foreign("test", tensors, Stated(**known)))
     compare(net, simulate.float_model(bundle), found, side)
     return bundle
 
@@ -347,7 +348,7 @@ def test_slim_checkpoints(imported, trained, images, tmp_path, name, scope):
         bundle = imported(write_checkpoint(tmp_path / "m.ckpt", arrays), "--resolution", 32)
         assert bundle.card.recipe["library"] == "TF-slim"
     else:
-        bundle = foreign_bundle(Foreign("m.ckpt", arrays), resolution=32)
+        bundle = foreign_bundle(Foreign("m.ckpt", arrays), Stated(resolution=32))
     assert_same(bundle, source, images)
 
 
@@ -501,7 +502,7 @@ def test_tflite_of_other_networks(trained, tmp_path):
         foreign_bundle(foreign)
     foreign = weights.open_foreign(str(write_lite(tmp_path / "m.tflite", lite_graph(trained("v1")))))
     with pytest.raises(UserError, match=r"the nearest, V1 at alpha 0\.5, has 28 layers"):
-        foreign_bundle(foreign, "v1", 0.5)
+        foreign_bundle(foreign, Stated(arch="v1", alpha=0.5))
 
 
 # ---- the bundle ----------------------------------------------------------------------------------------------------
@@ -522,7 +523,7 @@ def slim_like(trained, classes):
 
 def test_the_background_is_dropped(trained, images):
     source, arrays = slim_like(trained, 1001)
-    bundle = foreign_bundle(Foreign("m.ckpt", arrays), resolution=128)
+    bundle = foreign_bundle(Foreign("m.ckpt", arrays), Stated(resolution=128))
     names = [name for _, name in imagenet.classes().items()]
     assert (bundle.card.arch.num_classes, list(bundle.card.labels)) == (1000, names)
     assert (names[0], names[-1]) == ("tench", "toilet tissue")
@@ -531,11 +532,11 @@ def test_the_background_is_dropped(trained, images):
     assert (top1.value, top1.count) == (41.5, 50_000)  # TF-slim's V1 0.25-128
     assert "as published" in top1.data
     for labels in (("background", *names), names):
-        told = foreign_bundle(Foreign("m.ckpt", arrays), labels=tuple(labels))
+        told = foreign_bundle(Foreign("m.ckpt", arrays), Stated(labels=tuple(labels)))
         assert told.card.labels == tuple(names)
         np.testing.assert_array_equal(told.tensors["classifier.bias"], bundle.tensors["classifier.bias"])
     own = tuple(f"thing {i}" for i in range(1001))
-    assert foreign_bundle(Foreign("m.ckpt", arrays), labels=own).card.labels == own
+    assert foreign_bundle(Foreign("m.ckpt", arrays), Stated(labels=own)).card.labels == own
 
 
 def test_labels(trained, images, command, tmp_path):
@@ -551,7 +552,7 @@ def test_labels(trained, images, command, tmp_path):
         ("background\na\nb\nc\nd\ne\n", "abcde", 0),
     ):
         labels.write_text(text)
-        bundle = foreign_bundle(Foreign("m.ckpt", arrays), labels=weights.read_labels(labels))
+        bundle = foreign_bundle(Foreign("m.ckpt", arrays), Stated(labels=read_labels(labels)))
         assert bundle.card.labels == tuple(expected)
         assert worst(logits(source, images)[:, first:], logits(bundle, images)) < 1e-5
     keras = named_arrays(source, keras_v1, "kernel", "bias", NORM)
@@ -579,18 +580,19 @@ def test_thousand_classes_are_imagenets():
 def test_an_imported_bundle_travels(trained, command, tmp_path, pixels):
     source = trained("v3-small")
     arrays = named_arrays(source, keras_v3, "kernel", "bias", NORM)
-    foreign = Foreign("w.h5", arrays, licence="Apache-2.0", facts={"url": "https://example.org/w.h5"})
-    bundle = foreign_bundle(foreign, resolution=32)
+    foreign = Foreign("w.h5", arrays, Stated(licence="MIT"), facts={"url": "https://example.org/w.h5"})
+    bundle = foreign_bundle(foreign, Stated(resolution=32))
     saved = bundle.save(tmp_path / "b")
     again = Bundle.load(tmp_path / "b")
     assert again.card == saved.card
     assert again.card.replace(created="", versions={}) == bundle.card
-    assert again.card.licence == "Apache-2.0"
+    assert again.card.licence == "MIT"
     assert again.card.recipe == {
         "imported_from": "w.h5",
         "library": "Keras",
         "stored_as": "float32",
         "url": "https://example.org/w.h5",
+        "assumed": ["padding", "bn_eps", "mean", "std", "crop", "interpolation"],
     }
     done = export.export_bundle(again, pixels, tmp_path / "m.onnx", "random pixels")
     assert done.agreement == 100
@@ -615,6 +617,7 @@ def test_bad_files_leave_nothing(command, tmp_path, trained):
     torch.save(part, tmp_path / "part.pth")
     torch.save(models.resnet18().state_dict(), tmp_path / "resnet.pth")
     (tmp_path / "notes.txt").write_text("hello")
+    (tmp_path / "empty").mkdir()
     before = sorted(tmp_path.iterdir())
     for name, said in (
         ("cut.h5", "damaged HDF5 file"),
@@ -624,7 +627,8 @@ def test_bad_files_leave_nothing(command, tmp_path, trained):
         ("resnet.pth", "resnet.pth: no MobileNet has tensors like these"),
         ("notes.txt", "not a known weight file"),
         ("none.pth", "no such file"),
-        (".", "not a file"),
+        (".", "several weight files (cut.h5, evil.pth, evil.zip.pth, good.h5, part.pth, resnet.pth); name one"),
+        ("empty", "a folder without weights"),
     ):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

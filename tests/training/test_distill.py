@@ -48,7 +48,7 @@ def test_it_learns_from_the_teacher_alone(teacher, colours, command, tmp_path):
     assert b.card.metrics[0].value > 75
     assert b.card.parent == parent.digest
     assert b.card.recipe["teacher"] == {
-        "name": str(teacher), "digest": parent.digest, "temperature": 4.0, "labels": 0.0, "embedding": 0.0, "views": 4,
+        "name": teacher.name, "digest": parent.digest, "temperature": 4.0, "labels": 0.0, "embedding": 0.0, "views": 4,
     }  # fmt: skip
     assert b.card.recipe["command"].startswith("mobilenets distill") or "Python" in b.card.recipe["command"]
 

@@ -664,3 +664,9 @@ def test_init_brings_its_own_network(learned, colours, command, tmp_path):
     line = ("train", colours, "--init", learned.out, "--out", tmp_path / "r", "--alpha", 0.5)
     assert "leave out --arch and --alpha" in command(*line).line
     assert not (tmp_path / "r").exists()
+
+
+def test_a_card_has_the_names_of_a_commands_paths():
+    line = "mobilenets distill /home/me/v2 '../my photos/' --out=/tmp/x/run --lr 0.1 --table https://host/a/b"
+    assert run.placeless(line) == "mobilenets distill v2 'my photos' --out=run --lr 0.1 --table https://host/a/b"
+    assert run.placeless("(called from Python)") == "(called from Python)"

@@ -6,14 +6,13 @@ import contextlib
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any, cast
 
 from mobilenets.arch import published
-from mobilenets.arch.graph import Padding
 from mobilenets.errors import UserError, unknown
 from mobilenets.model.card import Metric
-from mobilenets.model.convert.formats import tflite
+from mobilenets.model.convert.foreign import Foreign, prepared
 from mobilenets.model.convert.recognise import Arrays
 from mobilenets.model.images import Preprocess
 
@@ -32,16 +31,33 @@ def torchvision(name: str) -> Foreign:
 
     builder, weights = torchvision_weights(name, [n for n in models.list_models() if n.startswith("mobilenet")])
     state = fetch(f"torchvision:{name}", weights.url, lambda: weights.get_state_dict(check_hash=True))
+    return _of_torchvision(builder, weights, {k: v.numpy() for k, v in state.items()})
+
+
+def _of_torchvision(builder: str, weights: Any, tensors: Arrays) -> Foreign:
+    labels = tuple(weights.meta["categories"])
     top1 = weights.meta["_metrics"]["ImageNet-1K"]["acc@1"]
     return Foreign(
         f"torchvision:{builder}.{weights.name}",
-        {k: v.numpy() for k, v in state.items()},
-        torchvision_preprocess(weights),
-        labels=tuple(weights.meta["categories"]),
-        metrics=(Metric("top1", float(top1), "ImageNet, as published by torchvision", "val", 50_000),),
-        licence="BSD-3-Clause",
-        facts={"url": weights.url},
-    )
+        tensors,
+        prepared(
+            torchvision_preprocess(weights), labels=labels, licence="BSD-3-Clause",
+            padding="symmetric", bn_eps=1e-5 if builder == "mobilenet_v2" else 1e-3,
+        ),
+        (Metric("top1", float(top1), "ImageNet, as published by torchvision", "val", 50_000),),
+        {"url": weights.url},
+    )  # fmt: skip
+
+
+def of_torchvision(sha256: str, tensors: Arrays) -> Foreign | None:
+    """What is known of a file that torchvision publishes: its address ends with the start of its digest."""
+    from torchvision import models
+
+    for builder in (n for n in models.list_models() if n.startswith("mobilenet")):
+        for weights in models.get_model_weights(builder):
+            if sha256.startswith(PurePath(weights.url).stem.rpartition("-")[2]):
+                return _of_torchvision(builder, weights, tensors)
+    return None
 
 
 def timm(name: str) -> Foreign:
@@ -60,13 +76,13 @@ def timm(name: str) -> Foreign:
     return Foreign(
         f"timm:{full}",
         {k: v.detach().numpy() for k, v in net.state_dict().items()},
-        timm_preprocess(config),
-        padding="same" if config.architecture.startswith("tf_") else "symmetric",
-        bn_eps=net.bn1.eps,
-        metrics=(Metric("top1", top1, "ImageNet, as published by timm", "val", 50_000),) if top1 else (),
-        licence=config.license or "",
-        facts={"url": where},
-    )
+        prepared(
+            timm_preprocess(config), licence=config.license, bn_eps=net.bn1.eps,
+            padding="same" if config.architecture.startswith("tf_") else "symmetric",
+        ),
+        (Metric("top1", top1, "ImageNet, as published by timm", "val", 50_000),) if top1 else (),
+        {"url": where},
+    )  # fmt: skip
 
 
 HUBS: dict[str, Callable[[str], Foreign]] = {"torchvision": torchvision, "timm": timm}
@@ -139,22 +155,3 @@ def fetch(source: str, where: str, download: Callable[[], Any], offline: str = "
             f"{source} can't be downloaded ({reason}); if this machine is offline, "
             f"fetch {where} elsewhere and {offline}"
         ) from e
-
-
-TF_PREPROCESS = Preprocess(224, 0.875, (127.5,) * 3, (127.5,) * 3)
-IMAGENET_PREPROCESS = Preprocess(224, 0.875, (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
-
-
-@dataclass(frozen=True)
-class Foreign:
-    """What was read: tensors by their own names, or a TFLite graph; and what is known besides the weights."""
-
-    where: str
-    tensors: Arrays | tflite.Graph
-    preprocess: Preprocess | None = None
-    padding: Padding | None = None
-    bn_eps: float | None = None
-    labels: tuple[str, ...] | None = None
-    metrics: tuple[Metric, ...] = ()
-    licence: str = ""
-    facts: dict[str, str] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Which network foreign tensors are of, by names and shapes or by the order of layers; and those tensors as ours."""
+"""Which network foreign tensors are of, by names and shapes; and those tensors as ours."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from mobilenets.arch import spec, zoo
-from mobilenets.arch.graph import Activation, Op
+from mobilenets.arch.graph import Op
 from mobilenets.arch.spec import Arch
 from mobilenets.errors import UserError
-from mobilenets.model.convert.formats import tflite
+from mobilenets.model.convert.formats import one_line
 from mobilenets.model.convert.namings import NAMINGS, Naming
 
 Array = npt.NDArray[Any]
@@ -27,6 +27,7 @@ OPTIONAL = ("scale", "norm.num_batches_tracked")
 # What training leaves beside the weights.
 LEFTOVERS = re.compile(
     r"(^|/)(global_step|beta[12]_power|.*(RMSProp|Momentum|Adam|Adagrad)(_\d+)?)$|_quant/|num_batches_tracked$"
+    r"|^n_averaged$"
 )
 SHOWN = 4  # tensors of each kind that an error names
 
@@ -76,7 +77,10 @@ def in_our_layout(array: Array, layout: str, depthwise: bool) -> Array:
 
 @dataclass(frozen=True)
 class Match:
-    """How tensors fit a network under a naming; `told`: it is one that was asked for."""
+    """How tensors fit a network under a naming; `told`: it is one that was asked for.
+
+    `pooled`: those up to the pooling all fit, whatever follows it.
+    """
 
     naming: Naming
     arch: Arch
@@ -84,6 +88,7 @@ class Match:
     missing: tuple[str, ...]
     extra: tuple[str, ...]
     misshapen: tuple[str, ...]
+    pooled: bool
     told: bool = False
 
     @property
@@ -105,33 +110,36 @@ class Match:
 
 def _some(names: Sequence[str]) -> str:
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+    return ", ".join(map(one_line, names[:SHOWN])) + more
 
 
 def match(naming: Naming, arch: Arch, tensors: Arrays) -> Match:
     """Compare `tensors` with what `arch` needs, by name and shape."""
     found: dict[Slot, str] = {}
     missing, misshapen = [], []
+    pooled = True
     for slot in slots(naming, arch):
         name = next((n for n in slot.theirs if n in tensors), None)
         if name is None:
             if slot.role not in OPTIONAL:
                 missing.append(slot.theirs[0])
+                pooled &= slot.op.name.startswith("head.")
             continue
         found[slot] = name
         shape = in_our_layout(tensors[name], naming.style.layout, slot.op.kind == "depthwise").shape
         if shape != slot.shape:
             misshapen.append(f"{name} {_x(shape)} instead of {_x(slot.shape)}")
+            pooled &= slot.op.name.startswith("head.")
     used = set(found.values())
     extra = tuple(n for n in tensors if n not in used and not LEFTOVERS.search(n))
-    return Match(naming, arch, found, tuple(missing), extra, tuple(misshapen))
+    return Match(naming, arch, found, tuple(missing), extra, tuple(misshapen), pooled)
 
 
 def _x(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape)) or "a number"
 
 
-def _variants(name: str, alpha: float, num_classes: int, **options: Any) -> Iterator[Arch]:
+def variants(name: str, alpha: float, num_classes: int, **options: Any) -> Iterator[Arch]:
     """A network at a width, under each convention that gives other channels."""
     network = zoo.network(name)
     seen = set()
@@ -142,41 +150,42 @@ def _variants(name: str, alpha: float, num_classes: int, **options: Any) -> Iter
             yield arch
 
 
-def unprefixed(tensors: Arrays) -> Arrays:
-    """`tensors` without what wrappers put before every name, however often: "_orig_mod.", "model.", "backbone.".
+def with_classifier(m: Match, tensors: Arrays) -> Match:
+    """A body's `m` with the one linear layer that is left, whatever its name, for the classifier.
 
-    Of a checkpoint that holds more than a network (a loss with weights, say), those of the network.
+    Of several, the library's own classifier.
     """
-    for _ in range(4):
-        if not tensors or any(_has_stem(naming, tensors) for naming in NAMINGS):
-            break
-        parts: dict[str, dict[str, Array]] = {}
-        for name, array in tensors.items():
-            first, _, rest = name.partition(".")
-            parts.setdefault(first, {})[rest] = array
-        if len(parts) > 1:
-            bare = {k: unprefixed(part) for k, part in parts.items()}
-            parts = {k: part for k, part in parts.items() if any(_has_stem(n, bare[k]) for n in NAMINGS)}
-        if len(parts) != 1 or "" in next(iter(parts.values())):
-            break
-        (tensors,) = parts.values()
-    return tensors
+    style, own = m.naming.style, m.naming.layers["classifier"]
+    layers: dict[str, dict[str, str]] = {}
+    for name in m.extra:
+        for role in ("weight", "bias"):
+            for suffix in style.roles[role]:
+                if name.endswith(suffix):
+                    layers.setdefault(name.removesuffix(suffix), {})[role] = name
+    alone = len(layers) == 1 and sum(map(len, layers.values())) == len(m.extra)
+    layer = own if own in layers else next(iter(layers)) if alone else None
+    if layer is None or "weight" not in layers[layer]:
+        return m
+    roles, arch = layers[layer], m.arch
+    shape, bias = in_our_layout(tensors[roles["weight"]], style.layout, False).shape, roles.get("bias")
+    if shape[1:] != (arch.features, 1, 1) or not shape[0] or (bias and tensors[bias].shape != shape[:1]):
+        return m
+    op = Op("classifier", "linear", arch.features, shape[0], bias=True)
+    found = {**m.found, **{Slot(op, role, (name,)): name for role, name in roles.items()}}
+    extra = tuple(n for n in m.extra if n not in roles.values())
+    return dataclasses.replace(m, arch=arch.replace(num_classes=shape[0]), found=found, extra=extra)
 
 
-def _has_stem(naming: Naming, tensors: Arrays) -> bool:
-    stem = naming.layers["stem"].partition("|")[0].format(i=0)
-    return any(stem + suffix in tensors for suffix in naming.style.roles["weight"])
-
-
-def identify(tensors: Arrays, name: str | None = None, alpha: float | None = None) -> Match:
+def identify(tensors: Arrays, name: str | None = None, alpha: float | None = None, body_only: bool = False) -> Match:
     """The network that `tensors` are of, by names and shapes; `name` and `alpha` are what they should be, if known.
 
-    Raises `UserError` where they aren't exactly any network's: what is missing, extra or misshapen, and what they look
-    like instead.
+    `body_only`: whatever follows its pooling is left out. Raises `UserError` where they aren't exactly any network's:
+    what is missing, extra or misshapen, and what they look like instead.
     """
     wanted = None if name is None else zoo.network(name).name
     tried = []
-    for m in _matches(tensors, alpha):
+    for body in _bodies(tensors, alpha):
+        m = dataclasses.replace(body, extra=()) if body_only else with_classifier(body, tensors)
         m = dataclasses.replace(m, told=wanted in (None, m.arch.name) and alpha in (None, m.arch.alpha))
         if m.exact and m.told:
             return m
@@ -184,29 +193,51 @@ def identify(tensors: Arrays, name: str | None = None, alpha: float | None = Non
     if not tried:
         raise UserError(f"no MobileNet has tensors like these: {_some(sorted(tensors)) or 'there are none'}")
     likely = min(tried, key=lambda m: m.faults)
-    looks = f"this is {likely}" if likely.exact else f"the nearest network is {likely} ({likely.complaint})"
     told = [m for m in tried if m.told]
+    best = min(told, key=lambda m: m.faults) if told else likely
+    bodies = [m for m in told or tried if not (m.missing or m.misshapen) and m.extra]
+    if bodies and max(tensors[n].ndim for n in bodies[0].extra) == 2:
+        best = min(bodies, key=lambda m: m.faults)
+        more = _some([f"{n} {_x(tensors[n].shape)}" for n in sorted(best.extra)])
+        raise UserError(
+            f"this is {best}, and more than a linear layer of its {best.arch.features} features follows ({more}): "
+            "import its body with --body-only, and fine-tune that (fit --init)"
+        )
+    looks = f"this is {likely}" if likely.exact else f"the nearest network is {likely} ({likely.complaint})"
     if (name or alpha) and told:
-        best = min(told, key=lambda m: m.faults)
         raise UserError(f"the weights don't fit {best} ({best.complaint}); {looks}")
     raise UserError(f"the weights fit {'no network' if not (name or alpha) else 'none that was asked for'}; {looks}")
 
 
-def _widths(alpha: float | None) -> Sequence[float]:
+def widths(alpha: float | None) -> Sequence[float]:
     return ALPHAS if alpha is None or alpha in ALPHAS else (*ALPHAS, alpha)
 
 
-def _matches(tensors: Arrays, told: float | None) -> Iterator[Match]:
+def _bodies(tensors: Arrays, told: float | None) -> Iterator[Match]:
+    """How `tensors` fit every network of a naming that has its first layer among them, up to the classifier."""
     for naming in NAMINGS:
-        if not _has_stem(naming, tensors):
+        stem = naming.layers["stem"].partition("|")[0].format(i=0)
+        if not any(stem + suffix in tensors for suffix in naming.style.roles["weight"]):
             continue
-        suffixes = naming.style.roles["weight"]
-        classifier = next((tensors[n] for x in suffixes if (n := naming.layers["classifier"] + x) in tensors), None)
-        num_classes = 0 if classifier is None else in_our_layout(classifier, naming.style.layout, False).shape[0]
         names = [n for n in zoo.NETWORKS if n.split("-")[0] == naming.family and naming.covers(zoo.arch(n))]
-        for name, alpha in itertools.product(names, _widths(told)):
-            for arch in _variants(name, alpha, num_classes):
-                yield match(naming, arch, tensors)
+        for name, alpha in itertools.product(names, widths(told)):
+            for arch in variants(name, alpha, 0):
+                m = match(naming, arch, tensors)
+                replaced = _head_replaced(m)
+                if not replaced:
+                    yield m
+                if m.pooled and (m.missing or m.misshapen or replaced):
+                    yield match(naming, arch.replace(head=()), tensors)
+
+
+def _head_replaced(m: Match) -> bool:
+    """Whether somebody else's layers are where a library has its layers after the pooling, all in one module.
+
+    What is between theirs, the weights don't show.
+    """
+    own = m.naming.layers["classifier"]
+    joint = bool(m.arch.head) and m.naming.layers["head"].split(".")[0] == own.split(".")[0]
+    return joint and bool(m.extra) and not any(own + w in m.extra for w in m.naming.style.roles["weight"])
 
 
 def convert(m: Match, tensors: Arrays) -> dict[str, Array]:
@@ -231,70 +262,6 @@ def convert(m: Match, tensors: Arrays) -> dict[str, Array]:
     for op in m.arch.layers:
         if op.norm:
             out.setdefault(f"{op.name}.norm.num_batches_tracked", np.asarray(0))
-    return out
-
-
-def from_graph(graph: tflite.Graph, where: str, name: str | None, alpha: float | None) -> tuple[Arch, dict[str, Array]]:
-    """The network whose layers are the graph's, one by one, and its tensors; BatchNorm is in the biases already."""
-    wanted = None if name is None else zoo.network(name).name
-    theirs = [(x.weight.shape, x.stride) for x in graph.layers]
-    padded = any(x.pad == (1, 1, 1, 1) and x.padding == "valid" for x in graph.layers)
-    best: tuple[int, Arch] | None = None
-    for network, width in itertools.product(zoo.NETWORKS, _widths(alpha)):
-        if wanted in (None, network) and alpha in (None, width):
-            for arch in _variants(
-                network, width, graph.num_classes, padding="symmetric" if padded else "same", bn_eps=1e-3
-            ):
-                ours = [((op.cout, op.cin // op.groups, op.kernel, op.kernel), op.stride) for op in arch.layers]
-                if ours == theirs and _joins(graph) == _joins_of(arch):
-                    arch = arch.replace(resolution=graph.input_size, activation=_activation(graph, arch))
-                    return arch, _unfolded(graph, arch)
-                alike = sum(a == b for a, b in zip(ours, theirs, strict=False))
-                if best is None or alike > best[0]:
-                    best = (alike, arch)
-    assert best
-    alike, arch = best
-    raise UserError(
-        f"{where}: not one of these networks: the nearest, {arch.name.upper()} at alpha {arch.alpha:g}, has "
-        f"{len(arch.layers)} layers, {alike} of them as in the file's {len(theirs)}"
-    )
-
-
-def _joins(graph: tflite.Graph) -> tuple[int, int]:
-    """How often two tensors are added, and how many hard-swishes there are."""
-    return sum(op == "ADD" and len(w) == 2 for op, w in zip(graph.ops, graph.wires, strict=True)), graph.ops.count(
-        "HARD_SWISH"
-    )
-
-
-def _joins_of(arch: Arch) -> tuple[int, int]:
-    return sum(op.kind == "add" for op in arch.ops), sum(op.activation == "hard_swish" for op in arch.ops)
-
-
-def _activation(graph: tflite.Graph, arch: Arch) -> Activation:
-    """The network's activation, but ReLU where the file has that in the place of ReLU6."""
-    fused = {x.activation for x in graph.layers}
-    return "relu" if arch.activation == "relu6" and "relu" in fused and "relu6" not in fused else arch.activation
-
-
-def _unfolded(graph: tflite.Graph, arch: Arch) -> dict[str, Array]:
-    out: dict[str, Array] = {}
-    for op, layer in zip(arch.layers, graph.layers, strict=True):
-        bias = layer.bias
-        if op.name.endswith("se_expand") and layer.activation == "relu6":
-            bias = bias - np.float32(3)  # a hard sigmoid is relu6(x + 3) / 6; converters add the 3 to the bias
         if op.kind == "linear":
-            out |= {f"{op.name}.weight": layer.weight[:, :, 0, 0], f"{op.name}.bias": bias}
-            continue
-        out[f"{op.name}.conv.weight"] = layer.weight
-        if op.bias:
-            out[f"{op.name}.conv.bias"] = bias
-        if op.norm:  # one that changes nothing but adds the bias
-            ones, zeros = np.ones(op.cout, np.float32), np.zeros(op.cout, np.float32)
-            out |= {f"{op.name}.norm.weight": ones, f"{op.name}.norm.bias": bias}
-            out |= {
-                f"{op.name}.norm.running_mean": zeros,
-                f"{op.name}.norm.running_var": ones - np.float32(arch.bn_eps),
-            }
-            out[f"{op.name}.norm.num_batches_tracked"] = np.asarray(0)
+            out.setdefault(f"{op.name}.bias", np.zeros(op.cout, np.float32))
     return out

@@ -7,132 +7,194 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 from mobilenets import files
 from mobilenets.arch import published, zoo
-from mobilenets.arch.graph import Padding
 from mobilenets.arch.spec import Arch
 from mobilenets.errors import UserError
 from mobilenets.model import imagenet
-from mobilenets.model.bundle import Bundle
-from mobilenets.model.card import Metric, classifier_card
-from mobilenets.model.convert import formats
+from mobilenets.model.bundle import Bundle, is_bundle
+from mobilenets.model.card import Card, Metric, classifier_card
+from mobilenets.model.convert import formats, sidecars
+from mobilenets.model.convert.foreign import Foreign, Stated
 from mobilenets.model.convert.formats import hdf5, pytorch, tf_checkpoint, tflite
-from mobilenets.model.convert.hubs import IMAGENET_PREPROCESS, TF_PREPROCESS, Foreign
-from mobilenets.model.convert.namings import PYTORCH
-from mobilenets.model.convert.recognise import Array, Arrays, convert, from_graph, identify, unprefixed
+from mobilenets.model.convert.graphs import from_graph
+from mobilenets.model.convert.labels import shown, with_two_classes, without_background
+from mobilenets.model.convert.namings import PYTORCH, Naming
+from mobilenets.model.convert.prefixes import unprefixed
+from mobilenets.model.convert.recognise import Array, convert, identify
 from mobilenets.model.images import Preprocess
 
-
-def read_labels(path: Path) -> tuple[str, ...]:
-    """One label a line."""
-    try:
-        labels = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
-    except (OSError, UnicodeDecodeError) as e:
-        raise UserError(f"{path}: not a readable list of labels ({e})") from e
-    if not labels:
-        raise UserError(f"{path}: no labels in it")
-    return labels
-
-
-def without_background(
-    arch: Arch, tensors: dict[str, Array], labels: tuple[str, ...] | None
-) -> tuple[Arch, dict[str, Array], tuple[str, ...]]:
-    """The classifier without TensorFlow's class 0, "background", where it has one; and a label for every class."""
-    background = arch.num_classes == 1001 and (labels is None or len(labels) == 1000)
-    if labels and labels[0].lower() == "background" and len(labels) in (arch.num_classes, arch.num_classes + 1):
-        labels, background = labels[1:], True
-    if background and (labels is None or len(labels) == arch.num_classes - 1):
-        tensors = {k: v[1:] if k.startswith("classifier.") else v for k, v in tensors.items()}
-        arch = arch.replace(num_classes=arch.num_classes - 1)
-    if labels is None:
-        known = arch.num_classes == 1000
-        labels = tuple(imagenet.classes().values()) if known else tuple(f"class {i}" for i in range(arch.num_classes))
-    if len(labels) != arch.num_classes:
-        raise UserError(f"there are {len(labels)} labels for {arch.num_classes} classes; give the right --labels")
-    return arch, tensors, labels
+TF_PREPROCESS = Preprocess(224, 0.875, (127.5,) * 3, (127.5,) * 3)
+IMAGENET_PREPROCESS = Preprocess(224, 0.875, (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+# What the networks of a library have as a rule: timm's V1 was trained by another mean.
+USUAL = {
+    "timm's V1": dataclasses.replace(TF_PREPROCESS, interpolation="bicubic"),
+    **dict.fromkeys(
+        ("timm's V2", "timm's V3", "timm's V4"), dataclasses.replace(IMAGENET_PREPROCESS, interpolation="bicubic")
+    ),
+}
+IMAGE_FIELDS: tuple[str, ...] = ("resolution", "mean", "std", "crop", "interpolation")
+IN_FOLDERS = ("model.safetensors", "pytorch_model.bin")  # as timm and the Hub call a network's weights
+LICENCES = dict.fromkeys(("Keras", "TF-slim", "TFLite"), "Apache-2.0")  # of the weights that TensorFlow published
 
 
 def open_foreign(source: str) -> Foreign:
-    """Read `source`: "torchvision:NAME", "timm:NAME", or a file. Raises `UserError`."""
+    """Read `source`: "torchvision:NAME", "timm:NAME", a file, or a folder with one. Raises `UserError`."""
     library, _, name = source.partition(":")
     if library in ("torchvision", "timm") and name:
         from mobilenets.model.convert import hubs
 
         return hubs.HUBS[library](name)
-    path = files.local(source)
-    readers: dict[str, Callable[[Path], Arrays | tflite.Graph]] = {
-        "hdf5": hdf5.read,
-        "tf_checkpoint": tf_checkpoint.read,
-        "pytorch": pytorch.read,
-        "tflite": tflite.read,
-    }
+    path = _inside(files.local(source))
     kind = formats.reader(path)
-    read = readers[kind](path)
     facts = {} if kind == "tf_checkpoint" else {"sha256": files.sha256(path)}
-    if not isinstance(read, tflite.Graph):
-        return Foreign(source, unprefixed(read) if kind == "pytorch" else read, facts=facts)
-    preprocess = TF_PREPROCESS
-    if read.input_quantization and read.input_type == "uint8":
-        scale, zero = read.input_quantization
-        preprocess = Preprocess(224, 0.875, (float(zero),) * 3, (1 / scale,) * 3)
-    return Foreign(source, read, preprocess, labels=read.labels, facts=facts)
+    match kind:
+        case "hdf5":
+            arrays, layers = hdf5.read_described(path)
+            said = sidecars.of_keras(layers, arrays, path) if layers else Stated()
+            return Foreign(str(path), unprefixed(arrays), said, facts=facts)
+        case "tf_checkpoint":
+            return Foreign(str(path), tf_checkpoint.read(path), facts=facts)
+        case "tflite":
+            graph = tflite.read(path)
+            return Foreign(str(path), graph, _of_graph(graph), facts=facts)
+        case _:
+            return _of_pytorch(path, facts)
 
 
-def foreign_bundle(
-    foreign: Foreign,
-    arch: str | None = None,
-    alpha: float | None = None,
-    resolution: int | None = None,
-    labels: tuple[str, ...] | None = None,
-    padding: Padding | None = None,
-    bn_eps: float | None = None,
-) -> Bundle:
-    """The Bundle of what was read; arguments as in `import_weights`."""
+def _inside(path: Path) -> Path:
+    """The weights in a folder as the Hub has them; any other path as it is."""
+    if not path.is_dir():
+        return path
+    if is_bundle(path):
+        raise UserError(f"{path}: a bundle already; use it as it is")
+    found = [path / name for name in IN_FOLDERS if (path / name).is_file()]
+    found = found or sorted(p for p in path.iterdir() if p.suffix.lower() in formats.READERS and p.is_file())
+    if len(found) > 1 and found[0].name != IN_FOLDERS[0]:
+        raise UserError(f"{path}: several weight files ({', '.join(p.name for p in found[:8])}); name one")
+    if not found:
+        raise UserError(f"{path}: not a file, and a folder without weights ({', '.join(IN_FOLDERS)})")
+    return found[0]
+
+
+def _of_graph(graph: tflite.Graph) -> Stated:
+    """What a graph says: labels, its input's size, and for one of uint8 how pixels are scaled."""
+    said = Stated(labels=graph.labels, resolution=graph.input_size)
+    if graph.input_quantization and graph.input_type == "uint8":
+        scale, zero = graph.input_quantization
+        said = dataclasses.replace(said, mean=(float(zero),) * 3, std=(1 / scale,) * 3)
+    return said
+
+
+def _of_pytorch(path: Path, facts: dict[str, str]) -> Foreign:
+    tensors = unprefixed(pytorch.read(path))
+    if path.suffix == ".pth":
+        from mobilenets.model.convert import hubs
+
+        if known := hubs.of_torchvision(facts["sha256"], tensors):
+            return dataclasses.replace(known, facts={**known.facts, **facts})
+    said = sidecars.beside(path)
+    return Foreign(str(path), tensors, said or Stated(), facts=facts)
+
+
+def foreign_bundle(foreign: Foreign, told: Stated | None = None, body_only: bool = False) -> Bundle:
+    """The Bundle of what was read; what is `told` of it counts before what it says itself, and that before the usual.
+
+    `body_only`: without its classifier and whatever else follows the pooling. The card's recipe names what nobody said
+    as "assumed". Raises `UserError`.
+    """
+    said = (told or Stated()).over(foreign.said)
     if isinstance(foreign.tensors, tflite.Graph):
-        library, preprocess = "TFLite", foreign.preprocess or TF_PREPROCESS
-        net, tensors = from_graph(foreign.tensors, foreign.where, arch, alpha)
-        precision = foreign.tensors.precision
+        library, precision, usual = "TFLite", str(foreign.tensors.precision), TF_PREPROCESS
+        net, tensors = from_graph(foreign.tensors, foreign.where, said.arch, said.alpha)
+        assumable = IMAGE_FIELDS
     else:
-        try:
-            found = identify(foreign.tensors, arch, alpha)
-        except UserError as e:
-            raise UserError(f"{foreign.where}: {e}") from e
-        naming, tensors = found.naming, convert(found, foreign.tensors)
+        naming, net, tensors = _identified(foreign, said, body_only)
         library, precision = naming.origin, "float32"
-        net = found.arch.replace(
-            padding=padding or foreign.padding or naming.style.padding,
-            bn_eps=bn_eps or foreign.bn_eps or naming.bn_eps or naming.style.bn_eps,
+        usual = USUAL.get(naming.name, IMAGENET_PREPROCESS if naming.style is PYTORCH else TF_PREPROCESS)
+        net = net.replace(
+            padding=said.padding or naming.style.padding, bn_eps=said.bn_eps or naming.bn_eps or naming.style.bn_eps
         )
-        preprocess = foreign.preprocess or (IMAGENET_PREPROCESS if naming.style is PYTORCH else TF_PREPROCESS)
-        net = net.replace(resolution=preprocess.resolution if foreign.preprocess else _resolution(foreign.where, net))
-    if resolution:
-        net = net.replace(resolution=resolution)
-    net, tensors, names = without_background(net, tensors, labels or foreign.labels)
+        assumable = ("padding", "bn_eps", *IMAGE_FIELDS)
+    if body_only:
+        tensors = {k: v for k, v in tensors.items() if not k.startswith("classifier.")}
+        net = net.replace(num_classes=0)
+    else:
+        _check(foreign, said, net)
+    said = dataclasses.replace(said, resolution=said.resolution or _named_resolution(foreign.name, net))
+    net = net.replace(resolution=said.resolution or net.resolution)
+    net, tensors = with_two_classes(net, tensors)
+    net, tensors, names = without_background(net, tensors, None if body_only else said.labels)
+    labels = shown(names)
+    metrics = foreign.metrics or _published(net, library, precision, labels)
     card = classifier_card(
         net,
-        dataclasses.replace(preprocess, resolution=net.resolution),
-        names,
-        metrics=foreign.metrics or _published(net, library, precision),
-        recipe={"imported_from": foreign.where, "library": library, "stored_as": precision, **foreign.facts},
-        licence=foreign.licence,
+        said.of_images(dataclasses.replace(usual, resolution=net.resolution)),
+        labels,
+        metrics=metrics if net.num_classes else (),
+        recipe={
+            "imported_from": foreign.name,
+            "library": library,
+            **({"network": said.called} if said.called else {}),
+            "stored_as": precision,
+            **foreign.facts,
+            **({"assumed": unsaid} if (unsaid := [k for k in assumable if getattr(said, k) is None]) else {}),
+        },
+        licence=said.licence or (LICENCES[library] if metrics and not foreign.metrics else ""),
     )
+    if labels != names:
+        card = card.replace(config={**card.config, "names": list(names)})
     return Bundle(card, tensors)
 
 
-def _resolution(where: str, arch: Arch) -> int:
+def _identified(foreign: Foreign, said: Stated, body_only: bool) -> tuple[Naming, Arch, dict[str, Array]]:
+    assert not isinstance(foreign.tensors, tflite.Graph)
+    try:
+        found = identify(foreign.tensors, said.arch, said.alpha, body_only)
+    except UserError as e:
+        config = f"; the {sidecars.CONFIG} beside it is of {foreign.said.called}" if foreign.said.called else ""
+        raise UserError(f"{foreign.where}: {e}{config}") from e
+    return found.naming, found.arch, convert(found, foreign.tensors)
+
+
+def _check(foreign: Foreign, said: Stated, net: Arch) -> None:
+    """Raise `UserError` where what is said of a network isn't so, or isn't what its bundle would compute."""
+    if said.num_classes not in (None, net.num_classes):
+        raise UserError(
+            f"{foreign.where}: the {sidecars.CONFIG} beside it is of {said.num_classes} classes, the weights of "
+            f"{net.num_classes}; mend it, or move it away"
+        )
+    if said.pooling and net.num_classes:
+        raise UserError(
+            f"{foreign.where}: its network pools by {said.pooling}, these by the average: import its body with "
+            "--body-only, and fine-tune that (fit --init)"
+        )
+
+
+def _named_resolution(name: str, arch: Arch) -> int | None:
     """Published files name their resolution: mobilenet_2_5_128_tf.h5, mobilenet_v2_1.0_96.ckpt."""
-    named = [int(n) for n in re.findall(r"(?<!\d)\d{2,3}(?!\d)", Path(where).name)]
-    return next((n for n in named if n in zoo.network(arch.name).resolutions), arch.resolution)
+    named = [int(n) for n in re.findall(r"(?<!\d)\d{2,3}(?!\d)", name)]
+    return next((n for n in named if n in zoo.network(arch.name).resolutions), None)
 
 
-def _published(arch: Arch, library: str, precision: str) -> tuple[Metric, ...]:
+def _published(arch: Arch, library: str, precision: str, labels: tuple[str, ...]) -> tuple[Metric, ...]:
     """What TF-slim published for the network, if the weights may be its."""
     quantized = {"v1": published.V1_TOP1_INT8}
     table = (published.TOP1 if precision == "float32" else quantized).get(arch.name, {})
     top1 = table.get(arch.alpha, {}).get(arch.resolution)
-    if top1 is None or arch.num_classes != 1000 or library not in ("Keras", "TF-slim", "TFLite"):
+    if top1 is None or not imagenet.is_imagenet(labels) or library not in LICENCES:
         return ()
     return (Metric("top1", top1, "ImageNet, as published with TF-slim's weights", "val", 50_000),)
+
+
+def assumptions(card: Card) -> str:
+    """What a card's recipe names as assumed, with its values; empty of nothing."""
+    p, a = card.preprocess, card.arch
+    values: dict[str, object] = {"padding": a.padding, "bn_eps": a.bn_eps, **vars(p)}
+    said = []
+    for name in card.recipe.get("assumed", ()):
+        value = values[name]
+        said.append(f"{name} {', '.join(f'{v:g}' for v in value) if isinstance(value, tuple) else value}")
+    return "; ".join(said)

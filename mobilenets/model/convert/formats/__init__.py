@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import re
 import stat
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ Array = npt.NDArray[Any]
 READERS = {
     ".h5": "hdf5",
     ".hdf5": "hdf5",
+    ".keras": "hdf5",
     ".tflite": "tflite",
     ".index": "tf_checkpoint",
     ".ckpt": "tf_checkpoint",
@@ -34,6 +36,7 @@ READERS = {
     ".npz": "pytorch",
 }
 
+KERAS_WEIGHTS = "model.weights.h5"  # in a .keras archive
 _SHARD = re.compile(r"\.data-\d{5}-of-\d{5}$")
 
 
@@ -53,14 +56,25 @@ def reader(path: Path) -> str:
         return "tflite"
     if tail == b"\x57\xfb\x80\x8b\x24\x75\x47\xdb":
         return "tf_checkpoint"
+    if head.startswith(b"PK\x03\x04") and is_keras_archive(path):
+        return "hdf5"
     if head.startswith((b"PK\x03\x04", b"\x80")) or (head[8:9] == b"{" and int.from_bytes(head[:8], "little") < size):
         return "pytorch"
     if path.suffix.lower() in READERS:
         return READERS[path.suffix.lower()]
     raise UserError(
-        f"{path}: not a known weight file; known: Keras .h5, TFLite .tflite, TensorFlow checkpoint (.index), "
-        "PyTorch .pth, .safetensors, .npz"
+        f"{path}: not a known weight file; known: Keras .h5 and .keras, TFLite .tflite, TensorFlow checkpoint "
+        "(.index), PyTorch .pth, .safetensors, .npz"
     )
+
+
+def is_keras_archive(path: Path) -> bool:
+    """Whether a file is a .keras archive, a zip of weights and the description of their model."""
+    try:
+        with zipfile.ZipFile(path) as z:
+            return KERAS_WEIGHTS in z.namelist()
+    except Exception:  # damaged zips raise many types
+        return False
 
 
 @contextlib.contextmanager

@@ -102,8 +102,6 @@ def _zip(path: Path) -> dict[str, Array]:
         raise damaged(path, "zip", e) from e
     if any("/code/" in m.filename for m in members):
         raise UserError(f"{path}: holds code, not only tensors (TorchScript); save its state_dict() instead")
-    if any(m.filename == "model.weights.h5" for m in members):
-        raise UserError(f"{path}: a .keras archive; unzip it, and use the model.weights.h5 in it")
     if not any(m.filename.endswith("data.pkl") for m in members):
         raise UserError(f"{path}: a zip, but neither a PyTorch file nor an .npz")
     if any(m.compress_type for m in members):

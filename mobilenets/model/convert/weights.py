@@ -142,7 +142,7 @@ def foreign_bundle(foreign: Foreign, told: Stated | None = None, body_only: bool
             **foreign.facts,
             **({"assumed": unsaid} if (unsaid := [k for k in assumable if getattr(said, k) is None]) else {}),
         },
-        licence=said.licence or (LICENCES[library] if metrics and not foreign.metrics else ""),
+        licence=said.licence or _licence(net, library, labels),
     )
     if labels != names:
         card = card.replace(config={**card.config, "names": list(names)})
@@ -187,6 +187,12 @@ def _published(arch: Arch, library: str, precision: str, labels: tuple[str, ...]
     if top1 is None or not imagenet.is_imagenet(labels) or library not in LICENCES:
         return ()
     return (Metric("top1", top1, "ImageNet, as published with TF-slim's weights", "val", 50_000),)
+
+
+def _licence(arch: Arch, library: str, labels: tuple[str, ...]) -> str:
+    """The licence of a classifier of ImageNet at a width that TensorFlow published; of others it isn't known."""
+    its = imagenet.is_imagenet(labels) and arch.alpha in published.TOP1.get(arch.name, {})
+    return LICENCES.get(library, "") if its else ""
 
 
 def assumptions(card: Card) -> str:

@@ -107,6 +107,15 @@ def test_torchvisions_weights_in_a_file(tmp_path):
         torch.testing.assert_close(net(x), theirs(x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.timeout(30)  # seconds for what takes a hundredth of one: it took hours, by the depth of the names
+def test_names_that_are_nobodys_are_seen_at_once():
+    from mobilenets.model.convert.recognise import unprefixed
+
+    with torch.device("meta"):
+        tensors = dict.fromkeys(mobilenets.create("v3-large").state_dict(), np.zeros(1))
+    assert unprefixed(tensors) == tensors
+
+
 def test_own_weights_of_another_width_are_named(tmp_path):
     torch.save(mobilenets.create("v1", alpha=0.5, num_classes=2).state_dict(), tmp_path / "own.pth")
     with pytest.raises(UserError, match=r"own\.pth: not the weights of v1 0\.25-224: blocks\.0\.conv\.conv\.weight is"):

@@ -1,0 +1,83 @@
+"""Results in notebooks: tables, escaped; bars where they can be drawn."""
+
+import dataclasses
+import xml.etree.ElementTree as ET
+
+import pytest
+from PIL import Image
+from rich.console import Group
+from rich.text import Text
+
+import mobilenets
+from mobilenets import console
+from mobilenets.arch import cost, zoo
+
+
+def cells(markup):
+    """The texts of every table in a piece of HTML, which must be well-formed."""
+    root = ET.fromstring(f"<div>{markup.replace('<br>', '<br/>')}</div>")
+    return [["".join(cell.itertext()) for cell in row] for row in root.iter("tr")]
+
+
+def test_a_table_is_a_table():
+    t = console.table("sizes <b>", ["name", "size\nMB"], left=("name",))
+    t.add_row("<script>", Text("1 & 2"))
+    t.caption = "of all"
+    markup = console.html(Group(t, Text("a\n<i>")))
+    assert cells(markup) == [["name", "sizeMB"], ["<script>", "1 & 2"]]
+    assert "<script>" not in markup
+    assert markup.startswith("<p>sizes &lt;b&gt;</p><table>")
+    assert markup.endswith("<p>of all</p><pre>a\n&lt;i&gt;</pre>")
+    assert 'style="text-align: right">1 &amp; 2<' in markup
+
+
+def test_a_card_and_a_bundle(make_bundle):
+    bundle = make_bundle("v1")
+    card = bundle.card.replace(licence="<b>mine</b>")
+    rows = dict(cells(card._repr_html_())[1:])
+    assert rows["network"] == "v1 0.25-32, float32"
+    assert rows["licence"] == "<b>mine</b>"
+    assert "<b>" not in card._repr_html_()
+    assert dict(cells(bundle._repr_html_())[1:])["licence"] == "Apache-2.0"
+    assert len(repr(bundle)) < 3000  # its tensors are not in it
+
+
+def test_a_prediction(tmp_path):
+    model = mobilenets.load("cifar10-v1-0.25")
+    said = model.predict(Image.new("RGB", (40, 40), "red"), top=3)
+    assert cells(said._repr_html_())[1:] == [[label, f"{100 * p:.1f}%"] for label, p in said.top]
+    (tmp_path / "<a>.png").write_bytes(b"junk")
+    bad = model.predict(tmp_path / "<a>.png")
+    assert "damaged image" in cells(bad._repr_html_())[1][1]
+    assert "<a>" not in bad._repr_html_()
+
+
+def test_costs_by_layer_and_in_all():
+    counted = cost.count(zoo.arch("v1"))
+    assert ["macs (M)", "568.74"] in [row[:2] for row in cells(counted._repr_html_())]
+    row = counted.rows[0]
+    assert dict(cells(row._repr_html_())[1:]) == {k: str(v) for k, v in dataclasses.asdict(row).items()}
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        lambda: mobilenets.list_networks("v2"),
+        lambda: mobilenets.recipes("cifar"),
+        lambda: mobilenets.reproduce("v1-table8"),
+        lambda: mobilenets.show("cifar10-v2"),
+        lambda: mobilenets.list_networks("v2").entries[0],
+    ],
+)
+def test_other_results_have_tables(result):
+    assert len(cells(result()._repr_html_())) > 3
+
+
+@pytest.mark.parametrize(
+    ("notebook", "widgets", "drawn"), [(True, True, True), (True, False, False), (False, True, False)]
+)
+def test_bars_in_notebooks(monkeypatch, notebook, widgets, drawn):
+    """Where rich can draw them: it needs ipywidgets."""
+    monkeypatch.setattr(console.err(), "is_jupyter", notebook)
+    monkeypatch.setattr(console.importlib.util, "find_spec", lambda _name: object() if widgets else None)
+    assert console.progress().disable is not drawn

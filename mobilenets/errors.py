@@ -25,7 +25,8 @@ def unknown(what: str, name: str, known: Iterable[str]) -> UserError:
     names = list(known)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
-    return UserError(f"unknown {what} {name!r}: {hint}")
+    shown = name if len(name) <= 100 else f"{name[:100]}..."  # of a file from outside, perhaps
+    return UserError(f"unknown {what} {shown!r}: {hint}")
 
 
 @contextlib.contextmanager

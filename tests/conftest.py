@@ -31,7 +31,7 @@ from mobilenets.model.images import Pixels, Preprocess
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-pytest.register_assert_rewrite("foreign_files")
+pytest.register_assert_rewrite("foreign_files", "damage")
 
 SMALL_ALPHA = {"v1": 0.25}
 SMALL_SHARD = 0.015  # MB: three of the colours' images

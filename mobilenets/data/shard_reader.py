@@ -29,6 +29,7 @@ from mobilenets.data.checks import Scan
 from mobilenets.data.dataset import Data, Kind, Split
 from mobilenets.data.folder import MOST_UNPACKED
 from mobilenets.errors import UserError
+from mobilenets.model.convert.formats import one_line
 from mobilenets.model.images import TIMES, BadImage
 
 INDEX, FORMAT = "index.json", "mobilenets-shards-1"
@@ -135,7 +136,9 @@ def open_shards(source: str) -> Data:
         fields.check(index["val_fraction"], float | None, "val_fraction")
         return Data(source, labels, splits, index["kind"], val_fraction=index["val_fraction"], scan=scan, images=images)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, OSError, MemoryError) as e:
-        raise UserError(f"{source}: its index isn't one of shards, or is damaged ({e}); write them anew") from e
+        raise UserError(
+            f"{source}: its index isn't one of shards, or is damaged ({one_line(e)}); write them anew"
+        ) from e
 
 
 def _index(where: str) -> dict[str, Any]:
@@ -150,7 +153,7 @@ def _index(where: str) -> dict[str, Any]:
         if index["format"] != FORMAT:
             raise ValueError(f"format {index['format']!r}")
     except (ValueError, KeyError, TypeError) as e:
-        raise UserError(f"{where}: {INDEX} is no index of shards that this version knows ({e})") from e
+        raise UserError(f"{where}: {INDEX} is no index of shards that this version knows ({one_line(e)})") from e
     return dict(index)
 
 

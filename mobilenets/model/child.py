@@ -57,7 +57,8 @@ def limit(**most: int) -> None:
         return
     for name, value in most.items():
         with contextlib.suppress(ValueError, OSError):  # macOS has them not all; a lower one may be set already
-            resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
+            hard = value + 1 if name == "CPU" else value  # reached, that ends it without a word of why
+            resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, hard))
 
 
 def memory() -> int:

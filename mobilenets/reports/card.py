@@ -45,6 +45,6 @@ def _recipe_rows(card: Card) -> Iterator[tuple[str, str]]:
     if command:
         yield "command", command
     if teacher:
-        name, digest = teacher.pop("name"), teacher.pop("digest")
+        name, digest = teacher.pop("name", "not named"), teacher.pop("digest", "")
         yield "teacher", f"{name} ({digest[:16]}), " + ", ".join(f"{k} {v}" for k, v in teacher.items())
     yield "recipe", ", ".join(f"{k} {v}" for k, v in fields.items()) or "not stated"

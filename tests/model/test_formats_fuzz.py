@@ -1,13 +1,12 @@
 """Thousands of damaged weight files: each is read or is one line of UserError, soon, and with little memory."""
 
-import contextlib
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import safetensors.numpy
+from damage import MAX_MB, fuzz, memory, mutated, outcome
 from foreign_files import keras3_layers, network, write_checkpoint, write_h5, write_keras3, write_lite, zipped
 
 from mobilenets.errors import UserError
@@ -16,101 +15,7 @@ from mobilenets.model.convert.formats import hdf5, pytorch, tf_checkpoint, tflit
 
 pytestmark = pytest.mark.slow
 
-MB = 2**20
-MAX_S, MAX_MB = 10, 96
 MAX_HDF5_S = 45  # libhdf5 does hang on some; it is stopped after 8 CPU seconds, or 24
-INTERESTING = (
-    0,
-    1,
-    0x7F,
-    0x80,
-    0xFF,
-    0xFFFF,
-    1 << 20,
-    0x7FFFFFFF,
-    0x80000000,
-    0xFFFFFFFF,
-    1 << 40,
-    2**63 - 1,
-    2**64 - 1,
-)
-
-
-def mutated(data, rng):
-    """One to four changes: flipped bits, bytes, inflated lengths, cuts, insertions, removals, moved pieces."""
-    out = bytearray(data)
-    for _ in range(rng.integers(1, 5)):
-        if not out:
-            break
-        # where structures are: half of the changes near one of the ends
-        at = int(rng.integers(len(out))) if rng.random() < 0.5 else int(rng.integers(min(len(out), 256)))
-        at = len(out) - 1 - at if rng.random() < 0.25 else at
-        match rng.integers(8):
-            case 0:
-                out[at] ^= 1 << rng.integers(8)
-            case 1:
-                out[at] = rng.integers(256)
-            case 2 | 3:
-                width = int(rng.choice([1, 2, 4, 8]))
-                at -= at % width if rng.random() < 0.7 else 0
-                value = int(rng.choice(INTERESTING, 1)[0] if rng.random() < 0.7 else len(data) * rng.integers(1, 9))
-                out[at : at + width] = (value % (1 << 8 * width)).to_bytes(width, "little")
-            case 4:
-                del out[at:]
-            case 5:
-                out[at:at] = rng.bytes(int(rng.integers(1, 64)))
-            case 6:
-                del out[at : at + int(rng.integers(1, 64))]
-            case 7:
-                source = int(rng.integers(len(out)))
-                piece = out[source : source + int(rng.integers(1, 64))]
-                out[at : at + len(piece)] = piece
-    return bytes(out)
-
-
-def memory(key):
-    """VmRSS or VmHWM of this process, MB; nan where the system doesn't say."""
-    try:
-        status = Path("/proc/self/status").read_text()
-    except OSError:
-        return float("nan")
-    return int(status.split(f"{key}:")[1].split()[0]) / 1024
-
-
-def outcome(read, path, limit=MAX_S):
-    """What reading did: "read" or "refused"; anything else is a failure of the test."""
-    started = time.monotonic()
-    try:
-        read(path)
-        line = None
-    except UserError as e:
-        line = str(e)
-    assert time.monotonic() - started < limit
-    if line is None:
-        return "read"
-    assert "\n" not in line
-    assert line.startswith(str(path).rsplit(".", 1)[0])
-    assert len(line) < len(str(path)) + 400
-    return "refused"
-
-
-def fuzz(read, data, path, count, seed):
-    """How many of `count` mutations of `data` were read, and how many refused."""
-    rng = np.random.default_rng(seed)
-    done = {"read": 0, "refused": 0}
-    for i in range(count):
-        path.write_bytes(mutated(data, rng))
-        with contextlib.suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again
-        before = memory("VmRSS")
-        try:
-            done[outcome(read, path)] += 1
-        except BaseException as e:
-            e.add_note(f"case {i} of seed {seed}")
-            raise
-        assert not memory("VmHWM") - before > MAX_MB, f"case {i} of seed {seed}"
-    assert done["refused"] > count / 10, done
-    return done
 
 
 @pytest.fixture

@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from mobilenets.commands.options import as_task
-from mobilenets.commands.pipeline import in_precision, make_file, parity_images
+from mobilenets.commands.pipeline import CALIBRATED, find_evidence, in_precision, make_file
 from mobilenets.deploy import engines
 from mobilenets.deploy.export import Export
 from mobilenets.errors import UserError
 from mobilenets.model import bundle as bundles
 from mobilenets.model.bundle import Bundle
-from mobilenets.tasks import data_of
 
 
 def export(
@@ -29,14 +28,15 @@ def export(
     """Write a bundle as a file for a runtime: uint8 images [N, H, W, 3] in, its task's answers out, the card inside.
 
     The file is proved against PyTorch on real images, held out from training, and scored on all of them; one that
-    differs, or isn't of the precision asked for, isn't kept.
+    differs by more than the limits that are printed, or isn't of the precision asked for, isn't kept. Images without
+    the network's labels serve too, without a score; for floats, generated ones do.
 
     Parameters
     ----------
     bundle
         A bundle's folder (float or int8), a run's, or a packaged network's name.
     data_source
-        Images to prove it on; those the bundle was trained on, if left out.
+        Images to prove it on, labelled or not; those the bundle was trained on, if left out.
     out
         The file to write (for some formats a folder).
     to
@@ -60,6 +60,5 @@ def export(
     source = as_task(Bundle.load(bundles.find_bundle(bundle)), task, tap)
     wanted = engines.check_precision(engine, precision or source.card.precision)
     engines.module(engine)  # says what to install before any data is read
-    data = data_of(source.card, data_source, root)
-    images = parity_images(data, source.card)
-    return make_file(in_precision(source, wanted, data), data, out, engine, wanted, images, batch or None).export
+    seen = find_evidence(source.card, data_source, root, wanted if wanted in CALIBRATED else "")
+    return make_file(in_precision(source, wanted, seen.data), seen, out, engine, wanted, batch or None).export

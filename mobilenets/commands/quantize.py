@@ -78,7 +78,8 @@ def quantize(
     bundle
         A float bundle's folder, or a run's.
     data
-        Images to calibrate on; the training split of the data the bundle was trained on, if left out.
+        Images to calibrate on, labelled or not (--max-drop and --qat need labels); the training split of the data the
+        bundle was trained on, if left out.
     out
         Folder of the int8 bundle.
     calibration
@@ -108,7 +109,7 @@ def quantize(
         Where local copies of named data sets are.
     """
     from mobilenets.compression import mixed as mixing
-    from mobilenets.tasks import data_of
+    from mobilenets.tasks import data_of, images_of
 
     if layer_report is not None and layer_report.is_dir():
         raise UserError(f"{layer_report} is a folder; --layer-report needs the name of a file")
@@ -121,7 +122,8 @@ def quantize(
     if mixed and max_drop is None:
         raise UserError("--mixed keeps in float what --max-drop needs; say how many points may be lost: --max-drop 1")
     scheme = Scheme(calibration, per_layer, equalize, not no_bias_correction, keep_float)
-    dataset = data_of(source.card, data, root)
+    scored = qat or max_drop is not None
+    dataset = data_of(source.card, data, root) if scored else images_of(source.card, data, root)[0]
     pixels = dataset.sample("train", images, source.card.preprocess).pixels
     measured = measure_ranges(source, pixels, scheme)
     if qat:

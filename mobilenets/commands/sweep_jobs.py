@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mobilenets import files, tasks
 from mobilenets.arch import cost
-from mobilenets.commands.pipeline import in_precision, make_file, parity_images
+from mobilenets.commands.pipeline import evidence_of, in_precision, make_file
 from mobilenets.data import checks
 from mobilenets.data.dataset import Data
 from mobilenets.deploy import bench, engines
@@ -46,12 +46,12 @@ def train_network(data: Data, job: Job) -> Trained:
         else:
             begun = (job.out / CHECKPOINTS / "last.ckpt").exists()
             b = train.train_bundle(data, a, job.recipe, job.out, task=tasks.find(job.task), seed=job.seed, resume=begun)
-        images = parity_images(data, b.card)
+        seen = evidence_of(data, b.card)
         b = in_precision(b, job.precision, data)
         if job.precision == "int8":
             b = b.save(job.out / INT8)
         path = job.out / engines.file_name(ENGINE, job.precision)
-        made = make_file(b, data, path, ENGINE, job.precision, images)
+        made = make_file(b, seen, path, ENGINE, job.precision)
         assert made.scores is not None  # what is trained has a score
     except Interrupted:
         raise

@@ -148,8 +148,8 @@ class _Writer:
 
     def steep(self, op: Op) -> bool:
         """Whether a layer gives x/6 + 1/2, for the hard sigmoid that alone reads it."""
-        if not op.is_layer or op.activation or self.lowered.in_integers(op):
-            return False
+        if not op.is_layer or op.activation or self.lowered.in_integers(op) or self.lowered.precision == "float16":
+            return False  # a sixth of weights in 16 bits would be rounded again
         readers = [reader.activation for reader in self.graph.readers[op.name]]
         return readers == ["hard_sigmoid"] and op.name not in {o.op for o in self.graph.outputs}
 
@@ -246,7 +246,7 @@ def _sixth(w: Weights) -> Weights:
     bias = w.bias / np.float32(6) + np.float32(0.5)
     if w.scale is not None:
         return dataclasses.replace(w, scale=w.scale / np.float32(6), bias=bias)
-    return dataclasses.replace(w, values=(w.values / np.float32(6)).astype(w.values.dtype), bias=bias)
+    return dataclasses.replace(w, values=w.values / np.float32(6), bias=bias)
 
 
 EMIT: dict[str, Callable[..., str]] = {

@@ -100,6 +100,12 @@ def progress(unit: str = "images", left: bool = True) -> Progress:
     )
 
 
+def done(what: str) -> None:
+    """A line for a step that is done, where no progress bar shows it: a log is to grow while it is waited for."""
+    if not err().is_terminal:
+        note(what)
+
+
 def megabytes(n: float) -> str:
     return f"{n / 1e6:.2f}"
 

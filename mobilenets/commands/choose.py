@@ -22,11 +22,13 @@ def choose(
     threads: int = 1,
     num_classes: NumClasses = 1000,
     table: Path | None = None,
+    remeasure: bool = False,
     plot: Path | None = None,
 ) -> Choice:
     """Measure every published network, width and resolution here, and pick the most accurate network within a budget.
 
-    Measured once per machine, engine version, precision and number of threads; then at once from a cache.
+    Measured once per machine, engine version, precision and number of threads; then at once from a cache. What is
+    measured beside a busy program isn't kept.
 
     Parameters
     ----------
@@ -40,10 +42,12 @@ def choose(
         Outputs of the classifier.
     table
         Latencies measured on another machine (`mobilenets latency-table`), instead of measuring here.
+    remeasure
+        Measure again what was measured before.
     plot
         Draw accuracy over latency into this file too (.png, .svg, .pdf).
     """
-    chosen = pick(grid(num_classes), budget or Budget(), engine, precision, threads, table)
+    chosen = pick(grid(num_classes), budget or Budget(), engine, precision, threads, table, remeasure=remeasure)
     if plot:
         from mobilenets.reports import plots, style
 
@@ -57,6 +61,7 @@ def latency_table(
     precision: Annotated[tuple[str, ...], commas(str)] = ("int8",),
     threads: Annotated[tuple[int, ...], commas(int)] = (1,),
     num_classes: NumClasses = 1000,
+    remeasure: bool = False,
     out: Path,
 ) -> Table:
     """Measure every network here, as a file for `choose --table` on another machine.
@@ -73,10 +78,12 @@ def latency_table(
         Numbers of threads (and processors), with commas between.
     num_classes
         Outputs of the classifier.
+    remeasure
+        Measure again what was measured before.
     out
         The file to write (.json).
     """
     everything = {a.digest: a for side in (None, SMALL // 2 - 1) for a in grid(num_classes, side)}
-    made = latency.here(list(everything.values()), latency.settings(engine, precision, threads))
+    made = latency.here(list(everything.values()), latency.settings(engine, precision, threads), remeasure)
     files.write_json(out, made.to_json())
     return made

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mobilenets.commands.options import as_task
 from mobilenets.commands.pipeline import CALIBRATED, find_evidence, in_precision, make_file
-from mobilenets.deploy import engines
+from mobilenets.deploy import beside, engines
 from mobilenets.deploy.export import Export
 from mobilenets.errors import UserError
 from mobilenets.model import bundle as bundles
@@ -38,7 +38,8 @@ def export(
     data_source
         Images to prove it on, labelled or not; those the bundle was trained on, if left out.
     out
-        The file to write (for some formats a folder).
+        The file to write (for some formats a folder). Beside it, OUT.card.json is its card, and OUT.labels.txt has its
+        labels, for programs that can't read the card inside.
     to
         Format: onnx, openvino, tflite, executorch, ncnn, coreml, pt2 or c-array; by default what OUT's suffix says.
     precision
@@ -61,4 +62,8 @@ def export(
     wanted = engines.check_precision(engine, precision or source.card.precision)
     engines.module(engine)  # says what to install before any data is read
     seen = find_evidence(source.card, data_source, root, wanted if wanted in CALIBRATED else "")
-    return make_file(in_precision(source, wanted, seen.data), seen, out, engine, wanted, batch or None).export
+    made = in_precision(source, wanted, seen.data)
+    beside.check(out, made.card)
+    exported = make_file(made, seen, out, engine, wanted, batch or None).export
+    beside.write(out, made.card.replace(precision=wanted, parent=made.digest))
+    return exported

@@ -43,6 +43,7 @@ def fit(
     precision: Annotated[tuple[str, ...], commas(str)] = ("int8",),
     threads: int = 1,
     table: Path | None = None,
+    remeasure: bool = False,
     recipe: str | None = None,
     overrides: Annotated[Overrides | None, Parameter(name="*")] = None,
     init: Path | None = None,
@@ -72,6 +73,8 @@ def fit(
         Threads (and processors) the shipped file will have.
     table
         Latencies of another machine, from `mobilenets latency-table`, to choose by.
+    remeasure
+        Measure latencies again that were measured before.
     recipe
         modern (from scratch), finetune, cifar, v1-paper, v2-paper or v3-paper; by default modern, or finetune with
         --init.
@@ -114,7 +117,7 @@ def fit(
             found,
             start,
             asked,
-            lambda archs: choose.pick(archs, budget, engine, precision, threads, table, asked),
+            lambda archs: choose.pick(archs, budget, engine, precision, threads, table, asked, remeasure),
         )
     else:
         checks.scan(data)

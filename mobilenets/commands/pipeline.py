@@ -14,7 +14,7 @@ from mobilenets import console, files, tasks
 from mobilenets.compression import quantize
 from mobilenets.compression.scheme import CALIBRATION_IMAGES
 from mobilenets.data.dataset import Data
-from mobilenets.deploy import bench, engines, evaluate
+from mobilenets.deploy import bench, beside, engines, evaluate
 from mobilenets.deploy.engines import Engine
 from mobilenets.deploy.export import GENERATED, PARITY_IMAGES, Export, export_bundle, generated
 from mobilenets.errors import UserError, unknown
@@ -162,12 +162,14 @@ def make(
     sources: dict[Precision, Bundle] = {"int8": quantized} if quantized else {}
     with console.progress("files") as bar:
         task = bar.add_task("exporting", total=len(pairs), status="")
-        for engine, precision in pairs:
+        for n, (engine, precision) in enumerate(pairs, 1):
             bar.update(task, advance=1, status=f"{engine} {precision}")
+            what = f"{n} of {len(pairs)} {engine} {precision}"
             name = f"{engine}-{precision}{engines.runtime(engine).suffix}"
             of = quantized if quantized and precision == "int8" else source
             key = [of.digest, engines.version(engine), seen.name]
             if name in before and before[name]["of"] == key and (folder / name).exists():
+                console.done(f"{what}: exported before")
                 yield Export.from_json({**before[name]["export"], "path": folder / name})
                 continue
             try:
@@ -175,8 +177,10 @@ def make(
                     sources[precision] = in_precision(source, precision, seen.data)
                 one = make_file(sources[precision], seen, folder / name, engine, precision).export
             except UserError as e:
+                console.done(f"{what}: no file")
                 yield f"{engine} {precision}: {e}"
                 continue
+            console.done(f"{what}: exported and proved")
             before[name] = {"of": key, "export": one.to_json()}
             files.write_json(record, before)
             yield one
@@ -229,7 +233,9 @@ def ship(
             size = files.size_on_disk(where)
             steps.append(Step(f"{label} in PyTorch", str(where), "torch", p, size, recorded(scores)))
         path = out / engines.file_name(engine, p)
-        made = make_file(in_precision(b, p, data), seen, path, engine, p)
+        of = in_precision(b, p, data)
+        made = make_file(of, seen, path, engine, p)
+        beside.write(path, of.card.replace(precision=p, parent=of.digest))
         console.note(made.export)
         exports.append(made.export)
         assert made.scores is not None  # what is trained and shipped has a score, and runs here

@@ -209,6 +209,30 @@ def test_generated_images_are_all_different_and_the_same_each_time(make_bundle):
     assert some.std((1, 2)).min() > 5
 
 
+def test_card_and_labels_lie_beside_the_file(bundle, images, command, tmp_path):
+    bundle("float32")
+    line = ("export", tmp_path / "float32", images, "--json", "--out")
+    for name in ("m.onnx", "m.ncnn"):
+        assert command(*line, tmp_path / name).code == 0
+        card = Card.from_json(json.loads((tmp_path / f"{name}.card.json").read_text()))
+        assert card == engines.load(tmp_path / name).card
+        assert (tmp_path / f"{name}.labels.txt").read_text().splitlines() == list(card.labels)
+    ran = command(*line, tmp_path / "m.onnx", "--task", "features")  # what an export left there is replaced
+    assert ran.code == 0, ran.err
+    assert not (tmp_path / "m.onnx.labels.txt").exists()
+    assert json.loads((tmp_path / "m.onnx.card.json").read_text())["task"] == "features"
+
+
+@pytest.mark.parametrize("name", ["m.onnx.labels.txt", "m.onnx.card.json"])
+def test_the_users_own_files_beside_it_are_not_replaced(bundle, images, command, tmp_path, name):
+    bundle("float32")
+    (tmp_path / name).write_text("mine")
+    got = command("export", tmp_path / "float32", images, "--out", tmp_path / "m.onnx")
+    assert f"{name} is there already, and not of an export" in got.line
+    assert (tmp_path / name).read_text() == "mine"
+    assert not (tmp_path / "m.onnx").exists()
+
+
 def test_the_limits_are_shown_and_ties_counted(bundle, pixels, tmp_path):
     from mobilenets.tasks import classify
 

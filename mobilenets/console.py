@@ -180,6 +180,12 @@ def _is_notebook() -> bool:
     return err().is_jupyter and importlib.util.find_spec("ipywidgets") is not None
 
 
+def done(what: str) -> None:
+    """A line for a step that is done, where no progress bar shows it: a log is to grow while it is waited for."""
+    if not err().is_terminal:
+        note(what)
+
+
 def megabytes(n: float) -> str:
     return f"{n / 1e6:.2f}"
 

@@ -14,7 +14,7 @@ from mobilenets import console, tasks
 from mobilenets.arguments import DataSource, StrPath, as_path, checked, several
 from mobilenets.commands.options import Ints, Words
 from mobilenets.deploy import bench as timing
-from mobilenets.deploy import engines
+from mobilenets.deploy import engines, load
 from mobilenets.deploy.bench import ROUNDS, Subject, Timing
 from mobilenets.errors import UserError
 from mobilenets.model import bundle as bundles
@@ -86,6 +86,12 @@ class Bench(console.Notebook):
                 style="bold green" if r is best and len(self.timings) > 1 else "",
             )
         t.caption = "; ".join(dict.fromkeys(r.title for r in self.timings))
+        slowest = max(r.reference for r in self.timings)
+        if slowest > load.OFF:
+            t.caption += (
+                f"\nthe machine was busy with something else: a fixed loop took up to {slowest:.1f} times its best, "
+                "measure again when it is quiet"
+            )
         return Group(t, *(Text(line, style="red") for line in self.failed))
 
 

@@ -24,11 +24,13 @@ def choose(
     threads: int = 1,
     num_classes: NumClasses = 1000,
     table: StrPath | None = None,
+    remeasure: bool = False,
     plot: StrPath | None = None,
 ) -> Choice:
     """Measure every published network, width and resolution here, and pick the most accurate network within a budget.
 
-    Measured once per machine, engine version, precision and number of threads; then at once from a cache.
+    Measured once per machine, engine version, precision and number of threads; then at once from a cache. What is
+    measured beside a busy program isn't kept.
 
     Parameters
     ----------
@@ -42,6 +44,8 @@ def choose(
         Outputs of the classifier.
     table
         Latencies measured on another machine (`mobilenets latency-table`), instead of measuring here.
+    remeasure
+        Measure again what was measured before.
     plot
         Draw accuracy over latency into this file too (.png, .svg, .pdf).
 
@@ -66,7 +70,10 @@ def choose(
     >>> made.pick.arch.title, made.pick.macs_m < 50
     ('v3-small 0.75-224', True)
     """
-    chosen = pick(grid(num_classes), budget or Budget(), several(engine), several(precision), threads, as_path(table))
+    chosen = pick(
+        grid(num_classes), budget or Budget(), several(engine), several(precision), threads, as_path(table),
+        remeasure=remeasure,
+    )  # fmt: skip
     if plot:
         from mobilenets.reports import plots, style
 
@@ -81,6 +88,7 @@ def latency_table(
     precision: Words = ("int8",),
     threads: Ints = (1,),
     num_classes: NumClasses = 1000,
+    remeasure: bool = False,
     out: StrPath,
 ) -> Table:
     """Measure every network here, as a file for `choose --table` on another machine.
@@ -97,6 +105,8 @@ def latency_table(
         Numbers of threads (and processors), with commas between.
     num_classes
         Outputs of the classifier.
+    remeasure
+        Measure again what was measured before.
     out
         The file to write (.json).
 
@@ -112,6 +122,6 @@ def latency_table(
     """
     everything = {a.digest: a for side in (None, SMALL // 2 - 1) for a in grid(num_classes, side)}
     settings = latency.settings(several(engine), several(precision), several(threads))
-    made = latency.here(list(everything.values()), settings)
+    made = latency.here(list(everything.values()), settings, remeasure)
     files.write_json(as_path(out), made.to_json())
     return made

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from mobilenets.arguments import DataSource, StrPath, as_path, checked
 from mobilenets.commands.options import as_task
-from mobilenets.commands.pipeline import in_precision, make_file, parity_images
-from mobilenets.deploy import engines
+from mobilenets.commands.pipeline import CALIBRATED, find_evidence, in_precision, make_file
+from mobilenets.deploy import beside, engines
 from mobilenets.deploy.export import Export
 from mobilenets.errors import UserError
 from mobilenets.model import bundle as bundles
 from mobilenets.model.bundle import Bundle
-from mobilenets.tasks import data_of
 
 
 @checked
@@ -29,16 +28,18 @@ def export(
     """Write a bundle as a file for a runtime: uint8 images [N, H, W, 3] in, its task's answers out, the card inside.
 
     The file is proved against PyTorch on real images, held out from training, and scored on all of them; one that
-    differs, or isn't of the precision asked for, isn't kept.
+    differs by more than the limits that are printed, or isn't of the precision asked for, isn't kept. Images without
+    the network's labels serve too, without a score; for floats, generated ones do.
 
     Parameters
     ----------
     bundle
         A bundle's folder (float or int8), a run's, or a packaged network's name.
     data_source
-        Images to prove it on; those the bundle was trained on, if left out.
+        Images to prove it on, labelled or not; those the bundle was trained on, if left out.
     out
-        The file to write (for some formats a folder).
+        The file to write (for some formats a folder). Beside it, OUT.card.json is its card, and OUT.labels.txt has its
+        labels, for programs that can't read the card inside.
     to
         Format: onnx, openvino, tflite, executorch, ncnn, coreml, pt2 or c-array; by default what OUT's suffix says.
     precision
@@ -79,6 +80,11 @@ def export(
     source = as_task(Bundle.load(bundles.find_bundle(as_path(bundle))), task, tap)
     wanted = engines.check_precision(engine, precision or source.card.precision)
     engines.module(engine)  # says what to install before any data is read
-    data = data_of(source.card, None if data_source is None else str(data_source), as_path(root))
-    images = parity_images(data, source.card)
-    return make_file(in_precision(source, wanted, data), data, out, engine, wanted, images, batch or None).export
+    out = as_path(out)
+    given = None if data_source is None else str(data_source)
+    seen = find_evidence(source.card, given, as_path(root), wanted if wanted in CALIBRATED else "")
+    made = in_precision(source, wanted, seen.data)
+    beside.check(out, made.card)
+    exported = make_file(made, seen, out, engine, wanted, batch or None).export
+    beside.write(out, made.card.replace(precision=wanted, parent=made.digest))
+    return exported

@@ -43,6 +43,7 @@ def fit(
     precision: Words = ("int8",),
     threads: int = 1,
     table: StrPath | None = None,
+    remeasure: bool = False,
     recipe: str | None = None,
     overrides: Annotated[Overrides | None, Parameter(name="*")] = None,
     init: StrPath | None = None,
@@ -74,6 +75,8 @@ def fit(
         Threads (and processors) the shipped file will have.
     table
         Latencies of another machine, from `mobilenets latency-table`, to choose by.
+    remeasure
+        Measure latencies again that were measured before.
     recipe
         modern (from scratch), finetune, cifar, v1-paper, v2-paper or v3-paper; by default modern, or finetune with
         --init.
@@ -143,7 +146,7 @@ def fit(
             files.write_json(out / SCAN, found.to_json())
             choice = _choose(
                 out, data, found, start, asked,
-                lambda archs: choose.pick(archs, budget, engine, precision, threads, latencies, asked),
+                lambda archs: choose.pick(archs, budget, engine, precision, threads, latencies, asked, remeasure),
             )  # fmt: skip
         else:
             checks.scan(data)

@@ -13,9 +13,9 @@ from mobilenets import console, files, tasks
 from mobilenets.compression import quantize
 from mobilenets.compression.scheme import CALIBRATION_IMAGES
 from mobilenets.data.dataset import Data
-from mobilenets.deploy import bench, engines, evaluate
+from mobilenets.deploy import bench, beside, engines, evaluate
 from mobilenets.deploy.engines import Engine
-from mobilenets.deploy.export import PARITY_IMAGES, Export, export_bundle
+from mobilenets.deploy.export import GENERATED, PARITY_IMAGES, Export, export_bundle, generated
 from mobilenets.errors import UserError, unknown
 from mobilenets.model import bundle as bundles
 from mobilenets.model.bundle import Bundle
@@ -26,15 +26,19 @@ from mobilenets.training.fitted import Step
 from mobilenets.training.run import FLOAT, INT8, MANIFEST
 
 FOLDER, RECORD = "exports", "exports.json"
+CALIBRATED: tuple[Precision, ...] = ("int8", "dynamic", "int4")  # made with images, and not by rounding alone
 
 
-def in_precision(source: Bundle, precision: Precision, data: Data) -> Bundle:
+def in_precision(source: Bundle, precision: Precision, data: Data | None) -> Bundle:
     """The bundle that a file of `precision` is made from.
 
     Of a float one and training images: quantized where int8 is asked for, its biases corrected for coarser weights.
+    Raises `UserError` where that needs images and there are none.
     """
-    if source.card.precision != "float32" or precision not in ("int8", "dynamic", "int4"):
+    if source.card.precision != "float32" or precision not in CALIBRATED:
         return source
+    if data is None:
+        raise UserError(f"{precision} is calibrated on images; name a folder of any, labelled or not")
     images = data.sample("train", CALIBRATION_IMAGES, source.card.preprocess).pixels
     if precision == "int8":
         return quantize.quantize_bundle(source, images)
@@ -49,23 +53,56 @@ class Made:
     scores: Scores | None
 
 
-def parity_images(data: Data, card: Card) -> Pixels:
-    """Held-out images that files are proved on."""
-    return data.sample(data.held_out, PARITY_IMAGES, card.preprocess).pixels
+@dataclass(frozen=True)
+class Evidence:
+    """What a network's files are proved on: images, uint8 [N, H, W, 3], and where they are from.
+
+    `data`: None where they were generated. `labelled`: whether its labels are the network's, so that files are scored.
+    """
+
+    images: Pixels
+    name: str
+    data: Data | None = None
+    labelled: bool = False
+
+
+def evidence_of(data: Data, card: Card, labelled: bool = True) -> Evidence:
+    """What was held out of `data`; all of its images where they have no labels."""
+    split = data.held_out if labelled else "all"
+    return Evidence(data.sample(split, PARITY_IMAGES, card.preprocess).pixels, data.source, data, labelled)
+
+
+def find_evidence(card: Card, source: str | None, root: Path | None, needed_for: str = "") -> Evidence:
+    """Images of `source`, or of the data that a network was trained on; generated ones where there are none.
+
+    A note says so, or a `UserError` where `needed_for` names what can't do without.
+    """
+    try:
+        data, unlabelled = tasks.images_of(card, source, root)
+    except UserError as e:
+        if source:
+            raise
+        if needed_for:
+            raise UserError(f"{needed_for} needs images, labelled or not; name a folder of some ({e})") from e
+        console.note(f"proved on generated images, and accuracy isn't measured: {e}")
+        return Evidence(generated(card.preprocess), GENERATED)
+    if unlabelled:
+        console.note(f"accuracy isn't measured, as the labels aren't the network's: {unlabelled}")
+    return evidence_of(data, card, not unlabelled)
 
 
 def make_file(
-    source: Bundle, data: Data, path: Path, engine: str, precision: Precision, images: Pixels, batch: int | None = None
+    source: Bundle, seen: Evidence, path: Path, engine: str, precision: Precision, batch: int | None = None
 ) -> Made:
-    """A bundle (see `in_precision`) as a file for `engine`: exported, proved on `images`, scored on what was held out.
+    """A bundle (see `in_precision`) as a file for `engine`: exported, proved, scored on what was held out.
 
     Raises `UserError`, and keeps no file, where the proof fails.
     """
-    made = export_bundle(source, images, path, data.source, engine, precision, batch)
-    if made.agreement is None or tasks.of(source.card).primary is None:
+    made = export_bundle(source, seen.images, path, seen.name, engine, precision, batch)
+    if made.agreement is None or seen.data is None or not seen.labelled or tasks.of(source.card).primary is None:
         return Made(made, None)
-    scores = evaluate.score(engines.load(path), data, data.held_out)
-    return Made(dataclasses.replace(made, score=scores.value, split=data.held_out), scores)
+    scores = evaluate.score(engines.load(path), seen.data, seen.data.held_out)
+    return Made(dataclasses.replace(made, score=scores.value, split=seen.data.held_out), scores)
 
 
 def metric_of(card: Card, scores: Scores) -> Metric:
@@ -117,29 +154,32 @@ def make(
 ) -> Iterator[Export | str]:
     """An `Export` for each pair, or the line that says why there is none; files of `path` go into `folder`."""
     source = Bundle.load(bundles.find_bundle(path))
-    data = tasks.data_of(source.card, data_source, root)
-    images = parity_images(data, source.card)
+    seen = find_evidence(source.card, data_source, root)
     record = folder / RECORD
     before = files.read_json(record, (), "files made before") if record.exists() else {}
     quantized = _int8(path, source)
     sources: dict[Precision, Bundle] = {"int8": quantized} if quantized else {}
     with console.progress("files") as bar:
         task = bar.add_task("exporting", total=len(pairs), status="")
-        for engine, precision in pairs:
+        for n, (engine, precision) in enumerate(pairs, 1):
             bar.update(task, advance=1, status=f"{engine} {precision}")
+            what = f"{n} of {len(pairs)} {engine} {precision}"
             name = f"{engine}-{precision}{engines.runtime(engine).suffix}"
             of = quantized if quantized and precision == "int8" else source
-            key = [of.digest, engines.version(engine), data.source]
+            key = [of.digest, engines.version(engine), seen.name]
             if name in before and before[name]["of"] == key and (folder / name).exists():
+                console.done(f"{what}: exported before")
                 yield Export.from_json({**before[name]["export"], "path": folder / name})
                 continue
             try:
                 if precision not in sources:
-                    sources[precision] = in_precision(source, precision, data)
-                one = make_file(sources[precision], data, folder / name, engine, precision, images).export
+                    sources[precision] = in_precision(source, precision, seen.data)
+                one = make_file(sources[precision], seen, folder / name, engine, precision).export
             except UserError as e:
+                console.done(f"{what}: no file")
                 yield f"{engine} {precision}: {e}"
                 continue
+            console.done(f"{what}: exported and proved")
             before[name] = {"of": key, "export": one.to_json()}
             files.write_json(record, before)
             yield one
@@ -165,8 +205,9 @@ def recorded(scores: Scores) -> dict[str, Any]:
 
 
 def _entry(export: Export) -> dict[str, Any]:
-    """A file that ships, as the manifest has it."""
-    return {k: getattr(export, k) for k in ("sha256", "size_bytes", "engine", "precision", "task")}
+    """A file that ships, as the manifest has it: what it is, and what it was proved on."""
+    proof = ("data", "images", "agreement", "difference", "limits", "ties")
+    return {k: getattr(export, k) for k in ("sha256", "size_bytes", "engine", "precision", "task", *proof)}
 
 
 def ship(
@@ -174,7 +215,7 @@ def ship(
 ) -> tuple[tuple[Step, ...], Path]:
     """Quantize, export for `engine`, evaluate and measure a trained bundle: the steps, and the file to ship."""
     console.step(f"4/6 quantize, export, evaluate on {data.held_out}")
-    images = parity_images(data, trained.card)
+    seen = evidence_of(data, trained.card)
     cores = os.cpu_count() or 1
     steps: list[Step] = []
     exports: list[Export] = []
@@ -191,7 +232,9 @@ def ship(
             size = files.size_on_disk(where)
             steps.append(Step(f"{label} in PyTorch", str(where), "torch", p, size, recorded(scores)))
         path = out / engines.file_name(engine, p)
-        made = make_file(in_precision(b, p, data), data, path, engine, p, images)
+        of = in_precision(b, p, data)
+        made = make_file(of, seen, path, engine, p)
+        beside.write(path, of.card.replace(precision=p, parent=of.digest))
         console.note(made.export)
         exports.append(made.export)
         assert made.scores is not None  # what is trained and shipped has a score, and runs here

@@ -80,7 +80,8 @@ def quantize(
     bundle
         A float bundle's folder, or a run's.
     data
-        Images to calibrate on; the training split of the data the bundle was trained on, if left out.
+        Images to calibrate on, labelled or not (--max-drop and --qat need labels); the training split of the data the
+        bundle was trained on, if left out.
     out
         Folder of the int8 bundle.
     calibration
@@ -128,7 +129,7 @@ def quantize(
     """
     out, page, floats = Path(out), as_path(layer_report), several(keep_float)
     from mobilenets.compression import mixed as mixing
-    from mobilenets.tasks import data_of
+    from mobilenets.tasks import data_of, images_of
 
     if page is not None and page.is_dir():
         raise UserError(f"{page} is a folder; --layer-report needs the name of a file")
@@ -141,7 +142,8 @@ def quantize(
     if mixed and max_drop is None:
         raise UserError("--mixed keeps in float what --max-drop needs; say how many points may be lost: --max-drop 1")
     scheme = Scheme(calibration, per_layer, equalize, not no_bias_correction, floats)
-    dataset = data_of(source.card, None if data is None else str(data), as_path(root))
+    scored, given = qat or max_drop is not None, None if data is None else str(data)
+    dataset = data_of(source.card, given, as_path(root)) if scored else images_of(source.card, given, as_path(root))[0]
     pixels = dataset.sample("train", images, source.card.preprocess).pixels
     measured = measure_ranges(source, pixels, scheme)
     if qat:

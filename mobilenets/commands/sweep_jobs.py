@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mobilenets import files, tasks
 from mobilenets.arch import cost
-from mobilenets.commands.pipeline import in_precision, make_file, parity_images
+from mobilenets.commands.pipeline import evidence_of, in_precision, make_file
 from mobilenets.data import checks
 from mobilenets.data.dataset import Data
 from mobilenets.deploy import bench, engines
@@ -68,11 +68,11 @@ def _made(data: Data, job: Job) -> tuple[Scores, int]:
     else:
         begun, task = (job.out / CHECKPOINTS / "last.ckpt").exists(), tasks.find(job.task)
         b = train.train_bundle(data, job.arch, job.recipe, job.out, task=task, seed=job.seed, resume=begun)
-    images = parity_images(data, b.card)
+    seen = evidence_of(data, b.card)
     b = in_precision(b, job.precision, data)
     if job.precision == "int8":
         b = b.save(job.out / INT8)
-    made = make_file(b, data, job.out / engines.file_name(ENGINE, job.precision), ENGINE, job.precision, images)
+    made = make_file(b, seen, job.out / engines.file_name(ENGINE, job.precision), ENGINE, job.precision)
     assert made.scores is not None  # what is trained has a score
     return made.scores, made.export.size_bytes
 

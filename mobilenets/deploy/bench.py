@@ -3,7 +3,8 @@
 Each file is loaded in a process of its own, pinned to as many processors as it may use threads; after warm-up the
 processes are measured in turn, round after round, so that a machine's mood falls on all of them alike. A neighbour on
 the same core makes every call of some seconds half as long again, and nothing makes one shorter: the latency is the
-median of the quietest round. The 95th percentile is of all calls.
+median of the quietest round. The 95th percentile is of all calls. A fixed loop is timed beside each round (`load`):
+what it took more than at its best tells of a neighbour that never left.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mobilenets import console
-from mobilenets.deploy import engines
+from mobilenets.deploy import engines, load
 from mobilenets.deploy.engines import Engine
 from mobilenets.errors import UserError
 from mobilenets.files import size_on_disk
@@ -42,7 +43,8 @@ class Timing(console.Notebook):
 
     `median_ms` is of the quietest round, `p95_ms` of all `runs` calls. `images_per_s`: throughput by batch, the first
     of them `batch`. `peak_rss_bytes` is after the calls on `batch` images, before any larger batch. `rounds_ms`: the
-    median of each round, so that two files' rounds can be compared in pairs.
+    median of each round, so that two files' rounds can be compared in pairs. `reference`: how long a fixed loop took
+    beside the quietest round, as a multiple of the best time it had beside any file; `load_average`: the system's.
     """
 
     path: str
@@ -59,6 +61,8 @@ class Timing(console.Notebook):
     size_bytes: int
     runs: int
     rounds_ms: tuple[float, ...] = field(repr=False, default=())
+    reference: float = 1.0
+    load_average: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         return dict(vars(self))
@@ -137,7 +141,9 @@ def _child(subject: Subject, pipe: Connection) -> None:
                     if batch not in warm:
                         time_calls(engine, batch, WARM_UP_SECONDS, at_least=2)
                         warm.add(batch)
-                    pipe.send((time_calls(engine, batch, ROUND_SECONDS, at_least=5 if batch == 1 else 3), peak_rss()))
+                    loop = load.loop()
+                    times = time_calls(engine, batch, ROUND_SECONDS, at_least=5 if batch == 1 else 3)
+                    pipe.send((times, max(loop, load.loop()), peak_rss()))
         except UserError as e:
             pipe.send(str(e))
 
@@ -169,12 +175,14 @@ class _Worker:
         self.pipe, self.process = start(_child, subject, daemon=True)
         self.load_ms, self.engine, self.title, self.precision = self._receive()
         self.rounds: dict[int, list[list[float]]] = {}
+        self.loops: dict[int, list[float]] = {}  # seconds of the fixed loop beside each round
         self.peak_rss = 0
 
     def measure(self, batch: int) -> None:
         with contextlib.suppress(OSError):  # a process that died is told of where it is heard
             self.pipe.send(batch)
-        times, rss = self._receive()
+        times, loop, rss = self._receive()
+        self.loops.setdefault(batch, []).append(loop)
         self.peak_rss = self.peak_rss or rss
         self.rounds.setdefault(batch, []).append(times)
 
@@ -192,8 +200,10 @@ class _Worker:
         self.process.join(2)
         self.process.kill()
 
-    def timing(self) -> Timing:
+    def timing(self, best_loop: float) -> Timing:
+        """Of all rounds; `best_loop`: seconds of the fixed loop at its best."""
         batch, rounds = next(iter(self.rounds.items()))
+        medians = [float(np.median(r)) for r in rounds]
         ms = 1e3 * np.concatenate(rounds)
         path = self.subject.path
         return Timing(
@@ -210,7 +220,9 @@ class _Worker:
             peak_rss_bytes=self.peak_rss,
             size_bytes=size_on_disk(path),
             runs=len(ms),
-            rounds_ms=tuple(1e3 * float(np.median(r)) for r in rounds),
+            rounds_ms=tuple(1e3 * m for m in medians),
+            reference=self.loops[batch][int(np.argmin(medians))] / best_loop,
+            load_average=load.average(),
         )
 
 
@@ -231,14 +243,16 @@ def time_files(subjects: Sequence[Subject], batches: Sequence[int] = (1,), round
                     workers.append(_Worker(s))
                 bar.update(task, status="")
                 for batch in batches:
-                    for _ in range(rounds):
+                    for n in range(rounds):
                         for w in workers:
                             w.measure(batch)
                             bar.advance(task)
+                        console.done(f"measured {len(workers)} at batch {batch}: round {n + 1} of {rounds}")
             finally:
                 for w in workers:
                     w.close()
-            timings += [w.timing() for w in workers]
+            best = min(loop for w in workers for loops in w.loops.values() for loop in loops)
+            timings += [w.timing(best) for w in workers]
     order = [i for g in range(groups) for i in range(g, len(subjects), groups)]
     return [t for _, t in sorted(zip(order, timings, strict=True), key=lambda pair: pair[0])]
 

@@ -128,7 +128,8 @@ class Candidate(console.Notebook):
 class Choice(console.Notebook):
     """The pick, and what it was picked from. The task's prior ranks networks, it promises nothing.
 
-    `machine`: where latencies were measured; `versions`: of the engines there. `engine` and `precision` are the pick's.
+    `machine`: where latencies were measured, `dates`: on which days; `versions`: of the engines there. `engine` and
+    `precision` are the pick's.
     """
 
     pick: Candidate
@@ -136,6 +137,7 @@ class Choice(console.Notebook):
     budget: Budget
     machine: str
     versions: Mapping[str, str]
+    dates: str = ""
 
     @property
     def engine(self) -> str:
@@ -171,7 +173,9 @@ class Choice(console.Notebook):
             pick if c == d["pick"] else Candidate.from_json(c, metric, setting, None) for c in d["candidates"]
         )
         versions = {setting.engine: str(d["engine_version"])}
-        return cls(pick, candidates, Budget.from_json(d["budget"]), str(d["machine"]), versions)
+        return cls(
+            pick, candidates, Budget.from_json(d["budget"]), str(d["machine"]), versions, str(d.get("dates", ""))
+        )
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -183,6 +187,7 @@ class Choice(console.Notebook):
             "precision": self.precision,
             "threads": self.threads,
             "machine": self.machine,
+            "dates": self.dates,
             "prior": dataclasses.asdict(self.pick.prior.metric),
             "front": [c.to_json() for c in self.front],
             "candidates": [c.to_json() for c in self.candidates],
@@ -221,6 +226,8 @@ class Choice(console.Notebook):
         for column in t.columns:  # none is cut, however narrow the terminal
             column.no_wrap, column.min_width = True, max(map(len, map(str, [column.header, *column.cells])))
         t.caption = f"→ the pick for {self.budget}; dim: over budget; {metric.label} as published{self._legend()}"
+        if self.dates:
+            t.caption += f"; measured {self.dates}"
         return Group(Text(scatter(self)), t)
 
     def _legend(self) -> str:
@@ -330,18 +337,20 @@ def pick(
     threads: int = 1,
     table: Path | None = None,
     task: Task = classify.TASK,
+    remeasure: bool = False,
 ) -> Choice:
     """The best of `archs`, as the task ranks them, that meets `budget`, on any of the engines in any of the precisions.
 
     Of those alike in rank, as a network is in all its precisions, the fastest. `table`: a file of
-    latencies measured on another machine. Raises `UserError` if none meets the budget.
+    latencies measured on another machine; `remeasure`: here, what was before. Raises `UserError` if none meets the
+    budget.
     """
     names, precisions = ([x] if isinstance(x, str) else list(x) for x in (engine, precision))
     wanted = latency.settings(names, precisions, [threads])
     on_microcontrollers = bool(budget.max_ram_kb or budget.max_flash_kb)
     if on_microcontrollers and {s.precision for s in wanted} != {"int8"}:
         raise UserError("microcontrollers run int8 networks: with --max-ram-kb and --max-flash-kb, ask for int8 alone")
-    found = latency.of_file(table, archs, wanted) if table else latency.here(archs, wanted)
+    found = latency.of_file(table, archs, wanted) if table else latency.here(archs, wanted, remeasure)
     by_digest = {a.digest: a for a in archs}
     candidates = [
         _candidate(by_digest[digest], setting, m, task)
@@ -363,4 +372,5 @@ def pick(
             f"activations {near.memory_mb:.2f} MB{memory}"
         )
     best = max(fitting, key=lambda c: (c.prior.rank, -c.latency_ms))
-    return Choice(best, tuple(candidates), budget, found.machine, found.versions)
+    dates = latency.dates(m for measured in found.entries.values() for m in measured.values())
+    return Choice(best, tuple(candidates), budget, found.machine, found.versions, dates)

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from PIL import Image
+
 from mobilenets import files, tasks
 from mobilenets.console import Notebook
 from mobilenets.deploy import engines
@@ -16,24 +19,26 @@ from mobilenets.deploy.engines import Engine, trial
 from mobilenets.errors import UserError
 from mobilenets.model.bundle import Bundle
 from mobilenets.model.card import Precision
-from mobilenets.model.images import Pixels
+from mobilenets.model.images import Pixels, Preprocess
 from mobilenets.tasks.task import Parity
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 PARITY_IMAGES = 256
+GENERATED = "generated noise"  # what a file is said to be proved on where there are no images
 BATCH = 8  # larger ones cost more in fresh memory than they save
 
 
 @dataclass(frozen=True)
 class Export(Notebook):
-    """An exported file and its proof over `images` images.
+    """An exported file and its proof over `images` images of `data`, or GENERATED ones.
 
     `agreement`: percent with the same answer as PyTorch (the same label; of features, the same direction);
     `difference`: the largest between two numbers of an answer (see the task's `parity`); both None where this system
-    has no runtime for the file. `sha256`: of the file, or of the folder (`files.sha256`). `score`: the task's primary
-    metric on the whole `split`, if asked for.
+    has no runtime for the file. `limits`, of the two: what the file was kept by; `ties`: of the other answers, those
+    where PyTorch's own was nearly another. `sha256`: of the file, or of the folder (`files.sha256`). `score`: the
+    task's primary metric on the whole `split`, if its labels were there.
     """
 
     path: Path
@@ -48,6 +53,8 @@ class Export(Notebook):
     sha256: str = ""
     score: float | None = None
     split: str = ""
+    limits: tuple[float, float] | None = None
+    ties: int = 0
 
     def to_json(self) -> dict[str, Any]:
         primary = tasks.find(self.task).primary
@@ -60,7 +67,8 @@ class Export(Notebook):
         fields = dict(d)
         primary = tasks.find(fields.get("task", "classify")).primary
         score = fields.pop(primary.name, None) if primary else None
-        return cls(**{**fields, "path": Path(fields["path"]), "score": score})
+        limits = fields.get("limits") and tuple(fields["limits"])
+        return cls(**{**fields, "path": Path(fields["path"]), "score": score, "limits": limits})
 
     def __rich__(self) -> RenderableType:
         from mobilenets.console import megabytes, table
@@ -72,8 +80,14 @@ class Export(Notebook):
         if self.agreement is None:
             t.add_row("proof", "none: this system can't run it")
         else:
-            t.add_row(f"agreement with PyTorch (%), {self.images} images of {self.data}", f"{self.agreement:.2f}")
-            t.add_row("largest difference of a number", f"{self.difference:.2g}")
+            least, most = (f" (limit {n:g})" for n in self.limits) if self.limits else ("", "")
+            t.add_row(
+                f"agreement with PyTorch (%), {self.images} images of {self.data}", f"{self.agreement:.2f}{least}"
+            )
+            differ = round(self.images * (1 - self.agreement / 100))
+            if differ:
+                t.add_row("other answers, of which at a near tie", f"{differ}, {self.ties}")
+            t.add_row("largest difference of a number", f"{self.difference:.2g}{most}")
         primary = tasks.find(self.task).primary
         if self.score is not None and primary:
             t.add_row(f"{primary.title}, {self.split} split", f"{self.score:.2f}")
@@ -98,7 +112,7 @@ def export_bundle(
     from mobilenets.deploy.engines.torch import TorchEngine
 
     if not len(images):
-        raise UserError("an export is proved on real images, and there are none; name data with --data")
+        raise UserError(f"an export is proved on images, and none of {data_name} can be read; name others")
     precision = engines.check_precision(engine, precision or source.card.precision)
     if (precision == "int8") != (source.card.precision == "int8"):
         raise UserError(f"a {source.card.precision} bundle gives no {precision} file; quantize makes an int8 bundle")
@@ -118,7 +132,26 @@ def export_bundle(
             return unproved
         proof = compare(TorchEngine(made, threads=2), module.load(tmp, 1), images, path)
         trial.remember(tmp, engine, module.version())
-    return dataclasses.replace(unproved, agreement=proof.agreement, difference=proof.difference, images=len(images))
+    return dataclasses.replace(
+        unproved,
+        agreement=proof.agreement,
+        difference=proof.difference,
+        images=len(images),
+        limits=proof.limits,
+        ties=proof.ties,
+    )
+
+
+def generated(preprocess: Preprocess, count: int = PARITY_IMAGES) -> Pixels:
+    """Noise from coarse to fine, uint8 [count, H, W, 3], the same each time: what to prove a file on without images."""
+    rng = np.random.default_rng(0)
+    height, width = preprocess.input_size
+    out = np.empty((count, height, width, 3), np.uint8)
+    for i in range(count):
+        grain = 2 ** (1 + i % 5)  # patches across
+        coarse = rng.integers(0, 256, (grain, grain, 3), dtype=np.uint8)
+        out[i] = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+    return out
 
 
 @contextmanager

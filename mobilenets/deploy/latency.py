@@ -2,7 +2,8 @@
 
 A network's time and size don't depend on what its weights are: random ones are measured, all networks in turn, round
 after round, so that a machine's mood falls on all of them alike; a network's latency is that of its quietest round.
-What was measured is kept after each round and on Ctrl-C: the next call goes on from there.
+What was measured is kept after each round and on Ctrl-C: the next call goes on from there. Rounds beside a busy
+program, or further apart than a tenth, are taken again, and not kept if that doesn't help.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import json
 import math
 import os
 import platform
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mobilenets import __version__, console, files
 from mobilenets.arch.spec import Arch
-from mobilenets.deploy import engines
+from mobilenets.deploy import engines, load
 from mobilenets.deploy.bench import best_round_ms, pinned, time_calls
 from mobilenets.errors import UserError, unknown
 from mobilenets.model.bundle import random_bundle
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 
 
 ROUNDS, ROUND_SECONDS, WARM_UP_SECONDS = 3, 0.1, 0.05
+AGAIN = 2  # rounds more for what a busy machine spoiled
+HEAD = 4  # numbers of a cached row before its rounds: bytes, seconds since 1970, load average, reference
 PROTOCOL = 3  # part of the cache's key and of a table: raise it when what is measured changes
 FORMAT, KIND = 1, "mobilenets latency table"
 
@@ -52,11 +56,18 @@ class Setting(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """A network's title, the median latency of one image, and the bytes of the exported file."""
+    """A network's title, the median latency of one image, and the bytes of the exported file.
+
+    `measured`: when (ISO 8601); `load_average` of the system then; `reference`: how long a fixed loop took beside it,
+    as a multiple of its best (`load.Watch`).
+    """
 
     network: str
     latency_ms: float
     size_bytes: int
+    measured: str = ""
+    load_average: float = 0.0
+    reference: float = 1.0
 
 
 def settings(engine: Iterable[str], precision: Iterable[str], threads: Iterable[int]) -> list[Setting]:
@@ -111,7 +122,7 @@ class Cache:
         try:
             read = files.parse_json(self.path.read_bytes())
             rows = {str(k): [float(n) for n in row] for k, row in read.items()}
-            if all(0 < n < math.inf for row in rows.values() for n in row):
+            if all(0 <= n < math.inf for row in rows.values() for n in row):
                 self.rows = rows
         except (OSError, ValueError, TypeError, AttributeError, OverflowError):
             pass
@@ -127,9 +138,9 @@ class Cache:
 
 
 def cache_of(s: Setting) -> Cache:
-    """The cache of a setting on this machine: rows of the file's bytes, then each round's milliseconds."""
+    """The cache of a setting on this machine: rows of HEAD numbers, then each round's milliseconds."""
     name = f"latency-{s.engine}-{s.precision}-{s.threads}"
-    return Cache(name, machine(), _instructions(), s.engine, engines.version(s.engine), s.precision, s.threads)
+    return Cache(name, machine(), _instructions(), s.engine, engines.version(s.engine), s.precision, s.threads, HEAD)
 
 
 def once(a: Arch, s: Setting) -> tuple[float, int]:
@@ -140,42 +151,107 @@ def once(a: Arch, s: Setting) -> tuple[float, int]:
         return best_round_ms([time_calls(ready, 1, ROUND_SECONDS)]), size
 
 
-def time_networks(archs: Sequence[Arch], s: Setting) -> dict[str, Measured]:
-    """Arch digest -> its measurement; from the cache, or measured in turn on this machine.
+def _settled(row: Sequence[float]) -> bool:
+    """Whether a row has rounds enough, the two quietest of them near each other."""
+    best = sorted(row[HEAD:])
+    return len(best) >= ROUNDS and best[:2][-1] <= load.OFF * best[0]
 
-    Networks that the engine refuses are left out, with a note; a `UserError` if it refuses all.
+
+def _watch(spare: int) -> tuple[load.Watch, Cache]:
+    """The reference loop with the best time that it had on this machine, and where that is kept."""
+    cache = Cache("reference", machine(), _instructions())
+    cache.told = True  # that nothing can be kept is said of the latencies
+    before = cache.rows.get("loop") or [0.0]
+    return load.Watch(spare, before[0] or None), cache
+
+
+def time_networks(archs: Sequence[Arch], s: Setting, remeasure: bool = False) -> dict[str, Measured]:
+    """Arch digest -> its measurement; from the cache (unless to `remeasure`), or measured in turn on this machine.
+
+    Networks that the engine refuses are left out, with a note; a `UserError` if it refuses all. Another note tells of
+    those that were measured on a busy machine, which aren't kept.
     """
     cache = cache_of(s)
-    rows = {a.digest: cache.rows.get(a.digest) or [0.0] for a in archs}
-    missing = {a.digest: a for a in archs if len(rows[a.digest]) <= ROUNDS}
+    before = {} if remeasure else {d: row for d, row in cache.rows.items() if all(row[HEAD:])}
+    rows = {a.digest: before.get(a.digest, []) for a in archs}
+    spoiled: dict[str, list[float]] = {}
+    missing = {a.digest: a for a in archs if not _settled(rows[a.digest])}
     refused: dict[str, str] = {}
-    with console.progress("networks") as bar:
-        left = sum(ROUNDS + 1 - len(rows[d]) for d in missing)
-        task = bar.add_task(f"measuring on {s.name}", total=left, status="")
-        for done in range(ROUNDS if missing else 0):
+    if missing:
+        _measure(missing, s, cache, rows, spoiled, refused)
+    if refused:
+        first = next(iter(refused.values()))
+        if len(refused) == len(archs):
+            raise UserError(first)
+        console.note(f"{s.name} can't run {len(refused)} of {len(archs)} networks, which are left out; {first}")
+    unsure = [d for d in missing if d not in refused and not _settled(rows[d])]
+    if unsure:
+        worst = max((spoiled[d][3] for d in unsure if d in spoiled), default=1.0)
+        console.note(
+            f"{s.name}: the machine was busy with something else while it measured {len(unsure)} of {len(archs)} "
+            f"networks (a fixed loop took up to {worst:.1f} times as long): those latencies aren't kept, and are "
+            "measured again next time"
+        )
+    out = {}
+    for a in archs:
+        found = [row for row in (rows[a.digest], spoiled.get(a.digest, [])) if len(row) > HEAD]
+        if found:
+            size, when, average, reference = found[0][:HEAD]
+            best = min(n for row in found for n in row[HEAD:])
+            date = datetime.datetime.fromtimestamp(when, datetime.UTC).isoformat(timespec="seconds")
+            out[a.digest] = Measured(a.title, best, int(size), date, average, reference)
+    return out
+
+
+def _measure(
+    missing: Mapping[str, Arch],
+    s: Setting,
+    cache: Cache,
+    rows: dict[str, list[float]],
+    spoiled: dict[str, list[float]],
+    refused: dict[str, str],
+) -> None:
+    """Rounds of the networks that lack some, into `rows`, which are kept; what a busy machine `spoiled` apart."""
+    spare = load.processors() - s.threads
+    with pinned(s.threads), console.progress("networks") as bar:
+        watch, best = _watch(spare)
+        task = bar.add_task(f"measuring on {s.name}", total=ROUNDS * len(missing), status="")
+        for done in range(ROUNDS + AGAIN):
+            if done >= ROUNDS and watch.patience <= 0:
+                break
             try:
                 for digest, a in missing.items():
-                    if len(rows[digest]) - 1 > done or digest in refused:
-                        continue  # the former in a call that was interrupted
+                    taken = len(rows[digest]) - HEAD
+                    if digest in refused or _settled(rows[digest]) or (done < ROUNDS and taken > done):
+                        continue  # the last in a call that was interrupted
+                    before = watch.wait(lambda: bar.update(task, status="waiting: the machine is busy"))
                     bar.update(task, status=a.title)
                     try:
                         ms, size = once(a, s)
                     except UserError as e:
                         refused[digest] = f"{a.title}: {e}"
                         continue
-                    rows[digest] = [size, *rows[digest][1:], ms]
+                    after = watch.look()
+                    into = spoiled if before.busy or after.busy else rows
+                    head = [size, time.time(), load.average(), max(before.reference, after.reference)]
+                    into[digest] = [*head, *into.get(digest, [])[HEAD:], ms]
                     bar.advance(task)
             finally:
-                cache.rows |= {d: rows[d] for d in missing if len(rows[d]) > 1}
+                kept = {d: rows[d] for d in missing if len(rows[d]) > HEAD}
+                if done >= ROUNDS - 1:
+                    kept = {d: row for d, row in kept.items() if _settled(row)}
+                    for d in missing.keys() - kept.keys():
+                        cache.rows.pop(d, None)
+                cache.rows |= kept
                 cache.save()
-    if refused:
-        first = next(iter(refused.values()))
-        if len(refused) == len(archs):
-            raise UserError(first)
-        console.note(f"{s.name} can't run {len(refused)} of {len(archs)} networks, which are left out; {first}")
-    return {
-        a.digest: Measured(a.title, min(row[1:]), int(row[0])) for a in archs if len(row := rows[a.digest]) > ROUNDS
-    }
+                best.rows["loop"] = [watch.best]
+                best.save()
+
+
+def dates(measured: Iterable[Measured]) -> str:
+    """The day or days of measurements: "2026-11-02", "2026-11-02 to 2026-11-26"; empty where they aren't known."""
+    days = sorted({m.measured[:10] for m in measured} - {""})
+    return " to ".join(dict.fromkeys([days[0], days[-1]])) if days else ""
 
 
 @dataclass(frozen=True)
@@ -213,6 +289,9 @@ class Table(console.Notebook):
         for s, by_digest in self.entries.items():
             ms = [m.latency_ms for m in by_digest.values()]
             t.add_row(f"{s} ({self.versions[s.engine]})", str(len(ms)), f"{min(ms):.3f}", f"{max(ms):.3f}")
+        every = [m for by_digest in self.entries.values() for m in by_digest.values()]
+        slowest = max(m.reference for m in every)
+        t.caption = f"measured {dates(every)}; a fixed loop took at most {slowest:.2f} times its best beside them"
         return t
 
     @classmethod
@@ -238,7 +317,14 @@ class Table(console.Notebook):
             tables = {Setting(t["engine"], t["precision"], int(t["threads"])): t for t in d["tables"]}
             entries = {
                 s: {
-                    digest: Measured(str(m["network"]), float(m["latency_ms"]), int(m["size_bytes"]))
+                    digest: Measured(
+                        str(m["network"]),
+                        float(m["latency_ms"]),
+                        int(m["size_bytes"]),
+                        str(m.get("measured", "")),
+                        float(m.get("load_average", 0.0)),
+                        float(m.get("reference", 1.0)),
+                    )
                     for digest, m in t["networks"].items()
                 }
                 for s, t in tables.items()
@@ -252,12 +338,12 @@ class Table(console.Notebook):
             raise UserError(f"{path}: damaged: a field is missing or malformed: {e}") from e
 
 
-def here(archs: Sequence[Arch], wanted: Sequence[Setting]) -> Table:
-    """`archs` on this machine: cached, or measured now. Raises `UserError`."""
+def here(archs: Sequence[Arch], wanted: Sequence[Setting], remeasure: bool = False) -> Table:
+    """`archs` on this machine: cached (unless to `remeasure`), or measured now. Raises `UserError`."""
     for s in wanted:
         engines.module(s.engine)  # says what to install before anything is measured
     # Most threads first: those that a runtime has started stay on the processors of that time.
-    measured = {s: time_networks(archs, s) for s in sorted(wanted, key=lambda s: -s.threads)}
+    measured = {s: time_networks(archs, s, remeasure) for s in sorted(wanted, key=lambda s: -s.threads)}
     return Table(machine(), {s.engine: engines.version(s.engine) for s in wanted}, {s: measured[s] for s in wanted})
 
 

@@ -6,7 +6,7 @@ import importlib
 from pathlib import Path
 
 from mobilenets.data.dataset import Data
-from mobilenets.data.open import of_card
+from mobilenets.data.open import of_card, open_unlabelled
 from mobilenets.errors import UserError, unknown
 from mobilenets.model.card import Card
 from mobilenets.tasks.task import Task
@@ -38,3 +38,16 @@ def of(card: Card) -> Task:
 def data_of(card: Card, source: str | None, root: Path | None = None) -> Data:
     """The data a network was trained on, or `source`, as its task opens it. Raises `UserError`."""
     return of_card(card, source, root, of(card).open)
+
+
+def images_of(card: Card, source: str | None, root: Path | None = None) -> tuple[Data, str]:
+    """`data_of`; where its labels aren't the network's, all images of `source` without labels, and the reason.
+
+    Any folder or zip of images serves then, flat or not. Raises `UserError`.
+    """
+    try:
+        return data_of(card, source, root), ""
+    except UserError as e:
+        if source is None or not Path(source).exists():
+            raise
+        return open_unlabelled(source, root), str(e)

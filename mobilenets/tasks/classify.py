@@ -46,6 +46,7 @@ LIMITS: dict[Precision, tuple[float, float]] = {
     "dynamic": (92.0, 0.25),
     "int4": (99.0, 0.03),
 }
+NEAR_TIE = 0.05  # between the two best probabilities: roundings decide which is the better
 
 
 @dataclass(frozen=True)
@@ -275,14 +276,16 @@ class Classify:
     ) -> Parity:
         """Images with the same best label, and the largest difference of a probability, within `limits` or LIMITS."""
         a, b = reference[PROBABILITIES], other[PROBABILITIES]
-        differ = int((a.argmax(1) != b.argmax(1)).sum())
+        other_label = a.argmax(1) != b.argmax(1)
+        differ = int(other_label.sum())
+        best = np.sort(a, axis=1)[:, ::-1]
+        ties = int((other_label & (best[:, 0] - best[:, 1:2].max(1, initial=0) < NEAR_TIE)).sum())
         agreement, difference = 100 * (1 - differ / len(a)), float(np.abs(a - b).max())
-        least, most = limits or LIMITS[precision]
+        least, most = bounds = limits or LIMITS[precision]
         # Of few images, one at a tie would be more than the limit's share; how far it differs is bounded anyway.
-        if (differ <= 1 or agreement >= least) and difference <= most:
-            return Parity(agreement, difference)
+        kept = (differ <= 1 or agreement >= least) and difference <= most
         reason = f"top-1 agreement {agreement:.2f}%, needs {least}%; largest difference {difference:.3g}, limit {most}"
-        return Parity(agreement, difference, reason)
+        return Parity(agreement, difference, "" if kept else reason, bounds, ties)
 
     def prior(self, arch: Arch) -> Prior | None:
         """ImageNet's top-1 as published: it ranks networks, it promises nothing."""

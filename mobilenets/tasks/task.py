@@ -76,12 +76,16 @@ class MetricSpec:
 class Parity:
     """How a file's answers compare with PyTorch's: percent of images with the same answer, the largest difference.
 
-    `reason` says what is wrong where they differ by more than they may; empty where they don't.
+    `reason` says what is wrong where they differ by more than they may; empty where they don't. `limits`: the least
+    agreement and the largest difference that a file is kept with. `ties`: of the other answers, those where PyTorch's
+    own was nearly another.
     """
 
     agreement: float
     difference: float
     reason: str = ""
+    limits: tuple[float, float] | None = None
+    ties: int = 0
 
     @property
     def ok(self) -> bool:

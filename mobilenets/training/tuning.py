@@ -39,6 +39,7 @@ STEPS, SECONDS, MOST_SECONDS = 3, 1.5, 20.0  # at least, at least, and at most s
 BELOW, ABOVE = 1e-2, 30.0  # the rates tried, as shares of the recipe's
 DIVERGED = 3.0  # times the smallest loss
 RISEN = 0.1  # of the first loss
+TOLD = 50  # steps of the range test between two lines of a log
 SKIPPED = 5  # first steps, in which the loss says more of the initial weights than of the rate
 
 
@@ -213,11 +214,13 @@ def try_batches(trial: Trial) -> tuple[Speed, ...]:
                 if (got := receive()) is None:
                     return _some(speeds)
                 speeds.append(got)
+                console.done(f"batch {batch}: {got.images_per_s:.1f} images/s")
             for i, s in enumerate(speeds):  # once more: another program may have been busy
                 bar.update(task, advance=1, status=f"batch {s.batch} again")
                 pipe.send(s.batch)
                 if got := receive():
                     speeds[i] = max(s, got, key=lambda s: s.images_per_s)
+                    console.done(f"batch {s.batch} again: {got.images_per_s:.1f} images/s")
     finally:
         pipe.close()
         child.join(2)
@@ -289,6 +292,8 @@ def try_rates(trial: Trial, steps: int) -> tuple[list[float], list[float]]:
         def on_train_batch_end(self, trainer: Trainer, _module: LightningModule, outputs: Any, *_: Any) -> None:
             losses.append(float(outputs["loss"]))
             bar.advance(task)
+            if len(losses) % TOLD == 0 or len(losses) == steps:
+                console.done(f"learning rates: {len(losses)} of {steps} steps, loss {losses[-1]:.3f}")
             trainer.should_stop = losses[-1] > DIVERGED * min(losses)
 
     data = tasks.find(trial.task).open(trial.source, trial.root, trial.seed, None)

@@ -21,7 +21,7 @@ def files(make_bundle, pixels, tmp_path_factory):
 
 KEYS = {
     "path", "engine", "title", "precision", "threads", "batch", "median_ms", "p95_ms", "images_per_s", "load_ms",
-    "peak_rss_bytes", "size_bytes", "runs", "rounds_ms",
+    "peak_rss_bytes", "size_bytes", "runs", "rounds_ms", "reference", "load_average",
 }  # fmt: skip
 
 

@@ -334,7 +334,7 @@ def test_networks_missing_in_a_table_are_left_out_and_told(table, capsys):
 def test_json(clock, command):
     got = command("choose", "--max-latency-ms", 2, "--max-size-mb", 4, "--json").json
     assert set(got) == {
-        "pick", "arch", "budget", "engine", "engine_version", "precision", "threads", "machine", "prior",
+        "pick", "arch", "budget", "engine", "engine_version", "precision", "threads", "machine", "dates", "prior",
         "front", "candidates",
     }  # fmt: skip
     assert len(got["candidates"]) == 51

@@ -117,7 +117,7 @@ def test_a_network_that_gives_no_numbers_is_not_kept(make_bundle, pixels, tmp_pa
 
 
 def test_no_images_no_export(bundle, pixels, tmp_path):
-    with pytest.raises(UserError, match="proved on real images"):
+    with pytest.raises(UserError, match="none of nothing can be read"):
         export.export_bundle(bundle("float32"), pixels[:0], tmp_path / "m.onnx", "nothing")
     assert not (tmp_path / "m.onnx").exists()
 
@@ -142,7 +142,7 @@ def test_the_verb(bundle, images, command, tmp_path, precision):
     got = command("export", tmp_path / precision, images, "--out", tmp_path / "new" / "m.onnx", "--json").json
     assert set(got) == {
         "path", "engine", "precision", "size_bytes", "agreement", "difference", "images", "data",
-        "task", "sha256", "top1", "split",
+        "task", "sha256", "top1", "split", "limits", "ties",
     }  # fmt: skip
     assert got["engine"] == "onnxruntime"
     assert got["split"] == "val"
@@ -165,8 +165,86 @@ def test_without_data_named_the_cards_own_is_opened(make_bundle, images, command
     assert got["data"] == str(images)
     assert (tmp_path / "m.onnx").is_file()
     shutil.rmtree(images)
-    assert "can't be opened; name some" in command("export", tmp_path, "--out", tmp_path / "n.onnx").line
-    assert not (tmp_path / "n.onnx").exists()
+    ran = command("export", tmp_path, "--out", tmp_path / "n.onnx", "--json")
+    assert (ran.json["data"], ran.json["images"]) == ("generated noise", 256)
+    assert "top1" not in ran.json or ran.json["top1"] is None
+    assert "proved on generated images, and accuracy isn't measured" in ran.err
+    line = command("export", tmp_path, "--out", tmp_path / "i.onnx", "--precision", "int8").line
+    assert "int8 needs images, labelled or not; name a folder of some" in line
+    assert "can't be opened" in line
+    assert not (tmp_path / "i.onnx").exists()
+
+
+@pytest.mark.parametrize("precision", ["float16", "int8"])
+@pytest.mark.parametrize("folders", [{".": 12}, {"holiday": 6, "garden/2024": 6}])
+def test_images_without_the_networks_labels_prove_a_file(bundle, write_images, command, tmp_path, precision, folders):
+    bundle("float32")
+    source = write_images(tmp_path / "some", folders, side=40)
+    ran = command(
+        "export", tmp_path / "float32", source, "--precision", precision, "--out", tmp_path / "m.onnx", "--json"
+    )
+    got = ran.json
+    assert (got["data"], got["images"], got["precision"]) == (str(source), 12, precision)
+    assert got["top1"] is None
+    assert got["agreement"] >= 11 / 12 * 100 - 0.01
+    assert "accuracy isn't measured, as the labels aren't the network's" in ran.err
+
+
+def test_quantizing_takes_any_images(bundle, write_images, command, tmp_path):
+    bundle("float32")
+    source = write_images(tmp_path / "some", {".": 12}, side=40)
+    ran = command("quantize", tmp_path / "float32", source, "--out", tmp_path / "int8")
+    assert ran.code == 0, ran.err
+    assert Bundle.load(tmp_path / "int8").card.precision == "int8"
+    line = command("quantize", tmp_path / "float32", source, "--max-drop", "1", "--out", tmp_path / "q").line
+    assert "no class folders" in line
+
+
+def test_generated_images_are_all_different_and_the_same_each_time(make_bundle):
+    preprocess = make_bundle("v1").card.preprocess
+    some = export.generated(preprocess, 12)
+    assert some.shape == (12, 32, 32, 3)
+    assert len({image.tobytes() for image in some}) == 12
+    np.testing.assert_array_equal(some, export.generated(preprocess, 12))
+    assert some.std((1, 2)).min() > 5
+
+
+def test_card_and_labels_lie_beside_the_file(bundle, images, command, tmp_path):
+    bundle("float32")
+    line = ("export", tmp_path / "float32", images, "--json", "--out")
+    for name in ("m.onnx", "m.ncnn"):
+        assert command(*line, tmp_path / name).code == 0
+        card = Card.from_json(json.loads((tmp_path / f"{name}.card.json").read_text()))
+        assert card == engines.load(tmp_path / name).card
+        assert (tmp_path / f"{name}.labels.txt").read_text().splitlines() == list(card.labels)
+    ran = command(*line, tmp_path / "m.onnx", "--task", "features")  # what an export left there is replaced
+    assert ran.code == 0, ran.err
+    assert not (tmp_path / "m.onnx.labels.txt").exists()
+    assert json.loads((tmp_path / "m.onnx.card.json").read_text())["task"] == "features"
+
+
+@pytest.mark.parametrize("name", ["m.onnx.labels.txt", "m.onnx.card.json"])
+def test_the_users_own_files_beside_it_are_not_replaced(bundle, images, command, tmp_path, name):
+    bundle("float32")
+    (tmp_path / name).write_text("mine")
+    got = command("export", tmp_path / "float32", images, "--out", tmp_path / "m.onnx")
+    assert f"{name} is there already, and not of an export" in got.line
+    assert (tmp_path / name).read_text() == "mine"
+    assert not (tmp_path / "m.onnx").exists()
+
+
+def test_the_limits_are_shown_and_ties_counted(bundle, pixels, tmp_path):
+    from mobilenets.tasks import classify
+
+    made = export.export_bundle(bundle("int8"), pixels, tmp_path / "m.onnx", "noise")
+    assert made.limits == classify.LIMITS["int8"]
+    assert made.to_json()["limits"] == made.limits
+    assert export.Export.from_json(json.loads(json.dumps(made.to_json()))) == made
+    reference = np.array([[0.51, 0.49], [0.9, 0.1], [0.2, 0.8], [0.52, 0.48]], np.float32)
+    other = np.array([[0.49, 0.51], [0.4, 0.6], [0.2, 0.8], [0.53, 0.47]], np.float32)
+    found = classify.TASK.parity({"probabilities": reference}, {"probabilities": other}, "int8")
+    assert (found.agreement, found.ties, found.limits) == (50.0, 1, classify.LIMITS["int8"])
+    assert not found.ok
 
 
 @pytest.mark.parametrize(
@@ -174,7 +252,7 @@ def test_without_data_named_the_cards_own_is_opened(make_bundle, images, command
     [
         (("BUNDLE", "DATA", "--out", "m.onnx", "--to", "onxn"), "unknown format 'onxn': did you mean 'onnx'"),
         (("BUNDLE", "DATA"), "--out"),
-        (("BUNDLE", "--out", "m.onnx"), "name some"),
+        (("BUNDLE", "--out", "m.onnx", "--precision", "int8"), "name a folder of some"),
         (("DATA", "DATA", "--out", "m.onnx"), "no bundle here"),
         (("BUNDLE", "gone", "--out", "m.onnx"), "gone"),
         (("BUNDLE", "DATA", "--out", "FILE/m.onnx"), "can't write"),

@@ -7,7 +7,7 @@ import pytest
 
 from mobilenets import files
 from mobilenets.arch import cost, zoo
-from mobilenets.deploy import engines, latency
+from mobilenets.deploy import engines, latency, load
 from mobilenets.deploy.latency import Measured, Setting, Table, settings, time_networks
 from mobilenets.errors import UserError
 from mobilenets.model.bundle import Bundle, random_bundle
@@ -168,7 +168,7 @@ def test_a_damaged_cache_is_measured_anew(small, built, text):
     built.clear()
     time_networks(small[:1], INT8)
     assert built == [small[0].title] * latency.ROUNDS
-    assert len(json.loads(path.read_text())[small[0].digest]) == 1 + latency.ROUNDS
+    assert len(json.loads(path.read_text())[small[0].digest]) == latency.HEAD + latency.ROUNDS
 
 
 def test_a_stopped_measurement_goes_on_where_it_was(small, built, monkeypatch):
@@ -183,12 +183,100 @@ def test_a_stopped_measurement_goes_on_where_it_was(small, built, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         time_networks(small, INT8)
     kept = json.loads(latency.cache_of(INT8).path.read_text())
-    assert [len(kept[a.digest]) - 1 for a in small] == [2, 1, 1]
+    assert [len(kept[a.digest]) - latency.HEAD for a in small] == [2, 1, 1]
     monkeypatch.setattr(engines, "build", build)
     rows = time_networks(small, INT8)
     assert len(built) == latency.ROUNDS * 3
     for a in small:
-        assert rows[a.digest].latency_ms <= min(kept[a.digest][1:])
+        assert rows[a.digest].latency_ms <= min(kept[a.digest][latency.HEAD :])
+
+
+# ---- a busy machine -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def neighbour(monkeypatch):
+    """`neighbour(3)`: from now on, the machine is busy with something that makes the reference loop take 3 times."""
+    monkeypatch.setattr(load, "PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(load, "PATIENCE_SECONDS", 0.003)
+    monkeypatch.setattr(load, "OFF", 1.1)
+    monkeypatch.setattr(latency, "once", lambda _arch, _setting: (state["ms"], 1000))
+    state = {"ms": 2.0}
+
+    def busy(times, ms=2.0):
+        monkeypatch.setattr(load, "loop", lambda: 0.001 * times)
+        state["ms"] = ms
+
+    busy(1)
+    return busy
+
+
+def test_what_is_measured_beside_a_busy_program_is_not_kept(small, neighbour, capsys):
+    time_networks(small[:1], INT8)  # the loop's best time is known
+    neighbour(3, ms=9.0)
+    loaded = time_networks(small, INT8)
+    assert [m.latency_ms for m in loaded.values()] == [2.0, 9.0, 9.0]
+    told = " ".join(capsys.readouterr().err.split())
+    assert (
+        "busy with something else while it measured 2 of 3 networks (a fixed loop took up to 2.9 times as long)" in told
+    )
+    assert set(latency.cache_of(INT8).rows) == {small[0].digest}
+    neighbour(1)
+    assert [m.latency_ms for m in time_networks(small, INT8).values()] == [2.0] * 3
+    assert capsys.readouterr().err == ""
+    assert set(latency.cache_of(INT8).rows) == {a.digest for a in small}
+
+
+@pytest.mark.usefixtures("neighbour")
+def test_a_full_run_queue_is_a_busy_machine(small, monkeypatch, capsys):
+    monkeypatch.setattr(load, "waiting", lambda: 100)
+    time_networks(small[:1], INT8)
+    assert "busy" in capsys.readouterr().err
+    assert latency.cache_of(INT8).rows == {}
+
+
+@pytest.mark.usefixtures("neighbour")
+def test_it_waits_for_a_quiet_moment(small, monkeypatch, capsys):
+    moments = iter([0.001] * 3 + [0.003] * 2)
+    monkeypatch.setattr(load, "loop", lambda: next(moments, 0.001))
+    time_networks(small[:1], INT8)
+    assert capsys.readouterr().err == ""
+    assert set(latency.cache_of(INT8).rows) == {small[0].digest}
+
+
+@pytest.mark.usefixtures("neighbour")
+def test_rounds_far_apart_are_taken_again_and_not_kept(small, monkeypatch, capsys):
+    found = iter([2.0, 3.0, 4.0, 5.0, 6.0, 2.0, 3.0, 4.0, 2.1])
+    monkeypatch.setattr(latency, "once", lambda _arch, _setting: (next(found), 1000))
+    assert time_networks(small[:1], INT8)[small[0].digest].latency_ms == 2.0
+    assert "aren't kept" in " ".join(capsys.readouterr().err.split())
+    assert latency.cache_of(INT8).rows == {}
+    assert time_networks(small[:1], INT8)[small[0].digest].latency_ms == 2.0
+    assert set(latency.cache_of(INT8).rows) == {small[0].digest}
+
+
+def test_measuring_again(small, neighbour):
+    time_networks(small, INT8)
+    neighbour(1, ms=1.5)
+    assert {m.latency_ms for m in time_networks(small, INT8).values()} == {2.0}
+    assert {m.latency_ms for m in time_networks(small, INT8, remeasure=True).values()} == {1.5}
+    assert {m.latency_ms for m in time_networks(small, INT8).values()} == {1.5}
+
+
+@pytest.mark.usefixtures("neighbour")
+def test_cached_figures_say_when_and_how_they_were_measured(small):
+    time_networks(small, INT8)
+    for m in time_networks(small, INT8).values():
+        assert m.measured[:4].isdigit()
+        assert m.load_average >= 0
+        assert m.reference == 1.0
+    assert latency.dates(time_networks(small, INT8).values()).count("-") == 2
+
+
+def test_the_loop_takes_about_as_long_each_time():
+    times = sorted(load.loop() for _ in range(20))
+    assert 0 < times[0] <= times[10] < 20 * times[0]
+    assert 1 <= load.processors() <= (os.cpu_count() or 1)
 
 
 # ---- tables --------------------------------------------------------------------------------------------------------
@@ -197,7 +285,10 @@ def test_a_stopped_measurement_goes_on_where_it_was(small, built, monkeypatch):
 @pytest.fixture
 def table(small):
     """What a table's file says."""
-    entries = {s: {small[0].digest: Measured(small[0].title, 1.5, 1000)} for s in (INT8, FLOAT)}
+    entries = {
+        s: {small[0].digest: Measured(small[0].title, 1.5, 1000, "2026-11-02T10:00:00+00:00", 0.5, 1.02)}
+        for s in (INT8, FLOAT)
+    }
     return Table("a machine x2", {"onnxruntime": "1.0"}, entries).to_json()
 
 
@@ -212,7 +303,10 @@ def test_a_table_says_what_it_is(table, small):
     assert {"kind", "format", "protocol", "measured", "machine", "made", "mobilenets", "tables"} == set(table)
     assert table["tables"][0] == {
         "engine": "onnxruntime", "engine_version": "1.0", "precision": "int8", "threads": 1,
-        "networks": {small[0].digest: {"network": "v1 0.25-32", "latency_ms": 1.5, "size_bytes": 1000}},
+        "networks": {small[0].digest: {
+            "network": "v1 0.25-32", "latency_ms": 1.5, "size_bytes": 1000,
+            "measured": "2026-11-02T10:00:00+00:00", "load_average": 0.5, "reference": 1.02,
+        }},
     }  # fmt: skip
 
 
@@ -287,6 +381,8 @@ for name in ("torch", "torchvision", "onnx", "matplotlib", "jinja2", "sklearn"):
 from mobilenets import cli
 from mobilenets.arch import zoo
 from mobilenets.commands import choose
+from mobilenets.deploy import load
+load.OFF, load.waiting = 1000.0, lambda: 0
 choose.grid = lambda classes, side=None: [zoo.arch("v1", 0.25, 32, classes)]
 sys.exit(cli.run(sys.argv[1:]))
 """

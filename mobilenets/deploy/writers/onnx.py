@@ -6,6 +6,7 @@ seconds (the whole grid of `choose` is written in the time of one trace), and th
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mobilenets.arch.graph import Op
-from mobilenets.deploy.lowering import Lowered, lower, unsupported
+from mobilenets.deploy.lowering import Lowered, Weights, lower, unsupported
 from mobilenets.deploy.writers import proto
 from mobilenets.files import parse_json
 from mobilenets.model.bundle import Bundle
@@ -56,14 +57,22 @@ class _Writer:
     # ---- the image
 
     def pixels(self, op: Op, image: str) -> str:
-        """uint8 [N, H, W, 3] -> the float numbers [N, 3, H, W] that its bytes stand for."""
+        """uint8 [N, H, W, 3] -> the float numbers [N, 3, H, W] that its bytes stand for.
+
+        To float and back comes first: OpenCV takes only what it has quantized itself for whole numbers, and would
+        forget the zero point of an image's own. ONNX Runtime leaves the two out, OpenVINO never sees them.
+        """
+        if op.name not in self.graph.integers:
+            return self.normalize(op, image)
         p = self.lowered.card.preprocess
         x = self.node("Transpose", [image], "image.nchw", perm=[0, 3, 1, 2])
+        unit = self.number("image.unit", 1)
+        x = self.node("DequantizeLinear", [x, unit], "image.cast")
+        x = self.node("QuantizeLinear", [x, unit, self.const("image.nought", np.asarray(0, np.uint8))], "image.q")
         scale = self.const("image.scale", np.asarray(1 / np.float32(p.std[0])))
         zero = self.const("image.zero_point", np.asarray(p.mean[0], np.uint8))
         out = self.node("DequantizeLinear", [x, scale, zero], NORMALIZED)
-        if op.name in self.graph.integers:
-            self.quantized[out] = x
+        self.quantized[out] = x
         return out
 
     def normalize(self, _op: Op, image: str) -> str:
@@ -100,9 +109,9 @@ class _Writer:
 
     # ---- layers
 
-    def parameters(self, op: Op) -> list[str]:
+    def parameters(self, op: Op, w: Weights) -> list[str]:
         """The weights and the bias that a layer reads, in float, of what is stored."""
-        w, name = self.lowered.weights(op), f"{op.name}.weight"
+        name = f"{op.name}.weight"
         stored = self.const(name, w.values)
         if w.scale is not None:
             how: dict[str, int] = {"axis": 0}
@@ -124,13 +133,33 @@ class _Writer:
 
     def layer(self, op: Op, x: str) -> str:
         assert op.pads is not None
+        w, kernels, pads = self.lowered.weights(op), op.kernels, op.pads
+        if any(pads) and self.graph.shapes[op.inputs[0]][1:] == (1, 1):
+            # All other weights meet zeros, where OpenCV 4 reads what lies behind the map's one pixel.
+            above, left = pads[:2]
+            w = dataclasses.replace(w, values=w.values[..., above : above + 1, left : left + 1])
+            kernels, pads = (1, 1), (0, 0, 0, 0)
+        if self.steep(op):
+            w = _sixth(w)
         y = self.node(
-            "Conv", [x, *self.parameters(op)], f"{op.name}{CONV}",
-            kernel_shape=[*op.kernels], strides=[op.stride] * 2, pads=[*op.pads], group=op.groups,
+            "Conv", [x, *self.parameters(op, w)], f"{op.name}{CONV}",
+            kernel_shape=[*kernels], strides=[op.stride] * 2, pads=[*pads], group=op.groups,
         )  # fmt: skip
         return self.activation(op, y) if op.activation else y
 
+    def steep(self, op: Op) -> bool:
+        """Whether a layer gives x/6 + 1/2, for the hard sigmoid that alone reads it."""
+        if not op.is_layer or op.activation or self.lowered.in_integers(op) or self.lowered.precision == "float16":
+            return False  # a sixth of weights in 16 bits would be rounded again
+        readers = [reader.activation for reader in self.graph.readers[op.name]]
+        return readers == ["hard_sigmoid"] and op.name not in {o.op for o in self.graph.outputs}
+
     def activation(self, op: Op, x: str) -> str:
+        """What follows a layer, or stands alone.
+
+        OpenCV takes HardSigmoid and the multiplication that follows for a hard swish of one input; a Clip it reads as
+        it is, and ONNX Runtime makes it a part of the layer.
+        """
         out = f"{op.name}.act"
         match op.activation:
             case "relu":
@@ -139,8 +168,14 @@ class _Writer:
                 return self.node("Clip", [x, self.number("zero", 0), self.number("six", 6)], out)
             case "hard_swish":
                 return self.node("HardSwish", [x], out)
-            case "hard_sigmoid":
+            case "hard_sigmoid" if self.lowered.in_integers(op):
                 return self.node("HardSigmoid", [x], out, alpha=1 / 6, beta=0.5)
+            case "hard_sigmoid":
+                source = self.graph.by_name.get(op.inputs[0])
+                if source is None or not self.steep(source):
+                    x = self.node("Mul", [x, self.number("sixth", 1 / 6)], f"{op.name}.scaled")
+                    x = self.node("Add", [x, self.number("half", 0.5)], f"{op.name}.shifted")
+                return self.node("Clip", [x, self.number("zero", 0), self.number("one", 1)], out)
             case _:  # gelu, which this opset spells out: x/2 (1 + erf(x / sqrt 2))
                 y = self.node("Mul", [x, self.number("root_half", 0.5**0.5)], f"{op.name}.scaled")
                 y = self.node("Erf", [y], f"{op.name}.erf")
@@ -205,6 +240,14 @@ class _Writer:
         for o in self.graph.outputs:
             if values[o.op] != o.name:
                 self.node("Identity", [values[o.op]], o.name)
+
+
+def _sixth(w: Weights) -> Weights:
+    """Weights of x/6 + 1/2, which a hard sigmoid clips to 0 to 1, in the place of those of x."""
+    bias = w.bias / np.float32(6) + np.float32(0.5)
+    if w.scale is not None:
+        return dataclasses.replace(w, scale=w.scale / np.float32(6), bias=bias)
+    return dataclasses.replace(w, values=w.values / np.float32(6), bias=bias)
 
 
 EMIT: dict[str, Callable[..., str]] = {

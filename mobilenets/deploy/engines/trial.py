@@ -17,10 +17,8 @@ from mobilenets import files
 from mobilenets.errors import UserError
 from mobilenets.model import child
 
-SECONDS, RATE = (
-    8,
-    4 << 20,
-)  # of a processor's time, once the runtime is imported; one more for so many bytes of the file
+# Of a processor's time, once the runtime is imported; one more for so many bytes of the file.
+SECONDS, RATE = 8, 4 << 20
 WAIT = 3  # times as many seconds may pass, on a busy machine
 START = 120  # seconds at most until the runtime is imported: PyTorch takes that on a slow disk
 REFUSED, SLOW = 3, 1  # exit codes: a reason was written; `faulthandler`'s, when the time is up

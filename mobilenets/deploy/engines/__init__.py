@@ -7,7 +7,7 @@ A new runtime is one file here and its line in `RUNTIMES`. The file has
   beside in the same folder. `path` doesn't exist yet. The tensors are an int8 bundle's where the card says int8, else
   a float32 bundle's. `batch` None: any number of images in a call;
 - `stored_precision(path)`: the precision that the file's own tensors and operations show, whatever its card says;
-- `load(path, threads)`: an `Engine`. A damaged file, or one without a card, is a `UserError`.
+- `load(path, threads)`: an `Engine`, a `guard.Guarded`. A damaged file, or one without a card, is a `UserError`.
 
 It imports its runtime at its top, `module` says what to install where there is none, and torch only where it must.
 """

@@ -121,7 +121,7 @@ def make(
     data = tasks.data_of(source.card, data_source, root)
     images = parity_images(data, source.card)
     record = folder / RECORD
-    before = json.loads(record.read_text()) if record.exists() else {}
+    before = json.loads(record.read_bytes()) if record.exists() else {}
     quantized = _int8(path, source)
     sources: dict[Precision, Bundle] = {"int8": quantized} if quantized else {}
     with console.progress("files") as bar:

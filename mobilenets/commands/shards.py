@@ -143,7 +143,7 @@ def shards(
             checks.stop_at_damage(found, skip_bad)
         writer.finish(plan)
     writer.clean(plan["shards"])
-    index = json.loads((out / INDEX).read_text())
+    index = json.loads((out / INDEX).read_bytes())
     return Sharded(
         out=out,
         splits={name: tuple(Part(**p) for p in entry["shards"]) for name, entry in index["splits"].items()},

@@ -81,7 +81,7 @@ def _made(data: Data, job: Job) -> tuple[Scores, int]:
 def finished(job: Job) -> Trained | None:
     """The result that an earlier sweep left of this very job."""
     with contextlib.suppress(OSError, ValueError, TypeError):  # none, or damaged: made anew
-        found = json.loads((job.out / RESULT).read_text())
+        found = json.loads((job.out / RESULT).read_bytes())
         if "top1" in found:  # of a version that knew classifiers alone
             found["score"] = found.pop("top1")
         return dataclasses.replace(Trained(**found), folder=str(job.out))

@@ -217,4 +217,4 @@ def _write_page(made: Tuned, path: Path) -> None:
     drawn = [(title, style.markup(fig, title)) for title, fig in figures]
     text = pages.render("tune.html", {}, made=made, figures=drawn)
     with files.atomic_file(path) as tmp:
-        tmp.write_text(text)
+        files.write_text(tmp, text)

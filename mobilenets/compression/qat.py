@@ -294,7 +294,7 @@ def _digest(start: Measured) -> str:
 def _prepare(folder: Path, started: dict[str, Any]) -> None:
     """An empty `folder`, or that of the same training, interrupted."""
     path = folder / STARTED
-    before = json.loads(path.read_text()) if path.exists() else None
+    before = json.loads(path.read_bytes()) if path.exists() else None
     if folder.exists() and before != json.loads(json.dumps(started)):
         if before is None:
             raise UserError(f"{folder} is in the way: remove it, or choose another --out")

@@ -49,7 +49,7 @@ class Writer:
         asked = {"format": FORMAT, **arguments, "images": digest.hexdigest()}
         for path in (self.out / INDEX, self.out / PLAN):
             if path.exists():
-                kept: dict[str, Any] = json.loads(path.read_text())
+                kept: dict[str, Any] = json.loads(path.read_bytes())
                 plan: dict[str, Any] = kept.get("plan", kept)
                 changed = [k for k, v in asked.items() if plan.get(k) != v]
                 if changed:

@@ -79,7 +79,7 @@ def machine() -> str:
     """This machine's name: processor and number of them."""
     name = platform.processor() or platform.machine()
     try:
-        with Path("/proc/cpuinfo").open() as f:
+        with Path("/proc/cpuinfo").open(encoding="utf-8") as f:
             name = next((line.split(":", 1)[1].strip() for line in f if line.startswith("model name")), name)
     except OSError:
         pass
@@ -90,7 +90,7 @@ def machine() -> str:
 def _instructions() -> str:
     """A digest of the processor's feature flags: two machines may share a name and differ in instructions."""
     try:
-        with Path("/proc/cpuinfo").open() as f:
+        with Path("/proc/cpuinfo").open(encoding="utf-8") as f:
             flags = next((line for line in f if line.startswith(("flags", "Features"))), "")
     except OSError:
         flags = platform.machine()
@@ -109,7 +109,7 @@ class Cache:
         self.rows: dict[str, list[float]] = {}
         self.told = False
         try:
-            read = json.loads(self.path.read_text())
+            read = json.loads(self.path.read_bytes())
             rows = {str(k): [float(n) for n in row] for k, row in read.items()}
             if all(0 < n < math.inf for row in rows.values() for n in row):
                 self.rows = rows

@@ -19,7 +19,7 @@ from PIL import Image
 
 from mobilenets import console, files, tasks
 from mobilenets.arguments import StrPath, checked
-from mobilenets.data.folder import is_hidden, is_image_name, read_member, unreadable
+from mobilenets.data.folder import is_hidden, is_image_name, read_member, slashed, unreadable
 from mobilenets.deploy import engines
 from mobilenets.deploy.engines import Engine, Outputs
 from mobilenets.errors import UserError
@@ -154,9 +154,9 @@ def _images_at(path: Path) -> Iterator[Source]:
             raise UserError(f"{path}: not a readable zip ({e})") from e
         found = False
         for info in z.infolist():
-            if is_image_name(info.filename):
+            if is_image_name(name := slashed(info.filename)):
                 found = True
-                yield Source(f"{path}/{info.filename}", z, info.filename)
+                yield Source(f"{path}/{name}", z, info.filename)
         if not found:
             raise UserError(f"{path}: no images in this zip")
     else:

@@ -89,7 +89,7 @@ class EpochLog(pl.Callback):
         self.columns = ("epoch", "train_loss", "val_loss", *self.scores, "lr", "seconds")
         self.rows: list[dict[str, str]] = []
         if path.exists():
-            with path.open(newline="") as f:
+            with path.open(newline="", encoding="utf-8") as f:
                 self.rows = list(csv.DictReader(f))
 
     def score(self, epoch: int) -> float:
@@ -108,7 +108,7 @@ class EpochLog(pl.Callback):
         self.since = now
         self.rows.append({c: row.get(c, "") for c in self.columns})
         if trainer.is_global_zero:
-            with files.atomic_file(self.path) as tmp, tmp.open("w", newline="") as f:
+            with files.atomic_file(self.path) as tmp, tmp.open("w", newline="", encoding="utf-8") as f:
                 writer = csv.DictWriter(f, self.columns)
                 writer.writeheader()
                 writer.writerows(self.rows)

@@ -1,15 +1,15 @@
-# `make demo` and `make test` each set up what they need: a .venv with the package installed editable.
+# `make demo` and `make test` each set up what they need, in one .venv with the package installed editable.
 PYTHON ?= python3
 BIN := .venv/bin
 PIP_FLAGS ?= $(if $(CI),--constraint constraints.txt)
 
 .PHONY: demo test setup clean
 
-demo: setup
+demo: .venv/demo
 	rm -rf runs/demo
 	$(BIN)/mobilenets fit digits --max-latency-ms 1 --max-size-mb 0.5 --out runs/demo
 
-test: setup
+test: .venv/installed
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
@@ -17,9 +17,11 @@ test: setup
 
 setup: .venv/installed
 
-.venv/installed: pyproject.toml
+.venv/demo: EXTRA = train
+.venv/installed: EXTRA = dev
+.venv/demo .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --editable '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --editable '.[$(EXTRA)]'
 	touch $@
 
 clean:

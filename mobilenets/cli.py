@@ -4,6 +4,7 @@ called, so `--help` is quick.
 
 from __future__ import annotations
 
+import codecs
 import importlib.util
 import io
 import json
@@ -91,10 +92,30 @@ def main() -> None:
     # 20,000 turns are as quick on an idle machine and bounded on a busy one. It is read when torch is imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     warnings.filterwarnings("ignore", module="PIL")  # of odd metadata; what matters is whether the pixels decode
-    for stream in (sys.stdout, sys.stderr):  # a file's name may hold bytes that are no text, or none of the terminal's
+    codecs.register_error("plain", _plain)
+    for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors="plain")
     sys.exit(run(sys.argv[1:]))
+
+
+# What tables and drawings are made of, as one letter each of any terminal's.
+PLAIN = str.maketrans("→●✓✗★·×±≈≠≥²…“”▶", '>*+x*.x~~!>2."">')
+
+
+def _plain(e: UnicodeError) -> tuple[str, int]:
+    """For a terminal that lacks a letter: one that looks like it, so that columns stay; else its number."""
+    if not isinstance(e, UnicodeEncodeError):
+        raise e
+    return "".join(map(_like, e.object[e.start : e.end])), e.end
+
+
+def _like(letter: str) -> str:
+    if "\u2500" <= letter <= "\u257f":  # box drawings
+        return {"\u2500": "-", "\u2501": "-", "\u2502": "|", "\u2503": "|"}.get(letter, "+")
+    if "\u2580" <= letter <= "\u259f":  # blocks, whole ones and parts, which bars end with
+        return "#" if letter < "\u258d" else "."
+    return letter.translate(PLAIN).encode("ascii", "backslashreplace").decode()
 
 
 def run(arguments: list[str]) -> int:

@@ -40,7 +40,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield tmp
-            with tmp.open("rb") as f:
+            with tmp.open("rb+") as f:  # Windows flushes only what is open for writing
                 os.fsync(f.fileno())
             tmp.replace(path)
         finally:
@@ -67,9 +67,14 @@ def atomic_dir(path: Path) -> Iterator[Path]:
             shutil.rmtree(old, ignore_errors=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text file: the same bytes on every system."""
+    path.write_text(text, encoding="utf-8", newline="\n")
+
+
 def write_json(path: Path, value: Any) -> None:
     with atomic_file(path) as tmp:
-        tmp.write_text(json.dumps(value, indent=2) + "\n")
+        write_text(tmp, json.dumps(value, indent=2) + "\n")
 
 
 def parse_json(content: str | bytes) -> Any:

@@ -81,7 +81,7 @@ class Bench(console.Notebook):
                 f"{r.p95_ms:.3f}",
                 *(f"{r.images_per_s[b]:.0f}" for b in batches),
                 f"{r.load_ms:.0f}",
-                f"{r.peak_rss_bytes / 1e6:.0f}",
+                f"{r.peak_rss_bytes / 1e6:.0f}" if r.peak_rss_bytes else "",
                 console.megabytes(r.size_bytes),
                 style="bold green" if r is best and len(self.timings) > 1 else "",
             )

@@ -58,5 +58,5 @@ def explain(
 
         text = page(out)
         with files.atomic_file(as_path(html)) as tmp:
-            tmp.write_text(text, encoding="utf-8")
+            files.write_text(tmp, text)
     return out

@@ -207,7 +207,7 @@ def _trained_before(out: Path) -> float:
     log = out / LOGS / METRICS
     if not log.exists():
         return 0.0
-    with log.open(newline="") as f:
+    with log.open(newline="", encoding="utf-8") as f:
         return sum(float(row["seconds"]) for row in csv.DictReader(f))
 
 

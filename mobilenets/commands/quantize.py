@@ -51,7 +51,7 @@ def reported(int8: Bundle, folded: Folded, data: Data, path: Path) -> Reported:
     images = data.sample(data.held_out, IMAGES, int8.card.preprocess).pixels
     report = layer_errors(int8, folded, images, f"{data.source} {data.held_out}")
     with files.atomic_file(path) as tmp:
-        tmp.write_text(page(report))
+        files.write_text(tmp, page(report))
     return Reported(int8.card, int8.tensors, int8.digest, report=report, path=path)
 
 

@@ -184,7 +184,7 @@ def write(made: Sweep) -> Sweep:
     from mobilenets.reports.sweep import page
 
     front = {(n.arch, n.alpha, n.resolution) for n in made.networks if n.front}
-    with files.atomic_file(made.out / TABLE) as tmp, tmp.open("w", newline="") as f:
+    with files.atomic_file(made.out / TABLE) as tmp, tmp.open("w", newline="", encoding="utf-8") as f:
         names = {"resolution": "resolution_px", "score": made.metric.column}
         fields = [f.name for f in dataclasses.fields(Trained)]
         writer = csv.writer(f)
@@ -192,5 +192,5 @@ def write(made: Sweep) -> Sweep:
         writer.writerows([*(getattr(r, name) for name in fields), int(r.key in front)] for r in made.runs)
     files.write_json(made.out / SWEEP, made.to_json())
     with files.atomic_file(made.out / PAGE) as tmp:
-        tmp.write_text(page(made))
+        files.write_text(tmp, page(made))
     return made

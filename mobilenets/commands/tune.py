@@ -67,7 +67,8 @@ class Tuned(console.Notebook):
             for s in self.speeds:
                 chosen = s.batch == self.batch
                 more = [f"{s.accelerator_bytes / 1e6:.0f}"] if s.accelerator_bytes else []
-                cells = [f"{'→ ' if chosen else ''}{s.batch}", f"{s.images_per_s:.1f}", f"{s.peak_rss_bytes / 1e6:.0f}"]
+                cells = [f"{'→ ' if chosen else ''}{s.batch}", f"{s.images_per_s:.1f}"]
+                cells.append(f"{s.peak_rss_bytes / 1e6:.0f}" if s.peak_rss_bytes else "")
                 t.add_row(*cells, *more, style="bold green" if chosen else "")
             t.caption = "→ the smallest within 5% of the fastest; RSS is of the training process"
             parts.append(t)
@@ -217,4 +218,4 @@ def _write_page(made: Tuned, path: Path) -> None:
     drawn = [(title, style.markup(fig, title)) for title, fig in figures]
     text = pages.render("tune.html", {}, made=made, figures=drawn)
     with files.atomic_file(path) as tmp:
-        tmp.write_text(text)
+        files.write_text(tmp, text)

@@ -44,6 +44,17 @@ def cache_side(resolution: int) -> int:
     return max(CACHE_SIDE, math.ceil(resolution * CACHE_SIDE / 224))
 
 
+@dataclass(frozen=True)
+class Keyed:
+    """Reads image i as `read(keys[i])`. No lambda: worker processes that start anew are sent it."""
+
+    read: Callable[[Any], Path | bytes | Image.Image]
+    keys: Sequence[Any] | npt.NDArray[Any]
+
+    def __call__(self, i: int) -> Path | bytes | Image.Image:
+        return self.read(self.keys[i])
+
+
 @dataclass
 class Split:
     """One split's images: names, targets, and how to read image i (a path, its bytes, or decoded already).
@@ -87,12 +98,11 @@ class Split:
 
     def subset(self, keep: Sequence[int] | npt.NDArray[np.int64], name: str = "") -> Split:
         index = [int(i) for i in keep]
-        read = self.read
         return Split(
             name or self.name,
             [self.names[i] for i in index],
             some(self.targets, index),
-            lambda j: read(index[j]),
+            Keyed(self.read, index),
             {j: self.cache[i] for j, i in enumerate(index) if i in self.cache},
             cached_at=self.cached_at,
             marks=None if self.marks is None else self.marks[index],
@@ -223,7 +233,12 @@ def _joined(splits: list[Split]) -> Split:
         targets: Any = np.concatenate([s.targets for s in splits])
     else:
         targets = [t for s in splits for t in s.targets]
-    return Split("all", names, targets, lambda j: where[j][0].read(where[j][1]))
+    return Split("all", names, targets, Keyed(_of_split, where))
+
+
+def _of_split(where: tuple[Split, int]) -> Path | bytes | Image.Image:
+    split, i = where
+    return split.read(i)
 
 
 def shrink(img: Image.Image, side: int = CACHE_SIDE) -> Pixels:

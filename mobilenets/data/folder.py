@@ -20,7 +20,7 @@ import numpy as np
 from mobilenets.arch.fields import is_text
 from mobilenets.console import many
 from mobilenets.data import identity
-from mobilenets.data.dataset import Data, Split
+from mobilenets.data.dataset import Data, Keyed, Split
 from mobilenets.data.doubts import class_of, classes_in_names, doubts
 from mobilenets.errors import UserError
 from mobilenets.model.images import MAX_PIXELS, SUFFIXES, TIMES, UNREADABLE, BadImage
@@ -59,6 +59,11 @@ def is_image_name(name: str) -> bool:
     return name.lower().endswith(SUFFIXES) and not is_hidden(name)
 
 
+def slashed(member: str) -> str:
+    """A zip's member's name with slashes, which all have by the format; some of Windows's tools write backslashes."""
+    return member.replace("\\", "/")
+
+
 def list_folder(path: Path) -> Listing:
     names, folders = [], []
     for here, subdirs, inside in os.walk(path, followlinks=True):
@@ -66,7 +71,7 @@ def list_folder(path: Path) -> Listing:
         rel = Path(here).relative_to(path).as_posix()
         folders.append(rel)
         names += [f"{rel}/{n}".removeprefix("./") for n in sorted(inside)]
-    return _listing(names, folders[1:], lambda name: path / name, lambda name: _size(path / name))
+    return _listing(names, folders[1:], path.joinpath, lambda name: _size(path / name))
 
 
 def _size(path: Path) -> int:
@@ -80,19 +85,29 @@ def list_zip(path: Path) -> Listing:
     """Raises `UserError` for a file that is no zip."""
     try:
         with open_zip(path) as z:
-            sizes = {m.filename: m.file_size for m in z.infolist()}
+            members = {slashed(m.filename): m for m in z.infolist()}
     except UserError as e:
         raise UserError(f"{path}: not a folder, nor a readable zip of class folders ({e.__cause__})") from e
-    names = sorted(sizes)
-    local = threading.local()  # a ZipFile is not for several threads at once: one each
-
-    def read(name: str) -> bytes:
-        if getattr(local, "pid", None) != os.getpid():  # nor for a forked worker
-            local.zip, local.pid = zipfile.ZipFile(path), os.getpid()
-        return read_member(local.zip, name, name)
-
+    names = sorted(members)
+    read = _Zip(path, {n: m.filename for n, m in members.items()})
     folders = sorted({n.rstrip("/") for n in names if n.endswith("/") and not is_hidden(n)})
-    return _listing(names, folders, read, sizes.__getitem__)
+    return _listing(names, folders, read, lambda name: members[name].file_size)
+
+
+class _Zip:
+    """Reads members by their names with slashes, from any thread and process."""
+
+    def __init__(self, path: Path, members: dict[str, str]) -> None:
+        self.path, self.members = path, members
+        self.local = threading.local()  # a ZipFile is not for several threads at once: one each
+
+    def __call__(self, name: str) -> bytes:
+        if getattr(self.local, "pid", None) != os.getpid():  # nor for a forked worker
+            self.local.zip, self.local.pid = zipfile.ZipFile(self.path), os.getpid()
+        return read_member(self.local.zip, self.members[name], name)
+
+    def __reduce__(self) -> tuple[type[_Zip], tuple[Path, dict[str, str]]]:
+        return _Zip, (self.path, self.members)
 
 
 def _listing(
@@ -247,7 +262,7 @@ def from_listing(source: str, listing: Listing, by_name: bool = False) -> Data:
             names = [f for f, _ in rows]
             targets = np.array([known[c] for _, c in rows], np.int64)
             marks = identity.marks(names, [listing.size(f) for f in names])
-            splits[name] = Split(name, names, targets, lambda i, names=names: read(names[i]), marks=marks)  # type: ignore[misc]
+            splits[name] = Split(name, names, targets, Keyed(read, names), marks=marks)
     left_out = [f"{_some(layout.left_out)}: not a split, left out"] if layout.left_out else []
     if loose:
         where = "whose name says no class" if by_name else "in no class's folder"

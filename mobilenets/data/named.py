@@ -6,6 +6,7 @@ import inspect
 import os
 import urllib.error
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def open_named(name: str, root: Path | None) -> Data:
     for split, ds in parts.items():
         targets = np.array(_targets(ds), np.int64)
         names = [f"{name}/{split}/{i:06d}" for i in range(len(targets))]
-        splits[split] = Split(split, names, targets, lambda i, ds=ds: ds[i][0])  # type: ignore[misc]
+        splits[split] = Split(split, names, targets, partial(_image, ds))
     return Data(name, labels, splits, entry.kind)
 
 
@@ -98,6 +99,10 @@ def _open(name: str, cls: str, root: Path, args: dict[str, Any]) -> Any:
             f"{name}: not in {root}, and it can't be downloaded ({e}); "
             "check the network, or name a folder that has a copy with --root"
         ) from e
+
+
+def _image(ds: Any, i: int) -> Any:
+    return ds[i][0]
 
 
 def _labels(ds: Any) -> tuple[str, ...]:

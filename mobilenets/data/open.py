@@ -11,7 +11,7 @@ from PIL import Image
 
 from mobilenets import console
 from mobilenets.data import identity
-from mobilenets.data.dataset import Data, Split, in_order, stratified
+from mobilenets.data.dataset import Data, Keyed, Split, in_order, stratified
 from mobilenets.data.folder import from_listing, list_folder, list_zip
 from mobilenets.errors import UserError
 from mobilenets.model.card import Card
@@ -73,7 +73,7 @@ def open_unlabelled(source: str, root: Path | None = None, seed: int = 0) -> Dat
         if len(names) < 2:
             raise UserError(f"{source}: {console.many(len(names), 'image')}; give a folder or a zip of more")
         marks = identity.marks(names, [*map(listing.size, names)])
-        every = Split("train", names, np.zeros(len(names), np.int64), lambda i: read(names[i]), marks=marks)
+        every = Split("train", names, np.zeros(len(names), np.int64), Keyed(read, names), marks=marks)
     else:
         every = open_data(source, root, seed).split("all")
         every = dataclasses.replace(every, name="train", targets=np.zeros(len(every), np.int64))
@@ -147,6 +147,4 @@ def _digits() -> Data:
     targets = raw.target.astype(np.int64)
     names = [f"digits/{i:04d}" for i in range(len(targets))]
     labels = tuple(str(i) for i in range(10))
-    return Data(
-        "digits", labels, {"train": Split("train", names, targets, lambda i: Image.fromarray(pixels[i]))}, "glyph"
-    )
+    return Data("digits", labels, {"train": Split("train", names, targets, Keyed(Image.fromarray, pixels))}, "glyph")

@@ -195,19 +195,27 @@ def read_table(path: Path, columns: Mapping[str, str]) -> dict[str, npt.NDArray[
 
 
 class _Open:
-    """A file's descriptor, closed when nobody uses it."""
+    """A file that any thread, and any process forked later, can read at once; closed when nobody uses it."""
 
     def __init__(self, path: Path) -> None:
-        self.fd = os.open(path, os.O_RDONLY)
-        self.ends = os.fstat(self.fd).st_size
+        self.file = path.open("rb", buffering=0)
+        self.ends = os.fstat(self.file.fileno()).st_size
+        self.turn = threading.Lock()
+
+    def read(self, size: int, offset: int) -> bytes:
+        if hasattr(os, "pread"):
+            return os.pread(self.file.fileno(), size, offset)
+        with self.turn:  # Windows: a file has one position, and processes aren't forked
+            self.file.seek(offset)
+            return self.file.read(size)
 
     def __del__(self) -> None:
-        if hasattr(self, "fd"):
-            os.close(self.fd)
+        if hasattr(self, "file"):
+            self.file.close()
 
 
 class Reader:
-    """Image i's bytes, from any thread, and from any process forked later: a read has no position to share."""
+    """Image i's bytes, from any thread and process: a read has no position to share."""
 
     def __init__(
         self,
@@ -221,12 +229,15 @@ class Reader:
         self.ends = np.cumsum([s.count for s in shards])
         self.open = functools.lru_cache(OPEN)(self._open)
 
+    def __reduce__(self) -> tuple[Any, ...]:  # to a process that starts anew: it opens files of its own
+        return Reader, (self.place, self.shards, self.names, self.offsets, self.sizes)
+
     def __call__(self, i: int) -> bytes:
         shard = int(np.searchsorted(self.ends, i, side="right"))
         try:
             file = self.open(shard)  # kept until it is read, or its descriptor would close
             size = min(int(self.sizes[i]), MOST_UNPACKED + 1)
-            content = os.pread(file.fd, size, int(self.offsets[i])) if file.ends >= self.offsets[i] + size else b""
+            content = file.read(size, int(self.offsets[i])) if file.ends >= self.offsets[i] + size else b""
         except OSError as e:
             raise BadImage(f"{self.names[i]}: {self.shards[shard].file} can't be read ({e})") from e
         if len(content) < self.sizes[i]:

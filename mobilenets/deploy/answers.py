@@ -67,7 +67,7 @@ def write(predictions: Iterable[Prediction], path: Path) -> Written:
 
 
 def _lines(predictions: Iterable[Prediction], path: Path) -> None:
-    with path.open("w", encoding="utf-8") as f:
+    with path.open("w", encoding="utf-8", newline="\n") as f:
         for p in predictions:
             f.write(json.dumps(p.to_json()) + "\n")
 

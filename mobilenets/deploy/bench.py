@@ -101,13 +101,15 @@ def best_round_ms(rounds: Sequence[Sequence[float]]) -> float:
 
 
 def peak_rss() -> int:
-    """Bytes. VmHWM, not getrusage: the latter carries the parent's peak over exec."""
+    """Bytes; 0 where the system doesn't say. VmHWM, not getrusage: the latter carries the parent's peak over exec."""
     try:
-        with Path("/proc/self/status").open() as f:
+        with Path("/proc/self/status").open(encoding="utf-8") as f:
             return next(int(line.split()[1]) * 1024 for line in f if line.startswith("VmHWM"))
     except (OSError, StopIteration):
-        import resource
-
+        try:
+            import resource
+        except ImportError:  # Windows
+            return 0
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 

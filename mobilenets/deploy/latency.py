@@ -90,7 +90,7 @@ def machine() -> str:
     """This machine's name: processor and number of them."""
     name = platform.processor() or platform.machine()
     try:
-        with Path("/proc/cpuinfo").open() as f:
+        with Path("/proc/cpuinfo").open(encoding="utf-8") as f:
             name = next((line.split(":", 1)[1].strip() for line in f if line.startswith("model name")), name)
     except OSError:
         pass
@@ -101,7 +101,7 @@ def machine() -> str:
 def _instructions() -> str:
     """A digest of the processor's feature flags: two machines may share a name and differ in instructions."""
     try:
-        with Path("/proc/cpuinfo").open() as f:
+        with Path("/proc/cpuinfo").open(encoding="utf-8") as f:
             flags = next((line for line in f if line.startswith(("flags", "Features"))), "")
     except OSError:
         flags = platform.machine()

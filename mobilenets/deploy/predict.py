@@ -19,7 +19,7 @@ from PIL import Image
 
 from mobilenets import console, files, tasks
 from mobilenets.arguments import StrPath, checked
-from mobilenets.data.folder import is_hidden, is_image_name, open_zip, read_member, unreadable
+from mobilenets.data.folder import is_hidden, is_image_name, open_zip, read_member, slashed, unreadable
 from mobilenets.deploy import engines
 from mobilenets.deploy.engines import Engine, Outputs
 from mobilenets.errors import UserError
@@ -151,9 +151,9 @@ def _images_at(path: Path) -> Iterator[Source]:
         z = open_zip(path)  # closed with the last Source that names it
         found = False
         for info in z.infolist():
-            if is_image_name(info.filename):
+            if is_image_name(name := slashed(info.filename)):
                 found = True
-                yield Source(f"{path}/{info.filename}", z, info.filename)
+                yield Source(f"{path}/{name}", z, info.filename)
         if not found:
             raise UserError(f"{path}: no images in this zip")
     else:

@@ -107,7 +107,7 @@ class Bundle:
             d = card.to_json()
             d["files"] = {WEIGHTS: files.sha256(tmp / WEIGHTS)}
             d["digest"] = hashlib.sha256(_canonical(d)).hexdigest()
-            (tmp / CARD).write_text(json.dumps(d, indent=2) + "\n")
+            files.write_text(tmp / CARD, json.dumps(d, indent=2) + "\n")
         return Bundle(card, self.tensors, d["digest"])
 
     @classmethod

@@ -154,7 +154,7 @@ def read_metrics(path: Path) -> dict[str, dict[int, float]]:
     """A run's metrics.csv -> {column: {epoch, from 1: value}}."""
     out: dict[str, dict[int, float]] = {}
     try:
-        with path.open(newline="") as f:
+        with path.open(newline="", encoding="utf-8") as f:
             for row in csv.DictReader(f):
                 for k, v in row.items():
                     if v and k and k != "epoch":

@@ -141,7 +141,7 @@ class EpochLog(pl.Callback):
         self.since = now
         self.rows.append({c: row.get(c, "") for c in self.columns})
         if trainer.is_global_zero:
-            with files.atomic_file(self.path) as tmp, tmp.open("w", newline="") as f:
+            with files.atomic_file(self.path) as tmp, tmp.open("w", newline="", encoding="utf-8") as f:
                 writer = csv.DictWriter(f, self.columns)
                 writer.writeheader()
                 writer.writerows(self.rows)

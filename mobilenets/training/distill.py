@@ -125,7 +125,8 @@ class Distiller:
 
     def _fill(self, images: TrainImages, folder: Path, missing: Sequence[int]) -> None:
         import torch
-        from torch.utils.data import DataLoader
+
+        from mobilenets.training.loader import in_processes
 
         cores = os.cpu_count() or 1
         workers = 0 if len(images.split.cache) == len(images.split) else cores
@@ -134,7 +135,7 @@ class Distiller:
             for view in missing:
                 keys: Any = [(view, i) for i in range(len(images))]
                 said = []
-                for batch in DataLoader(images, _at_once(), sampler=keys, num_workers=workers):
+                for batch in in_processes(images, workers, batch_size=_at_once(), sampler=keys):
                     said.append(self.ask(batch[0]).to("cpu", torch.float16))
                     bar.advance(task, len(batch[0]))
                 whole = io.BytesIO()

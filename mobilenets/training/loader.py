@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import os
 import re
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -30,6 +31,9 @@ from mobilenets.training.recipes import Recipe
 
 MATERIALIZE_BYTES = 2 << 30
 SLOTS = 1024  # workers of one process
+# How workers start. Forked ones share the images in memory; where the system can't fork, or its libraries can't be
+# forked (macOS), each starts anew and is sent them.
+START = "fork" if hasattr(os, "fork") and sys.platform != "darwin" else "spawn"
 
 
 def sized(target: Any, size: Sequence[int]) -> Any:
@@ -210,9 +214,9 @@ def train_loader(images: TrainImages, recipe: Recipe, world: int, rank: int) -> 
     if workers < 0:  # cached images cost less than handing them between processes, until there are cores to spare
         cores = (os.cpu_count() or 1) // world
         cached = len(split.cache) == len(split)
-        workers = max(0, cores - 2) if cached else cores
+        workers = (max(0, cores - 2) if START == "fork" else 0) if cached else cores
     collate = ragged_batch if images.ragged else None
-    return DataLoader(images, batch, sampler=sampler, num_workers=workers, drop_last=True, collate_fn=collate)
+    return in_processes(images, workers, batch_size=batch, sampler=sampler, drop_last=True, collate_fn=collate)
 
 
 def held_out_loader(
@@ -222,7 +226,13 @@ def held_out_loader(
     sampler: Any = DistributedSampler(images, world, rank, shuffle=False) if world > 1 else None
     workers = 0 if images.batch else (os.cpu_count() or 1) // world
     collate = ragged_batch if ragged else None
-    return DataLoader(images, batch, sampler=sampler, num_workers=workers, collate_fn=collate)
+    return in_processes(images, workers, batch_size=batch, sampler=sampler, collate_fn=collate)
+
+
+def in_processes(images: Dataset[Any], workers: int, **options: Any) -> DataLoader[Any]:
+    """A loader whose `workers` start as this system's can; none: this process reads. Those started anew stay."""
+    how = {"multiprocessing_context": START, "persistent_workers": START != "fork"} if workers else {}
+    return DataLoader(images, num_workers=workers, **how, **options)  # type: ignore[arg-type]
 
 
 @contextlib.contextmanager

@@ -28,7 +28,7 @@ def alone(folder: Path) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         with disk_errors(str(folder)):
             folder.mkdir(parents=True, exist_ok=True)
-            file = stack.enter_context((folder / LOCK).open("a+"))
+            file = stack.enter_context((folder / LOCK).open("a+", encoding="utf-8"))
         if where in _held or not _take(file):
             raise UserError(f"{folder} is being worked in by {_owner(file)}: wait for it, or stop it")
         _held.add(where)

@@ -237,7 +237,7 @@ def _some(speeds: Sequence[Speed]) -> tuple[Speed, ...]:
 def _available() -> int:
     """Bytes that training may take of this machine's memory."""
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
         free = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
     except (OSError, StopIteration):
         free = memory()

@@ -137,7 +137,7 @@ def test_the_lock_goes_with_time(tmp_path):
     for _ in range(100):
         with lock.alone(tmp_path):
             pass
-    assert time.monotonic() - start < 1
+    assert time.monotonic() - start < 20
 
 
 @pytest.mark.parametrize(

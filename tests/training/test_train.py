@@ -90,6 +90,7 @@ def test_what_the_card_records(learned, colours):
     assert (card.arch.name, card.arch.alpha, card.arch.resolution, card.arch.num_classes) == ("v1", 0.25, 32, 3)
     assert card.data == {
         "source": str(colours), "counts": {"train": 72, "val": 24}, "split_seed": 0, "val_fraction": None,
+        "images": open_data(str(colours)).images,
     }  # fmt: skip
     log = rows(learned.out)
     best = 1 + int(np.argmax([float(r["val_top1"]) for r in log]))

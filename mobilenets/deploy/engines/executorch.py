@@ -153,7 +153,7 @@ def _graphs(path: Path) -> Iterator[dict[str, Any]]:
             binary = Path(folder) / "graph.bin"
             binary.write_bytes(data[header.flatbuffer_offset :][: header.flatbuffer_size])
             _run_flatc(["--json", "--strict-json", "--raw-binary", "-o", folder, str(fbs), "--", str(binary)])
-            text = binary.with_suffix(".json").read_text()
+            text = binary.with_suffix(".json").read_text(encoding="utf-8")
             yield json.loads(re.sub(r": (-?)inf\b", r": \1Infinity", text))  # flatc's word for it isn't JSON's
 
 

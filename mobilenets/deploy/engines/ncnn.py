@@ -9,10 +9,10 @@ from pathlib import Path
 import ncnn
 import numpy as np
 
+from mobilenets import files
 from mobilenets.deploy.engines import Outputs
 from mobilenets.deploy.engines.guard import Guarded
 from mobilenets.errors import UserError
-from mobilenets.files import read_json, sha256
 from mobilenets.model.bundle import Bundle
 from mobilenets.model.card import Card, Precision
 from mobilenets.model.images import Pixels
@@ -29,12 +29,12 @@ def read_card(path: Path) -> Card:
     """The card of the folder at `path`, whose other files are what was written with it."""
     if not (path / CARD).is_file():
         raise UserError(f"{path}: has no card ({CARD} is missing); export it with mobilenets")
-    d = read_json(path / CARD, (), "an ncnn network: not a mobilenets card")
+    d = files.read_json(path / CARD, (), "an ncnn network: not a mobilenets card")
     card = Card.from_json(d, str(path / CARD))
     for name in (PARAM, BIN):
         if not (path / name).is_file():
             raise UserError(f"{path}: {name} is missing; export it again")
-        if d.get(name) != sha256(path / name):
+        if d.get(name) != files.sha256(path / name):
             raise UserError(f"{path / name}: damaged, or of another network than its card; export it again")
     return card
 
@@ -90,10 +90,10 @@ def write(bundle: Bundle, path: Path, batch: int | None) -> None:
         raise UserError(f"an ncnn file takes one image in a call, not {batch}; leave the batch out")
     text, weights = ncnn_model(bundle)
     path.mkdir()
-    (path / PARAM).write_text(text)
+    files.write_text(path / PARAM, text)
     (path / BIN).write_bytes(weights)
-    digests = {name: sha256(path / name) for name in (PARAM, BIN)}
-    (path / CARD).write_text(json.dumps({**bundle.card.to_json(), **digests}, indent=2) + "\n")
+    digests = {name: files.sha256(path / name) for name in (PARAM, BIN)}
+    files.write_text(path / CARD, json.dumps({**bundle.card.to_json(), **digests}, indent=2) + "\n")
 
 
 def stored_precision(path: Path) -> Precision:
@@ -101,4 +101,4 @@ def stored_precision(path: Path) -> Precision:
     from mobilenets.deploy.writers.ncnn import stored_precision
 
     card = read_card(path)
-    return stored_precision((path / PARAM).read_text(), (path / BIN).read_bytes(), card.float_ops)
+    return stored_precision((path / PARAM).read_text(encoding="utf-8"), (path / BIN).read_bytes(), card.float_ops)

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from tflite_micro import runtime
 
+from mobilenets import files
 from mobilenets.deploy.engines import Outputs, check_card, parse_card, run_batched
 from mobilenets.deploy.engines.guard import Guarded
 from mobilenets.deploy.engines.stderr import capture_stderr
@@ -43,8 +44,8 @@ class TFLMEngine(Guarded):
     def __init__(self, path: Path) -> None:
         super().__init__(1)
         try:
-            model = c_array.model_bytes((path / SOURCE).read_text())
-            arena = c_array.number((path / HEADER).read_text(), "MODEL_ARENA_BYTES")
+            model = c_array.model_bytes((path / SOURCE).read_text(encoding="utf-8"))
+            arena = c_array.number((path / HEADER).read_text(encoding="utf-8"), "MODEL_ARENA_BYTES")
             card = (path / CARD).read_bytes()
         except (OSError, ValueError) as e:
             raise UserError(f"{path}: not a readable c-array folder: {e}") from e
@@ -137,13 +138,13 @@ def write(bundle: Bundle, path: Path, batch: int | None) -> None:
     kinds = tflite_graph.operators(tflite_graph.open_model(data))
     arena = arena_bytes(data, bundle.card.arch.title)
     path.mkdir()
-    (path / HEADER).write_text(c_array.header(bundle.card, data, arena, kinds))
-    (path / SOURCE).write_text(c_array.source(data, tflite_metadata.class_names(bundle.card)))
-    (path / CARD).write_text(json.dumps(bundle.card.to_json(), indent=2) + "\n")
+    files.write_text(path / HEADER, c_array.header(bundle.card, data, arena, kinds))
+    files.write_text(path / SOURCE, c_array.source(data, tflite_metadata.class_names(bundle.card)))
+    files.write_text(path / CARD, json.dumps(bundle.card.to_json(), indent=2) + "\n")
 
 
 def stored_precision(path: Path) -> Precision:
     """What the convolutions in the folder's model.c read, but for those that its card keeps in float."""
-    opened = tflite_graph.open_model(c_array.model_bytes((path / SOURCE).read_text()))
+    opened = tflite_graph.open_model(c_array.model_bytes((path / SOURCE).read_text(encoding="utf-8")))
     card = parse_card((path / CARD).read_bytes(), str(path / CARD))
     return tflite_graph.stored_precision(opened, card.float_ops)

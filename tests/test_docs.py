@@ -1,8 +1,8 @@
 """The blocks of code in README.md and docs/ run, in order, and answer as the pages say.
 
 A page's blocks share a folder with `photos/` (three of CIFAR-10's classes), `new.jpg` and `runs/photos`, a run. `sh`
-blocks are run line by line, `python` ones with one set of names for the page. A block's title says where it isn't:
-"not run: WHY", or "slow: WHY", which the slow tests run too.
+blocks are run line by line, `python` ones with one set of names for the page; one whose title is a file's name becomes
+that file. Other titles say what isn't run: "not run: WHY", or "slow: WHY", which the slow tests run too.
 """
 
 from __future__ import annotations
@@ -12,16 +12,17 @@ import io
 import re
 import shlex
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from conftest import Ran, Run, smooth_images
 from PIL import Image
 
 import mobilenets
-from conftest import Ran, Run, smooth_images
-from mobilenets import cli
+from mobilenets import cli, tasks
+from mobilenets.arch import zoo
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(ROOT.glob("docs/*.md"))
@@ -50,6 +51,9 @@ def runnable(page: Path, slow: bool) -> list[Block]:
 
 def run(page: Path, block: Block, command: Callable[..., Ran], names: dict[str, object]) -> str:
     """What a block prints."""
+    if block.title.endswith(".py"):
+        Path(block.title).write_text(block.text)
+        return ""
     if block.language == "python":
         out = io.StringIO()
         with contextlib.redirect_stdout(out):
@@ -69,9 +73,7 @@ def run(page: Path, block: Block, command: Callable[..., Ran], names: dict[str, 
 
 
 @pytest.fixture
-def folder(
-    tmp_path: Path, tiny_train: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> Iterator[Path]:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Path:
     """Where a page's commands run."""
     photos = tmp_path / "photos"
     for seed, (split, count) in enumerate({"train": 12, "val": 4}.items()):
@@ -81,10 +83,13 @@ def folder(
                 Image.fromarray(image).save(photos / split / name / f"{n}.png")
     Image.fromarray(smooth_images(1, 64)[0, :48]).save(tmp_path / "new.jpg")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(zoo, "NETWORKS", {**zoo.NETWORKS})  # for pages that add to them
+    monkeypatch.setattr(tasks, "TASKS", {**tasks.TASKS})
     if "runs/photos" in request.node.callspec.params["page"].read_text():
         run = request.getfixturevalue("trained_once")
         shutil.copytree(run, tmp_path / "runs" / "photos")
-    yield tmp_path
+    return tmp_path
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,8 @@
 """The blocks of code in README.md and docs/ run, in order, and answer as the pages say.
 
-A page's blocks share a folder with `photos/` (three of CIFAR-10's classes), `new.jpg` and `runs/photos`, a run. `sh`
-blocks are run line by line, `python` ones with one set of names for the page; one whose title is a file's name becomes
-that file. Other titles say what isn't run: "not run: WHY", or "slow: WHY", which the slow tests run too.
+A page's blocks share a folder with `photos/` (three of CIFAR-10's classes), `new.jpg` and `runs/photos`, a bundle.
+`sh` blocks are run line by line, `python` ones with one set of names for the page; one whose title is a file's name
+becomes that file. Other titles say what isn't run: "not run: WHY", or "slow: WHY", which the slow tests run too.
 """
 
 from __future__ import annotations
@@ -11,21 +11,21 @@ import contextlib
 import io
 import re
 import shlex
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import Ran, Run, smooth_images
+from conftest import Ran, smooth_images
 from PIL import Image
 
 import mobilenets
 from mobilenets import cli, tasks
 from mobilenets.arch import zoo
+from mobilenets.model.bundle import Bundle
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted(ROOT.glob("docs/*.md"))
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
 FENCE = re.compile(r'^```(\w+)(?: title="([^"]*)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 
 
@@ -73,7 +73,7 @@ def run(page: Path, block: Block, command: Callable[..., Ran], names: dict[str, 
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where a page's commands run."""
     photos = tmp_path / "photos"
     for seed, (split, count) in enumerate({"train": 12, "val": 4}.items()):
@@ -86,17 +86,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixt
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(zoo, "NETWORKS", {**zoo.NETWORKS})  # for pages that add to them
     monkeypatch.setattr(tasks, "TASKS", {**tasks.TASKS})
-    if "runs/photos" in request.node.callspec.params["page"].read_text():
-        run = request.getfixturevalue("trained_once")
-        shutil.copytree(run, tmp_path / "runs" / "photos")
+    known = Bundle.load("cifar10-v1-0.25")
+    Bundle(known.card.replace(data={"source": str(photos)}), known.tensors).save("runs/photos/float")
     return tmp_path
-
-
-@pytest.fixture(scope="session")
-def trained_once(tmp_path_factory: pytest.TempPathFactory, tiny_train: Callable[..., Run]) -> Path:
-    run = tiny_train(tmp_path_factory.mktemp("docs") / "photos", "--epochs", 1)
-    assert run.ran.code == 0, run.ran.err
-    return run.out
 
 
 def check(page: Path, slow: bool, command: Callable[..., Ran]) -> None:
@@ -129,7 +121,7 @@ def test_what_takes_long_runs_too(page: Path, command: Callable[..., Ran]) -> No
     check(page, True, command)
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda p: p.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_links_and_verbs_are_there(page: Path) -> None:
     text = page.read_text()
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", re.sub(r"```.*?```", "", text, flags=re.DOTALL)):

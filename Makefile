@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP_FLAGS ?= $(if $(CI),--constraint constraints.txt)
 
-.PHONY: demo test setup clean
+.PHONY: demo test docs setup clean
 
 demo: .venv/demo
 	rm -rf runs/demo
@@ -15,6 +15,14 @@ test: .venv/installed
 	$(BIN)/mypy
 	$(BIN)/pytest
 
+# The documentation as a site, in site/; `make docs SERVE=1` serves it while it is written.
+docs: .venv/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs $(if $(SERVE),serve,build --strict)
+
+.venv/docs: .venv/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --editable '.[docs]'
+	touch $@
+
 setup: .venv/installed
 
 .venv/demo: EXTRA = train
@@ -25,4 +33,4 @@ setup: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv runs site

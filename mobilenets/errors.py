@@ -16,6 +16,10 @@ class Interrupted(UserError):
     """Ctrl-C. Whatever was being written is gone; whatever was finished is kept."""
 
 
+class UnknownName(UserError):
+    """A name that no table has: a program's own may have it, where it added to the table."""
+
+
 class ArgumentError(UserError, TypeError):
     """A function was called with arguments that it doesn't have, or of another type than it takes."""
 
@@ -26,7 +30,7 @@ def unknown(what: str, name: str, known: Iterable[str]) -> UserError:
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
     shown = name if len(name) <= 100 else f"{name[:100]}..."  # of a file from outside, perhaps
-    return UserError(f"unknown {what} {shown!r}: {hint}")
+    return UnknownName(f"unknown {what} {shown!r}: {hint}")
 
 
 @contextlib.contextmanager

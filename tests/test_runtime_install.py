@@ -78,7 +78,8 @@ def alone(files: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
 )
 def test_what_runs_without_pytorch(files, line):
     done = alone(files, *line)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0, done.stderr
+    assert all(said.startswith("measured ") for said in done.stderr.splitlines())  # progress, a line for each step
     assert done.stdout
 
 

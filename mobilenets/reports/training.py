@@ -92,6 +92,8 @@ class Training:
             data = Path(config["source"]).name or config["source"]
             words = shlex.split(config[COMMAND].replace("--root=", "--root "))
             how = Distillation(**config["how"]) if config["verb"] == "distill" else None
+            if how and not isinstance(config["teacher"], str):
+                raise TypeError("teacher isn't a digest")
             task = tasks.find_trained(config.get("task", "classify"))
             assert task.primary is not None
         except (UserError, AttributeError, KeyError, TypeError, ValueError) as e:

@@ -109,7 +109,7 @@ def test_torchvisions_weights_in_a_file(tmp_path):
 
 @pytest.mark.timeout(30)  # seconds for what takes a hundredth of one: it took hours, by the depth of the names
 def test_names_that_are_nobodys_are_seen_at_once():
-    from mobilenets.model.convert.recognise import unprefixed
+    from mobilenets.model.convert.prefixes import unprefixed
 
     with torch.device("meta"):
         tensors = dict.fromkeys(mobilenets.create("v3-large").state_dict(), np.zeros(1))

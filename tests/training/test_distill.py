@@ -114,7 +114,7 @@ def test_damaged_answers_are_asked_again(teacher, colours, tmp_path, damage):
     split = open_data(str(colours)).split("train")
     asked = teachers.open_teacher(str(teacher))
     made = distill.Distiller(asked, Distillation(), (0, 1, 2), tmp_path)
-    images = TrainImages(split, augmentation(asked.preprocess, Recipe(), "photo"), 0)
+    images = TrainImages(split, augmentation("photo", asked.preprocess, Recipe()), 0)
 
     def answers():
         return np.array(made.ask_beforehand(images, Recipe(epochs=1), "photo").answers[0])

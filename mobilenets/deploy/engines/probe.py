@@ -13,7 +13,7 @@ import numpy as np
 from mobilenets import files
 from mobilenets.deploy import engines
 from mobilenets.deploy.engines import trial
-from mobilenets.errors import UserError
+from mobilenets.errors import UnknownName, UserError
 from mobilenets.model import child
 
 MEMORY, TIMES = 512 << 20, 32  # bytes; and so many times the file's size
@@ -35,6 +35,8 @@ def tried(name: str, path: Path, called: str) -> int:
         engine(images)
         return 0
     except UserError as e:
+        if isinstance(e, UnknownName) or isinstance(e.__cause__, UnknownName):
+            return trial.STRANGE
         reason = str(e).replace(str(path), called)
     except MemoryError:
         reason = f"{called}: damaged: {name} takes more memory than it can need"

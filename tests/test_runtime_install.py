@@ -79,7 +79,7 @@ def alone(files: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
 def test_what_runs_without_pytorch(files, line):
     done = alone(files, *line)
     assert done.returncode == 0, done.stderr
-    assert all(said.startswith("measured ") for said in done.stderr.splitlines())  # progress, a line for each step
+    assert "Traceback" not in done.stderr  # lines of progress, and whether the machine was busy, are there
     assert done.stdout
 
 

@@ -21,6 +21,7 @@ from mobilenets.data.dataset import Data
 from mobilenets.data.open import spelled
 from mobilenets.deploy import choose, engines, latency
 from mobilenets.deploy.choose import Budget, Choice
+from mobilenets.errors import UserError
 from mobilenets.model import bundle as bundles
 from mobilenets.model.bundle import Bundle
 from mobilenets.tasks.task import Task
@@ -195,6 +196,11 @@ def _choose(
     if start:
         of = start.card.arch
         archs = [train.initial_arch(start, a.resolution) for a in archs if _same(a, of)]
+        if not archs:
+            raise UserError(
+                f"--init: nobody published how good {of.title} is at the resolutions that these images are worth, so "
+                "there is nothing to choose by: fine-tune it with mobilenets train --init, and export that"
+            )
     config = task.config(data)
     choice = pick([task.arch(a, config) for a in archs])
     console.note(choice)

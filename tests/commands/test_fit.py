@@ -275,3 +275,9 @@ def test_fit_is_a_function(colours, tmp_path):
     assert got.file == tmp_path / "run" / "model-int8.onnx"
     assert got.shipped.path == str(got.file)
     assert got.arch.title == "v1 0.25-32"
+
+
+def test_a_network_that_nobody_ranked_is_one_line(command, colours, tmp_path):
+    ran = command("fit", colours, "--init", "cifar10-v1-0.25", "--out", tmp_path / "run", "--workers", 0)
+    assert ran.code == 2
+    assert "mobilenets train --init" in ran.err.splitlines()[-1]

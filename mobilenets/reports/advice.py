@@ -17,6 +17,7 @@ RISING = 1.0  # what the last fifth of the epochs brought, in the metric's unit
 OVERFITTED = 1.15  # the last held-out loss as a multiple of the least
 UNDERFITTED = 0.6  # the training loss as a share of that of guessing
 LOST = 1.0  # from float to the file, in the metric's unit
+WASTED = 5  # epochs after the best one
 MOST = 4
 
 Curves = Mapping[str, Mapping[int, float]]  # by column of the log, by epoch
@@ -76,7 +77,7 @@ def _of_curves(curves: Curves, recipe: Mapping[str, Any], metric: MetricSpec, cl
             f"Held-out loss rose from {least:.2f} to {val[last]:.2f} while training loss fell: it learns its training "
             "images by heart. More images, stronger augmentation (--randaugment 9 --mixup 0.2) or a smaller network."
         )
-    elif best <= last / 2:
+    elif best <= last / 2 and last - best >= WASTED:
         out.append(f"Epochs after {best} brought nothing: more or better images would, not more epochs.")
     guess = math.log(classes) if classes else 0.0
     if train and guess and train.get(best, 0.0) > UNDERFITTED * guess and not recipe.get("mixup"):

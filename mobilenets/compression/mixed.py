@@ -54,9 +54,9 @@ def quantize_within(
         made = measured.bundle((*float_ops, *more))
         metric = _scored(made, data, score)
         lost, kept = score.lost(floating, metric.value), len(made.card.float_ops)
+        change = f"{_points(score, abs(lost))} {'worse' if lost >= 0 else 'better'}"
         console.note(
-            f"operations in float: {kept}; {score.label} {score.say(metric.value)}, {_points(score, lost)} worse than "
-            f"{score.say(floating)}"
+            f"operations in float: {kept}; {score.label} {score.say(metric.value)}, {change} than {score.say(floating)}"
         )
         return Bundle(made.card.replace(metrics=(metric,)), made.tensors), lost
 

@@ -33,6 +33,8 @@ SPLITS = {
 }
 SMALL = 16 << 20  # bytes that a zip's member may unpack to, however few it takes in the zip
 MOST_UNPACKED = 4 * MAX_PIXELS  # bytes, of any member
+# Folders that systems and disk stations put among one's own: copies of metadata, thumbnails, what was deleted.
+SYSTEMS = {"__MACOSX", "@eaDir", "#recycle", "@Recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
 NAMED = 5  # files or folders named in a line of what was found
 
 
@@ -51,8 +53,8 @@ class Listing:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file, or a folder that it is in, is none of the user's: .git, .Trash, what macOS adds to a zip."""
-    return any((part.startswith(".") and part != ".") or part == "__MACOSX" for part in name.split("/"))
+    """Whether a file, or a folder that it is in, is none of the user's: .git, .Trash, thumbnails, a zip's __MACOSX."""
+    return any((part.startswith(".") and part != ".") or part in SYSTEMS for part in name.split("/"))
 
 
 def is_image_name(name: str) -> bool:

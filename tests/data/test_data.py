@@ -191,7 +191,7 @@ def test_classes_may_be_called_as_splits_are(tmp_path, write_images, folders):
 
 @pytest.mark.parametrize("as_zip", [False, True])
 def test_hidden_folders_are_no_classes(tmp_path, write_images, as_zip):
-    hidden = {".Trash/cat": 3, ".ipynb_checkpoints": 2, "__MACOSX/cat": 1}
+    hidden = {"cat/@eaDir/1.jpg": 2, "$RECYCLE.BIN/cat": 1, ".Trash/cat": 3, ".ipynb_checkpoints": 2, "__MACOSX/cat": 1}
     root = write_images(tmp_path / "d", {"cat": 5, "dog": 5, **hidden})
     d = open_data(str(zipped(root, tmp_path / "d.zip", "", True) if as_zip else root))
     assert (d.labels, d.empty) == (("cat", "dog"), ())

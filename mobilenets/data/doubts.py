@@ -16,6 +16,7 @@ NOT_CLASSES = {
 }  # fmt: skip
 PERHAPS = {"photo", "picture", "original", "thumbnail", "label", "mask", "depth", "edge", "contour", "box", "rgb"}
 SAME = 0.9  # of the names of two classes
+MANY = 20  # folders beyond which they aren't images and their masks, and pairs are too many to compare
 LEAST = 4  # images below which names say nothing
 NUMBERED = re.compile(r"(.*?[^\W\d_].*?)[\s_.-]*\(?\d+\)?")  # Abyssinian_12, great pyrenees (3)
 
@@ -40,7 +41,8 @@ def doubts(source: str, by_class: Mapping[str, Sequence[str]]) -> list[str]:
     out = []
     if len(strange) > 1 or any(_singular(c) in NOT_CLASSES for c in strange):
         out.append(f"{', '.join(strange)}: {'no name' if len(strange) == 1 else 'no names'} of a class")
-    twins = next(((a, b) for a, b in combinations(by_class, 2) if _twins(by_class, a, b)), None)
+    pairs = combinations(by_class, 2) if len(by_class) <= MANY else ()
+    twins = next(((a, b) for a, b in pairs if _twins(by_class, a, b)), None)
     if twins:
         out.append(f"{twins[0]} and {twins[1]} hold files of the same names")
     if not out:

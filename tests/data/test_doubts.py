@@ -1,5 +1,7 @@
 """Downloads as they are unpacked: what is no class is told of before hours go into it."""
 
+import time
+
 import pytest
 
 from mobilenets.data import checks
@@ -53,6 +55,13 @@ def test_what_is_no_class(by_class):
 def test_what_is(by_class):
     by_class.pop("edges", None)
     assert doubts("d", by_class) == []
+
+
+def test_thousands_of_classes_are_looked_through_at_once():
+    many = {f"c{i}": pictures(*map(str, range(20))) for i in range(5000)}
+    start = time.monotonic()
+    assert doubts("d", many) == []
+    assert time.monotonic() - start < 5
 
 
 @pytest.fixture

@@ -70,13 +70,15 @@ def choose(
     >>> made.pick.arch.title, made.pick.macs_m < 50
     ('v3-small 0.75-224', True)
     """
+    if plot:  # what it lacks is said before the minutes that measuring takes
+        from mobilenets.reports import plots, style
+
+        style.kind(as_path(plot))
     chosen = pick(
         grid(num_classes), budget or Budget(), several(engine), several(precision), threads, as_path(table),
         remeasure=remeasure,
     )  # fmt: skip
     if plot:
-        from mobilenets.reports import plots, style
-
         style.save(plots.pareto(chosen), as_path(plot))
     return chosen
 

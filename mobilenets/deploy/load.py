@@ -41,7 +41,7 @@ def average() -> float:
 def waiting() -> int:
     """How many others run or want to, right now; 0 where the system doesn't say."""
     try:
-        return max(0, int(Path("/proc/loadavg").read_text().split()[3].partition("/")[0]) - 1)
+        return max(0, int(Path("/proc/loadavg").read_text(encoding="ascii").split()[3].partition("/")[0]) - 1)
     except (OSError, ValueError, IndexError):
         return 0
 

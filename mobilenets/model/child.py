@@ -64,6 +64,6 @@ def limit(**most: int) -> None:
 def memory() -> int:
     """Bytes of addresses that this process has taken so far; 0 where the system doesn't say."""
     try:
-        return int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
         return 0

@@ -104,15 +104,21 @@ def log_axis(ax: Axes, lo: float, hi: float) -> None:
     ax.xaxis.set_minor_locator(NullLocator())
 
 
-def save(fig: Figure, path: Path) -> None:
-    """Write a figure to `path`, atomically. Raises `UserError` for a suffix that isn't one of SUFFIXES."""
+def kind(path: Path) -> str:
+    """A figure's format, by its file's suffix. Raises `UserError` for a suffix that isn't one of SUFFIXES."""
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise UserError(
             f"{path}: a figure is written as {', '.join(SUFFIXES)}, not {suffix or 'a file without suffix'}"
         )
+    return suffix[1:]
+
+
+def save(fig: Figure, path: Path) -> None:
+    """Write a figure to `path`, atomically. Raises `UserError` for a suffix that isn't one of SUFFIXES."""
+    drawn = _render(fig, kind(path))
     with files.atomic_file(path) as tmp:
-        tmp.write_bytes(_render(fig, suffix[1:]))
+        tmp.write_bytes(drawn)
 
 
 def _render(fig: Figure, kind: str, **options: Any) -> bytes:

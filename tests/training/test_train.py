@@ -37,9 +37,18 @@ def leftovers(out):
     return [p for p in out.rglob("*") if ".tmp." in p.name or ".old." in p.name]
 
 
+# A shell's background job ignores Ctrl-C, and so would what it starts.
+HEARS_CTRL_C = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from mobilenets.cli import main
+main()
+"""
+
+
 def start(arguments):
-    """`python -m mobilenets ...` in a process of its own."""
-    line = [sys.executable, "-m", "mobilenets", *arguments]
+    """`mobilenets ...` in a process of its own."""
+    line = [sys.executable, "-c", HEARS_CTRL_C, *arguments]
     return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

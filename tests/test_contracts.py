@@ -95,6 +95,7 @@ def test_every_kind_has_an_example() -> None:
     assert {name.partition(" ")[0] for name in EXAMPLES} == set(KINDS) - OF_LOWERING
 
 
+@pytest.mark.usefixtures("ours")
 @pytest.mark.parametrize("name", QUICK)
 @pytest.mark.parametrize("kind", EXAMPLES)
 def test_every_operation_in_every_runtime(kind: str, name: str, pixels: Pixels, tmp_path: Path) -> None:
@@ -112,6 +113,7 @@ def test_every_operation_in_every_runtime(kind: str, name: str, pixels: Pixels, 
     )
 
 
+@pytest.mark.usefixtures("ours")
 @pytest.mark.parametrize("name", [n for n in QUICK if "int8" in RUNTIMES[n].precisions and n != "ncnn"])
 @pytest.mark.parametrize("kind", ["concat", "conv grouped", "add", "mul"])
 def test_int8_operations(kind: str, name: str, pixels: Pixels, tmp_path: Path) -> None:
@@ -121,6 +123,7 @@ def test_int8_operations(kind: str, name: str, pixels: Pixels, tmp_path: Path) -
     assert np.quantile(np.abs(got["answer"] - expected["answer"]), 0.98) <= 2 * step + 1e-6
 
 
+@pytest.mark.usefixtures("ours")
 @pytest.mark.parametrize("name", QUICK)
 def test_several_outputs_and_a_rectangle(name: str, tmp_path: Path) -> None:
     """A map from inside a block, [C, H, W], and a vector, of an input that isn't square."""

@@ -29,7 +29,10 @@ ABLATIONS = [
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize(("alpha", "resolution"), [(0.35, 96), (0.75, 160), (1.0, 224), (1.25, 65)])
+@pytest.mark.parametrize(
+    ("alpha", "resolution"),
+    [(0.75, 160), (1.25, 65), *(pytest.param(*usual, marks=pytest.mark.slow) for usual in ((0.35, 96), (1.0, 224)))],
+)
 def test_macs_equal_the_flop_counters(name, alpha, resolution):
     arch = zoo.arch(name, alpha, resolution)
     with torch.device("meta"):
@@ -143,7 +146,7 @@ def test_the_float_file_computes_the_same(make_bundle, pixels, name, padding):
     np.testing.assert_allclose(files_probabilities(bundle, pixels), ours, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * n.endswith("-l")) for n in NAMES])
 def test_the_int8_file_computes_its_simulation(make_bundle, pixels, name):
     bundle = make_bundle(name)
     int8 = quantize_bundle(bundle, pixels)

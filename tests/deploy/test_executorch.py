@@ -87,6 +87,7 @@ def test_threads(exported, pixels):
     np.testing.assert_allclose(a, b, atol=1e-6)
 
 
+@pytest.mark.usefixtures("ours")
 @pytest.mark.parametrize("precision", ["float32", "int8"])
 def test_several_outputs_of_any_rank(pixels, tmp_path, precision):
     """In the card's order, from an image that isn't square; over the channels of maps, too."""
@@ -157,7 +158,7 @@ def test_operations_kept_in_float(exported, pixels):
 # ---- faults --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fraction", [0, 0.01, 0.5, 0.99])
+@pytest.mark.parametrize("fraction", [0.5, *(pytest.param(f, marks=pytest.mark.slow) for f in (0, 0.01, 0.99))])
 def test_a_damaged_file(exported, tmp_path, fraction):
     path, _, _ = exported("short", "int8", 2)
     data = path.read_bytes()
@@ -167,6 +168,7 @@ def test_a_damaged_file(exported, tmp_path, fraction):
     assert "\n" not in str(e.value)
 
 
+@pytest.mark.usefixtures("ours")
 @pytest.mark.parametrize(("before", "after", "message"), [
     (b'{"format": 2,', b'{"format": 9,', "newer mobilenets"),
     (b'{"format": 2,', b'["format": 2,', "the card inside isn't JSON"),

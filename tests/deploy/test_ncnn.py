@@ -165,6 +165,7 @@ class Layers:
             yield op.name, np.abs(y.reshape(got.shape) - got).max() / self.affine(end.name)[0]
 
 
+@pytest.mark.usefixtures("ours")
 @pytest.mark.parametrize(
     ("name", "padding"), [*((n, p) for n in NETWORKS for p in ("symmetric", "same")), ("v4-hybrid-m", "symmetric")]
 )
@@ -177,6 +178,7 @@ def test_int8_layers_are_the_bundles(make_bundle, pixels, tmp_path, name, paddin
     assert np.median([*steps.values()]) < 1.1
 
 
+@pytest.mark.usefixtures("ours")
 def test_kept_in_float(make_bundle, pixels, tmp_path):
     """An int8 network with two layers in float, one of which writes what an integer layer reads."""
     b = of_precision(make_bundle("v2"), pixels, "int8")
@@ -208,6 +210,7 @@ def same(bundle, path, images, tolerance=1e-4):
     return got
 
 
+@pytest.mark.usefixtures("ours")
 @pytest.mark.parametrize("name", [*NETWORKS, "v4-hybrid-m"])
 def test_pooled_features(make_bundle, pixels, tmp_path, name):
     """Of a network without its classifier, which once made ncnn crash."""
@@ -223,6 +226,7 @@ def with_outputs(bundle, ops, **outputs):
     return Bundle(bundle.card.replace(head=head), bundle.tensors)
 
 
+@pytest.mark.usefixtures("ours")
 def test_values_that_others_read_are_outputs_too(make_bundle, pixels, tmp_path):
     """One that is read twice, one with an activation after it, the one the softmax reads, one by two names."""
     b = make_bundle("v3-small")
@@ -235,6 +239,7 @@ def test_values_that_others_read_are_outputs_too(make_bundle, pixels, tmp_path):
     same(with_outputs(b, (), **answers), tmp_path / "answers.ncnn", pixels[:2])
 
 
+@pytest.mark.usefixtures("ours")
 def test_an_integer_map_comes_out_as_floats(make_bundle, pixels, tmp_path):
     b = of_precision(make_bundle("v2"), pixels, "int8")
     names = ("blocks.1.depthwise", "blocks.2.project", "blocks.3.expand")
@@ -246,6 +251,7 @@ def test_an_integer_map_comes_out_as_floats(make_bundle, pixels, tmp_path):
         assert np.median(difference) < 2 * float(b.tensors[f"{name}.scale"])
 
 
+@pytest.mark.usefixtures("ours")
 def test_lengths_gates_and_odd_kernels(tmp_path):
     """Vectors and maps of length 1, of zeros too; a sum of a map and a vector; on images that aren't square."""
     arch, preprocess = Arch("row", 1.0, 32, 0, (Conv(8),), size=(32, 48)), Preprocess(32, size=(32, 48))
@@ -300,6 +306,7 @@ def test_a_wrong_export_leaves_nothing(make_bundle, pixels, tmp_path, monkeypatc
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.usefixtures("ours")
 def test_one_image_a_call(make_bundle, pixels, tmp_path):
     b = make_bundle("v1")
     with pytest.raises(UserError, match="takes one image in a call, not 8"):
@@ -308,6 +315,7 @@ def test_one_image_a_call(make_bundle, pixels, tmp_path):
     assert export.export_bundle(b, pixels, tmp_path / "m.ncnn", "noise", "ncnn", batch=1).agreement == 100
 
 
+@pytest.mark.usefixtures("ours")
 @pytest.mark.parametrize("threads", [1, 2])
 def test_callers_at_once_get_the_same(exported, pixels, threads):
     path = exported("v2").path
@@ -366,6 +374,7 @@ def test_a_damaged_folder(exported, damage, message):
     assert "\n" not in str(e.value)
 
 
+@pytest.mark.usefixtures("ours")
 def test_the_card_of_another_network(exported, tmp_path):
     exported("v1")
     shutil.move(tmp_path / "m.ncnn", tmp_path / "v1.ncnn")

@@ -146,11 +146,13 @@ def trap(path):
     return pickle.dumps(Trap(path))
 
 
+@pytest.mark.usefixtures("ours")
 def test_a_rewritten_file_is_read(members, pixels, tmp_path):
     """So that the refusals below have the reasons they give."""
     assert engines.load(rewritten(members, tmp_path / "m.pt2"))(pixels[:2])["probabilities"].shape == (2, 10)
 
 
+@pytest.mark.usefixtures("ours")
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -186,12 +188,14 @@ def edited(members, name, before, after):
     return {**members, name: members[name].replace(before, after)}
 
 
+@pytest.mark.usefixtures("ours")
 def test_a_compressed_file_is_refused(members, tmp_path):
     """It could hold far more than its size says."""
     with pytest.raises(UserError, match="holds more than"):
         engines.load(rewritten(members, tmp_path / "m.pt2", compression=zipfile.ZIP_DEFLATED))
 
 
+@pytest.mark.usefixtures("ours")
 @pytest.mark.parametrize("fraction", [0, 0.5, 0.99])
 def test_a_cut_file(members, tmp_path, fraction):
     data = rewritten(members, tmp_path / "m.pt2").read_bytes()
@@ -200,6 +204,7 @@ def test_a_cut_file(members, tmp_path, fraction):
         engines.load(tmp_path / "cut.pt2")
 
 
+@pytest.mark.usefixtures("ours")
 def test_a_flipped_bit(members, tmp_path):
     data = bytearray(rewritten(members, tmp_path / "m.pt2").read_bytes())
     weights = members["data/weights/weight_9"]
@@ -209,6 +214,7 @@ def test_a_flipped_bit(members, tmp_path):
         engines.load(tmp_path / "m.pt2")
 
 
+@pytest.mark.usefixtures("ours")
 def test_what_pytorch_alone_would_read(members, pixels, tmp_path):
     """The file needs nothing of ours."""
     buffer = io.BytesIO(rewritten(members, tmp_path / "m.pt2").read_bytes())

@@ -80,6 +80,7 @@ def test_a_file_and_its_proof(bundle, tmp_path, name, precision):
     assert made.difference < {"float32": 1e-4, "float16": 1e-4, "dynamic": 0.15, "int8": 0.15}[precision]
 
 
+@pytest.mark.usefixtures("ours")
 @pytest.mark.parametrize(
     ("name", "precision", "options"),
     [
@@ -97,6 +98,7 @@ def test_padding_and_preprocessing_of_every_kind(bundle, tmp_path, pixels, name,
     np.testing.assert_allclose(y, TorchEngine(b, 1)(pixels)["probabilities"], atol=1e-4)
 
 
+@pytest.mark.usefixtures("ours")
 @pytest.mark.parametrize("padding", ["symmetric", "same"])
 def test_an_odd_side_is_padded_as_in_pytorch(tmp_path, padding):
     b = random_bundle(scale(zoo.network("v2"), 0.35, 45, 10, padding=padding), "float32")
@@ -105,6 +107,7 @@ def test_an_odd_side_is_padded_as_in_pytorch(tmp_path, padding):
     np.testing.assert_allclose(y, TorchEngine(b, 1)(images)["probabilities"], atol=1e-4)
 
 
+@pytest.mark.usefixtures("ours")
 @pytest.mark.parametrize(("precision", "limit"), [("float32", 1e-4), ("int8", 0.05)])
 def test_gelu(tmp_path, precision, limit):
     b = random_bundle(scale(zoo.network("v1"), 0.25, 32, 10, activation="gelu"), precision)
@@ -113,6 +116,7 @@ def test_gelu(tmp_path, precision, limit):
     np.testing.assert_allclose(y, TorchEngine(b, 1)(images)["probabilities"], atol=limit)
 
 
+@pytest.mark.usefixtures("ours")
 def test_attention_between_int8_layers(tmp_path):
     b = random_bundle(zoo.arch("v4-hybrid-m", 0.25, 64, 10), "int8")
     images = smooth_images(8, 64)
@@ -124,6 +128,7 @@ def test_attention_between_int8_layers(tmp_path):
     assert np.abs(x - y).max(1).min() < 1e-6  # where no rounding falls otherwise, nothing differs
 
 
+@pytest.mark.usefixtures("ours")
 @pytest.mark.parametrize(("name", "share"), [("v1", 0.9), ("v2", 0.8), ("v3-small", 0.2), ("v4-conv-s", 0.8)])
 def test_int8_is_what_onnx_runtime_computes(bundle, tmp_path, name, share):
     """Integers of the same bundle: but for images with a rounding at a tie, nothing differs."""
@@ -136,6 +141,7 @@ def test_int8_is_what_onnx_runtime_computes(bundle, tmp_path, name, share):
     assert (np.abs(x - y).max(1) < 1e-6).mean() > share
 
 
+@pytest.mark.usefixtures("ours")
 @pytest.mark.parametrize("name", ["v2", "v3-small", "v4-conv-s"])
 def test_operations_kept_in_float(make_bundle, tmp_path, name):
     source = make_bundle(name)
@@ -343,6 +349,7 @@ def test_the_same_bundle_gives_the_same_bytes(bundle):
     assert tflite.tflite_model(b) == tflite.tflite_model(b)
 
 
+@pytest.mark.usefixtures("ours")
 def test_names_of_the_signature(bundle, tmp_path, pixels):
     from ai_edge_litert.interpreter import Interpreter
 
@@ -352,6 +359,7 @@ def test_names_of_the_signature(bundle, tmp_path, pixels):
     np.testing.assert_allclose(y, engines.load(path)(pixels[:1])["probabilities"], atol=1e-6)
 
 
+@pytest.mark.usefixtures("ours")
 @pytest.mark.parametrize("precision", ["float32", "int8"])
 def test_outputs_of_another_task(tmp_path, precision):
     """Each by its name in the signature, whatever their order in the file; no labels, though its config has some."""
@@ -402,6 +410,7 @@ def test_the_importer_reads_what_we_write(bundle, tmp_path, imported, pixels, na
 # ---- running
 
 
+@pytest.mark.usefixtures("ours")
 @pytest.mark.parametrize("batch", [None, 1, 5])
 @pytest.mark.parametrize("precision", ["float32", "int8"])
 def test_any_number_of_images(bundle, tmp_path, pixels, precision, batch):
@@ -417,6 +426,7 @@ def test_any_number_of_images(bundle, tmp_path, pixels, precision, batch):
     )  # not in one piece of memory
 
 
+@pytest.mark.usefixtures("ours")
 def test_a_headless_network(tmp_path, pixels):
     b = random_bundle(zoo.arch("v1", 0.25, 32, 0), "float32")
     y = engines.load(written(b, tmp_path / "m.tflite"))(pixels[:3])["features"]
@@ -424,6 +434,7 @@ def test_a_headless_network(tmp_path, pixels):
     assert not np.allclose(y.sum(1), 1)  # features, and no softmax of them
 
 
+@pytest.mark.usefixtures("ours")
 def test_several_threads_at_once(bundle, tmp_path, pixels):
     engine = engines.load(written(bundle("int8"), tmp_path / "m.tflite"))
     assert engine.concurrent
@@ -446,6 +457,7 @@ def test_several_threads_at_once(bundle, tmp_path, pixels):
     assert len(engine.idle) == made  # those there are used again
 
 
+@pytest.mark.usefixtures("ours")
 def test_nothing_is_said_on_stderr(bundle, tmp_path, pixels, capfd):
     engines.load(written(bundle("float32"), tmp_path / "m.tflite"))(pixels[:2])
     assert capfd.readouterr() == ("", "")
@@ -485,6 +497,7 @@ def test_a_file_of_another_kind(tmp_path):
         engines.load(tmp_path / "m.tflite")
 
 
+@pytest.mark.usefixtures("ours")
 @pytest.mark.parametrize(
     ("card", "message"),
     [

@@ -69,6 +69,7 @@ def reference(b, images):
     return {name: other.get_tensor(i) for name, i in outputs.items()}
 
 
+@pytest.mark.usefixtures("ours")
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("padding", ["symmetric", "same"])
 def test_it_is_what_the_reference_kernels_compute(int8, tmp_path, pixels, name, padding):
@@ -89,6 +90,7 @@ def test_a_folder_and_its_proof(int8, tmp_path, name):
     assert engines.load(made.path).card == b.card.replace(parent=b.digest)
 
 
+@pytest.mark.usefixtures("ours")
 @pytest.mark.parametrize("name", NETWORKS)
 def test_near_the_reference(int8, tmp_path, name):
     """Its kernels round twice, so that one value in 500 is a step off after each layer."""
@@ -115,6 +117,7 @@ def network(ops, outputs, size=(32, 32), **fields):
     return with_random_weights(card, "int8")
 
 
+@pytest.mark.usefixtures("ours")
 @pytest.mark.parametrize(
     ("ops", "outputs", "turned"),
     [
@@ -283,6 +286,7 @@ def test_the_resolver_is_told_of_every_operator():
 # ---- faults
 
 
+@pytest.mark.usefixtures("ours")
 def test_an_operator_it_has_not(tmp_path):
     b = random_bundle(scale(zoo.network("v1"), 0.25, 32, 10, activation="gelu"), "int8")
     with pytest.raises(UserError, match="TensorFlow Lite Micro can't run this: it has no GELU operator; choose"):
@@ -334,6 +338,7 @@ def test_a_damaged_folder(int8, tmp_path, spoil, message):
     assert "m.c-array" in str(e.value)
 
 
+@pytest.mark.usefixtures("ours")
 def test_the_card_of_another_network(int8, tmp_path):
     folder = written(int8("v1"), tmp_path / "m.c-array")
     for card in (

@@ -90,6 +90,7 @@ def test_a_file_is_labelled_scored_and_measured(windows, colours, make_bundle, t
     assert (tmp_path / "shards" / "index.json").is_file()
 
 
+@pytest.mark.slow
 def test_shards_are_trained_on_by_processes_that_start_anew_and_the_network_exported(windows, written, tmp_path):
     size = ("--alpha", 0.25, "--resolution", 32, "--epochs", 1, "--batch", 24)
     windows(
@@ -126,7 +127,7 @@ def test_every_module_can_be_imported(windows, tmp_path):
     windows(script=("every.py",))
 
 
-@pytest.mark.parametrize("kind", ["folder", "zip", "shards"])
+@pytest.mark.parametrize("kind", ["folder", *(pytest.param(k, marks=pytest.mark.slow) for k in ("zip", "shards"))])
 def test_processes_that_start_anew_draw_the_same(colours, written, tmp_path, monkeypatch, kind):
     from mobilenets.data.open import open_data
     from mobilenets.model.images import Preprocess

@@ -20,9 +20,12 @@ STEP = {
 }  # fmt: skip
 
 
-def arguments(data, out, *more):
+EPOCHS = 6
+
+
+def arguments(data, out, *more, epochs=EPOCHS):
     return (
-        "fit", data, "--out", out, "--max-latency-ms", 50, "--max-size-mb", 1, "--epochs", 10, "--lr", 0.01,
+        "fit", data, "--out", out, "--max-latency-ms", 50, "--max-size-mb", 1, "--epochs", epochs, "--lr", 0.01,
         "--batch", 12, "--workers", 0, *more,
     )  # fmt: skip
 
@@ -185,14 +188,14 @@ def test_a_damaged_image_stops_it_before_anything_is_done(colours, command, tmp_
     bad.write_bytes(bad.read_bytes()[:100])
     (data / "val" / "blue" / "001.png").write_text("no image")
     out = tmp_path / "run"
-    ran = command(*arguments(data, out))
+    ran = command(*arguments(data, out, epochs=1))
     assert ran.code == 2
     assert "2 damaged images" in ran.err.splitlines()[-1]
     assert "--skip-bad" in ran.err.splitlines()[-1]
     assert "train/red/005.png" in ran.err.replace("\n", "")
     assert not (out / "checkpoints").exists()
     assert not (out / "choice.json").exists()
-    ran = command(*arguments(data, out, "--skip-bad", "--resume", "--json"))
+    ran = command(*arguments(data, out, "--skip-bad", "--resume", "--json", epochs=1))
     assert ran.code == 0, ran.err
     assert ran.json["steps"][0]["count"] == 23
     scan = json.loads((out / "scan.json").read_text())
@@ -257,7 +260,7 @@ def test_the_same_command_gives_the_same_weights(fitted, colours):
 
     d = open_data(str(colours))
     arch = Arch.from_json(json.loads((fitted.out / "choice.json").read_text())["arch"])
-    r = recipes.recipe("modern", Overrides(epochs=10, lr=0.01, batch=12, workers=0))
+    r = recipes.recipe("modern", Overrides(epochs=EPOCHS, lr=0.01, batch=12, workers=0))
     b = train.train_bundle(d, arch, r, fitted.out.parent / "again")
     assert (fitted.out.parent / "again" / "float" / "weights.safetensors").read_bytes() == (
         fitted.out / "float" / "weights.safetensors"

@@ -116,10 +116,11 @@ def used():
     return len(os.listdir("/proc/self/fd")), int(status.split("Threads:")[1].split()[0]), memory  # noqa: PTH208
 
 
-SLOW = [pytest.param(n, marks=pytest.mark.slow) for n in ("openvino", "torch") if n in engines.installed()]
+FEW = ("onnxruntime", "litert")  # of the others a hundred loads take long
+LOADED = [pytest.param(n, marks=[pytest.mark.slow] * (n not in FEW)) for n in dict.fromkeys((*QUICK, "torch"))]
 
 
-@pytest.mark.parametrize("name", [*(n for n in QUICK if n != "openvino"), *SLOW])
+@pytest.mark.parametrize("name", LOADED)
 def test_a_hundred_loads_leave_nothing_behind(load, pixels, name):
     one = functools.partial(pixels.__getitem__, slice(0, 1))
     for _ in range(10):

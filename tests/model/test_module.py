@@ -18,7 +18,7 @@ def flops(net, resolution):
 
 @pytest.mark.parametrize("padding", ["symmetric", "same"])
 @pytest.mark.parametrize("name", ["v1", "v2"])
-@pytest.mark.parametrize("alpha", ALPHAS)
+@pytest.mark.parametrize("alpha", [pytest.param(a, marks=[pytest.mark.slow] * (a > 1)) for a in ALPHAS])
 def test_macs_and_params_equal_what_torch_counts(name, alpha, padding):
     """Analytic macs are exactly half the flops that torch counts in the built network, at every resolution."""
     arch = spec.scale(zoo.network(name), alpha, padding=padding)

@@ -53,6 +53,7 @@ def test_it_learns_from_the_teacher_alone(teacher, colours, command, tmp_path):
     assert b.card.recipe["command"].startswith("mobilenets distill") or "Python" in b.card.recipe["command"]
 
 
+@pytest.mark.slow
 def test_without_labels_it_learns_the_teachers_classes(teacher, flat, command, tmp_path):
     line = ("distill", teacher, flat, "--out", tmp_path / "s", *SMALL, "--batch", 12, "--unlabelled")
     ran = command(*line, "--epochs", 14, "--lr", 0.01)

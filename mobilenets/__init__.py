@@ -105,7 +105,10 @@ __all__ = ["__version__", *_HOMES]
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        return getattr(importlib.import_module(f"mobilenets.{_HOMES[name]}"), name)
+        from mobilenets.errors import needed_by
+
+        with needed_by(name):
+            return getattr(importlib.import_module(f"mobilenets.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'mobilenets' has no attribute {name!r}")
 
 

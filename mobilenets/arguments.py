@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast, overload
 
-from mobilenets.errors import ArgumentError, unknown
+from mobilenets.errors import ArgumentError, needed_by, unknown
 
 T = TypeVar("T", bound=Callable[..., Any])
 Given = TypeVar("Given", str, int, float)
@@ -79,7 +79,8 @@ def _checked(function: Callable[..., Any], name: str) -> Callable[..., Any]:
             for one in () if value is inspect.Parameter.empty else value if several else (value,):
                 if not _fits(one, hint):
                     raise ArgumentError(f"{name}: {_wrong(given, one, hint)}")
-        return function(*args, **kwargs)
+        with needed_by(name):
+            return function(*args, **kwargs)
 
     return call
 

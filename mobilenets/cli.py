@@ -16,7 +16,7 @@ from typing import Any
 
 from mobilenets import __version__
 from mobilenets.console import plain
-from mobilenets.errors import UserError, unknown
+from mobilenets.errors import Missing, UserError, needed_by, unknown
 
 VERBS = {
     "fit": (
@@ -70,16 +70,6 @@ VERBS = {
 }
 TRAINING = ("fit", "train", "sweep", "tune", "distill", "quantize", "export")  # need PyTorch, whatever is asked of them
 # What only some verbs need, by the module that is missed: its name, and the extra that installs it.
-EXTRAS = {
-    "torch": ("PyTorch", "train"),
-    "torchvision": ("torchvision", "train"),
-    "pytorch_lightning": ("PyTorch Lightning", "train"),
-    "torchmetrics": ("torchmetrics", "train"),
-    "sklearn": ("scikit-learn", "train"),
-    "matplotlib": ("matplotlib", "train"),
-    "jinja2": ("Jinja", "train"),
-    "tflite_micro": ("TensorFlow Lite Micro", "micro"),
-}
 HELP = """MobileNets, exact and practical: from your data, device and budget to a file that runs there.
 
 Every verb takes `--json` (results for programs, on stdout) and `--debug` (the traceback of an error).
@@ -125,8 +115,9 @@ def run(arguments: list[str]) -> int:
     try:
         if arguments and not arguments[0].startswith("-") and arguments[0] not in VERBS:
             raise unknown("verb", arguments[0], VERBS)
-        if arguments and arguments[0] in TRAINING and not {"--help", "-h"} & {*arguments}:
-            _needs(arguments[0], "torch")
+        trains = arguments and arguments[0] in TRAINING and not {"--help", "-h"} & {*arguments}
+        if trains and importlib.util.find_spec("torch") is None:
+            raise Missing(arguments[0], "torch")
         return _print(_call(arguments), as_json)
     except UserError as e:
         if debug:
@@ -139,13 +130,6 @@ def run(arguments: list[str]) -> int:
     except _ReaderLeft:
         sys.stderr.close()
         return 0
-
-
-def _needs(verb: str, module: str) -> None:
-    """A UserError if `module` isn't installed."""
-    if importlib.util.find_spec(module) is None:
-        needed, extra = EXTRAS[module]
-        raise UserError(f"{verb} needs {needed}: pip install 'mobilenets[{extra}]'")
 
 
 def _call(arguments: list[str]) -> Any:
@@ -163,14 +147,12 @@ def _call(arguments: list[str]) -> Any:
     for name, (target, summary) in VERBS.items():
         app.command(f"mobilenets.commands.{target}", name=name, help=summary)
     try:
-        return app(arguments or ["--help"], exit_on_error=False, print_error=False)
+        with needed_by(arguments[0] if arguments else "help"):
+            return app(arguments or ["--help"], exit_on_error=False, print_error=False)
+    except Missing as e:  # of the function, whose name may be another than the verb's
+        raise Missing(arguments[0], e.module) from e
     except cyclopts.CycloptsError as e:
         raise UserError(" ".join(str(e).split())) from e
-    except ImportError as e:  # as it is, or as what a verb's module that couldn't be imported was raised from
-        name = (getattr(e.__cause__, "name", None) or e.name or "").partition(".")[0]
-        if name in EXTRAS:
-            _needs(arguments[0], name)
-        raise
 
 
 def _print(result: Any, as_json: bool) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import errno
+import importlib.util
 from collections.abc import Iterable, Iterator
 
 
@@ -22,6 +23,40 @@ class UnknownName(UserError):
 
 class ArgumentError(UserError, TypeError):
     """A function was called with arguments that it doesn't have, or of another type than it takes."""
+
+
+# Packages that an extra installs, by the module that is imported: what it is called, and the extra.
+EXTRAS = {
+    "torch": ("PyTorch", "train"),
+    "torchvision": ("torchvision", "train"),
+    "pytorch_lightning": ("PyTorch Lightning", "train"),
+    "torchmetrics": ("torchmetrics", "train"),
+    "sklearn": ("scikit-learn", "train"),
+    "matplotlib": ("matplotlib", "train"),
+    "jinja2": ("Jinja", "train"),
+    "tflite_micro": ("TensorFlow Lite Micro", "micro"),
+}
+
+
+class Missing(UserError):
+    """A package of `EXTRAS` isn't installed: `module` is what was imported."""
+
+    def __init__(self, what: str, module: str) -> None:
+        needed, extra = EXTRAS[module]
+        super().__init__(f"{what} needs {needed}: pip install 'mobilenets[{extra}]'")
+        self.module = module
+
+
+@contextlib.contextmanager
+def needed_by(what: str) -> Iterator[None]:
+    """Turn an import that fails for want of an extra into `Missing`, which says what to install for `what`."""
+    try:
+        yield
+    except ImportError as e:  # as it is, or as what a module that couldn't be imported was raised from
+        name = (getattr(e.__cause__, "name", None) or e.name or "").partition(".")[0]
+        if name in EXTRAS and importlib.util.find_spec(name) is None:
+            raise Missing(what, name) from e
+        raise
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> UserError:

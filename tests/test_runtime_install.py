@@ -102,11 +102,21 @@ def test_what_needs_more_says_so_in_one_line(files, line, message):
     assert (done.returncode, done.stdout, done.stderr) == (2, "", f"mobilenets: {message}\n")
 
 
-def test_a_bundle_runs_in_pytorch_alone(files):
-    done = alone(files, "predict", "bundle", "images")
-    assert done.returncode == 2
-    (line,) = done.stderr.splitlines()
-    assert line.endswith("install it with: pip install 'mobilenets[train]'")
+@pytest.mark.parametrize("bundle", ["bundle", "cifar10-v1-0.25"])
+def test_a_bundle_runs_in_onnx_runtime_too(files, bundle):
+    done = alone(files, "predict", bundle, "images", "--json")
+    assert done.returncode == 0, done.stderr
+    with_torch = [sys.executable, "-m", "mobilenets", "predict", bundle, "images", "--json"]
+    told = subprocess.run(with_torch, capture_output=True, text=True, check=True, cwd=files).stdout
+    ours, theirs = ([json.loads(line) for line in said.splitlines()] for said in (done.stdout, told))
+    assert [p["top"][0]["label"] for p in ours] == [p["top"][0]["label"] for p in theirs]
+
+
+def test_what_is_pytorchs_alone_says_so(files):
+    line = "import sys; sys.modules['torch'] = None; import mobilenets; mobilenets.create('v2')"
+    done = subprocess.run([sys.executable, "-c", line], capture_output=True, text=True, check=False, cwd=files)
+    assert done.stderr.splitlines()[-1].endswith("create needs PyTorch: pip install 'mobilenets[train]'")
+    assert done.stderr.splitlines()[-1].startswith("mobilenets.errors.Missing")
 
 
 # ---- in an environment of its own ----------------------------------------------------------------------------------

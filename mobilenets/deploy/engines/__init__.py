@@ -17,6 +17,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.metadata
+import importlib.util
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -173,8 +174,8 @@ def for_path(path: Path) -> str:
     for name, r in RUNTIMES.items():
         if path.suffix == r.suffix and path.is_dir() == r.folder:
             return name
-    if path.is_dir():
-        return "torch"
+    if path.is_dir():  # a bundle: PyTorch's is the reference, but the light install has ONNX Runtime alone
+        return "torch" if importlib.util.find_spec("torch") else "onnxruntime"
     known = ", ".join(r.suffix for r in RUNTIMES.values())
     raise UserError(
         f"{path}: no engine runs a {path.suffix or 'nameless'} file; give a bundle's folder or one of {known}"

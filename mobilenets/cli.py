@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import codecs
 import importlib.util
+import inspect
 import io
 import json
 import os
@@ -70,6 +71,7 @@ VERBS = {
 }
 TRAINING = ("fit", "train", "sweep", "tune", "distill", "quantize", "export")  # need PyTorch, whatever is asked of them
 # What only some verbs need, by the module that is missed: its name, and the extra that installs it.
+NETWORK = ("--arch", "--alpha", "--resolution")
 HELP = """MobileNets, exact and practical: from your data, device and budget to a file that runs there.
 
 Every verb takes `--json` (results for programs, on stdout) and `--debug` (the traceback of an error).
@@ -152,7 +154,24 @@ def _call(arguments: list[str]) -> Any:
     except Missing as e:  # of the function, whose name may be another than the verb's
         raise Missing(arguments[0], e.module) from e
     except cyclopts.CycloptsError as e:
-        raise UserError(" ".join(str(e).split())) from e
+        raise UserError(_said(arguments[0], e)) from e
+
+
+def _said(verb: str, e: Any) -> str:
+    """One line about a command line that isn't understood."""
+    import cyclopts
+
+    if isinstance(e, cyclopts.MissingArgumentError) and e.argument is not None:
+        named = e.argument.field_info.kind == inspect.Parameter.KEYWORD_ONLY
+        what = e.argument.name if named else e.argument.name.removeprefix("--").upper()
+        return f"{verb} needs {what}: mobilenets {verb} --help"
+    if isinstance(e, cyclopts.UnusedCliTokensError):
+        return (
+            f"{verb} takes no more than was given before {' '.join(e.unused_tokens or ())!r}: mobilenets {verb} --help"
+        )
+    if isinstance(e, cyclopts.UnknownOptionError) and verb == "fit" and e.token.keyword in NETWORK:
+        return f"fit chooses the network itself: {e.token.keyword} is an option of mobilenets train"
+    return " ".join(str(e).split())
 
 
 def _print(result: Any, as_json: bool) -> int:

@@ -64,12 +64,45 @@ def plain(text: str) -> str:
 
 def print_whole(console: Console, what: RenderableType) -> None:
     """Print something no narrower than its numbers need: one that is cut to the terminal's width would be wrong."""
+    from rich.console import Group
+    from rich.measure import Measurement
+    from rich.protocol import rich_cast
+    from rich.table import Table
+
+    what = rich_cast(what)
+    if isinstance(what, Group):
+        for part in what.renderables:
+            print_whole(console, part)
+        return
+    if isinstance(what, Table):
+        needed = _laid_out(what, console)
+    else:
+        needed = Measurement.get(console, console.options.update(max_width=LOG_WIDTH), what).minimum
+    if needed > console.width:
+        console = _console(stderr=console.stderr, width=needed, height=25)  # a dumb terminal heeds no width alone
+    console.print(what)
+
+
+def _laid_out(t: Table, console: Console) -> int:
+    """Give a table's columns the console's width, none less than its longest word; how wide they are together.
+
+    Rich takes from the widest columns first, below their longest words too, and then cuts the table's right edge.
+    """
     from rich.measure import Measurement
 
-    needed = Measurement.get(console, console.options.update(max_width=1000), what).minimum
-    if needed > console.width:
-        console = _console(stderr=console.stderr, width=needed)
-    console.print(what)
+    wide = console.options.update(max_width=LOG_WIDTH)
+    sizes = []
+    for column in t.columns:
+        each = [Measurement.get(console, wide, cell) for cell in (column.header, *column.cells)]
+        most = max(m.maximum for m in each)
+        least = most if column.no_wrap else max(m.minimum for m in each)
+        sizes.append((max(least, column.min_width or 0), max(most, column.min_width or 0)))
+    beside = 3 * len(sizes) + 1  # the spaces around each column, and between them
+    free = console.width - beside - sum(least for least, _ in sizes)
+    for column, (least, most) in sorted(zip(t.columns, sizes, strict=True), key=lambda c: c[1][1] - c[1][0]):
+        column.width = least + max(0, min(free, most - least))
+        free -= column.width - least
+    return beside + sum(column.width or 0 for column in t.columns)
 
 
 LEFT_WIDTH, TITLE_WIDTH = 12, 76

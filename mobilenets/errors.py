@@ -82,6 +82,7 @@ def disk_errors(what: str) -> Iterator[None]:
             errno.EACCES: "permission denied",
             errno.ENOTDIR: "a part of the path is a file, not a folder",
             errno.EEXIST: "a part of the path is a file, not a folder",
+            errno.ENOENT: "there is no such folder, and none can be made there",
             errno.EISDIR: "there is a folder of that name",
             errno.ENAMETOOLONG: "the name is too long",
         }

@@ -1,11 +1,13 @@
 """Results in notebooks: tables, escaped; bars where they can be drawn."""
 
 import dataclasses
+import io
+import re
 import xml.etree.ElementTree as ET
 
 import pytest
 from PIL import Image
-from rich.console import Group
+from rich.console import Console, Group
 from rich.text import Text
 
 import mobilenets
@@ -81,3 +83,40 @@ def test_bars_in_notebooks(monkeypatch, notebook, widgets, drawn):
     monkeypatch.setattr(console.err(), "is_jupyter", notebook)
     monkeypatch.setattr(console.importlib.util, "find_spec", lambda _name: object() if widgets else None)
     assert console.progress().disable is not drawn
+
+
+def numbers(text):
+    return sorted(re.findall(r"[0-9][0-9,.x%]*", text))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ("cost", "v1", "--layers"), ("cost", "v4-conv-s", "--layers"), ("list", "v3"), ("recipes",),
+        ("explain", "v3-small"), ("reproduce", "v1-table12"), ("show", "cifar10-v2"),
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_no_number_is_cut_in_any_width(command, monkeypatch, line):
+    """Words are broken, or the width is exceeded."""
+    shown = {}
+    for width in (20, 47, 60, 80, 99, 120, 136, 200):
+        monkeypatch.setenv("COLUMNS", str(width))
+        shown[width] = numbers(command(*line).out)
+    assert len(shown[200]) > 5
+    assert [w for w, found in shown.items() if found != shown[200]] == []
+
+
+def test_a_dumb_terminal_cuts_no_number(monkeypatch):
+    monkeypatch.setenv("TERM", "dumb")
+    made = console.table("a table", ["a", "b"])
+    made.add_row("1" * 70, "2" * 70)
+    written = io.StringIO()
+
+    def wider(stderr, **how):
+        assert not stderr
+        return Console(file=written, force_terminal=True, **how)
+
+    monkeypatch.setattr(console, "_console", wider)
+    console.print_whole(Console(file=written, force_terminal=True, width=80), made)
+    assert "2" * 70 in written.getvalue()

@@ -6,6 +6,7 @@ README), and turned into the site's.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -37,7 +38,8 @@ def _listing(title: str, names: list[str]) -> str:
 
 
 def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
-    """Links of the repository as links of the site."""
+    """Links of the repository as links of the site; what tests are told of a block of code is no title of it."""
+    markdown = re.sub(r'^(```\w+) title="(?:not run|slow): [^"]*"$', r"\1", markdown, flags=re.MULTILINE)
     if page.file.src_uri == "index.md":
         return markdown.replace("](docs/", "](").replace("](results/)", "](results/README.md)")
     return markdown.replace("](../", "](") if "/" not in page.file.src_uri else markdown

@@ -15,6 +15,7 @@ from cyclopts import Parameter
 from mobilenets import console, files, tasks
 from mobilenets.arch.spec import Arch
 from mobilenets.arguments import DataSource, StrPath, as_path, checked
+from mobilenets.data import checks
 from mobilenets.data.open import spelled
 from mobilenets.errors import UserError
 from mobilenets.model import bundle as bundles
@@ -115,6 +116,7 @@ def tune(
     html: StrPath | None = None,
     seed: int = 0,
     class_from_name: bool = False,
+    yes: bool = False,
     root: StrPath | None = None,
 ) -> Tuned:
     """Find the batch size and the learning rate to train with, by training a little; prints the command to go on with.
@@ -148,6 +150,8 @@ def tune(
         Seed of everything random.
     class_from_name
         The class of an image is what its name says before its number: Abyssinian_12.jpg.
+    yes
+        Go on though the folders don't look like classes.
     root
         Where copies of named sets are, or go.
 
@@ -183,6 +187,7 @@ def tune(
     found = bundles.find_bundle(Path(init)) if init else None
     asked = tasks.find_trained(task)
     data = asked.open(source, root, seed, None)
+    checks.stop_at_doubts(data, yes)
     start = Bundle.load(found) if found else None
     net = train.network(arch, alpha, resolution, start, asked, asked.config(data), data)
     trial = Trial(source, root, net, chosen, found, seed, task)
@@ -198,6 +203,7 @@ def tune(
     for k, v in given.items():
         if k not in ("batch", "lr", "accumulate"):
             line += [f"--{k.replace('_', '-')}", str(v)]
+    line += ["--yes"] if data.doubts else []
     line += ["--root", str(root)] if root else []
     line += ["--seed", str(seed)] if seed else []
     line += ["--out", f"runs/{net.title.replace(' ', '-')}"]

@@ -15,6 +15,7 @@ NOT_CLASSES = {
     "groundtruth", "gt", "bbox", "heatmap", "keypoint",
 }  # fmt: skip
 PERHAPS = {"photo", "picture", "original", "thumbnail", "label", "mask", "depth", "edge", "contour", "box", "rgb"}
+PHOTOS = {"image", "img", "jpeg", "jpegimage", "photo", "picture", "original", "rgb"}  # of those, where photos are
 SAME = 0.9  # of the names of two classes
 MANY = 20  # folders beyond which they aren't images and their masks, and pairs are too many to compare
 LEAST = 4  # images below which names say nothing
@@ -48,7 +49,7 @@ def doubts(source: str, by_class: Mapping[str, Sequence[str]]) -> list[str]:
     if not out:
         return []
     root = source.rstrip("/")
-    for c, files in sorted(by_class.items(), key=lambda item: -len(item[1])):
+    for c, files in sorted(by_class.items(), key=lambda item: (_singular(item[0]) not in PHOTOS, -len(item[1]))):
         inside = Counter(f.split("/")[0] for f in files if "/" in f)
         if len(inside) > 1 and inside.total() >= SAME * len(files):
             return [*out, f"train on {root}/{c}? It has a folder for each of {len(inside)} classes"]

@@ -236,6 +236,8 @@ def _measure(
                     head = [size, time.time(), load.average(), max(before.reference, after.reference)]
                     into[digest] = [*head, *into.get(digest, [])[HEAD:], ms]
                     bar.advance(task)
+                if done < ROUNDS:
+                    console.done(f"{s.name}: {console.many(len(missing), 'network')}, round {done + 1} of {ROUNDS}")
             finally:
                 kept = {d: rows[d] for d in missing if len(rows[d]) > HEAD}
                 if done >= ROUNDS - 1:

@@ -140,7 +140,7 @@ class Card:
         return [
             ("network", f"{self.arch.title}, {self.precision}"),
             ("task", f"{self.task}: {labels}"),
-            ("input", f"{side} RGB of the central {p.crop:g}, (pixel - {_one(p.mean)}) / {_one(p.std)}"),
+            ("input", f"{side} RGB, {_framed(p)}, (pixel - {_one(p.mean)}) / {_one(p.std)}"),
             *((m.name, f"{m.value:.2f}%, {m.data} {m.split}, {m.count} images") for m in self.metrics),
             ("trained on", trained if "source" in self.data else "not stated"),
             ("licence", self.licence or "not stated"),
@@ -229,6 +229,13 @@ def stamp(card: Card) -> Card:
             versions[name] = importlib.metadata.version(name)
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     return card.replace(created=now, versions=versions)
+
+
+def _framed(p: Preprocess) -> str:
+    """What of an image a network sees, in words."""
+    if p.framing == "crop":
+        return "the centre" if p.crop == 1 else f"the centre ({100 * p.crop:.4g}% of the short side)"
+    return "all of it, in bars" if p.framing == "letterbox" else "all of it, stretched"
 
 
 def _one(values: tuple[float, ...]) -> str:

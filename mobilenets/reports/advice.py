@@ -17,6 +17,7 @@ RISING = 1.0  # what the last fifth of the epochs brought, in the metric's unit
 OVERFITTED = 1.15  # the last held-out loss as a multiple of the least
 UNDERFITTED = 0.6  # the training loss as a share of that of guessing
 LOST = 1.0  # from float to the file, in the metric's unit
+FEWEST = 3  # images: a share that fewer make up is chance
 WASTED = 5  # epochs after the best one
 MOST = 4
 
@@ -32,26 +33,41 @@ def advise(
     *,
     pretrained: bool,
     classes: int,
+    over: Sequence[str] = (),
 ) -> list[str]:
-    """At most MOST sentences; none where nothing stands out. `classes`: 0 of what isn't a classifier."""
+    """At most MOST sentences; none where nothing stands out.
+
+    `classes`: 0 of what isn't a classifier; `over`: the limits that the file misses.
+    """
     images = sum(scan.counts.get("train", {}).values())
-    out = []
+    out = [
+        f"The file misses the limit of {name}: choose again on a quiet machine (--remeasure), or with a lower limit."
+        for name in over
+    ]
     if not pretrained and images < FEW and scan.native_side >= PHOTO:
         out.append(
             f"It was trained from scratch on {images:,} images. On so few, starting from pretrained weights is worth "
             "more than anything else: mobilenets import makes a bundle of them, --init starts from it."
         )
     out += _of_curves(curves, recipe, metric, classes)
-    lost = metric.lost(steps[0].scores[metric.name], steps[-1].scores[metric.name])
-    if lost > LOST:
+    before, after = steps[0].scores, steps[-1].scores
+    lost = metric.lost(before[metric.name], after[metric.name])
+    if lost > LOST and not (metric.share and lost / 100 * after["count"] < FEWEST):
+        amount = f"{lost:.1f} points" if metric.unit == "%" else metric.say(lost)
         out.append(
-            f"{steps[-1].precision} lost {metric.say(lost)} from float: mobilenets quantize --qat trains the rounding, "
-            "and --precision int8,float16 chooses between two."
+            f"{steps[-1].precision} lost {amount} of {metric.label} from float: mobilenets quantize --qat trains the "
+            "rounding, and --precision int8,float16 chooses between two."
         )
     counts = scan.counts.get("train", {}) if classes else {}
     if counts and min(counts.values()) < FEW_OF_A_CLASS:
         name = min(counts, key=lambda c: counts[c])
-        out.append(f"Class {name} has only {counts[name]} training images: more of the small classes help most.")
+        few = sum(n < FEW_OF_A_CLASS for n in counts.values())
+        if few > len(counts) / 2:
+            out.append(
+                f"{few} of {len(counts)} classes have fewer than {FEW_OF_A_CLASS} training images: more help most."
+            )
+        else:
+            out.append(f"Class {name} has only {counts[name]} training images: more of the small classes help most.")
     return out[:MOST]
 
 

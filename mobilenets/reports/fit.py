@@ -226,6 +226,7 @@ class Page:
         return advise(
             curves, self.fitted.steps, self.scan, self.config["recipe"], self.metric,
             pretrained=bool(self.config.get("init")), classes=len(self.card.labels),
+            over=[limit["name"] for limit in self.limits() if not limit["met"]],
         )  # fmt: skip
 
     def files(self) -> list[dict[str, Any]]:

@@ -123,7 +123,7 @@ def pareto(choice: Choice) -> Figure:
     )  # fmt: skip
     label = f"the pick, {pick.setting.name}" if len(ways) > 1 else "the pick"
     handles.append(Line2D([], [], marker="*", ls="", ms=12, color=GREEN, mec=BACK, label=label))
-    columns = len(handles) if len(ways) == 1 else 4
+    columns = len(handles) if len(ways) == 1 and len(handles) < 6 else 4
     fig.legend(handles=handles, loc="outside upper left", ncols=columns, handletextpad=0.4, columnspacing=1.4)
     return fig
 

@@ -81,6 +81,16 @@ def test_one_level_too_high(pets):
     assert open_data(str(pets / "images")).labels == ("Abyssinian", "Bengal", "beagle")
 
 
+@pytest.mark.parametrize(("photos", "beside"), [("images", "annotations"), ("rgb", "depth"), ("photos", "masks")])
+def test_the_photos_are_named_and_not_their_masks(write_images, tmp_path, photos, beside):
+    root = write_images(tmp_path / "d", {photos: 18, beside: 18})
+    for folder in (photos, beside):
+        for f, name in zip(sorted((root / folder).iterdir()), BREEDS, strict=True):
+            f.rename(f.with_name(f"{name}.png"))
+    (said,) = (d for d in open_data(str(root)).doubts if "--class-from-name" in d)
+    assert said.startswith(f"{root}/{photos} --class-from-name")
+
+
 def test_classes_from_the_files_names(write_images, tmp_path):
     flat = write_images(tmp_path / "flat", {"images": 18}) / "images"
     for f, name in zip(sorted(flat.iterdir()), BREEDS, strict=True):
@@ -93,10 +103,10 @@ def test_classes_from_the_files_names(write_images, tmp_path):
     assert not data.doubts
 
 
-@pytest.mark.parametrize("verb", ["fit", "train", "sweep", "shards"])
+@pytest.mark.parametrize("verb", ["fit", "train", "sweep", "shards", "tune"])
 def test_verbs_stop_before_anything_is_made(verb, pets, command, tmp_path):
     out = tmp_path / "out"
-    ran = command(verb, pets, *(("--out", out) if verb != "shards" else (out,)))
+    ran = command(verb, pets, *((out,) if verb == "shards" else () if verb == "tune" else ("--out", out)))
     assert ran.code == 2
     assert "--yes goes on with it" in ran.err.splitlines()[-1]
     assert not list(out.rglob("*.onnx")) + list(out.rglob("*.tar")) + list(out.rglob("*.ckpt"))

@@ -103,6 +103,19 @@ def test_pth_that_asks_for_memory(tmp_path):
     assert line(pytorch.read, tmp_path / "m.pth").startswith("holds a bytearray, not only tensors; save it with")
 
 
+def test_pth_of_a_list(tmp_path):
+    import torch
+
+    tensors = torch_tensors()
+    for saved in ([tensors], (tensors, {"epoch": 3}), [{"epoch": 3}, {"state_dict": tensors}]):
+        torch.save(saved, tmp_path / "m.pth")
+        check_tensors(pytorch.read(tmp_path / "m.pth"), tensors)
+    torch.save(list(tensors.values()), tmp_path / "m.pth")
+    assert line(pytorch.read, tmp_path / "m.pth").startswith("a list of tensors, without names; save it with")
+    torch.save({"state_dict": tensors, "history": [torch.eye(3)]}, tmp_path / "m.pth")
+    check_tensors(pytorch.read(tmp_path / "m.pth"), tensors)
+
+
 def test_pth_with_other_things_in_it(tmp_path):
     import torch
 

@@ -50,6 +50,13 @@ def test_what_a_checkpoint_holds_beside_the_network_is_left(v2):
     assert prefixes.unprefixed(nothing) == nothing
 
 
+def test_averages_beside_the_weights_are_what_was_scored(v2):
+    saved = {f"model.{k}": a + 1 for k, a in v2.items()} | {f"ema.{k}": a for k, a in v2.items()}
+    got = prefixes.unprefixed(saved)
+    assert got.keys() == v2.keys()
+    assert all(np.array_equal(got[k], v2[k]) for k in v2)
+
+
 def test_what_was_told_but_does_not_fit(v2):
     assert recognise.identify(v2, "v2", 0.75).arch.alpha == 0.75
     said = message(v2, "v2", 1.0)

@@ -7,7 +7,7 @@ from mobilenets.training.fitted import Step
 
 
 def steps(first=80.0, last=80.0):
-    return [Step("s", "p", "e", "int8", 1, {"top1": v}) for v in (first, last)]
+    return [Step("s", "p", "e", "int8", 1, {"top1": v, "count": 500}) for v in (first, last)]
 
 
 def said(score, val=None, train=None, *, pretrained=True, images=100, recipe=None, lost=0.0, classes=3, side=300):
@@ -53,9 +53,23 @@ def test_a_network_that_cannot_learn_it(recipe, lines):
 
 
 def test_lost_in_quantization_and_a_small_class():
-    assert any("int8 lost 2.00% from float" in line for line in said(FLAT, lost=2))
-    assert any("only 5 training images" in line for line in said(FLAT, images=5))
+    assert any("int8 lost 2.0 points of top-1 from float" in line for line in said(FLAT, lost=2))
+    assert any("3 of 3 classes have fewer than 20" in line for line in said(FLAT, images=5))
 
 
 def test_no_more_than_can_be_read():
     assert len(said([10.0, *[9.0] * 9], [1.0] * 10, [1.0] * 10, pretrained=False, images=5, lost=3)) == MOST
+
+
+def test_one_image_of_few_is_chance():
+    few = [Step("s", "p", "e", "int8", 1, {"top1": v, "count": 36}) for v in (41.7, 38.9)]
+    scan = Scan("d", {"train": dict.fromkeys("abc", 100)}, native_side=300)
+    curves = {"val_top1": dict(enumerate(FLAT, 1))}
+    assert advise(curves, few, scan, {}, PRIMARY, pretrained=True, classes=3) == []
+
+
+def test_a_limit_that_is_missed_comes_first():
+    scan = Scan("d", {"train": dict.fromkeys("abc", 5)}, native_side=300)
+    first, second = advise({}, steps(), scan, {}, PRIMARY, pretrained=True, classes=3, over=["latency"])
+    assert first.startswith("The file misses the limit of latency")
+    assert second == "3 of 3 classes have fewer than 20 training images: more help most."

@@ -216,7 +216,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(tiny_train, command, tmp_path)
     assert ran.code == 0, ran.err
     assert weights(out) == weights(whole.out)
     a, b = rows(out), rows(whole.out)
-    assert [int(r["epoch"]) for r in a] == list(range(1, 11))
+    assert [int(r["epoch"]) for r in a] == list(range(1, 6))
     for r in (*a, *b):
         del r["seconds"]
     assert a == b

@@ -10,6 +10,7 @@ from mobilenets.model.convert.recognise import Arrays
 
 # Modules with weights that belong to a training, not to the network that it trains.
 _TRAINING = re.compile(r"(^|[./_])(criterion|loss)", re.IGNORECASE)
+_EMA = re.compile(r"(^|[._])ema([._]|$)", re.IGNORECASE)
 _FEATURES = "features."  # torchvision's module of everything before the pooling, which people take out of its network
 
 
@@ -21,6 +22,9 @@ def unprefixed(tensors: Arrays) -> Arrays:
     """
     places = {place for naming in NAMINGS for place in _stems(naming, tensors)}
     places = {p for p in places if not p[1]} or places
+    averaged = {p for p in places if _EMA.search(p[0])}
+    if averaged and ("", "") not in places:  # beside the weights they are the average of: they are what was scored
+        places = averaged
     if ("", "") in places or len(places) != 1:
         return tensors
     ((prefix, before),) = places

@@ -14,8 +14,10 @@ from mobilenets.reports.explain.words import millions, percent, sentences, shape
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.measure import Measurement
     from rich.text import Text
 
+LEAST = 80  # columns that every network's table and drawings fit in
 MOST_DRAWN = 2  # kinds of block in the short version, and attention
 # Of each type of layer; readable on black and on white.
 INK = {
@@ -103,6 +105,11 @@ class Screen:
     """What an Explanation looks like in a terminal."""
 
     e: Explanation
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        from rich.measure import Measurement
+
+        return Measurement(LEAST, max(LEAST, options.max_width))
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         from rich.padding import Padding

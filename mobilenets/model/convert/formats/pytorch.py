@@ -22,6 +22,7 @@ _MB = 2**20
 _EMA = re.compile(r"(^|_)ema(_|$)", re.IGNORECASE)
 _WRAPPERS = ("state_dict", "model", "model_state_dict", "model_state", "net", "network", "weights", "params")
 _STATE = re.compile(r"optim|sched|scaler|loops|callbacks|param_groups", re.IGNORECASE)  # of the training, not weights
+DEEPEST = 4  # dictionaries in each other
 _SAVE = "save it with torch.save(model.state_dict(), ...)"
 _SAFETENSORS = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2",
@@ -51,10 +52,14 @@ def read(path: Path) -> dict[str, Array]:
     return {k.removeprefix("module."): a for k, a in arrays.items()}
 
 
-def _weights(found: Any, path: Path, depth: int = 4) -> dict[Any, Any]:
+def _weights(found: Any, path: Path, depth: int = DEEPEST) -> dict[Any, Any]:
     """The dictionary of tensors in what was saved: itself, or the one inside, however deep; empty of none."""
     import torch
 
+    if isinstance(found, list | tuple) and depth == DEEPEST:  # (weights, the rest), as some scripts save them
+        if any(isinstance(t, torch.Tensor) for t in found):
+            raise UserError(f"{path}: a list of tensors, without names; {_SAVE}")
+        found = dict(enumerate(found))
     if not isinstance(found, dict) or not depth:
         return {}
     if any(isinstance(t, torch.Tensor) for t in found.values()):

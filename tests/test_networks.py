@@ -137,7 +137,7 @@ def probabilities(bundle, pixels):
         return simulate.module(bundle).answers(x)["probabilities"].numpy()
 
 
-@pytest.mark.parametrize("padding", ["symmetric", "same"])
+@pytest.mark.parametrize("padding", ["symmetric", pytest.param("same", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", NAMES)
 def test_the_float_file_computes_the_same(make_bundle, pixels, name, padding):
     bundle = make_bundle(name, padding)

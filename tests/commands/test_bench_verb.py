@@ -23,6 +23,7 @@ def run(make_bundle, pixels, write_images, tmp_path):
     return root / "out"
 
 
+@pytest.mark.slow
 def test_a_run_on_an_engine_with_its_accuracy(run, command):
     line = ("bench", run, "--engine", "onnxruntime", "--precision", "float32,int8", "--rounds", 1, "--batch", "1,2")
     rows = command(*line, "--json").json
@@ -107,7 +108,10 @@ def test_bad_arguments(run, command, monkeypatch, line, message):
 # ---- peers ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["PyTorch eager", "PyTorch channels_last", "torch.onnx.export, onnxruntime"])
+@pytest.mark.parametrize(
+    "name",
+    ["PyTorch eager", "PyTorch channels_last", pytest.param("torch.onnx.export, onnxruntime", marks=pytest.mark.slow)],
+)
 def test_a_peer_of_our_own_module_answers_as_the_bundle(run, pixels, name):
     import torch
 

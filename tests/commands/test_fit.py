@@ -252,6 +252,7 @@ def test_bad_arguments(colours, command, tmp_path, more, said):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_the_same_command_gives_the_same_weights(fitted, colours):
     """In Python, from the choice that the command made."""
     from mobilenets.arch.spec import Arch

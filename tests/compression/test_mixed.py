@@ -87,6 +87,7 @@ def test_mixed_keeps_the_fewest_that_meet_the_limit(fragile, data, pixels):
     assert made.card.metrics[0].value == pytest.approx(top1(made, data))
 
 
+@pytest.mark.slow
 def test_what_is_kept_anyway_stays(fragile, data, pixels):
     scheme = Scheme(float_ops=("blocks.0.conv",))
     made = mixed.quantize_within(
@@ -95,6 +96,7 @@ def test_what_is_kept_anyway_stays(fragile, data, pixels):
     assert set(made.card.float_ops) == {*KEEP, "blocks.0.conv"}
 
 
+@pytest.mark.slow
 def test_no_loss_at_all_takes_more_in_float(fragile, data, pixels):
     made = mixed.quantize_within(0, fragile, data, measure_ranges(fragile, pixels), pixels, (), mixed=True)
     assert top1(made, data) == 100

@@ -255,6 +255,7 @@ def test_other_networks_give_their_outputs_by_name(make_bundle, pixels, tmp_path
         np.testing.assert_allclose(got[name], values, atol=tolerance * max(np.abs(values).max(), 1))
 
 
+@pytest.mark.slow
 def test_lengths_beyond_16_bits(make_bundle, pixels, tmp_path):
     """Squares of features may be larger than the largest 16-bit float; a vector of zeros has no direction."""
     b = features.of_bundle(make_bundle("v1"))

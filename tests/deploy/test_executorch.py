@@ -87,6 +87,7 @@ def test_threads(exported, pixels):
     np.testing.assert_allclose(a, b, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ours")
 @pytest.mark.parametrize("precision", ["float32", "int8"])
 def test_several_outputs_of_any_rank(pixels, tmp_path, precision):

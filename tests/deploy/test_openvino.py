@@ -106,7 +106,7 @@ def executed(engine):
 
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="another processor has other kernels")
-@pytest.mark.parametrize("name", ["v2", "v3-small"])
+@pytest.mark.parametrize("name", ["v2", pytest.param("v3-small", marks=pytest.mark.slow)])
 def test_every_convolution_runs_in_int8(make_bundle, pixels, tmp_path, name):
     openvino.write(of_precision(make_bundle(name), pixels, "int8"), tmp_path / "m.openvino", None)
     engine = engines.load(tmp_path / "m.openvino")

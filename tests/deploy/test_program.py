@@ -50,6 +50,7 @@ def test_the_module_is_the_network(make_bundle, pixels, name, variant, precision
     nearly_equal(run(program.Network(b).eval(), pixels[:8]), b, pixels[:8])
 
 
+@pytest.mark.slow
 def test_operations_kept_in_float(make_bundle, pixels, tmp_path):
     names = ("blocks.2.depthwise", "blocks.3.project", "blocks.3.sum", "classifier")
     b = made_of(make_bundle("v2"), pixels, "int8", names)
@@ -93,6 +94,7 @@ def test_a_file_and_its_proof(short_bundle, pixels, tmp_path, precision, batch):
     np.testing.assert_allclose(whole[:1], engine(pixels[:1])["probabilities"], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_sizes_follow_the_weights(short_bundle, pixels, tmp_path):
     sizes = {}
     for precision in PRECISIONS:

@@ -147,7 +147,7 @@ TIMM = [
     ("mobilenetv4_conv_small", "v4-conv-s", 1.0),
     pytest.param("mobilenetv4_conv_medium", "v4-conv-m", 1.0, marks=big),
     pytest.param("mobilenetv4_conv_large", "v4-conv-l", 1.0, marks=big),
-    ("mobilenetv4_hybrid_medium", "v4-hybrid-m", 1.0),
+    pytest.param("mobilenetv4_hybrid_medium", "v4-hybrid-m", 1.0, marks=big),
     pytest.param("mobilenetv4_hybrid_medium_075", "v4-hybrid-m", 0.75, True, marks=big),
     pytest.param("mobilenetv4_hybrid_large", "v4-hybrid-l", 1.0, marks=big),
     pytest.param("mobilenetv4_hybrid_large_075", "v4-hybrid-l", 0.75, marks=big),

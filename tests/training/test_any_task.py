@@ -258,6 +258,7 @@ def test_fit_and_the_report_know_no_classifier(colours, command, tmp_path, monke
         assert "top-1" not in again.out
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("registered")
 def test_sweep_tune_and_a_trainings_page_know_no_classifier(colours, command, tmp_path):
     grid = ("--arch", "v3-small", "--alphas", ".35", "--resolutions", 32)
@@ -349,6 +350,7 @@ def test_it_starts_from_a_classifier_and_a_smaller_file(coloured, arch, make_bun
         train_bundle(coloured, arch, once, tmp_path / "other", task=Colour(), init=v1)
 
 
+@pytest.mark.slow
 def test_it_learns_the_embedding_of_any_teacher(coloured, arch, make_bundle, tmp_path):
     how = Distillation(1.0, labels=1.0, embedding=0.5, views=1)
     for name, known in (("classifier", make_bundle("v1")), ("features", features.of_bundle(make_bundle("v1")))):

@@ -54,6 +54,7 @@ def test_shifted_images_are_the_image_moved(write_images, tmp_path):
         assert any(np.array_equal(got, v) for v in views)
 
 
+@pytest.mark.slow
 def test_sgd_with_everything_of_the_cifar_recipe_learns(tiny_train, tmp_path):
     run = tiny_train(
         tmp_path / "r", "--recipe", "cifar", "--epochs", 15, "--batch", 8, "--lr", 0.02, "--erasing", 0.1, "--ema", 0
@@ -216,6 +217,7 @@ def test_it_stops_when_nothing_gets_better(tiny_train, tmp_path):
     assert epochs == b.card.recipe["best_epoch"] + 2
 
 
+@pytest.mark.slow
 def test_small_classes_count_the_same_when_told(write_colours, tiny_train, tmp_path, monkeypatch):
     data = write_colours(tmp_path / "d", {
         "train/red": 30, "train/blue": 6, "val/red": 8, "val/blue": 2,

@@ -650,6 +650,7 @@ def test_augmentation_follows_the_data(tiny_train, tmp_path, monkeypatch):
 # ---- several processes ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_two_processes(colours, command, tmp_path):
     out = tmp_path / "r"
     line = [

@@ -100,10 +100,11 @@ def whole(tiny_train, tmp_path_factory):
 @pytest.mark.parametrize(
     ("epoch", "step", "kept", "workers"),
     [
-        (0, 3, 3, 0),
-        (1, 20, 8, 0),  # not in the 16 batches that averaged weights are measured on
         (1, 5, 5, 1),
-        (1, 0, 0, 1),  # at an epoch's end
+        pytest.param(0, 3, 3, 0, marks=pytest.mark.slow),
+        # not in the 16 batches that averaged weights are measured on
+        pytest.param(1, 20, 8, 0, marks=pytest.mark.slow),
+        pytest.param(1, 0, 0, 1, marks=pytest.mark.slow),  # at an epoch's end
     ],
 )
 def test_a_stopped_epoch_goes_on_in_its_middle(whole, command, tmp_path, monkeypatch, epoch, step, kept, workers):

@@ -70,7 +70,7 @@ VERBS = {
     "report": ("report:report", "A run's report, one HTML page."),
 }
 TRAINING = ("fit", "train", "sweep", "tune", "distill", "quantize", "export")  # need PyTorch, whatever is asked of them
-# What only some verbs need, by the module that is missed: its name, and the extra that installs it.
+# Options that say which network, which `fit` finds out.
 NETWORK = ("--arch", "--alpha", "--resolution")
 HELP = """MobileNets, exact and practical: from your data, device and budget to a file that runs there.
 

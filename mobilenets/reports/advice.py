@@ -17,6 +17,7 @@ RISING = 1.0  # what the last fifth of the epochs brought, in the metric's unit
 OVERFITTED = 1.15  # the last held-out loss as a multiple of the least
 UNDERFITTED = 0.6  # the training loss as a share of that of guessing
 LOST = 1.0  # from float to the file, in the metric's unit
+SLOWER = 1.1  # times the latency of float
 FEWEST = 3  # images: a share that fewer make up is chance
 WASTED = 5  # epochs after the best one
 MOST = 4
@@ -57,6 +58,12 @@ def advise(
         out.append(
             f"{steps[-1].precision} lost {amount} of {metric.label} from float: mobilenets quantize --qat trains the "
             "rounding, and --precision int8,float16 chooses between two."
+        )
+    shipped, floats = steps[-1], [s.latency_ms for s in steps if s.precision == "float32" and s.latency_ms]
+    if floats and shipped.precision != "float32" and (shipped.latency_ms or 0.0) > SLOWER * min(floats):
+        out.append(
+            f"{shipped.precision} is slower here than float32 ({shipped.latency_ms:.3g} ms, {min(floats):.3g} ms): "
+            f"--precision float32,{shipped.precision} ships what is better within the budget."
         )
     counts = scan.counts.get("train", {}) if classes else {}
     if counts and min(counts.values()) < FEW_OF_A_CLASS:

@@ -73,3 +73,12 @@ def test_a_limit_that_is_missed_comes_first():
     first, second = advise({}, steps(), scan, {}, PRIMARY, pretrained=True, classes=3, over=["latency"])
     assert first.startswith("The file misses the limit of latency")
     assert second == "3 of 3 classes have fewer than 20 training images: more help most."
+
+
+def test_int8_that_is_slower_is_told():
+    scan = Scan("d", {"train": dict.fromkeys("abc", 100)}, native_side=300)
+    made = [
+        Step("s", "p", "e", p, 1, {"top1": 80.0, "count": 500}, ms) for p, ms in (("float32", 0.105), ("int8", 0.142))
+    ]
+    (line,) = advise({}, made, scan, {}, PRIMARY, pretrained=True, classes=3)
+    assert line.startswith("int8 is slower here than float32 (0.142 ms, 0.105 ms)")

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mobilenets import files
+from mobilenets import files, web
 from mobilenets.data import dataset as data
 from mobilenets.data import remote
 from mobilenets.data import shard_reader as sharded
@@ -227,7 +227,7 @@ class Server:
 def serve(monkeypatch, tmp_path):
     """`serve(folder)`: a Server of it; what is fetched is kept in tmp_path / "cache"."""
     monkeypatch.setenv("MOBILENETS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(remote, "PAUSE", 0.001)
+    monkeypatch.setattr(web, "PAUSE", 0.001)
     servers = []
 
     def start(folder, **options):
@@ -273,7 +273,7 @@ def test_a_server_that_cuts_every_answer_is_given_up(written, serve, ranges):
     server.always = 300  # bytes of each answer
     with pytest.raises(UserError, match=r"index\.json: can't be fetched \(the connection broke\)"):
         open_data(server.url)
-    assert len(server.asked) == remote.ATTEMPTS
+    assert len(server.asked) == web.ATTEMPTS
 
 
 @pytest.mark.parametrize(
@@ -348,7 +348,7 @@ def test_what_cannot_be_fetched_is_one_line(written, serve, command, tmp_path):
     server.fail["train-000002.tar"] = 100
     with pytest.raises(UserError, match=r"train-000002.tar: can't be fetched \(503"):
         split.read(sum(split.shards[:2]))
-    assert len([n for n, _ in server.asked if n == "train-000002.tar"]) == remote.ATTEMPTS
+    assert len([n for n, _ in server.asked if n == "train-000002.tar"]) == web.ATTEMPTS
     line = command("train", f"{server.url}/nothing", "--out", tmp_path / "r").line
     assert "the server says 404" in line
     server.close()

@@ -3,11 +3,9 @@
 import collections
 import fcntl
 import hashlib
-import http.server
 import json
 import re
 import subprocess
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -174,69 +172,6 @@ def test_a_batch_mixes_many_shards():
 
 
 # ---- from a web server ---------------------------------------------------------------------------------------------
-
-
-class Server:
-    """A folder on this machine's own address, with faults."""
-
-    def __init__(self, folder, ranges=True):
-        self.asked = []
-        self.cut, self.fail, self.wrong = {}, {}, set()
-        self.always, self.headers = None, {}
-        server = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def log_message(self, *_):
-                pass
-
-            def do_GET(self):
-                name = self.path.strip("/")
-                start = re.match(r"bytes=(\d+)-", self.headers.get("Range") or "")
-                server.asked.append((name, int(start[1]) if start else 0))
-                if server.fail.get(name, 0):
-                    server.fail[name] -= 1
-                    return self.send_error(503)
-                path = folder / name
-                if not path.is_file():
-                    return self.send_error(404)
-                content = path.read_bytes()
-                content = content[:-1] + b"?" if name in server.wrong else content
-                at = int(start[1]) if start and ranges else 0
-                if at >= len(content) and at:
-                    return self.send_error(416)
-                self.send_response(302 if "Location" in server.headers else 206 if at else 200)
-                for key, value in ({"Content-Length": str(len(content) - at)} | server.headers).items():
-                    self.send_header(key, value)
-                self.end_headers()
-                body = content[at:][: server.always]
-                self.wfile.write(body[: server.cut.pop(name)] if name in server.cut else body)
-                return None
-
-        self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.thread = threading.Thread(target=self.http.serve_forever, daemon=True)
-        self.thread.start()
-        self.url = f"http://127.0.0.1:{self.http.server_port}"
-
-    def close(self):
-        self.http.shutdown()
-        self.http.server_close()
-        self.thread.join()
-
-
-@pytest.fixture
-def serve(monkeypatch, tmp_path):
-    """`serve(folder)`: a Server of it; what is fetched is kept in tmp_path / "cache"."""
-    monkeypatch.setenv("MOBILENETS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(web, "PAUSE", 0.001)
-    servers = []
-
-    def start(folder, **options):
-        servers.append(Server(folder, **options))
-        return servers[-1]
-
-    yield start
-    for s in servers:
-        s.close()
 
 
 def kept(tmp_path):

@@ -309,7 +309,7 @@ def test_another_file_than_the_published_one(site, command, tmp_path, content):
 def test_weights_of_another_network_are_noticed(site, theirs, command, tmp_path):
     site(catalogue.find("keras:v2-0.35-96").files[0], theirs[1] + b"\0" * 5_000_000)
     line = last(command("import", "keras:v2-0.35-96", "--out", tmp_path / "b"))
-    assert "v1" in line
+    assert line.endswith("this is V1 at alpha 0.25 in Keras's names")
 
 
 def test_offline(command, tmp_path, monkeypatch):
@@ -341,3 +341,49 @@ def test_other_libraries_copies_are_used(site, theirs, monkeypatch, tmp_path):
     copy.write_bytes(theirs[1])
     assert fetched.fetch(catalogue.find(NAME)) == copy
     assert asked(site) == []
+
+
+# ---- the verbs -----------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_for_a_machine_without_a_network(site, theirs, command, tmp_path, monkeypatch):
+    put_keras(site, theirs)
+    got = command("fetch", "keras:v1-0.25-12*", "--to", tmp_path / "w", "--json").json
+    assert got == [{"name": NAME, "path": str(tmp_path / "w/keras/mobilenet_2_5_128_tf.h5"), "bytes": len(theirs[1])}]
+    monkeypatch.delenv("MOBILENETS_MIRROR")
+    monkeypatch.setattr(web, "append", None)
+    assert command("import", NAME, "--weights", tmp_path / "w", "--out", tmp_path / "a").code == 0
+    monkeypatch.setenv("MOBILENETS_WEIGHTS", str(tmp_path / "w"))
+    assert command("import", NAME, "--out", tmp_path / "b").code == 0
+    (tmp_path / "w" / "keras" / "mobilenet_2_5_128_tf.h5").rename(tmp_path / "w" / "mobilenet_2_5_128_tf.h5")
+    assert command("import", NAME, "--out", tmp_path / "c").code == 0  # as a browser downloads it
+    listed = command("list", "v1", "--weights", "--json").json
+    assert [e["name"] for e in listed if e["path"]] == [NAME]
+
+
+@pytest.mark.parametrize(("flag", "count"), [("--all-v1", 16), ("--all-v2", 22), ("--all-v3", 6), ("--all-v4", 15)])
+def test_all_of_a_version(command, monkeypatch, tmp_path, flag, count):
+    asked = []
+    monkeypatch.setattr(fetched, "fetch", lambda w, _folder: asked.append(w.name) or tmp_path)
+    assert command("fetch", flag).code == 0
+    assert len(set(asked)) == count
+
+
+def test_nothing_to_fetch(command):
+    assert "name weights to fetch" in command("fetch").line
+    assert "did you mean 'v1-0.25-192'?" in command("fetch", "keras:v1-0.25-129").line
+
+
+def test_what_is_listed(command):
+    rows = command("list", "v4", "--weights", "--sort", "top1", "--max-macs-m", 300, "--json").json
+    assert [r["name"] for r in rows][:1] == ["timm:mobilenetv4_conv_small.e2400_r224_in1k"]
+    assert {r["licence"] for r in rows} == {"Apache-2.0"}
+    assert len(command("list", "--weights", "--json").json) == 125
+
+
+def test_a_network_by_the_name_of_its_weights(site, theirs):
+    import mobilenets
+
+    put_keras(site, theirs)
+    net = mobilenets.create("v1", alpha=0.25, pretrained=NAME, num_classes=3)
+    assert net.card.arch.resolution == 128

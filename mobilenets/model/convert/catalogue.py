@@ -120,6 +120,11 @@ def weights() -> Mapping[str, Published]:
     return {w.name: w for w in (*_keras(), *_slim(), *_torchvision(), *_timm())}
 
 
+def is_name(source: str) -> bool:
+    """Whether a source is the name of published weights, and not a file."""
+    return ":" in source and source.partition(":")[0] in LIBRARIES
+
+
 def find(name: str) -> Published:
     """Those called so, also as keras:v2-1-224 or, for its best, torchvision:mobilenet_v2. Raises `UserError`."""
     known = weights()

@@ -21,17 +21,23 @@ FILE, MORE = 2, 4 << 20  # times, and bytes, at most, of any other file
 CHECKPOINT = re.compile(r"(?P<stem>.+)\.(index|data-00000-of-00001)")
 
 
-def cached(entry: Published) -> Path | None:
-    """Where its tensors are on this machine, checked; None where they aren't. Raises `UserError` for a changed copy."""
-    own = _own(entry)
-    if own.exists():
-        _check_digest(own)
-        return own
-    return next((p for p in _others(entry) if p.is_file()), None)
+def cached(entry: Published, folder: Path | None = None) -> Path | None:
+    """Where its tensors are on this machine; None where they aren't. Raises `UserError` for a copy that has changed.
+
+    Looked for in `folder`, in $MOBILENETS_WEIGHTS, in the cache, and where the library that publishes them keeps them.
+    """
+    brought = [folder, *([Path(os.environ["MOBILENETS_WEIGHTS"])] if os.environ.get("MOBILENETS_WEIGHTS") else [])]
+    for own in (*(_own(entry, f) for f in brought if f), _own(entry)):
+        if own.exists():
+            _check_digest(own)
+            return own
+    file = catalogue.file_name(entry.files[0])
+    flat = (f / file for f in brought if f and len(entry.files) == 1)  # as its publisher's site gives it
+    return next((p for p in (*flat, *_others(entry)) if p.is_file()), None)
 
 
 def fetch(entry: Published, folder: Path | None = None) -> Path:
-    """Its tensors, from this machine or the web; a copy of them in `folder` if there is one. Raises `UserError`."""
+    """Its tensors in the cache, or in `folder`: as they are there, or from the web. Raises `UserError`."""
     own = _own(entry, folder)
     if found := (cached(entry) if folder is None else own if own.exists() else None):
         return found
@@ -57,7 +63,7 @@ def fetch(entry: Published, folder: Path | None = None) -> Path:
 
 def _own(entry: Published, folder: Path | None = None) -> Path:
     """Where its tensors are kept: a file by its published name; a folder for what comes in several."""
-    root = folder or files.cache_root() / "weights" / entry.library
+    root = (folder or files.cache_root() / "weights") / entry.library
     file = catalogue.file_name(entry.files[0])
     if entry.library == "slim":
         return root / f"{PurePosixPath(file).stem}.index"

@@ -38,11 +38,14 @@ IN_FOLDERS = ("model.safetensors", "pytorch_model.bin")  # as timm and the Hub c
 LICENCES = dict.fromkeys(("Keras", "TF-slim", "TFLite"), "Apache-2.0")  # of the weights that TensorFlow published
 
 
-def open_foreign(source: str) -> Foreign:
-    """Read `source`: a name of `catalogue`, a file, or a folder with one. Raises `UserError`."""
-    if source.partition(":")[0] in catalogue.LIBRARIES and ":" in source:
+def open_foreign(source: str, folder: Path | None = None) -> Foreign:
+    """Read `source`: a name of `catalogue`, a file, or a folder with one. Raises `UserError`.
+
+    `folder`: where published weights may be, before they are fetched.
+    """
+    if catalogue.is_name(source):
         entry = catalogue.find(source)
-        return _published_as(entry, _open(fetched.fetch(entry)))
+        return _published_as(entry, _open(fetched.cached(entry, folder) or fetched.fetch(entry)))
     return _open(_inside(files.local(source)))
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mobilenets.commands.evaluate import evaluate as evaluate
     from mobilenets.commands.explain import explain as explain
     from mobilenets.commands.export import export as export
+    from mobilenets.commands.fetch import fetch as fetch
     from mobilenets.commands.fit import fit as fit
     from mobilenets.commands.import_weights import import_weights as import_weights
     from mobilenets.commands.list import list_networks as list_networks
@@ -64,6 +65,7 @@ _HOMES = {
     "evaluate": "commands.evaluate",
     "explain": "commands.explain",
     "export": "commands.export",
+    "fetch": "commands.fetch",
     "fit": "commands.fit",
     "import_weights": "commands.import_weights",
     "latency_table": "commands.choose",

@@ -31,6 +31,7 @@ VERBS = {
         "import_weights:import_weights",
         "Weights from torchvision, timm, Keras, TensorFlow -> a bundle.",
     ),
+    "fetch": ("fetch:fetch", "Published weights -> this machine, or a folder for another."),
     "explain": (
         "explain:explain",
         "A network made understandable: blocks, shapes, where the cost sits.",

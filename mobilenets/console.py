@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import importlib.util
 import io
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -162,6 +163,22 @@ def progress(unit: str = "images", left: bool = True) -> Progress:
         transient=True,
         disable=not (err().is_terminal or _is_notebook()),  # elsewhere it would leave empty lines
     )
+
+
+@contextlib.contextmanager
+def downloading(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar for a file that is fetched: call what it gives with the bytes that are there, and those there will be."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    note(f"fetching {what}")
+    columns = (
+        TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )  # fmt: skip
+    shown = err().is_terminal or _is_notebook()
+    with Progress(*columns, console=err(), transient=True, disable=not shown) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda there, whole: bar.update(task, completed=there, total=whole or None)
 
 
 class Notebook:

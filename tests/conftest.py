@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from serving import Server
 
-from mobilenets import cli
+from mobilenets import cli, web
 from mobilenets.arch import zoo
 from mobilenets.arch.graph import Padding
 from mobilenets.arch.spec import scale
@@ -253,6 +254,22 @@ def tiny_train(colours: Path) -> Callable[..., Run]:
         return Run(out, line, run_cli(*line))
 
     return train
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    """`serve(folder)`: a Server of it; what is fetched is kept in tmp_path / "cache"."""
+    monkeypatch.setenv("MOBILENETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(web, "PAUSE", 0.001)
+    servers: list[Server] = []
+
+    def start(folder: Path, **options: bool) -> Server:
+        servers.append(Server(folder, **options))
+        return servers[-1]
+
+    yield start
+    for s in servers:
+        s.close()
 
 
 @pytest.fixture

@@ -30,6 +30,7 @@ def import_weights(
     crop: float | None = None,
     interpolation: Interpolation | None = None,
     body_only: bool = False,
+    weights: StrPath | None = None,
 ) -> Bundle:
     """Turn weights that others trained into a bundle; the network is recognised by its tensors.
 
@@ -38,9 +39,10 @@ def import_weights(
     Parameters
     ----------
     source
-        torchvision:NAME or timm:NAME (torchvision:mobilenet_v2, timm:mobilenetv4_conv_small.e2400_r224_in1k), or a
-        file: PyTorch .pth or .safetensors, Keras .h5 or .keras, TensorFlow checkpoint (.index), TFLite (float or
-        quantized); or the folder of a model from the Hub.
+        Published weights by name: keras:v2-1.0-224, slim:v3-small-1.0-224, torchvision:mobilenet_v2,
+        timm:mobilenetv4_conv_small (`mobilenets list --weights` has all), fetched once; or a file: PyTorch .pth or
+        .safetensors, Keras .h5 or .keras, TensorFlow checkpoint (.index), TFLite (float or quantized); or the folder of
+        a model from the Hub.
     out
         Folder of the bundle.
     arch
@@ -67,6 +69,8 @@ def import_weights(
         How images are resized: bilinear or bicubic.
     body_only
         Leave out the classifier and all else after the pooling, for fine-tuning to give it a new one.
+    weights
+        Folder where published weights may be (`mobilenets fetch --to`), before they are fetched.
 
     Returns
     -------
@@ -96,7 +100,7 @@ def import_weights(
         padding=padding, bn_eps=bn_eps, crop=crop, interpolation=interpolation, mean=_pixels("mean", mean, scale),
         std=_pixels("std", std, scale),
     )  # fmt: skip
-    foreign = open_foreign(str(source))
+    foreign = open_foreign(str(source), as_path(weights))
     made = foreign_bundle(foreign, told, body_only).save(out)
     if assumed := assumptions(made.card):
         library = made.card.recipe["library"]

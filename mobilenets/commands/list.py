@@ -33,6 +33,54 @@ class Entry(Notebook):
 
 
 @dataclass(frozen=True)
+class Weight(Notebook):
+    """Published weights. Percent of ImageNet, None where nobody says; bytes in 32 bits; the file, if it is here."""
+
+    name: str
+    arch: str
+    alpha: float
+    resolution: int
+    imagenet_top1: float | None
+    macs: int
+    params: int
+    bytes: int
+    licence: str
+    path: str | None
+
+
+@dataclass(frozen=True)
+class Weights(Notebook):
+    """Published weights, in the order asked for."""
+
+    entries: tuple[Weight, ...]
+
+    def to_json(self) -> list[dict[str, Any]]:
+        return [dataclasses.asdict(e) for e in self.entries]
+
+    def __rich__(self) -> RenderableType:
+        from mobilenets.console import many, megabytes, table
+
+        here = sum(e.path is not None for e in self.entries)
+        t = table(
+            f"{many(len(self.entries), 'network')} with published weights, {here} of them here",
+            ["weights", "network", "input", "top-1 %", "macs M", "MB", "licence", "here"],
+            left=("weights", "network", "licence"),
+        )
+        for column in (t.columns[0], t.columns[1]):
+            column.no_wrap = True
+        for e in self.entries:
+            top1 = "" if e.imagenet_top1 is None else f"{e.imagenet_top1:.1f}"
+            t.add_row(
+                e.name, f"{e.arch} {e.alpha:g}", str(e.resolution), top1, f"{e.macs / 1e6:,.1f}", megabytes(e.bytes),
+                e.licence, "✓" if e.path else "",
+            )  # fmt: skip
+        t.caption = (
+            "top-1: of ImageNet, as published with them; mobilenets fetch NAME, import NAME, create(pretrained=NAME)"
+        )
+        return t
+
+
+@dataclass(frozen=True)
 class Catalogue(Notebook):
     """Networks, in the order asked for."""
 
@@ -90,8 +138,9 @@ def list_networks(
     min_top1: float = 0.0,
     max_macs_m: float | None = None,
     max_params_m: float | None = None,
-) -> Catalogue:
-    """Every network there is, with its published accuracy and its exact cost.
+    weights: bool = False,
+) -> Catalogue | Weights:
+    """Every network there is, with its published accuracy and its exact cost; or every set of published weights.
 
     Parameters
     ----------
@@ -105,10 +154,12 @@ def list_networks(
         Only networks of at most so many million mult-adds.
     max_params_m
         Only networks of at most so many million trainable parameters.
+    weights
+        What `import`, `create` and `fetch` get by name instead: names, accuracy, size, licence, what is here already.
 
     Returns
     -------
-    Catalogue
+    Catalogue or Weights
         `entries`: each network's name, alpha, resolution in pixels, published top-1 in percent (None where there is
         none), macs, params, bytes of its weights in 32 and in 8 bits, and the paper.
 
@@ -124,6 +175,8 @@ def list_networks(
     >>> best.arch, best.alpha, best.resolution, best.imagenet_top1
     ('v2', 0.5, 224, 65.4)
     """
+    if weights:
+        return _weights(name, sort, min_top1, max_macs_m, max_params_m)
     entries = catalogue()
     if name:
         entries = [e for e in entries if zoo.canonical(name) in e.arch]
@@ -141,3 +194,28 @@ def list_networks(
     elif sort != "name":
         entries.sort(key=lambda e: getattr(e, sort))
     return Catalogue(tuple(entries))
+
+
+def _weights(
+    name: str | None, sort: SortKey, min_top1: float, max_macs_m: float | None, max_params_m: float | None
+) -> Weights:
+    """Published weights by the same filters; `name` may be the library's too."""
+    from mobilenets.model.convert import catalogue, fetched
+
+    found = [w for w in catalogue.weights().values() if not name or name in w.name or zoo.canonical(name) in w.arch]
+    if not found:
+        raise unknown("network", name or "", zoo.NETWORKS)
+    entries = []
+    for w in found:
+        c = cost.count(zoo.arch(w.arch, w.alpha, w.resolution))
+        fits = max_macs_m is None or c.macs <= max_macs_m * 1e6
+        if fits and (max_params_m is None or c.params <= max_params_m * 1e6) and (w.top1 or 0.0) >= min_top1:
+            path = fetched.cached(w)
+            sizes = (c.macs, c.params, w.size)
+            own = (w.name, w.arch, w.alpha, w.resolution, w.top1)
+            entries.append(Weight(*own, *sizes, w.licence, str(path) if path else None))
+    if sort == "top1":
+        entries.sort(key=lambda e: -(e.imagenet_top1 or 0.0))
+    elif sort != "name":
+        entries.sort(key=lambda e: getattr(e, sort))
+    return Weights(tuple(entries))

@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
-import io
 import os
-import ssl
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from mobilenets import files
+from mobilenets import files, web
 from mobilenets.errors import UserError, disk_errors
 
-ATTEMPTS = 5  # in a row that bring nothing, or little
-PAUSE = 1.0  # seconds after the first of them; doubled after each
-TIMEOUT = 30.0  # seconds without a byte
-CHUNK = 1 << 20  # less than that, in an attempt or in TIMEOUT, is little
 KEPT_GB = 10.0  # unless $MOBILENETS_SHARDS_GB says otherwise
 
 
@@ -78,17 +68,10 @@ class Cache:
             total -= freed
 
 
-def read(url: str, limit: int) -> bytes:
-    """A small file's content, at most `limit` bytes. Raises `UserError`."""
-    f = io.BytesIO()
-    _append(url, f, limit)
-    return f.getvalue()
-
-
 def _fetch(url: str, f: BinaryIO, sha256: str, size: int) -> None:
     """Complete the file `f`, from where an earlier attempt left it."""
     for _ in range(2):  # the second from nothing, should the first part be of an older file
-        _append(url, f, size)
+        web.append(url, f, size)
         f.flush()
         if files.sha256(Path(f.name)) == sha256:
             os.fsync(f.fileno())
@@ -96,49 +79,6 @@ def _fetch(url: str, f: BinaryIO, sha256: str, size: int) -> None:
         f.truncate(0)
         f.seek(0)
     raise UserError(f"{url}: not the file that the index names (its SHA-256 differs); mend the copy there")
-
-
-def _append(url: str, f: BinaryIO, limit: int) -> None:
-    """Add to `f` what it lacks of the file at `url`, trying again as long as it gets further."""
-    failed, furthest = 0, f.seek(0, os.SEEK_END)
-    while True:
-        before = f.seek(0, os.SEEK_END)
-        try:
-            request = urllib.request.Request(url, headers={"Range": f"bytes={before}-"} if before else {})
-            with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
-                if before and answer.status != http.HTTPStatus.PARTIAL_CONTENT:
-                    before = f.seek(0)
-                    f.truncate()
-                whole = before + int(answer.headers.get("Content-Length") or 0)
-                since = time.monotonic(), before
-                while chunk := answer.read1(CHUNK):
-                    f.write(chunk)
-                    if f.tell() > limit:
-                        raise UserError(f"{url}: more than the {limit} bytes that were expected")
-                    if time.monotonic() - since[0] > TIMEOUT:
-                        if f.tell() - since[1] < CHUNK:
-                            raise TimeoutError("it comes too slowly")
-                        since = time.monotonic(), f.tell()
-            if f.tell() >= whole:
-                return
-            reason: object = "the connection broke"
-        except urllib.error.HTTPError as e:
-            if e.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:  # there is no more
-                return
-            if e.code < 500 and e.code not in (408, 429):  # of the others, some pass
-                raise UserError(f"{url}: the server says {e.code} {e.reason}") from e
-            reason = f"{e.code} {e.reason}"
-        except urllib.error.URLError as e:
-            reason = e.reason
-        except (TimeoutError, ConnectionError, ssl.SSLError, http.client.HTTPException) as e:
-            reason = e
-        except ValueError as e:  # of an address that it sends us on to, of a length that is no number
-            raise UserError(f"{url}: the server's answer can't be understood ({e})") from e
-        failed = 0 if f.tell() - furthest >= CHUNK else failed + 1
-        furthest = max(furthest, f.tell())
-        if failed == ATTEMPTS:
-            raise UserError(f"{url}: can't be fetched ({reason}); check the network and the address")
-        time.sleep(PAUSE * 2**failed / 2)
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 
-from mobilenets import files
+from mobilenets import files, web
 from mobilenets.arch import fields
 from mobilenets.data import remote
 from mobilenets.data.checks import Scan
@@ -143,7 +143,7 @@ def open_shards(source: str) -> Data:
 
 def _index(where: str) -> dict[str, Any]:
     if "://" in where:
-        content = remote.read(f"{where}/{INDEX}", INDEX_BYTES)
+        content = web.read(f"{where}/{INDEX}", INDEX_BYTES)
     elif (Path(where) / INDEX).exists():
         content = (Path(where) / INDEX).read_bytes()
     else:

@@ -12,6 +12,7 @@ from mobilenets.arch.spec import Arch, Variant
 from mobilenets.arguments import StrPath, checked
 from mobilenets.errors import UserError
 from mobilenets.model.bundle import Bundle, find_bundle, packaged
+from mobilenets.model.convert import catalogue
 from mobilenets.model.convert.weights import foreign_bundle, open_foreign
 from mobilenets.model.encodings import tensor_shapes
 from mobilenets.model.net import Backbone, Net, card_of, of_tensors
@@ -69,8 +70,8 @@ def create(
         number than that of the weights gets a new classifier.
     pretrained
         Where its weights are: a `Bundle` or its folder, a run's, a file of weights (as `import_weights` takes them),
-        torchvision:NAME or timm:NAME (fetched by these), or the name of a network that comes with the package. Random,
-        from torch's global generator, if left out.
+        published weights by name (keras:v2-1.0-224, torchvision:mobilenet_v2, ..., fetched once), or the name of a
+        network that comes with the package. Random, from torch's global generator, if left out.
     features_only
         The maps instead of logits, as detectors and segmenters take them.
     out_indices
@@ -148,10 +149,10 @@ def _bundle(weights: Weights) -> Bundle:
         return weights
     if weights is True:
         raise UserError(
-            "pretrained=True names no weights: give a bundle's folder, a file of weights, torchvision:NAME, timm:NAME "
+            "pretrained=True names no weights: give a bundle's folder, a file of weights, keras:v2-1.0-224, timm:NAME "
             f"or one of {', '.join(packaged())}; mobilenets.import_weights makes a bundle of others' weights"
         )
-    if str(weights).startswith(("torchvision:", "timm:")) or Path(weights).is_file():
+    if catalogue.is_name(str(weights)) or Path(weights).is_file():
         return foreign_bundle(open_foreign(str(weights)))
     return Bundle.load(find_bundle(Path(weights)))
 

@@ -20,8 +20,8 @@ from mobilenets.errors import UserError, unknown
 from mobilenets.model import bundle, imagenet
 from mobilenets.model import reference as simulate
 from mobilenets.model.bundle import Bundle
-from mobilenets.model.convert import hubs
 from mobilenets.model.images import Preprocess
+from mobilenets.training import hubs
 from mobilenets.training.distributed import fast_bf16
 from mobilenets.training.learner import own_part
 

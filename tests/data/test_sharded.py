@@ -3,11 +3,9 @@
 import collections
 import fcntl
 import hashlib
-import http.server
 import json
 import re
 import subprocess
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mobilenets import files
+from mobilenets import files, web
 from mobilenets.data import dataset as data
 from mobilenets.data import remote
 from mobilenets.data import shard_reader as sharded
@@ -176,69 +174,6 @@ def test_a_batch_mixes_many_shards():
 # ---- from a web server ---------------------------------------------------------------------------------------------
 
 
-class Server:
-    """A folder on this machine's own address, with faults."""
-
-    def __init__(self, folder, ranges=True):
-        self.asked = []
-        self.cut, self.fail, self.wrong = {}, {}, set()
-        self.always, self.headers = None, {}
-        server = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def log_message(self, *_):
-                pass
-
-            def do_GET(self):
-                name = self.path.strip("/")
-                start = re.match(r"bytes=(\d+)-", self.headers.get("Range") or "")
-                server.asked.append((name, int(start[1]) if start else 0))
-                if server.fail.get(name, 0):
-                    server.fail[name] -= 1
-                    return self.send_error(503)
-                path = folder / name
-                if not path.is_file():
-                    return self.send_error(404)
-                content = path.read_bytes()
-                content = content[:-1] + b"?" if name in server.wrong else content
-                at = int(start[1]) if start and ranges else 0
-                if at >= len(content) and at:
-                    return self.send_error(416)
-                self.send_response(302 if "Location" in server.headers else 206 if at else 200)
-                for key, value in ({"Content-Length": str(len(content) - at)} | server.headers).items():
-                    self.send_header(key, value)
-                self.end_headers()
-                body = content[at:][: server.always]
-                self.wfile.write(body[: server.cut.pop(name)] if name in server.cut else body)
-                return None
-
-        self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.thread = threading.Thread(target=self.http.serve_forever, daemon=True)
-        self.thread.start()
-        self.url = f"http://127.0.0.1:{self.http.server_port}"
-
-    def close(self):
-        self.http.shutdown()
-        self.http.server_close()
-        self.thread.join()
-
-
-@pytest.fixture
-def serve(monkeypatch, tmp_path):
-    """`serve(folder)`: a Server of it; what is fetched is kept in tmp_path / "cache"."""
-    monkeypatch.setenv("MOBILENETS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(remote, "PAUSE", 0.001)
-    servers = []
-
-    def start(folder, **options):
-        servers.append(Server(folder, **options))
-        return servers[-1]
-
-    yield start
-    for s in servers:
-        s.close()
-
-
 def kept(tmp_path):
     return list((tmp_path / "cache" / "shards").iterdir())
 
@@ -273,7 +208,7 @@ def test_a_server_that_cuts_every_answer_is_given_up(written, serve, ranges):
     server.always = 300  # bytes of each answer
     with pytest.raises(UserError, match=r"index\.json: can't be fetched \(the connection broke\)"):
         open_data(server.url)
-    assert len(server.asked) == remote.ATTEMPTS
+    assert len(server.asked) == web.ATTEMPTS
 
 
 @pytest.mark.parametrize(
@@ -348,7 +283,7 @@ def test_what_cannot_be_fetched_is_one_line(written, serve, command, tmp_path):
     server.fail["train-000002.tar"] = 100
     with pytest.raises(UserError, match=r"train-000002.tar: can't be fetched \(503"):
         split.read(sum(split.shards[:2]))
-    assert len([n for n, _ in server.asked if n == "train-000002.tar"]) == remote.ATTEMPTS
+    assert len([n for n, _ in server.asked if n == "train-000002.tar"]) == web.ATTEMPTS
     line = command("train", f"{server.url}/nothing", "--out", tmp_path / "r").line
     assert "the server says 404" in line
     server.close()

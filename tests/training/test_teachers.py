@@ -130,7 +130,7 @@ def test_torchvision(local_torchvision):
 
 def test_timm(monkeypatch):
     timm = pytest.importorskip("timm")
-    from mobilenets.model.convert import hubs
+    from mobilenets.training import hubs
 
     monkeypatch.setattr(hubs, "timm_network", lambda name: timm.create_model(name))
     teacher = open_teacher("timm:mobilenetv3_small_050")

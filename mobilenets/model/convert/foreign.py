@@ -14,6 +14,8 @@ from mobilenets.model.convert.recognise import Arrays
 from mobilenets.model.images import Framing, Interpolation, Preprocess
 
 Channels = tuple[float, float, float]
+TF_PREPROCESS = Preprocess(224, 0.875, (127.5,) * 3, (127.5,) * 3)
+IMAGENET_PREPROCESS = Preprocess(224, 0.875, (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 _IMAGES = ("resolution", "mean", "std", "crop", "interpolation", "framing")  # fields of a `Preprocess`
 
 

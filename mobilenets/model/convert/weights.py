@@ -16,18 +16,16 @@ from mobilenets.errors import UserError
 from mobilenets.model import imagenet
 from mobilenets.model.bundle import Bundle, is_bundle
 from mobilenets.model.card import Card, Metric, classifier_card
-from mobilenets.model.convert import formats, sidecars
-from mobilenets.model.convert.foreign import Foreign, Stated
+from mobilenets.model.convert import catalogue, fetched, formats, sidecars
+from mobilenets.model.convert.catalogue import Published
+from mobilenets.model.convert.foreign import IMAGENET_PREPROCESS, TF_PREPROCESS, Foreign, Stated
 from mobilenets.model.convert.formats import hdf5, pytorch, tf_checkpoint, tflite
 from mobilenets.model.convert.graphs import from_graph
 from mobilenets.model.convert.labels import shown, with_two_classes, without_background
 from mobilenets.model.convert.namings import PYTORCH, Naming
 from mobilenets.model.convert.prefixes import unprefixed
 from mobilenets.model.convert.recognise import Array, convert, identify
-from mobilenets.model.images import Preprocess
 
-TF_PREPROCESS = Preprocess(224, 0.875, (127.5,) * 3, (127.5,) * 3)
-IMAGENET_PREPROCESS = Preprocess(224, 0.875, (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 # What the networks of a library have as a rule: timm's V1 was trained by another mean.
 USUAL = {
     "timm's V1": dataclasses.replace(TF_PREPROCESS, interpolation="bicubic"),
@@ -40,14 +38,18 @@ IN_FOLDERS = ("model.safetensors", "pytorch_model.bin")  # as timm and the Hub c
 LICENCES = dict.fromkeys(("Keras", "TF-slim", "TFLite"), "Apache-2.0")  # of the weights that TensorFlow published
 
 
-def open_foreign(source: str) -> Foreign:
-    """Read `source`: "torchvision:NAME", "timm:NAME", a file, or a folder with one. Raises `UserError`."""
-    library, _, name = source.partition(":")
-    if library in ("torchvision", "timm") and name:
-        from mobilenets.model.convert import hubs
+def open_foreign(source: str, folder: Path | None = None) -> Foreign:
+    """Read `source`: a name of `catalogue`, a file, or a folder with one. Raises `UserError`.
 
-        return hubs.HUBS[library](name)
-    path = _inside(files.local(source))
+    `folder`: where published weights may be, before they are fetched.
+    """
+    if catalogue.is_name(source):
+        entry = catalogue.find(source)
+        return _published_as(entry, _open(fetched.cached(entry, folder) or fetched.fetch(entry)))
+    return _open(_inside(files.local(source)))
+
+
+def _open(path: Path) -> Foreign:
     kind = formats.reader(path)
     facts = {} if kind == "tf_checkpoint" else {"sha256": files.sha256(path)}
     match kind:
@@ -62,6 +64,17 @@ def open_foreign(source: str) -> Foreign:
             return Foreign(str(path), graph, _of_graph(graph), facts=facts)
         case _:
             return _of_pytorch(path, facts)
+
+
+def _published_as(entry: Published, foreign: Foreign) -> Foreign:
+    """What was read of published weights, and what is published about them."""
+    return dataclasses.replace(
+        foreign,
+        where=entry.name,
+        said=entry.said.over(foreign.said),
+        metrics=entry.metrics,
+        facts={**foreign.facts, "url": entry.files[0]},
+    )
 
 
 def _inside(path: Path) -> Path:
@@ -90,13 +103,9 @@ def _of_graph(graph: tflite.Graph) -> Stated:
 
 def _of_pytorch(path: Path, facts: dict[str, str]) -> Foreign:
     tensors = unprefixed(pytorch.read(path))
-    if path.suffix == ".pth":
-        from mobilenets.model.convert import hubs
-
-        if known := hubs.of_torchvision(facts["sha256"], tensors):
-            return dataclasses.replace(known, facts={**known.facts, **facts})
-    said = sidecars.beside(path)
-    return Foreign(str(path), tensors, said or Stated(), facts=facts)
+    foreign = Foreign(str(path), tensors, sidecars.beside(path) or Stated(), facts=facts)
+    entry = catalogue.of_digest(facts["sha256"]) if path.suffix == ".pth" else None
+    return _published_as(entry, foreign) if entry else foreign
 
 
 def foreign_bundle(foreign: Foreign, told: Stated | None = None, body_only: bool = False) -> Bundle:

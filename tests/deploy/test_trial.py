@@ -136,3 +136,14 @@ def test_sound_files_survive_their_trial(children, pixels, tmp_path, suffix):
     path = foreign(tmp_path / f"m{suffix}")
     assert all(np.isfinite(x).all() for x in engines.load(path)(pixels[:3]).values())
     assert children == [str(path)]
+
+
+def test_what_a_runtime_prints_is_no_reason(children, tmp_path):
+    """ONNX Runtime prints to stdout what it couldn't decode."""
+    path = foreign(tmp_path / "m.onnx")
+    at = path.read_bytes().index(b'"labels"')
+    path.write_bytes(path.read_bytes()[:at] + b"\xfa" + path.read_bytes()[at + 1 :])
+    with pytest.raises(UserError) as e:
+        engines.load(path)
+    assert str(e.value).startswith(f"{path}: not a readable ONNX file")
+    assert len(children) == 1

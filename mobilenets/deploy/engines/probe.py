@@ -20,8 +20,8 @@ MEMORY, TIMES = 512 << 20, 32  # bytes; and so many times the file's size
 IMAGES = 2  # one alone, then together
 
 
-def tried(name: str, path: Path, called: str) -> int:
-    """The exit code; a reason against the file goes to stdout, where it is `called` as the user does."""
+def tried(name: str, path: Path, called: str, out: int = 1) -> int:
+    """The exit code; a reason against the file, `called` as the user does, is written to the file descriptor `out`."""
     module = engines.module(name)
     seconds = trial.seconds(path)
     faulthandler.dump_traceback_later(trial.WAIT * seconds, exit=True)  # also when native code never comes back
@@ -42,10 +42,12 @@ def tried(name: str, path: Path, called: str) -> int:
         reason = f"{called}: damaged: {name} takes more memory than it can need"
     except Exception as e:  # a runtime raises nearly anything
         reason = f"{called}: damaged: {name} can't run it ({type(e).__name__}: {e})"[:400]
-    os.write(1, " ".join(reason.split()).encode(errors="backslashreplace"))
+    os.write(out, " ".join(reason.split()).encode(errors="backslashreplace"))
     return trial.REFUSED
 
 
 if __name__ == "__main__":
     child.limit(CORE=0)
-    os._exit(tried(sys.argv[1], Path(sys.argv[2]), sys.argv[3]))  # past the runtimes' clean-up, which can crash too
+    told = os.dup(1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # runtimes print what they think of a file
+    os._exit(tried(sys.argv[1], Path(sys.argv[2]), sys.argv[3], told))  # past the runtimes' clean-up, which can crash too

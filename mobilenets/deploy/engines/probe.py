@@ -50,4 +50,5 @@ if __name__ == "__main__":
     child.limit(CORE=0)
     told = os.dup(1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # runtimes print what they think of a file
-    os._exit(tried(sys.argv[1], Path(sys.argv[2]), sys.argv[3], told))  # past the runtimes' clean-up, which can crash too
+    code = tried(sys.argv[1], Path(sys.argv[2]), sys.argv[3], told)
+    os._exit(code)  # past the runtimes' clean-up, which can crash too

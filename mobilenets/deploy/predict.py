@@ -172,6 +172,9 @@ class Model:
         self.card = engine.card
         self.task = tasks.of(engine.card)
 
+    def __repr__(self) -> str:
+        return f"<{self.card.arch.title}, {self.card.precision}, in {self.engine.name}>"
+
     def __reduce__(self) -> tuple[Any, ...]:
         if self.source is None:
             raise UserError("this network can't be pickled: it wasn't loaded from a file; pickle its bundle")

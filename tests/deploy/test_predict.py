@@ -2,6 +2,7 @@ import io
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -588,3 +589,7 @@ def test_no_slower_than_the_engine_and_the_decoding_shared_by_the_cores(tmp_path
         bound = seconds(engine_alone) + seconds(decode) / cores
         ratios.append(seconds(lambda: m.predict(paths)) / bound)
     assert np.median(ratios) < 1.1
+
+
+def test_a_model_says_what_it_is():
+    assert re.fullmatch(r"<v1-cifar 0\.25-32, float32, in (torch|onnxruntime)>", repr(predict.load("cifar10-v1-0.25")))

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 ROUNDS, ROUND_SECONDS, WARM_UP_SECONDS = 3, 0.1, 0.05
 AGAIN = 2  # rounds more for what a busy machine spoiled
+TOLD_SECONDS = 5.0  # a round that takes longer is told in a log
 HEAD = 4  # numbers of a cached row before its rounds: bytes, seconds since 1970, load average, reference
 PROTOCOL = 3  # part of the cache's key and of a table: raise it when what is measured changes
 FORMAT, KIND = 1, "mobilenets latency table"
@@ -219,6 +220,7 @@ def _measure(
         for done in range(ROUNDS + AGAIN):
             if done >= ROUNDS and watch.patience <= 0:
                 break
+            since = time.monotonic()
             try:
                 for digest, a in missing.items():
                     taken = len(rows[digest]) - HEAD
@@ -236,7 +238,7 @@ def _measure(
                     head = [size, time.time(), load.average(), max(before.reference, after.reference)]
                     into[digest] = [*head, *into.get(digest, [])[HEAD:], ms]
                     bar.advance(task)
-                if done < ROUNDS:
+                if done < ROUNDS and time.monotonic() - since > TOLD_SECONDS:
                     console.done(f"{s.name}: {console.many(len(missing), 'network')}, round {done + 1} of {ROUNDS}")
             finally:
                 kept = {d: rows[d] for d in missing if len(rows[d]) > HEAD}

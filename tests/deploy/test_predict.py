@@ -475,7 +475,7 @@ def test_odd_images_simply_work(model, command, tmp_path, kind):
         (("MODEL", "PHOTOS", "--top", "0"), "top must be 1 or more"),
         (("gone.onnx", "PHOTOS"), "gone.onnx: no such file or folder"),
         (("EMPTY", "PHOTOS"), "neither a bundle nor a finished run"),
-        ((), "model"),
+        ((), "MODEL"),
     ],
 )
 def test_bad_arguments(model, photos, command, tmp_path, line, message):

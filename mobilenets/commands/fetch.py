@@ -93,6 +93,6 @@ def _asked(names: Sequence[str], families: Sequence[str]) -> list[Published]:
         for w in matching or [catalogue.find(name)]:
             found[w.name] = w
     for family in families:
-        library = "timm" if family == "v4" else "keras"
-        found |= {w.name: w for w in known.values() if w.library == library and w.arch.startswith(family)}
+        by = "timm" if family == "v4" else "keras"
+        found |= {w.name: w for w in known.values() if w.publisher == by and w.arch.startswith(family)}
     return list(found.values())

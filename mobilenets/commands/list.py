@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -49,13 +50,20 @@ class Weight(Notebook):
 
 
 @dataclass(frozen=True)
-class Weights(Notebook):
-    """Published weights, in the order asked for."""
+class Listing(Notebook):
+    """What was listed, in the order asked for."""
 
-    entries: tuple[Weight, ...]
+    entries: tuple[Any, ...]
 
     def to_json(self) -> list[dict[str, Any]]:
         return [dataclasses.asdict(e) for e in self.entries]
+
+
+@dataclass(frozen=True)
+class Weights(Listing):
+    """Published weights, in the order asked for."""
+
+    entries: tuple[Weight, ...]
 
     def __rich__(self) -> RenderableType:
         from mobilenets.console import many, megabytes, table
@@ -81,13 +89,10 @@ class Weights(Notebook):
 
 
 @dataclass(frozen=True)
-class Catalogue(Notebook):
+class Catalogue(Listing):
     """Networks, in the order asked for."""
 
     entries: tuple[Entry, ...]
-
-    def to_json(self) -> list[dict[str, Any]]:
-        return [dataclasses.asdict(e) for e in self.entries]
 
     def __rich__(self) -> RenderableType:
         from mobilenets.console import megabytes, table
@@ -175,16 +180,12 @@ def list_networks(
     >>> best.arch, best.alpha, best.resolution, best.imagenet_top1
     ('v2', 0.5, 224, 65.4)
     """
-    if weights:
-        return _weights(name, sort, min_top1, max_macs_m, max_params_m)
-    entries = catalogue()
-    if name:
-        entries = [e for e in entries if zoo.canonical(name) in e.arch]
-        if not entries:
-            raise unknown("network", name, zoo.NETWORKS)
+    found: Sequence[Entry | Weight] = _weights(name) if weights else _networks(name)
+    if not found:
+        raise unknown("network", name or "", zoo.NETWORKS)
     entries = [
         e
-        for e in entries
+        for e in found
         if (e.imagenet_top1 or 0.0) >= min_top1
         and (max_macs_m is None or e.macs <= max_macs_m * 1e6)
         and (max_params_m is None or e.params <= max_params_m * 1e6)
@@ -193,29 +194,28 @@ def list_networks(
         entries.sort(key=lambda e: -(e.imagenet_top1 or 0.0))
     elif sort != "name":
         entries.sort(key=lambda e: getattr(e, sort))
-    return Catalogue(tuple(entries))
+    if weights:
+        return Weights(tuple(e for e in entries if isinstance(e, Weight)))
+    return Catalogue(tuple(e for e in entries if isinstance(e, Entry)))
 
 
-def _weights(
-    name: str | None, sort: SortKey, min_top1: float, max_macs_m: float | None, max_params_m: float | None
-) -> Weights:
-    """Published weights by the same filters; `name` may be the library's too."""
+def _weights(name: str | None) -> list[Weight]:
+    """Published weights; `name` may be the publisher's too."""
     from mobilenets.model.convert import catalogue, fetched
 
-    found = [w for w in catalogue.weights().values() if not name or name in w.name or zoo.canonical(name) in w.arch]
-    if not found:
-        raise unknown("network", name or "", zoo.NETWORKS)
     entries = []
-    for w in found:
-        c = cost.count(zoo.arch(w.arch, w.alpha, w.resolution))
-        fits = max_macs_m is None or c.macs <= max_macs_m * 1e6
-        if fits and (max_params_m is None or c.params <= max_params_m * 1e6) and (w.top1 or 0.0) >= min_top1:
-            path = fetched.cached(w)
-            sizes = (c.macs, c.params, w.size)
-            own = (w.name, w.arch, w.alpha, w.resolution, w.top1)
-            entries.append(Weight(*own, *sizes, w.licence, str(path) if path else None))
-    if sort == "top1":
-        entries.sort(key=lambda e: -(e.imagenet_top1 or 0.0))
-    elif sort != "name":
-        entries.sort(key=lambda e: getattr(e, sort))
-    return Weights(tuple(entries))
+    for w in catalogue.weights().values():
+        if not name or name in w.name or zoo.canonical(name) in w.arch:
+            c = cost.count(zoo.arch(w.arch, w.alpha, w.resolution))
+            path = fetched.located(w)
+            entries.append(
+                Weight(
+                    w.name, w.arch, w.alpha, w.resolution, w.top1, c.macs, c.params, w.size, w.licence,
+                    str(path) if path else None,
+                )
+            )  # fmt: skip
+    return entries
+
+
+def _networks(name: str | None) -> list[Entry]:
+    return [e for e in catalogue() if not name or zoo.canonical(name) in e.arch]

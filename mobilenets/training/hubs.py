@@ -69,7 +69,7 @@ def _reach(repository: str) -> None:
             get_hf_file_metadata(hf_hub_url(repository, FILE), timeout=10)
 
 
-def fetch(source: str, where: str, download: Callable[[], Any], offline: str = "import the file") -> Any:
+def fetch(source: str, where: str, download: Callable[[], Any], offline: str) -> Any:
     """What `download` gives; a UserError that says what to do without a network: fetch `where` and `offline`."""
     try:
         with contextlib.redirect_stdout(sys.stderr):  # torch says what it downloads; stdout is for results

@@ -72,7 +72,7 @@ def test_every_name_is_a_network_of_ours():
         arch = zoo.arch(w.arch, w.alpha, w.resolution)
         assert w.size == 4 * cost.count(arch).params
         assert w.top1 is None or 35 < w.top1 < 90
-    count = {library: sum(w.library == library for w in known.values()) for library in catalogue.LIBRARIES}
+    count = {name: sum(w.publisher == name for w in known.values()) for name in catalogue.LIBRARIES}
     assert count == {"keras": 44, "slim": 44, "torchvision": 5, "timm": 32}  # 16 of V1, 22 of V2, 6 of V3
 
 
@@ -241,6 +241,7 @@ def test_fetched_once_and_checked_after(site, theirs, command, tmp_path):
     path.write_bytes(theirs[1][:-1] + b"?")
     line = last(command("import", NAME, "--out", tmp_path / "b"))
     assert line.endswith("changed since it was fetched; remove it, and it is fetched again")
+    assert command("list", "v1", "--weights").code == 0  # only what is used is checked
 
 
 def test_a_broken_line_goes_on_where_it_was(site, theirs):

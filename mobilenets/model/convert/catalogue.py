@@ -98,7 +98,7 @@ class Published:
     md5: str = ""
 
     @property
-    def library(self) -> str:
+    def publisher(self) -> str:
         """Who publishes them: keras, slim, torchvision, timm."""
         return self.name.partition(":")[0]
 
@@ -110,7 +110,7 @@ class Published:
     @property
     def metrics(self) -> tuple[Metric, ...]:
         """Their accuracy, as it was published: Keras's weights are TF-slim's."""
-        by = "with TF-slim's weights" if self.library in ("keras", "slim") else f"by {self.library}"
+        by = "with TF-slim's weights" if self.publisher in ("keras", "slim") else f"by {self.publisher}"
         return (Metric("top1", self.top1, f"ImageNet, as published {by}", "val", 50_000),) if self.top1 else ()
 
 
@@ -133,7 +133,7 @@ def find(name: str) -> Published:
     library, _, rest = name.partition(":")
     if library not in LIBRARIES:
         raise unknown("library of weights", library, LIBRARIES)
-    own = [w for w in known.values() if w.library == library]
+    own = [w for w in known.values() if w.publisher == library]
     if library in ("torchvision", "timm"):
         found = [w for w in own if w.name.startswith(f"{name}.")]
     else:

@@ -21,19 +21,26 @@ FILE, MORE = 2, 4 << 20  # times, and bytes, at most, of any other file
 CHECKPOINT = re.compile(r"(?P<stem>.+)\.(index|data-00000-of-00001)")
 
 
-def cached(entry: Published, folder: Path | None = None) -> Path | None:
-    """Where its tensors are on this machine; None where they aren't. Raises `UserError` for a copy that has changed.
+def located(entry: Published, folder: Path | None = None) -> Path | None:
+    """Where its tensors are on this machine, unchecked; None where they aren't.
 
     Looked for in `folder`, in $MOBILENETS_WEIGHTS, in the cache, and where the library that publishes them keeps them.
     """
     brought = [folder, *([Path(os.environ["MOBILENETS_WEIGHTS"])] if os.environ.get("MOBILENETS_WEIGHTS") else [])]
     for own in (*(_own(entry, f) for f in brought if f), _own(entry)):
         if own.exists():
-            _check_digest(own)
             return own
     file = catalogue.file_name(entry.files[0])
     flat = (f / file for f in brought if f and len(entry.files) == 1)  # as its publisher's site gives it
     return next((p for p in (*flat, *_others(entry)) if p.is_file()), None)
+
+
+def cached(entry: Published, folder: Path | None = None) -> Path | None:
+    """As `located`; raises `UserError` for a copy that has changed since it was fetched."""
+    found = located(entry, folder)
+    if found:
+        _check_digest(found)
+    return found
 
 
 def fetch(entry: Published, folder: Path | None = None) -> Path:
@@ -41,7 +48,7 @@ def fetch(entry: Published, folder: Path | None = None) -> Path:
     own = _own(entry, folder)
     if found := (cached(entry) if folder is None else own if own.exists() else None):
         return found
-    archive = entry.library == "slim"
+    archive = entry.publisher == "slim"
     most = (ARCHIVE if archive else FILE) * entry.size + MORE
     beside = [*entry.files[1:]]
     try:
@@ -63,9 +70,9 @@ def fetch(entry: Published, folder: Path | None = None) -> Path:
 
 def _own(entry: Published, folder: Path | None = None) -> Path:
     """Where its tensors are kept: a file by its published name; a folder for what comes in several."""
-    root = (folder or files.cache_root() / "weights") / entry.library
+    root = (folder or files.cache_root() / "weights") / entry.publisher
     file = catalogue.file_name(entry.files[0])
-    if entry.library == "slim":
+    if entry.publisher == "slim":
         return root / f"{PurePosixPath(file).stem}.index"
     return root / entry.name.partition(":")[2] / file if len(entry.files) > 1 else root / file
 
@@ -74,11 +81,11 @@ def _others(entry: Published) -> Iterator[Path]:
     """Where the libraries themselves keep it."""
     home, file = Path.home(), catalogue.file_name(entry.files[0])
     caches = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
-    if entry.library == "torchvision":
+    if entry.publisher == "torchvision":
         yield Path(os.environ.get("TORCH_HOME") or caches / "torch") / "hub" / "checkpoints" / file
-    elif entry.library == "keras":
+    elif entry.publisher == "keras":
         yield Path(os.environ.get("KERAS_HOME") or home / ".keras") / "models" / file
-    elif entry.library == "timm":
+    elif entry.publisher == "timm":
         hub = os.environ.get("HF_HUB_CACHE") or Path(os.environ.get("HF_HOME") or caches / "huggingface") / "hub"
         snapshots = Path(hub) / f"models--timm--{entry.name.partition(':')[2]}" / "snapshots"
         yield from sorted(snapshots.glob(f"*/{file}"))
@@ -95,7 +102,7 @@ def _check(entry: Published, path: Path) -> None:
     data = path.read_bytes()
     digest = re.fullmatch(r".+-([0-9a-f]{8,})\.pth", path.name)
     reason = ""
-    if entry.library != "slim" and len(data) < entry.size:
+    if entry.publisher != "slim" and len(data) < entry.size:
         reason = f"it has {len(data):,} bytes, its weights alone {entry.size:,}"
     elif entry.md5 and hashlib.md5(data, usedforsecurity=False).hexdigest() != entry.md5:
         reason = "its MD5 isn't the published one"

@@ -103,7 +103,7 @@ def _laid_out(t: Table, console: Console) -> int:
     for column, (least, most) in sorted(zip(t.columns, sizes, strict=True), key=lambda c: c[1][1] - c[1][0]):
         column.width = least + max(0, min(free, most - least))
         free -= column.width - least
-    return beside + sum(column.width or 0 for column in t.columns)
+    return max(beside + sum(column.width or 0 for column in t.columns), t.min_width or 0)
 
 
 LEFT_WIDTH, TITLE_WIDTH = 12, 76
@@ -126,7 +126,7 @@ def table(title: str, columns: Sequence[str], left: Sequence[str] = ()) -> Table
 
     t = Whole(
         title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", caption_justify="left",
-        min_width=min(len(title), TITLE_WIDTH),
+        min_width=max([min(len(title), TITLE_WIDTH), *map(cell_len, title.split())]),
     )  # fmt: skip
     for c in columns:
         number = c not in left

@@ -107,6 +107,17 @@ def test_no_number_is_cut_in_any_width(command, monkeypatch, line):
     assert [w for w, found in shown.items() if found != shown[200]] == []
 
 
+@pytest.mark.parametrize("width", [20, 60, 100])
+def test_no_title_is_cut_in_its_words(capsys, monkeypatch, width):
+    """A bundle's path is the title of its table: it can be copied from any terminal."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    title = "/home/someone/" + "a-long-folder-name/" * 5 + "cifar10-v2"
+    t = console.table(title, ["", "value"], left=["", "value"])
+    t.add_row("network", "v2")
+    console.print_whole(console.err(), t)
+    assert title in capsys.readouterr().err
+
+
 def test_a_dumb_terminal_cuts_no_number(monkeypatch):
     monkeypatch.setenv("TERM", "dumb")
     made = console.table("a table", ["a", "b"])

@@ -7,13 +7,14 @@ import functools
 import inspect
 import numbers
 import os
+import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast, overload
 
-from mobilenets.errors import ArgumentError, needed_by, unknown
+from mobilenets.errors import ArgumentError, UserError, needed_by, unknown
 
 T = TypeVar("T", bound=Callable[..., Any])
 Given = TypeVar("Given", str, int, float)
@@ -42,6 +43,17 @@ def several(given: Given | Sequence[Given]) -> tuple[Given, ...]:
     if isinstance(given, str):
         return tuple(word.strip() for word in given.split(","))
     return tuple(given) if isinstance(given, Sequence) else (given,)
+
+
+def seconds(given: str | float | None, name: str) -> float | None:
+    """A time as people write it: "10m", "90s", "1h", "1h30m", or a number of seconds. Raises `UserError`."""
+    if given is None:
+        return None
+    parts = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", str(given).strip())
+    total = sum(unit * float(n) for n, unit in zip(parts.groups(), (3600, 60, 1), strict=True) if n) if parts else 0
+    if not total > 0:
+        raise UserError(f"{name} takes a time such as 10m, 90s or 1h, not {given!r}")
+    return total
 
 
 def checked(target: T) -> T:

@@ -37,6 +37,19 @@ class Version:
     tag: str = ""
 
 
+def reachable(url: str, seconds: float = 3.0) -> bool:
+    """Whether a server answers at an address, whatever it says; False where $MOBILENETS_OFFLINE forbids to ask."""
+    if os.environ.get("MOBILENETS_OFFLINE") or os.environ.get("HF_HUB_OFFLINE"):
+        return False
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=seconds):
+            return True
+    except urllib.error.HTTPError:
+        return True
+    except (OSError, http.client.HTTPException, ValueError):
+        return False
+
+
 def read(url: str, limit: int) -> bytes:
     """A small file's content, at most `limit` bytes. Raises `UserError`."""
     f = io.BytesIO()

@@ -142,9 +142,13 @@ COLOURS = {"blue": (40, 60, 200), "green": (50, 190, 70), "red": (200, 50, 40)}
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Latencies measured by tests stay out of the user's cache."""
+    """Latencies measured by tests stay out of the user's cache, and weights that the user has out of the tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MOBILENETS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("MOBILENETS_OFFLINE", "1")
+        for theirs in ("TORCH_HOME", "KERAS_HOME", "HF_HUB_CACHE"):
+            patch.setenv(theirs, str(tmp_path_factory.mktemp(theirs)))
+        patch.delenv("MOBILENETS_WEIGHTS", raising=False)
         yield
 
 

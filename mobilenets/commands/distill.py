@@ -17,9 +17,9 @@ from mobilenets.data import checks
 from mobilenets.data.dataset import Split, cache_side, gather
 from mobilenets.data.open import open_data, open_unlabelled, spelled
 from mobilenets.errors import UserError
-from mobilenets.model import bundle as bundles
 from mobilenets.model import imagenet
 from mobilenets.model.bundle import Bundle
+from mobilenets.model.convert import starts
 from mobilenets.tasks import classify
 from mobilenets.training import distributed as processes
 from mobilenets.training import recipes, run
@@ -45,7 +45,8 @@ def distill(
     unlabelled: bool = False,
     distillation: Annotated[Distillation | None, Parameter(name="*")] = None,
     cache: StrPath | None = None,
-    init: StrPath | None = None,
+    init: DataSource | None = None,
+    weights: StrPath | None = None,
     seed: int = 0,
     resume: bool = False,
     skip_bad: bool = False,
@@ -79,7 +80,10 @@ def distill(
     cache
         Folder for the teacher's answers, which several students can share; OUT/teacher by default.
     init
-        Bundle to start from: its network, and its weights as far as the classes allow.
+        What to start from: a bundle or run, a file of weights of any kind that import takes, or published weights by
+        name (keras:v2-1.0-224): its network, and its weights as far as the classes allow.
+    weights
+        Folder of pretrained weights, where published ones may be before they are fetched.
     seed
         Seed of everything random: split, initial weights, order, augmentation.
     resume
@@ -128,7 +132,7 @@ def distill(
     how = distillation or Distillation()
     if how.labels is None:
         how = dataclasses.replace(how, labels=0.0 if unlabelled else how.share)
-    start = Bundle.load(bundles.find_bundle(as_path(init))) if init else None
+    start = starts.opened(init, as_path(weights)) if init else None
     loaded = open_teacher(teacher, threads=os.cpu_count() or 1)
     if how.embedding and not loaded.width:
         raise UserError(f"{teacher} shows no embedding, as a file doesn't: leave out --embedding, or name its bundle")

@@ -3,34 +3,35 @@
 from __future__ import annotations
 
 import csv
-import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from time import monotonic as clock
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
 from mobilenets import console, files, tasks
-from mobilenets.arch.spec import Arch
-from mobilenets.arguments import DataSource, StrPath, as_path, checked, several
+from mobilenets.arguments import DataSource, StrPath, as_path, checked, seconds, several
+from mobilenets.commands import selection
 from mobilenets.commands.options import Words
 from mobilenets.commands.pipeline import ship
+from mobilenets.commands.selection import Wanted
 from mobilenets.data import checks
-from mobilenets.data.checks import Scan
-from mobilenets.data.dataset import Data
 from mobilenets.data.open import spelled
-from mobilenets.deploy import choose, engines, latency
+from mobilenets.deploy import engines, latency
 from mobilenets.deploy.choose import Budget, Choice
 from mobilenets.errors import UserError
 from mobilenets.model import bundle as bundles
 from mobilenets.model.bundle import Bundle
-from mobilenets.tasks.task import Task
+from mobilenets.model.convert import starts
+from mobilenets.model.convert.starts import Start
 from mobilenets.training import distributed as processes
 from mobilenets.training import recipes, run
 from mobilenets.training import trainer as train
 from mobilenets.training.fitted import Fitted
 from mobilenets.training.recipes import Overrides
-from mobilenets.training.run import CHOICE, FLOAT, LOGS, METRICS, SCAN, STEPS
+from mobilenets.training.run import FLOAT, LOGS, METRICS, SCAN, START, STEPS
+
+SHIPPING = 0.15  # of the time that is given: quantizing, proving, measuring, the report
 
 
 @checked
@@ -47,7 +48,12 @@ def fit(
     remeasure: bool = False,
     recipe: str | None = None,
     overrides: Annotated[Overrides | None, Parameter(name="*")] = None,
-    init: StrPath | None = None,
+    init: DataSource | None = None,
+    from_scratch: bool = False,
+    weights: StrPath | None = None,
+    candidates: int = 6,
+    halving: Literal["on", "off"] = "on",
+    time: str | float | None = None,
     seed: int = 0,
     resume: bool = False,
     skip_bad: bool = False,
@@ -57,8 +63,9 @@ def fit(
 ) -> Fitted | None:
     """Fit the best MobileNet to your data and budget, and make the file that runs it.
 
-    Measures latency here, picks a network, trains, quantizes, exports with a parity check, evaluates every step on
-    held-out images, and writes a report. Under torchrun it trains on all processes (the others return None).
+    Measures latency here; of the networks within budget whose pretrained weights can be had, measures on your images
+    which sees most; fine-tunes it, quantizes, exports with a parity check, evaluates every step on held-out images, and
+    writes a report. Under torchrun it trains on all processes (the others return None).
 
     Parameters
     ----------
@@ -79,10 +86,22 @@ def fit(
     remeasure
         Measure latencies again that were measured before.
     recipe
-        modern (from scratch), finetune, cifar, v1-paper, v2-paper or v3-paper; by default modern, or finetune with
-        --init.
+        modern (from scratch), finetune, cifar, v1-paper, v2-paper or v3-paper; by default finetune, or modern where
+        training begins from nothing.
     init
-        Bundle to fine-tune: its network and width, at the resolution that meets the budget.
+        What to fine-tune, instead of choosing: a bundle or run, a file of weights of any kind that import takes, or
+        published weights by name (keras:v2-1.0-224); its network and width, at the resolution that meets the budget.
+    from_scratch
+        Begin from random weights, and choose by published accuracy. That is the default for glyphs, as digits are.
+    weights
+        Folder of pretrained weights, files or bundles of any kind that import takes; by default $MOBILENETS_WEIGHTS.
+        Published ones are taken from caches or fetched besides, where there is a network.
+    candidates
+        Networks that are measured on your images, at most.
+    halving
+        on: where two or three of them are alike, train each for a few epochs, and go on with the better.
+    time
+        How long all of it may take, as 10m or 1h30m: training has what is left of it, in fewer epochs.
     seed
         Seed of everything random: split, initial weights, order, augmentation.
     resume
@@ -125,19 +144,29 @@ def fit(
     engine, precision = several(engine), several(precision)
     latencies = as_path(table)
     out = as_path(out) or run.folder(source)
-    started = time.monotonic() - (_trained_before(out) if resume else 0)
+    started = clock() - (_trained_before(out) if resume else 0)
     budget = budget or Budget()
     for setting in latency.settings(engine, precision, [threads]):
         engines.module(setting.engine)  # says what to install before anything is trained
-    chosen_recipe = recipes.recipe(recipe or ("finetune" if init else "modern"), overrides)
-    start = Bundle.load(bundles.find_bundle(Path(init))) if init else None
+    if from_scratch and init:
+        raise UserError("--from-scratch begins from nothing, and --init from a bundle: leave out one")
+    if candidates < 1:
+        raise UserError(f"candidates must be 1 or more, not {candidates}")
+    folder, limit = as_path(weights), seconds(time, "--time")
+    start = starts.opened(init, folder) if init else None
     asked = tasks.find_trained(task)
     data = asked.open(source, root, seed, None)
     _, rank = processes.world()
+    begin: list[Start] = []
+    before = run.began(out) if resume else {}
+    if not (init or from_scratch or before.get("pretrained") is False):
+        begin = processes.from_rank_0(selection.pretrained(data, folder) if rank == 0 else None)
+    chosen_recipe = recipes.recipe(recipe or ("finetune" if init or begin else "modern"), overrides)
     config = {
         "verb": "fit", "task": task, "source": source, "budget": budget.limits(), "engine": ",".join(engine),
         "precision": ",".join(precision), "table": str(table) if table else None,
         "threads": threads, "recipe": chosen_recipe.to_json(), "init": start.digest if start else None, "seed": seed,
+        "pretrained": bool(begin), "candidates": candidates, "halving": halving, "time": limit,
     }  # fmt: skip
     with run.taken(out, config, resume, data):
         choice: Choice | None = None
@@ -145,22 +174,28 @@ def fit(
             console.step("1/6 check the images")
             found = checks.check(data, skip_bad, yes=yes)
             files.write_json(out / SCAN, found.to_json())
-            choice = _choose(
-                out, data, found, start, asked,
-                lambda archs: choose.pick(archs, budget, engine, precision, threads, latencies, asked, remeasure),
-            )  # fmt: skip
+            wanted = Wanted(budget, engine, precision, threads, latencies, remeasure, candidates, halving, limit)
+            choice = selection.selected(
+                out, data, found, asked, wanted, chosen_recipe, seed, resume, start, begin, folder
+            )
+            if begin and not bundles.is_bundle(out / START):  # none of the networks with weights meets the budget
+                chosen_recipe = recipes.recipe(recipe or "modern", overrides)
+                run.amend(out, pretrained=False, recipe=chosen_recipe.to_json())
         else:
             checks.scan(data)
         chosen: Choice = processes.from_rank_0(choice)
+        chosen_recipe = processes.from_rank_0(chosen_recipe)
         arch = chosen.pick.arch
         if rank == 0 and resume and bundles.is_bundle(out / FLOAT):
             trained = Bundle.load(out / FLOAT)
         else:
             if rank == 0:
-                console.step(f"3/6 train {arch.title}, {chosen_recipe.epochs} epochs")
+                how = "from pretrained weights" if start or bundles.is_bundle(out / START) else "from scratch"
+                console.step(f"3/6 train {arch.title} {how}, at most {chosen_recipe.epochs} epochs")
             trained = train.train_bundle(
-                data, arch, chosen_recipe, out, task=asked, seed=seed, resume=resume, init=start
-            )
+                data, arch, chosen_recipe, out, task=asked, seed=seed, resume=resume, init=start,
+                seconds=limit and max(1.0, (1 - SHIPPING) * limit - (clock() - started)),
+            )  # fmt: skip
         if rank != 0:
             return None
         steps, shipped = ship(data, trained, out, chosen.precision, threads, chosen.engine)
@@ -172,7 +207,7 @@ def fit(
             predicted_ms=chosen.pick.latency_ms,
             elsewhere=chosen.machine if table else "",
             budget=budget,
-            seconds=time.monotonic() - started,
+            seconds=clock() - started,
             task=task,
         )
         files.write_json(out / STEPS, fitted.to_json())
@@ -184,30 +219,6 @@ def fit(
         return fitted
 
 
-def _choose(
-    out: Path, data: Data, found: Scan, start: Bundle | None, task: Task, pick: Callable[[Sequence[Arch]], Choice]
-) -> Choice:
-    """The choice, kept in the run's folder: a resumed run doesn't choose again."""
-    path = out / CHOICE
-    if path.exists():
-        return files.read_object(path, Choice.from_json, "a run of fit")
-    console.step("2/6 choose")
-    archs = choose.grid(1000, found.native_side, task)
-    if start:
-        of = start.card.arch
-        archs = [train.initial_arch(start, a.resolution) for a in archs if _same(a, of)]
-        if not archs:
-            raise UserError(
-                f"--init: nobody published how good {of.title} is at the resolutions that these images are worth, so "
-                "there is nothing to choose by: fine-tune it with mobilenets train --init, and export that"
-            )
-    config = task.config(data)
-    choice = pick([task.arch(a, config) for a in archs])
-    console.note(choice)
-    files.write_json(path, choice.to_json())
-    return choice
-
-
 def _trained_before(out: Path) -> float:
     """Seconds that stopped processes of this run had trained for, as its log has them."""
     log = out / LOGS / METRICS
@@ -215,7 +226,3 @@ def _trained_before(out: Path) -> float:
         return 0.0
     with log.open(newline="", encoding="utf-8") as f:
         return sum(float(row["seconds"]) for row in csv.DictReader(f))
-
-
-def _same(a: Arch, b: Arch) -> bool:
-    return (a.name, a.alpha) == (b.name, b.alpha)

@@ -7,13 +7,13 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from mobilenets import tasks
-from mobilenets.arguments import DataSource, StrPath, as_path, checked
+from mobilenets.arguments import DataSource, StrPath, as_path, checked, seconds
 from mobilenets.data import checks
 from mobilenets.data.dataset import cache_side
 from mobilenets.data.open import spelled
 from mobilenets.errors import UserError
-from mobilenets.model import bundle as bundles
 from mobilenets.model.bundle import Bundle
+from mobilenets.model.convert import starts
 from mobilenets.training import loop, recipes, run
 from mobilenets.training.distributed import world
 from mobilenets.training.recipes import Overrides
@@ -31,9 +31,11 @@ def train(
     resolution: int | None = None,
     recipe: str | None = None,
     overrides: Annotated[Overrides | None, Parameter(name="*")] = None,
-    init: StrPath | None = None,
+    init: DataSource | None = None,
+    weights: StrPath | None = None,
     seed: int = 0,
     val: float | None = None,
+    time: str | float | None = None,
     resume: bool = False,
     skip_bad: bool = False,
     class_from_name: bool = False,
@@ -63,12 +65,17 @@ def train(
         modern (from scratch), finetune, cifar, v1-paper, v2-paper or v3-paper; by default modern, or finetune with
         --init.
     init
-        Bundle to start from: its network, and its weights as far as the classes allow.
+        What to start from: a bundle or run, a file of weights of any kind that import takes, or published weights by
+        name (keras:v2-1.0-224): its network, and its weights as far as the classes allow.
+    weights
+        Folder of pretrained weights, where published ones may be before they are fetched.
     seed
         Seed of everything random: split, initial weights, order, augmentation.
     val
         Share of the training images that choose the epoch, where the data has no val split; a fifth if left out, or a
         tenth where there is a test split.
+    time
+        How long training may take, as 10m or 1h30m: in fewer epochs than the recipe's, as many as fit.
     resume
         Go on with a run that was stopped; it ends with the same weights, bit for bit.
     skip_bad
@@ -105,14 +112,15 @@ def train(
     source, root = spelled(source, class_from_name), as_path(root)
     if not checkpoint_minutes >= 0:
         raise UserError(f"checkpoint_minutes must be 0 or more, not {checkpoint_minutes}")
+    limit = seconds(time, "--time")
     chosen = recipes.recipe(recipe or ("finetune" if init else "modern"), overrides)
-    start = Bundle.load(bundles.find_bundle(as_path(init))) if init else None
+    start = starts.opened(init, as_path(weights)) if init else None
     asked = tasks.find_trained(task)
     data = asked.open(source, root, seed, val)
     net = network(arch, alpha, resolution, start, asked, asked.config(data), data)
     config = {
         "verb": "train", "task": task, "source": source, "arch": net.to_json(), "recipe": chosen.to_json(),
-        "seed": seed, "init": start.digest if start else None, "val": data.val_fraction,
+        "seed": seed, "init": start.digest if start else None, "val": data.val_fraction, "time": limit,
     }  # fmt: skip
     out = as_path(out) or run.folder(source, net.title)
     side = cache_side(max(net.input_size))
@@ -123,7 +131,7 @@ def train(
             checks.scan(data, side=side)
         trained = train_bundle(
             data, net, chosen, out, task=asked, seed=seed, resume=resume, init=start,
-            checkpoint_minutes=checkpoint_minutes,
+            checkpoint_minutes=checkpoint_minutes, seconds=limit,
         )  # fmt: skip
     if world()[1] != 0:
         return None

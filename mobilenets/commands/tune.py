@@ -18,8 +18,7 @@ from mobilenets.arguments import DataSource, StrPath, as_path, checked
 from mobilenets.data import checks
 from mobilenets.data.open import spelled
 from mobilenets.errors import UserError
-from mobilenets.model import bundle as bundles
-from mobilenets.model.bundle import Bundle
+from mobilenets.model.convert import starts
 from mobilenets.training import recipes
 from mobilenets.training import trainer as train
 from mobilenets.training.recipes import Overrides
@@ -111,7 +110,8 @@ def tune(
     resolution: int | None = None,
     recipe: str | None = None,
     overrides: Annotated[Overrides | None, Parameter(name="*")] = None,
-    init: StrPath | None = None,
+    init: DataSource | None = None,
+    weights: StrPath | None = None,
     steps: int = 200,
     html: StrPath | None = None,
     seed: int = 0,
@@ -141,7 +141,10 @@ def tune(
         modern (from scratch), finetune, cifar, v1-paper, v2-paper or v3-paper; by default modern, or finetune with
         --init.
     init
-        Bundle to start from.
+        What to start from: a bundle or run, a file of weights of any kind that import takes, or published weights by
+        name (keras:v2-1.0-224).
+    weights
+        Folder of pretrained weights, where published ones may be before they are fetched.
     steps
         Steps of the range test.
     html
@@ -184,13 +187,12 @@ def tune(
         raise UserError(f"steps must be {4 * SKIPPED} or more, not {steps}")
     if page is not None and page.is_dir():
         raise UserError(f"{page} is a folder; --html needs the name of a file")
-    found = bundles.find_bundle(Path(init)) if init else None
     asked = tasks.find_trained(task)
     data = asked.open(source, root, seed, None)
     checks.stop_at_doubts(data, yes)
-    start = Bundle.load(found) if found else None
+    start = starts.opened(init, as_path(weights)) if init else None
     net = train.network(arch, alpha, resolution, start, asked, asked.config(data), data)
-    trial = Trial(source, root, net, chosen, found, seed, task)
+    trial = Trial(source, root, net, chosen, start, seed, task)
     speeds = () if "batch" in given else try_batches(trial)
     batch = best_batch(speeds) if speeds else chosen.batch
     trial = dataclasses.replace(trial, recipe=dataclasses.replace(chosen, batch=batch, accumulate=1))
@@ -199,6 +201,7 @@ def tune(
     lr = peak * chosen.lr_batch / batch if chosen.lr_batch and rates else peak if rates else chosen.lr
     line = ["mobilenets", "train", source, *(["--task", task] if task != "classify" else [])]
     line += ["--init", str(init)] if init else ["--arch", net.name, "--alpha", f"{net.alpha:g}"]
+    line += ["--weights", str(weights)] if init and weights else []
     line += ["--resolution", str(net.resolution), "--recipe", name, "--batch", str(batch), "--lr", f"{lr:.3g}"]
     for k, v in given.items():
         if k not in ("batch", "lr", "accumulate"):

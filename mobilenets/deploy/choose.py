@@ -329,6 +329,13 @@ def _on_microcontrollers(candidates: Sequence[Candidate], budget: Budget) -> lis
     return out
 
 
+def picking(choice: Choice, other: Candidate) -> Choice:
+    """The same choice with another of its candidates picked, perhaps with its channels as its weights have them."""
+    key = (other.arch.title, other.setting)
+    candidates = tuple(other if (c.arch.title, c.setting) == key else c for c in choice.candidates)
+    return dataclasses.replace(choice, pick=other, candidates=candidates)
+
+
 def pick(
     archs: Sequence[Arch],
     budget: Budget,

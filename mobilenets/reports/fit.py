@@ -20,10 +20,12 @@ from mobilenets.errors import UserError
 from mobilenets.files import read_json
 from mobilenets.model.bundle import CARD
 from mobilenets.model.card import Card
-from mobilenets.reports import pages, plots, style
+from mobilenets.reports import pages, plots, probes, style
 from mobilenets.reports.advice import advise
 from mobilenets.reports.training import recipe_fields
+from mobilenets.tasks.linear import wilson
 from mobilenets.tasks.task import MetricSpec
+from mobilenets.training.candidates import Tried
 from mobilenets.training.fitted import Fitted, Step
 from mobilenets.training.run import CHOICE, CONFIG, FLOAT, LOGS, SCAN, STEPS
 
@@ -47,6 +49,7 @@ class Page:
     cost: Cost
     notes: list[str] = field(default_factory=list)
     tables: dict[str, str] = field(default_factory=dict)
+    probed: tuple[Tried, ...] = ()
 
     @classmethod
     def read(cls, run: Path) -> Page:
@@ -65,7 +68,7 @@ class Page:
         card = Card.from_json(read_json(path, ("digest",), whose), str(path))
         arch = choice.pick.arch
         fitted = files.read_object(run / STEPS, lambda d: Fitted.from_json(d, run, arch, card.task), whose)
-        page = cls(run, config, choice, scan, fitted, card, cost.count(arch))
+        page = cls(run, config, choice, scan, fitted, card, cost.count(arch), probed=probes.of_run(run))
         try:
             page.answers.check(page)
         except UserError as e:
@@ -110,7 +113,7 @@ class Page:
             prior=self.choice.pick.prior.metric,
             columns=self.answers.columns(self),
             answers=self.answers.TEMPLATE,
-            interval=self.metric.share and plots.wilson(scores[self.metric.name], scores["count"]),
+            interval=self.metric.share and wilson(scores[self.metric.name], scores["count"]),
             scan=self.scanned(),
             shares=[(cost.TYPE_NAMES[k], *v) for k, v in self.cost.shares().items() if any(v)],
             bytes=BYTES[self.choice.precision],
@@ -137,6 +140,8 @@ class Page:
             "shares": (plots.cost_shares(self.cost), "Share of macs and weights by layer type"),
             "layers": (plots.layers(self.cost), "Macs and activations of each layer"),
         }
+        if self.probed:
+            figures["probes"] = probes.drawn(self.probed), "What networks see of these images, over latency"
         out: dict[str, Any] = {k: style.markup(fig, title) for k, (fig, title) in figures.items()}
         out["curves"] = None
         try:
@@ -163,6 +168,19 @@ class Page:
         pick, every, budget = self.choice.pick, self.choice.candidates, self.choice.budget
         title, metric = pick.arch.title, pick.prior.metric
         fitting = [c for c in every if not c.missed(budget)]
+        if self.probed:
+            best = next(t for t in self.probed if t.picked)
+            beside = f"of {len(self.probed)} networks within the budget ({budget})"
+            out = [
+                f"{title} sees most of these images: a linear probe of what it saw before any training was right about "
+                f"{best.probe:.1f}% of {best.count:,} of them (cross-validated), the most {beside}."
+            ]
+            if best.short is not None:
+                out[0] = (
+                    f"{title} came out of {len([t for t in self.probed if t.short is not None])} networks that saw "
+                    f"about as much, {beside}: after a few epochs of training it was right about {best.short:.1f}%."
+                )
+            return out
         if len(every) == 1:
             out = [f"{title} was the only network to choose from."]
         elif len(fitting) == 1:
@@ -225,7 +243,7 @@ class Page:
             curves = {}
         return advise(
             curves, self.fitted.steps, self.scan, self.config["recipe"], self.metric,
-            pretrained=bool(self.config.get("init")), classes=len(self.card.labels),
+            pretrained=bool(self.config.get("init") or self.config.get("pretrained")), classes=len(self.card.labels),
             over=[limit["name"] for limit in self.limits() if not limit["met"]],
         )  # fmt: skip
 

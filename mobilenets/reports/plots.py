@@ -27,6 +27,7 @@ from mobilenets.errors import UserError
 from mobilenets.reports import style
 from mobilenets.reports.style import BACK, BLUE, GREEN, GRID, INK, MUTED, ORANGE, PINK, SHADE, SKY, TYPE_COLOURS
 from mobilenets.tasks.confusion import Confusion
+from mobilenets.tasks.linear import wilson
 from mobilenets.tasks.task import MetricSpec
 from mobilenets.training.fitted import Step
 from mobilenets.training.tuning import Speed, smooth
@@ -200,16 +201,6 @@ def curves(path: Path, metric: MetricSpec, best_epoch: int | None = None) -> Fig
             fontsize=8.5, bbox={"facecolor": BACK, "edgecolor": "none", "alpha": 0.8, "pad": 1.0},
         )  # fmt: skip
     return fig
-
-
-def wilson(percent: float, count: int) -> tuple[float, float]:
-    """The 95% interval of an accuracy measured on `count` images, in percent (Wilson's score interval)."""
-    if count < 1:
-        return 0.0, 100.0
-    p, z2 = percent / 100, 1.96**2
-    middle = (p + z2 / (2 * count)) / (1 + z2 / count)
-    half = math.sqrt(z2) * math.sqrt(p * (1 - p) / count + z2 / (4 * count**2)) / (1 + z2 / count)
-    return 100 * (middle - half), 100 * (middle + half)
 
 
 @style.styled

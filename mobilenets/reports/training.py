@@ -24,6 +24,7 @@ from mobilenets.model.bundle import CARD
 from mobilenets.model.card import Card
 from mobilenets.reports import pages, plots, style
 from mobilenets.reports.style import BACK, BLUE, GREEN, PINK
+from mobilenets.tasks.linear import wilson
 from mobilenets.tasks.task import MetricSpec, Task
 from mobilenets.training.distill import TEACHER
 from mobilenets.training.recipes import Distillation, Recipe
@@ -224,7 +225,7 @@ def page(run: Path) -> tuple[str, str]:
         bits={k: counted.weight_bytes(n) for k, n in (("float32", 32), ("int8", 8))},
         recent=min(RECENT, t.done),
         best=t.best_epoch,
-        interval=plots.wilson,
+        interval=wilson,
         recipe=recipe_fields(t.config["recipe"], t.config["seed"]),
         curves=style.markup(
             plots.curves(run / LOGS / METRICS, t.metric, t.best_epoch), f"Loss and held-out {t.metric.label} by epoch"

@@ -19,7 +19,9 @@ from mobilenets.console import Notebook
 from mobilenets.data.dataset import Data, Split
 from mobilenets.data.open import open_data
 from mobilenets.model.card import Card, Precision
+from mobilenets.tasks import linear
 from mobilenets.tasks.confusion import Confusion
+from mobilenets.tasks.linear import Probe
 from mobilenets.tasks.task import Answer, MetricSpec, Outputs, Parity, Prior, Sizes, Task
 
 if TYPE_CHECKING:
@@ -243,6 +245,17 @@ class Classify:
         same = bundle.card.task == self.name and list(bundle.card.labels) == list(config["labels"])
         own = tuple(f"{name}." for name in bundle.card.head.own)
         return {k: np.array(v) for k, v in tensors.items() if same or not k.startswith(own)}
+
+    def probe(
+        self,
+        features: npt.NDArray[np.float32],
+        targets: Any,
+        config: Mapping[str, Any],
+        seed: int,
+        balanced: bool = False,
+    ) -> Probe:
+        """Logistic regression, its penalty chosen by cross-validation."""
+        return linear.fit(features, np.asarray(targets), len(config["labels"]), seed, balanced)
 
     def teach(self, teacher: Mapping[str, Tensor], student: Mapping[str, Tensor], temperature: float = 1.0) -> Tensor:
         """The divergence of the student's softened probabilities from the teacher's, nats (Hinton and others 2015)."""

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from torchvision.transforms import v2
 
     from mobilenets.model.images import Preprocess
+    from mobilenets.tasks.linear import Probe
     from mobilenets.tasks.task import Metrics, Objective
 
 SHOWN = 6  # numbers of a vector in a line of text
@@ -121,6 +122,9 @@ class FeaturesTask:
     def transfer(self, bundle: Bundle, config: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:  # noqa: ARG002
         own = tuple(f"{name}." for name in bundle.card.head.own)
         return {k: np.array(v) for k, v in bundle.dense().tensors.items() if not k.startswith(own or ("\0",))}
+
+    def probe(self, features: Any, targets: Any, config: Any, seed: int, balanced: bool = False) -> Probe | None:  # noqa: ARG002
+        return None
 
     def teach(self, teacher: Mapping[str, Tensor], student: Mapping[str, Tensor], temperature: float = 1.0) -> Tensor:  # noqa: ARG002
         """The squared difference as a share of the teacher's own square."""

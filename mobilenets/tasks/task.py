@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from mobilenets.model.bundle import Bundle
     from mobilenets.model.images import Preprocess
+    from mobilenets.tasks.linear import Probe
 
 Outputs = Mapping[str, npt.NDArray[np.float32]]  # by the card's names, each [N, *shape]
 Sizes = Sequence[tuple[int, int]]  # (width, height) of each image before it was fitted to the input
@@ -205,6 +206,16 @@ class Task(Protocol):
     def monitor(self, recipe: Any) -> str: ...
 
     def transfer(self, bundle: Bundle, config: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]: ...
+
+    def probe(
+        self,
+        features: npt.NDArray[np.float32],
+        targets: Any,
+        config: Mapping[str, Any],
+        seed: int,
+        balanced: bool = False,
+    ) -> Probe | None:
+        """The best linear head of fixed features [N, K]; None where the task's own part is no linear layer."""
 
     def teach(self, teacher: Mapping[str, Tensor], student: Mapping[str, Tensor], temperature: float = 1.0) -> Tensor:
         """How far the student's taps are from the teacher's, the mean over images; 0 where they say the same.

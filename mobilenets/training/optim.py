@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Callable, Collection
 from typing import Any, cast
 
@@ -12,29 +13,36 @@ from torch import Tensor, nn
 
 from mobilenets.training.recipes import Recipe
 
+ROW = re.compile(r"blocks\.(\d+)\.")  # of a parameter's name
+
 
 def parameter_groups(model: nn.Module, recipe: Recipe, own: Collection[str] = ()) -> list[dict[str, Any]]:
-    """Parameters by (decayed or not) x (body or the task's `own` layers).
+    """Parameters by (decayed or not) x (row of the network, or the task's `own` layers).
 
-    One rule for decay: weights of more than one input each have it; depthwise filters (V1 paper, section 3.2), norms
-    and biases don't.
+    One rule for weight decay: weights of more than one input each have it; depthwise filters (V1 paper, section 3.2),
+    norms and biases don't. The rate of a row is `recipe.layer_decay` times that of the row after it.
     """
     plain = {
         id(m.weight)
         for m in model.modules()
         if (isinstance(m, nn.Conv2d) and m.groups == 1) or isinstance(m, nn.Linear)
     }
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[bool, int | None], list[nn.Parameter]] = {}
     prefixes = tuple(f"{name}." for name in own)
+    numbered = {name: ROW.match(name) for name, _ in model.named_parameters()}
+    rows = {name: int(m[1]) for name, m in numbered.items() if m}
+    head = max(rows.values(), default=-1) + 1  # what follows all rows counts as one
     for name, p in model.named_parameters():
-        groups.setdefault((id(p) in plain, name.startswith(prefixes)), []).append(p)
+        of_body = head - rows.get(name, head) if recipe.layer_decay < 1 else 0
+        behind = None if name.startswith(prefixes) else of_body
+        groups.setdefault((id(p) in plain, behind), []).append(p)
     return [
         {
             "params": params,
             "weight_decay": recipe.weight_decay if decayed else 0.0,
-            "lr": recipe.peak_lr * (1.0 if of_task else recipe.body_lr),
+            "lr": recipe.peak_lr * (1.0 if behind is None else recipe.body_lr * recipe.layer_decay**behind),
         }
-        for (decayed, of_task), params in groups.items()
+        for (decayed, behind), params in groups.items()
     ]
 
 

@@ -55,6 +55,14 @@ class Recipe:
     frozen_epochs: int = _doc(0, "First epochs that train the classifier alone.")
     frozen_passes: int = _doc(30, "Passes of the classifier over the features of each frozen epoch, computed once.")
     body_lr: float = _doc(1.0, "Learning rate of everything but the classifier, as a share of lr.")
+    layer_decay: float = _doc(
+        1.0, "Learning rate of each row of the network as a share of that of the row after it; the classifier has lr."
+    )
+    probe: bool = _doc(
+        False,
+        "With --init and other classes: the classifier begins as the best linear one of what the network sees already "
+        "(cross-validated logistic regression), and is kept if no epoch beats it.",
+    )
     clip: float = _doc(1.0, "Largest norm of the gradient; 0 is off.")
     patience: int = _doc(0, "Epochs without a better validation score after which training stops; 0 is never.")
     training_precision: Literal["auto", "bf16", "float32"] = _doc(
@@ -79,7 +87,7 @@ class Recipe:
                 raise UserError(f"{name} must be in [0, 1), not {getattr(self, name)}")
         if not self.lr > 0 or not self.body_lr > 0:
             raise UserError("lr and body_lr must be above 0")
-        for name in ("min_scale", "progressive", "lr_decay"):
+        for name in ("min_scale", "progressive", "lr_decay", "layer_decay"):
             if not 0 < getattr(self, name) <= 1:
                 raise UserError(f"{name} must be above 0 and at most 1, not {getattr(self, name)}")
 
@@ -134,7 +142,7 @@ RECIPES: dict[str, Recipe] = {
         clip=0.0,
     ),
     "finetune": Recipe(
-        epochs=30, lr=2e-3, frozen_epochs=2, mixup=0.0, weight_decay=0.01, min_scale=0.5, ema=0.05, patience=10
+        epochs=12, lr=1e-3, probe=True, mixup=0.0, weight_decay=0.01, min_scale=0.5, ema=0.05, patience=5
     ),
 }
 

@@ -20,8 +20,10 @@ from mobilenets.training.recipes import Recipe
 if TYPE_CHECKING:
     from mobilenets.data.dataset import Data
 
+CANDIDATES = "candidates.json"
 CHOICE, SCAN, STEPS, REPORT = "choice.json", "scan.json", "steps.json", "report.html"
 INT8 = "int8"
+START = "start"  # a bundle: pretrained weights with a head fitted to the data, which training began with
 MANIFEST = "manifest.json"  # what ships of a run, with its digests
 
 CONFIG = "run.json"
@@ -74,6 +76,17 @@ def taken(out: Path, config: dict[str, Any], resume: bool, data: Data) -> Iterat
             raise
 
 
+def began(out: Path) -> dict[str, Any]:
+    """What the run in a folder was begun with; empty where there is none."""
+    path = out / CONFIG
+    return dict(files.read_json(path, (), "a run")) if path.exists() else {}
+
+
+def amend(out: Path, **changes: Any) -> None:
+    """Record that a run goes on otherwise than it was begun."""
+    files.write_json(out / CONFIG, {**began(out), **changes})
+
+
 def _prepare(out: Path, config: dict[str, Any], resume: bool) -> None:
     """Record `config` in an empty folder, or check that it is what the run there was made with."""
     path = out / CONFIG
@@ -89,6 +102,8 @@ def _prepare(out: Path, config: dict[str, Any], resume: bool) -> None:
     now = json.loads(json.dumps(config))
     had, has = before.pop(DATA, None), now.pop(DATA)
     same_images = isinstance(had, dict) and _same_images(out, had, has, str(config["source"]))
+    later = {"pretrained": False, "candidates": 6, "halving": "on", "time": None}  # as fit was before it had them
+    before = {k: v for k, v in later.items() if k in config} | before
     if "recipe" in config:  # a recipe's later fields change nothing by default
         recipe = before.get("recipe", {})
         before["recipe"] = Recipe().to_json() | (recipe if isinstance(recipe, dict) else {"recipe": recipe})

@@ -15,16 +15,16 @@ from mobilenets.arch.spec import Arch
 from mobilenets.data.dataset import Data, Split, cache_side
 from mobilenets.deploy import engines, evaluate
 from mobilenets.errors import UserError
-from mobilenets.model.bundle import Bundle
+from mobilenets.model.bundle import Bundle, is_bundle
 from mobilenets.model.card import Card, Metric
 from mobilenets.model.encodings import tensor_shapes
 from mobilenets.model.images import Preprocess
 from mobilenets.tasks.task import Objective, Task
 from mobilenets.training import loop, run
-from mobilenets.training.distributed import world
+from mobilenets.training.distributed import from_rank_0, world
 from mobilenets.training.loop import Setup
 from mobilenets.training.recipes import Recipe
-from mobilenets.training.run import CHECKPOINTS, FLOAT, LOGS, METRICS
+from mobilenets.training.run import CHECKPOINTS, FLOAT, LOGS, METRICS, START
 
 WASTED = 5  # epochs after the best one that are worth a word
 
@@ -91,17 +91,21 @@ def train_bundle(
     init: Bundle | None = None,
     distiller: Distiller | None = None,
     checkpoint_minutes: float = loop.MINUTES,
+    seconds: float | None = None,
 ) -> Bundle:
     """Train `arch` on data that was checked already, perhaps with a teacher; writes and returns the bundle OUT/float.
 
-    For the task, which is classification where none is named. Raises `UserError` (bad numbers, a full disk, a worker
-    process that died), `Interrupted` on Ctrl-C: the last checkpoint is then in `out`.
+    For the task, which is classification where none is named; for at most the recipe's epochs, or those of them that
+    fit into so many `seconds`. It begins with the bundle OUT/start where there is one, else with `init`. Raises
+    `UserError` (bad numbers, a full disk, a worker process that died), `Interrupted` on Ctrl-C: the last checkpoint is
+    then in `out`.
     """
     import pytorch_lightning as pl
     from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
     from pytorch_lightning.loggers import TensorBoardLogger
 
     from mobilenets.training.callbacks import EpochLog, read_checkpoint
+    from mobilenets.training.deadline import PLAN, Deadline, epochs_within, planned
 
     size, rank = world()
     task = task or tasks.find("classify")
@@ -110,6 +114,8 @@ def train_bundle(
         raise UserError(f"the task {task.name} has no score to train for")
     config, arch = task.config(data), arch.replace(dropout=recipe.dropout)
     head = task.head(arch, config)
+    start = _begin(init, arch, data, task, recipe, seed, out)
+    init = start or init
     made = setup(data, data.split("train"), arch, recipe, seed, init, distiller, task)
     if made.measured and rank == 0:
         console.note(
@@ -117,13 +123,19 @@ def train_bundle(
             f"on {made.measured} training images, so that it starts as the network that it was"
         )
     val, folder = data.split("val"), out / CHECKPOINTS
+    callbacks: list[pl.Callback] = []
+    if seconds is not None:
+        fitting = epochs_within(made, len(val), seconds, size) if rank == 0 else 0
+        recipe = dataclasses.replace(recipe, epochs=from_rank_0(rank or planned(out / PLAN, fitting)))
+        made.learner.recipe = recipe
+        callbacks.append(Deadline(seconds))
     monitor, mode = task.monitor(recipe), primary.mode
     best = ModelCheckpoint(
         folder, "best", monitor=monitor, mode=mode, enable_version_counter=False, save_on_train_epoch_end=True
     )
     first = f"val_{primary.name}"
     log = EpochLog(out / LOGS / METRICS, [first, *(name for name in made.learner.scores if name != first)])
-    callbacks: list[pl.Callback] = [best, log]
+    callbacks += [best, log]
     if recipe.patience:
         callbacks.append(EarlyStopping(monitor, mode=mode, patience=recipe.patience))
     loop.train(
@@ -162,10 +174,40 @@ def train_bundle(
     if rank != 0:
         return done
     score = log.score(epoch)
+    if start and primary.rank(start.card.metrics[0].value) >= primary.rank(score):
+        console.note(
+            f"no epoch beat the linear probe that training began with ({primary.say(start.card.metrics[0].value)}, "
+            f"epoch {epoch} {primary.say(score)}): the probe is what is kept"
+        )
+        return Bundle(start.card.replace(recipe={**card.recipe, "best_epoch": 0}), start.tensors).save(out / FLOAT)
     if made.precision != "32-true":  # the bundle answers in float32, and its card says how well
         score = evaluate.score(engines.module("torch").TorchEngine(done, os.cpu_count() or 1), data, "val").value
     metric = Metric(primary.name, round(score, 4), data.source, "val", len(val), primary.unit, primary.higher_is_better)
     return Bundle(card.replace(metrics=(metric,)), done.tensors).save(out / FLOAT)
+
+
+def _begin(
+    init: Bundle | None, arch: Arch, data: Data, task: Task, recipe: Recipe, seed: int, out: Path
+) -> Bundle | None:
+    """The bundle OUT/start, with its score on val: `init` with the head that fits the data best, made where it isn't.
+
+    None where there is no `init`, where it answers for the data's classes already, or the task has no linear head.
+    """
+    from mobilenets.training import probing
+
+    path = out / START
+    if world()[1] == 0 and not is_bundle(path) and init and recipe.probe and not _complete(init, data, task):
+        balanced = recipe.class_weights == "balanced"
+        made = probing.with_head(init, initial_arch(init, arch.resolution), data, task, seed, balanced)
+        if made:
+            probing.scored(made.bundle, data, task).save(path)
+    return Bundle.load(path) if from_rank_0(is_bundle(path)) else None
+
+
+def _complete(init: Bundle, data: Data, task: Task) -> bool:
+    """Whether a bundle answers for the data's classes already."""
+    kept = task.transfer(init, task.config(data))
+    return init.card.task == task.name and kept.keys() == init.dense().tensors.keys()
 
 
 def _say_when(best: int, done: int, recipe: Recipe) -> None:

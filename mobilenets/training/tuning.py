@@ -61,7 +61,7 @@ class Trial:
     root: Path | None
     arch: Arch
     recipe: Recipe
-    init: Path | None
+    init: Bundle | None
     seed: int
     task: str = "classify"
 
@@ -89,8 +89,7 @@ def run_steps(trial: Trial, data: Data, images: Split, steps: int, callback: Any
 
     from mobilenets.training import loader
 
-    init = Bundle.load(trial.init) if trial.init else None
-    made = train.setup(data, images, trial.arch, trial.recipe, trial.seed, init, task=tasks.find(trial.task))
+    made = train.setup(data, images, trial.arch, trial.recipe, trial.seed, trial.init, task=tasks.find(trial.task))
     with loop.suppress_warnings():
         trainer = pl.Trainer(
             max_epochs=-1,

@@ -447,14 +447,6 @@ def test_steps_show_each_accuracy() -> None:
     assert "0.00" in text
 
 
-def test_wilson() -> None:
-    lo, hi = plots.wilson(50, 100)  # textbook: 0.404 to 0.596
-    assert lo == pytest.approx(40.4, abs=0.05)
-    assert hi == pytest.approx(59.6, abs=0.05)
-    assert plots.wilson(100, 10)[1] == pytest.approx(100)
-    assert plots.wilson(0, 0) == (0, 100)
-
-
 @pytest.mark.parametrize("name", ["v1", "v2"])
 def test_cost_figures(name: str) -> None:
     c = cost.count(zoo.arch(name, 0.5, 96))

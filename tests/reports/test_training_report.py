@@ -20,8 +20,8 @@ from mobilenets.commands.report import report
 from mobilenets.errors import UserError
 from mobilenets.model.bundle import Bundle, random_bundle
 from mobilenets.model.card import Metric
-from mobilenets.reports import plots
 from mobilenets.reports import training as training_report
+from mobilenets.tasks import linear
 from mobilenets.training import recipes
 
 ARCH = zoo.arch("v1", 0.25, 32, 2)
@@ -78,7 +78,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_page_of_a_finished_run_has_its_numbers(trained: Path) -> None:
     text, notes = text_of(trained)
     counted = cost.count(ARCH)
-    scores = "top1 70.30% {:.2f} to {:.2f} some/pets val 1,234".format(*plots.wilson(70.3, 1234))
+    scores = "top1 70.30% {:.2f} to {:.2f} some/pets val 1,234".format(*linear.wilson(70.3, 1234))
     for value in (
         "v1 0.25-32 on pets", f"{counted.macs:,}", f"{counted.params:,}", f"{counted.weight_bytes(32) / 1e6:.2f} MB",
         f"{counted.weight_bytes(8) / 1e6:.2f} MB", "70.30%", "the weights kept: epoch 3", "20 of 20", "7 min",

@@ -89,6 +89,9 @@ class Colour(Classify):
     def monitor(self, _recipe):
         return "val_off"
 
+    def probe(self, *_):
+        return None
+
     def transfer(self, bundle, _config):
         own = tuple(f"{name}." for name in bundle.card.head.own)
         same = bundle.card.task == self.name

@@ -1,0 +1,165 @@
+"""What `fit` trains: the network of the budget, and the pretrained weights that it begins with."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from mobilenets import console, files
+from mobilenets.arch.spec import Arch
+from mobilenets.data.checks import Scan
+from mobilenets.data.dataset import Data
+from mobilenets.deploy import choose
+from mobilenets.deploy.choose import Budget, Choice
+from mobilenets.errors import UserError
+from mobilenets.model.bundle import Bundle
+from mobilenets.model.convert import starts
+from mobilenets.model.convert.starts import Start, nearest
+from mobilenets.tasks.task import Task
+from mobilenets.training import candidates, probing
+from mobilenets.training import trainer as train
+from mobilenets.training.candidates import Entrant, Table
+from mobilenets.training.recipes import Recipe
+from mobilenets.training.run import CANDIDATES, CHOICE, START
+
+TRIALS = "trials"  # in a run's folder: what the halving trains
+SHORT = 2  # epochs of a halving
+SHARE = 0.15  # of the time that is given, for each of its networks
+LOST = (
+    "no pretrained weights on this machine, and none can be fetched: training begins from nothing, which on a few "
+    "thousand photos costs many points. Where there is a network, `mobilenets fetch keras:v2-1.0-224 keras:v1-0.25-224 "
+    "--to weights/` brings some; then --weights weights/"
+)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What `fit` was asked to choose by."""
+
+    budget: Budget
+    engine: Sequence[str]
+    precision: Sequence[str]
+    threads: int
+    table: Path | None
+    remeasure: bool
+    candidates: int = 6
+    halving: Literal["on", "off"] = "on"
+    seconds: float | None = None
+
+    def pick(self, archs: Sequence[Arch], task: Task) -> Choice:
+        return choose.pick(
+            archs, self.budget, self.engine, self.precision, self.threads, self.table, task, self.remeasure
+        )
+
+
+def pretrained(data: Data, folder: Path | None) -> list[Start]:
+    """Weights that `fit` begins with by default; none for glyphs, which look like nothing that they know.
+
+    A line says what is lost where there are none. Raises `UserError`.
+    """
+    if data.kind == "glyph" and folder is None:
+        return []
+    found = starts.available(folder)
+    if not found:
+        console.note(LOST)
+    return found
+
+
+def selected(
+    out: Path,
+    data: Data,
+    found: Scan,
+    task: Task,
+    wanted: Wanted,
+    recipe: Recipe,
+    seed: int,
+    resume: bool,
+    init: Bundle | None,
+    begin: Sequence[Start],
+    folder: Path | None,
+) -> Choice:
+    """The choice, kept in the run's folder: a resumed run doesn't choose again. With weights, they are in OUT/start."""
+    path = out / CHOICE
+    if path.exists():
+        return files.read_object(path, Choice.from_json, "a run of fit")
+    console.step("2/6 choose")
+    config = task.config(data)
+    grid = [task.arch(a, config) for a in choose.grid(1000, found.native_side, task)]
+    if init:
+        choice = wanted.pick(_of_bundle(init, grid, task, data), task)
+    else:
+        choice = _of_weights(out, data, task, wanted, recipe, seed, resume, begin, folder, grid) or wanted.pick(
+            grid, task
+        )
+    console.note(choice)
+    files.write_json(path, choice.to_json())
+    return choice
+
+
+def _of_bundle(init: Bundle, grid: Sequence[Arch], task: Task, data: Data) -> list[Arch]:
+    of = init.card.arch
+    archs = [train.initial_arch(init, a.resolution) for a in grid if (a.name, a.alpha) == (of.name, of.alpha)]
+    if not archs:
+        raise UserError(
+            f"--init: nobody published how good {of.title} is at the resolutions that these images are worth, so "
+            "there is nothing to choose by: fine-tune it with mobilenets train --init, and export that"
+        )
+    return [task.arch(a, task.config(data)) for a in archs]
+
+
+def _of_weights(
+    out: Path,
+    data: Data,
+    task: Task,
+    wanted: Wanted,
+    recipe: Recipe,
+    seed: int,
+    resume: bool,
+    begin: Sequence[Start],
+    folder: Path | None,
+    grid: Sequence[Arch],
+) -> Choice | None:
+    """The choice among networks with weights, measured on the data; None where there is none within the budget."""
+    archs = [a for a in grid if nearest(begin, a)]
+    if not archs:
+        return None
+    try:
+        choice = wanted.pick(archs, task)
+    except UserError as e:
+        console.note(f"{e}. Those are the networks with pretrained weights; choosing among all, to train from nothing")
+        return None
+    balanced = recipe.class_weights == "balanced"
+    entrants = candidates.probe_all(choice, begin, data, task, seed, wanted.candidates, folder, balanced)
+    if not entrants:
+        return None
+    best, start = entrants[0], probing.scored(entrants[0].headed.bundle, data, task)
+    close = candidates.alike(entrants)
+    metric = task.primary
+    assert metric is not None
+    if wanted.halving == "on" and len(close) > 1:
+        console.note(
+            f"{' and '.join(e.candidate.arch.title for e in close)} are alike: each is trained for {SHORT} epochs"
+        )
+        short = dataclasses.replace(recipe, epochs=min(SHORT, recipe.epochs), patience=0)
+
+        def trained(e: Entrant) -> Bundle:
+            where = out / TRIALS / e.candidate.arch.title.replace(" ", "-")
+            return train.train_bundle(
+                data, e.candidate.arch, short, where, task=task, seed=seed, resume=resume, init=e.headed.bundle,
+                seconds=wanted.seconds and SHARE * wanted.seconds,
+            )  # fmt: skip
+
+        winner, made = candidates.halve(close, trained, metric)
+        better = metric.rank(made.card.metrics[0].value) > metric.rank(start.card.metrics[0].value)
+        if winner is not best or better:
+            best, start = winner, made
+    start.save(out / START)
+    shutil.rmtree(out / TRIALS, ignore_errors=True)
+    table = Table(tuple(e.tried(e is best) for e in entrants), metric, choice.pick.prior.metric)
+    console.note(table)
+    files.write_json(out / CANDIDATES, table.to_json())
+    return choose.picking(choice, best.candidate)

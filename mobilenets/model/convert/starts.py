@@ -1,0 +1,193 @@
+"""Pretrained weights that a training can start from: those brought in a folder, those in caches, those to be fetched.
+
+A folder's files are recognised by their tensors, once: what was found is kept by path, size and date. No torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mobilenets import console, files, web
+from mobilenets.arch.spec import Arch
+from mobilenets.errors import UserError
+from mobilenets.model import imagenet
+from mobilenets.model.bundle import CARD, Bundle, find_bundle, is_bundle
+from mobilenets.model.card import Card
+from mobilenets.model.convert import catalogue, fetched, formats
+from mobilenets.model.convert.weights import foreign_bundle, open_foreign
+
+INDEX = "weights.json"  # in the cache: what each file of a folder of weights holds
+MOST = 2000  # files of a folder that are looked at
+DEPTH = 4  # folders in one another: `fetch --to` makes two
+
+
+@dataclass(frozen=True)
+class Start:
+    """Weights of the network `name` at a width, trained at `resolution`; `source` is a path, or a published name.
+
+    `top1`: of ImageNet, percent, where it is known. `here`: on this machine already.
+    """
+
+    source: str
+    name: str
+    alpha: float
+    resolution: int
+    top1: float | None
+    here: bool
+
+    def fits(self, arch: Arch) -> bool:
+        """Whether they are of this network and width, at whatever resolution."""
+        return (self.name, self.alpha) == (arch.name, arch.alpha)
+
+    def load(self, folder: Path | None = None) -> Bundle:
+        """The bundle of them; published ones are fetched, or found in `folder`. Raises `UserError`."""
+        if not catalogue.is_name(self.source) and is_bundle(Path(self.source)):
+            return Bundle.load(self.source)
+        return _foreign(self.source, folder)
+
+
+def opened(source: str | Path, folder: Path | None = None) -> Bundle:
+    """The bundle that `--init` names: one's folder, a run's or the package's; a file of weights; published ones' name.
+
+    Raises `UserError`.
+    """
+    if catalogue.is_name(str(source)) or Path(source).is_file():
+        return _foreign(str(source), folder)
+    return Bundle.load(find_bundle(Path(source)))
+
+
+def _foreign(source: str, folder: Path | None) -> Bundle:
+    """A bundle that is in no folder, its digest that of the weights: runs record what they began with."""
+    made = foreign_bundle(open_foreign(source, folder))
+    digest = hashlib.sha256()
+    for name in sorted(made.tensors):
+        digest.update(np.ascontiguousarray(made.tensors[name]).tobytes())
+    return Bundle(made.card, made.tensors, digest.hexdigest())
+
+
+def available(folder: Path | None = None) -> list[Start]:
+    """Those in `folder`, or else in $MOBILENETS_WEIGHTS; and the published ones that are here or can be fetched.
+
+    Raises `UserError` for a folder that isn't there or has no weights of a network that is known.
+    """
+    own = folder or (Path(os.environ["MOBILENETS_WEIGHTS"]) if os.environ.get("MOBILENETS_WEIGHTS") else None)
+    brought = in_folder(own) if own else []
+    published = [
+        Start(w.name, w.arch, w.alpha, w.resolution, w.top1, fetched.located(w, folder) is not None)
+        for w in catalogue.weights().values()
+    ]
+    if all(s.here for s in published) or not web.reachable(catalogue.mirrored(f"{catalogue.KERAS}/")):
+        published = [s for s in published if s.here]
+    return [*brought, *published]
+
+
+def nearest(starts: Sequence[Start], arch: Arch) -> Start | None:
+    """Of weights of this network and width those that are here, of the nearest resolution, the most accurate."""
+    fitting = [s for s in starts if s.fits(arch)]
+    return min(fitting, key=lambda s: (not s.here, abs(s.resolution - arch.resolution), -(s.top1 or 0.0)), default=None)
+
+
+def in_folder(folder: Path) -> list[Start]:
+    """What the files and bundles of a folder, and of folders in it, are weights of. Raises `UserError`.
+
+    A line says which files are of no network that is known, when they are looked at first.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: {'not a' if folder.exists() else 'no such'} folder; --weights takes one of weights")
+    index = _Index()
+    found, strangers = [], []
+    for path in _candidates(folder):
+        new = index.of(path)
+        if isinstance(new, Start):
+            found.append(new)
+        elif new:
+            strangers.append(f"{path.name} ({new})")
+    index.save()
+    if strangers:
+        console.note(
+            console.plain(f"{folder}: {console.many(len(strangers), 'file')} left out: {'; '.join(strangers)}")
+        )
+    if not found:
+        raise UserError(
+            f"{folder}: no weights of a network that is known; `mobilenets fetch NAMES --to {folder}` brings some, and "
+            "`mobilenets list --weights` has the names"
+        )
+    return found
+
+
+def _candidates(folder: Path, depth: int = DEPTH) -> Iterator[Path]:
+    """Bundles, and files of a kind that can be read, in the order of their names. Raises `UserError` for too many."""
+    count = 0
+    for where, folders, names in os.walk(folder):
+        here = Path(where)
+        folders.sort()
+        if len(here.relative_to(folder).parts) >= depth:
+            folders.clear()
+        if is_bundle(here):
+            folders.clear()
+            yield here
+            continue
+        for name in sorted(names):
+            count += 1
+            if count > MOST:
+                raise UserError(f"{folder}: over {MOST:,} files; --weights takes a folder of weights")
+            if Path(name).suffix.lower() in formats.READERS:
+                yield here / name
+
+
+class _Index:
+    """What was found in each file before, by path; a file of another size or date is looked at anew."""
+
+    def __init__(self) -> None:
+        self.path = files.cache_root() / INDEX
+        self.changed = False
+        self.rows: dict[str, Any] = {}
+        if self.path.exists():
+            try:
+                self.rows = dict(files.read_json(self.path, (), "an index of weights"))
+            except UserError:  # made again
+                self.rows = {}
+
+    def of(self, path: Path) -> Start | str:
+        """What it holds; or why it holds nothing, the first time, and "" later."""
+        if is_bundle(path):
+            return _of_bundle(path)
+        seen = path.stat()
+        key, stamp = str(path.resolve()), [seen.st_size, seen.st_mtime_ns]
+        row = self.rows.get(key)
+        if isinstance(row, Mapping) and row.get("stamp") == stamp:
+            return Start(str(path), **row["start"], here=True) if row.get("start") else ""
+        self.changed = True
+        try:
+            start = _start(foreign_bundle(open_foreign(str(path))).card, path)
+        except UserError as e:
+            self.rows[key] = {"stamp": stamp, "start": None}
+            return str(e).removeprefix(f"{path}: ")
+        kept = {k: v for k, v in dataclasses.asdict(start).items() if k not in ("source", "here")}
+        self.rows[key] = {"stamp": stamp, "start": kept}
+        return start
+
+    def save(self) -> None:
+        if self.changed:
+            files.write_json(self.path, self.rows)
+
+
+def _of_bundle(path: Path) -> Start | str:
+    try:
+        card = Card.from_json(files.read_json(path / CARD, (), "a bundle"), str(path / CARD))
+    except UserError as e:
+        return str(e)
+    return _start(card, path) if card.precision == "float32" else f"{card.precision}, and training needs float"
+
+
+def _start(card: Card, path: Path) -> Start:
+    top1 = next((m.value for m in card.metrics if m.name == "top1" and imagenet.is_imagenet(card.labels)), None)
+    return Start(str(path), card.arch.name, card.arch.alpha, card.arch.resolution, top1, True)

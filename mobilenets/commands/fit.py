@@ -18,7 +18,7 @@ from mobilenets.commands.pipeline import ship
 from mobilenets.data import checks
 from mobilenets.data.checks import Scan
 from mobilenets.data.dataset import Data
-from mobilenets.data.open import spelled
+from mobilenets.data.source import Reading, spelled
 from mobilenets.deploy import choose, engines, latency
 from mobilenets.deploy.choose import Budget, Choice
 from mobilenets.errors import UserError
@@ -51,7 +51,7 @@ def fit(
     seed: int = 0,
     resume: bool = False,
     skip_bad: bool = False,
-    class_from_name: bool = False,
+    reading: Annotated[Reading | None, Parameter(name="*")] = None,
     yes: bool = False,
     root: StrPath | None = None,
 ) -> Fitted | None:
@@ -89,8 +89,6 @@ def fit(
         Go on with a run that was stopped.
     skip_bad
         Go on without damaged images.
-    class_from_name
-        The class of an image is what its name says before its number: Abyssinian_12.jpg.
     yes
         Go on though the folders don't look like classes.
     root
@@ -121,7 +119,7 @@ def fit(
     >>> fitted.file.name, [step.name for step in fitted.steps]
     ('model-int8.onnx', ['float in PyTorch', 'float32 ONNX', 'int8, simulated in PyTorch', 'int8 ONNX'])
     """
-    source, root = spelled(source, class_from_name), as_path(root)
+    source, root = spelled(source, reading), as_path(root)
     engine, precision = several(engine), several(precision)
     latencies = as_path(table)
     out = as_path(out) or run.folder(source)

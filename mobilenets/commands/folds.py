@@ -148,6 +148,8 @@ def check(data: Data, count: int, task: Task, val: float | None) -> None:
         raise UserError(f"folds must be 2 or more, not {count}")
     if val is not None:
         raise UserError("--folds holds out each image once: leave out --val")
+    if data.limit is not None:
+        raise UserError("--folds is of all images: leave out --limit-per-class")
     if not task.config(data).get("labels"):
         raise UserError(f"--folds is for classes, not for {task.name}")
     if data.pool is None:

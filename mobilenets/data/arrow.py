@@ -19,6 +19,11 @@ PARQUET, ARROW = ".parquet", ".arrow"
 DICTIONARY, STATE = "dataset_dict.json", "state.json"  # of datasets.DatasetDict, and of a Dataset, saved to disk
 
 
+def is_saved(folder: Path) -> bool:
+    """Whether a folder is a dataset saved to disk, whatever images are beside it."""
+    return (folder / DICTIONARY).is_file() or (folder / STATE).is_file()
+
+
 def find(path: Path) -> list[Table]:
     """The tables of a file, or of a folder of Parquet files or of a saved dataset; none of another folder.
 

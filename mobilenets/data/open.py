@@ -38,7 +38,9 @@ def open_data(source: str, root: Path | None = None, seed: int = 0, val: float |
         _take_val(data, asked, root)
     if len(data.labels) < 2:
         have = f"only one class, {data.labels[0]!r}" if data.labels else "no class folders with images"
-        raise UserError(f"{source}: {have}; classification needs a folder of images for each of at least two classes")
+        raise UserError(
+            f"{source}: {have}; classification needs at least two classes, a folder of images for each, or in a table"
+        )
     if "train" in data.splits and "val" not in data.splits:
         _hold_out(data, val or (0.1 if "test" in data.splits else 0.2))
     elif val is not None:
@@ -89,7 +91,7 @@ def _tables(path: Path, listing: Listing | None, reading: Reading, root: Path | 
         found = [text_tables.read_text(text_tables.read_bytes(path), str(path))] if text else arrow.find(path)
         return found, tables.in_folder(root or path.parent)
     place = tables.in_folder(root or path) if path.is_dir() else tables.in_zip(path, listing)
-    if path.is_dir() and not listing.files and (saved := arrow.find(path)):
+    if path.is_dir() and (arrow.is_saved(path) or not listing.files) and (saved := arrow.find(path)):
         return saved, place
     return text_tables.in_listing(listing, reading, str(path)), place
 

@@ -195,8 +195,8 @@ def data_of(source: str, tables: Sequence[Table], place: Place, reading: Reading
         raise UserError(f"{source}: no row has an image{' and a class' if labelled else ''}")
     if all(r.size is None for r in rows):
         raise UserError(
-            f"{source}: none of its images is in {place.where}, as {some_of(r.name for r in rows[:2])}; --root names the "
-            "folder that paths start from"
+            f"{source}: none of its images is in {place.where}, as {some_of(r.name for r in rows[:2])}; --root names "
+            "the folder that paths start from"
         )
     labels = _labels(source, {r.label or "" for r in rows}, [t.order[c] for t in tables for c in t.order])
     known, group_of = {c: i for i, c in enumerate(labels)}, {g: i for i, g in enumerate({r.group: 0 for r in rows})}

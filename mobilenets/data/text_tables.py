@@ -11,7 +11,7 @@ from typing import Any
 from mobilenets import files
 from mobilenets.data.folder import Listing, split_of
 from mobilenets.data.source import Reading
-from mobilenets.data.tables import Table, cell, some_of
+from mobilenets.data.tables import Table, called, cell, some_of
 from mobilenets.errors import UserError
 
 TABLE_BYTES = 256 << 20  # at most
@@ -76,9 +76,9 @@ def in_listing(listing: Listing, reading: Reading, where: str) -> list[Table]:
     They are called metadata, as in Hugging Face's imagefolder, one for all or one in each split's folder; or where
     columns are named, the only one there is. Raises `UserError` where those are in none, or may be in several.
     """
-    called = [name for name in listing.tables if PurePosixPath(name).stem == "metadata"]
-    found = called or listing.tables if reading.columns else called
-    if reading.columns and not called and len(found) != 1:
+    metadata = [name for name in listing.tables if PurePosixPath(name).stem == "metadata"]
+    found = metadata or listing.tables if reading.columns else metadata
+    if reading.columns and not metadata and len(found) != 1:
         option = f"--{next(iter(reading.columns))}-column"
         there = f"{option} may be meant for {some_of(found)}: give one instead" if found else f"{option} is for tables"
         raise UserError(f"{where}: {there}")

@@ -225,9 +225,10 @@ class Data:
         """
         assert self.pool is not None
         drawn = splitting.folds(self.pool.targets, self.pool.groups, count, self.seed)
-        fold_of = dict(zip(self.pool.names, drawn.tolist(), strict=True))
+        place = {name: i for i, name in enumerate(self.pool.names)}
         left = joined([self.splits["train"], self.splits["val"]], "train")
-        number = np.array([fold_of[name] for name in left.names])
+        at = np.array([place[name] for name in left.names])
+        left, number = left.subset(np.argsort(at)), drawn[np.sort(at)]
         for k in range(count):
             one = dataclasses.replace(self, pool=left, val_fraction=1 / count, fold=(k, count))
             one.hold_out(np.flatnonzero(number == k))

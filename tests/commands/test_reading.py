@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-import mobilenets
 from mobilenets import cli
 from mobilenets.model.bundle import Bundle
 
@@ -128,16 +127,6 @@ def test_folds_go_on(folded, command):
     assert again == ran.json["cross_validation"]
     assert (out / "fold-1" / "float" / "weights.safetensors").stat().st_mtime_ns == kept
     assert "was made with folds 3, not 4" in command(*(4 if a == 3 else a for a in line), "--resume").line
-
-
-def test_folds_of_a_set_without_marks(command, tmp_path):
-    out = tmp_path / "digits"
-    settings = mobilenets.Overrides(epochs=1, workers=0, batch=128)
-    made = mobilenets.train("digits", arch="v1", alpha=0.25, resolution=32, overrides=settings, folds=2, out=out)
-    assert made.folds[0].images + made.folds[1].images == 1797
-    scores = command("eval", out / "fold-2", "--json").json
-    assert (scores["count"], scores["split"]) == (made.folds[1].images, "val")
-    assert scores["top1"] == pytest.approx(made.folds[1].score, abs=0.01)
 
 
 @pytest.mark.parametrize(

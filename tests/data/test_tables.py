@@ -17,7 +17,7 @@ from mobilenets.data.dataset import Data
 from mobilenets.data.open import of_card, open_data, open_unlabelled
 from mobilenets.data.source import Reading, spelled
 from mobilenets.errors import UserError
-from mobilenets.model.card import classifier_card
+from mobilenets.model.card import Card, classifier_card
 from mobilenets.model.images import Preprocess
 
 HEAD = ("path", "label")
@@ -323,13 +323,16 @@ def test_a_limit_is_of_training_images_alone(own_val, write_images, tmp_path):
     assert few.splits["val"].names == some.splits["val"].names == whole.splits["val"].names
 
 
+def card_of(data: Data) -> Card:
+    arch = zoo.arch("v1", 0.25, 32).replace(num_classes=len(data.labels))
+    return classifier_card(arch, Preprocess(32), data.labels, data=data.describe())
+
+
 def test_what_was_held_out_is_known_again(photos):
     where = table(photos / "t.csv", ("path", "label", "class", "who"), rows(lambda i: ("x", f"p{i % 10}")))
     data = opened(where, seed=3, label_column="label", group_column="who", limit_per_class=5)
-    arch = zoo.arch("v1", 0.25, 32).replace(num_classes=2)
-    card = classifier_card(arch, Preprocess(32), data.labels, data=data.describe())
     for source in (None, str(where), data.source):
-        found = of_card(card, source)
+        found = of_card(card_of(data), source)
         assert found.splits["val"].names == data.splits["val"].names
         assert found.splits["train"].names == data.splits["train"].names
         assert found.as_trained
@@ -340,3 +343,24 @@ def test_a_table_without_training_images_is_for_scoring(photos):
     assert {k: len(s) for k, s in data.splits.items()} == {"test": 40}
     with pytest.raises(UserError, match="has no training images, only test"):
         check(data)
+
+
+@pytest.mark.parametrize("changing", [False, True], ids=["digits", "a table"])
+def test_a_fold_is_known_again(changing, photos):
+    data = opened(table(photos / "t.csv", HEAD, rows())) if changing else open_data("digits", seed=5)
+    held = []
+    for fold in data.in_folds(3):
+        found = of_card(Card.from_json(json.loads(json.dumps(card_of(fold).to_json()))), None)
+        assert [*found.splits["val"].names] == [*fold.splits["val"].names]
+        assert found.as_trained
+        assert not {*fold.splits["val"].names} & {*fold.splits["train"].names}
+        held += fold.splits["val"].names
+    assert sorted(held) == sorted(data.split("all").names)
+
+
+@pytest.mark.parametrize("fold", [[0, 0], [-1, 3], [3, 3], [0, 10**15]])
+def test_a_fold_that_cant_be_is_none(fold):
+    data = open_data("digits")
+    card = card_of(data)
+    found = of_card(card.replace(data={**card.data, "fold": fold}), None)
+    assert len(found.splits["val"]) == len(data.splits["val"])

@@ -165,7 +165,7 @@ def bench(
     data
         Images to prove and score exports on; those the network was trained on, if left out.
     root
-        Where local copies of named data sets are.
+        Where local copies of named data sets are; where a table's paths start, if not at its own folder.
 
     Returns
     -------

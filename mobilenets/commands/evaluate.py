@@ -35,7 +35,7 @@ def evaluate(
         train, val, test or all. By default test where there is one, else val; all of data without splits of its own,
         unless the network was trained on it: then what was held out, however the folder is spelled or has changed.
     root
-        Where local copies of named data sets are.
+        Where local copies of named data sets are; where a table's paths start, if not at its own folder.
 
     Returns
     -------

@@ -59,7 +59,7 @@ def export(
         The operation whose output the features are, by its name in `mobilenets cost ARCH --layers`; it implies
         --task features.
     root
-        Where local copies of named data sets are.
+        Where local copies of named data sets are; where a table's paths start, if not at its own folder.
 
     Returns
     -------

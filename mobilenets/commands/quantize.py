@@ -112,7 +112,7 @@ def quantize(
     layer_report
         Write an HTML page to this file: each operation's error and ranges on held-out images, the worst first.
     root
-        Where local copies of named data sets are.
+        Where local copies of named data sets are; where a table's paths start, if not at its own folder.
 
     Returns
     -------

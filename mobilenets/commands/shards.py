@@ -100,7 +100,7 @@ def shards(
     seed
         Seed of the shuffling, and of the split if there is none.
     root
-        Where copies of named sets are, or go.
+        Where copies of named sets are, or go; where a table's paths start, if not at its own folder.
 
     Returns
     -------

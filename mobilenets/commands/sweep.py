@@ -92,7 +92,7 @@ def sweep(
     yes
         Go on though the folders don't look like classes.
     root
-        Where copies of named sets are, or go.
+        Where copies of named sets are, or go; where a table's paths start, if not at its own folder.
 
     Returns
     -------

@@ -83,7 +83,7 @@ def train(
     checkpoint_minutes
         Write a checkpoint this often within an epoch too; there is one at the end of each.
     root
-        Where copies of named sets are, or go.
+        Where copies of named sets are, or go; where a table's paths start, if not at its own folder.
 
     Returns
     -------

@@ -26,8 +26,7 @@ import numpy as np
 
 from mobilenets import console, files
 from mobilenets.arch import spec, zoo
-from mobilenets.data import checks
-from mobilenets.data import dataset as data
+from mobilenets.data import checks, splitting
 from mobilenets.data.dataset import Data
 from mobilenets.data.open import open_data
 from mobilenets.deploy import evaluate
@@ -83,7 +82,7 @@ def opened(source: str) -> Data:
     d = open_data(source)
     if "test" not in d.splits:
         every = d.splits["train"]
-        held = data.stratified(every.targets, 0.1, 0)
+        held = splitting.stratified(every.targets, 0.1, 0)
         rest = np.setdiff1d(np.arange(len(every)), held)
         test = dataclasses.replace(d.splits["val"], name="test")
         d.splits = {"train": every.subset(rest), "val": every.subset(held, "val"), "test": test}

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from mobilenets.commands.sweep import sweep as sweep
     from mobilenets.commands.train import train as train
     from mobilenets.commands.tune import tune as tune
+    from mobilenets.data.source import Reading as Reading
     from mobilenets.deploy.choose import Budget as Budget
     from mobilenets.deploy.choose import Choice as Choice
     from mobilenets.deploy.export import Export as Export
@@ -98,6 +99,7 @@ _HOMES = {
     "Overrides": "training.recipes",
     "Prediction": "deploy.predict",
     "Preprocess": "model.images",
+    "Reading": "data.source",
     "Recipe": "training.recipes",
     "UserError": "errors",
     "Variant": "arch.spec",

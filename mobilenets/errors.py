@@ -34,6 +34,7 @@ EXTRAS = {
     "sklearn": ("scikit-learn", "train"),
     "matplotlib": ("matplotlib", "train"),
     "jinja2": ("Jinja", "train"),
+    "pyarrow": ("pyarrow", "datasets"),
     "tflite_micro": ("TensorFlow Lite Micro", "micro"),
 }
 

@@ -8,11 +8,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
 
 from mobilenets import console, tasks
 from mobilenets.arguments import DataSource, StrPath, as_path, checked, several
 from mobilenets.commands.options import Ints, Words
+from mobilenets.data.source import Reading, named
 from mobilenets.deploy import bench as timing
 from mobilenets.deploy import engines, load
 from mobilenets.deploy.bench import ROUNDS, Subject, Timing
@@ -136,6 +139,7 @@ def bench(
     peers: bool = False,
     rounds: int = ROUNDS,
     data: DataSource | None = None,
+    reading: Annotated[Reading | None, Parameter(name="*")] = None,
     root: StrPath | None = None,
 ) -> Bench:
     """Measure latency, throughput and memory of files, in turn; or of a network on every runtime, with its accuracy.
@@ -161,7 +165,7 @@ def bench(
     data
         Images to prove and score exports on; those the network was trained on, if left out.
     root
-        Where local copies of named data sets are.
+        Where local copies of named data sets are; where a table's paths start, if not at its own folder.
 
     Returns
     -------
@@ -197,9 +201,8 @@ def bench(
         exported: list[Export] = []
         failed: list[str] = []
         if everywhere:
-            exported, failed = _on_engines(
-                resolved[0], engine, precision, None if data is None else str(data), as_path(root), folder
-            )
+            given = named(data, reading)
+            exported, failed = _on_engines(resolved[0], engine, precision, given, as_path(root), folder)
             files = [e.path for e in exported]
         else:
             files = [engines.resolve(p) for p in resolved]

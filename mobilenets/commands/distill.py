@@ -15,7 +15,8 @@ from mobilenets.arch.heads import LOGITS
 from mobilenets.arguments import DataSource, StrPath, as_path, checked
 from mobilenets.data import checks
 from mobilenets.data.dataset import Split, cache_side, gather
-from mobilenets.data.open import open_data, open_unlabelled, spelled
+from mobilenets.data.open import open_data, open_unlabelled
+from mobilenets.data.source import Reading, spelled
 from mobilenets.errors import UserError
 from mobilenets.model import imagenet
 from mobilenets.model.bundle import Bundle
@@ -50,7 +51,7 @@ def distill(
     seed: int = 0,
     resume: bool = False,
     skip_bad: bool = False,
-    class_from_name: bool = False,
+    reading: Annotated[Reading | None, Parameter(name="*")] = None,
     yes: bool = False,
     root: StrPath | None = None,
 ) -> Bundle | None:
@@ -90,12 +91,10 @@ def distill(
         Go on with a run that was stopped.
     skip_bad
         Go on without damaged images.
-    class_from_name
-        The class of an image is what its name says before its number: Abyssinian_12.jpg.
     yes
         Go on though the folders don't look like classes.
     root
-        Where copies of named sets are, or go.
+        Where copies of named sets are, or go; where a table's paths start, if not at its own folder.
 
     Returns
     -------
@@ -127,7 +126,7 @@ def distill(
     """
     from mobilenets.training.teachers import open_teacher
 
-    teacher, source, root = str(teacher), spelled(source, class_from_name), as_path(root)
+    teacher, source, root = str(teacher), spelled(source, reading), as_path(root)
     chosen = recipes.recipe(recipe or ("finetune" if init else "modern"), overrides)
     how = distillation or Distillation()
     if how.labels is None:

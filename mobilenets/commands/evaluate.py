@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from cyclopts import Parameter
+
 from mobilenets.arguments import DataSource, StrPath, as_path, checked
-from mobilenets.data.open import spelled
+from mobilenets.data.source import Reading, named
 from mobilenets.deploy import engines
 from mobilenets.deploy.evaluate import score
 from mobilenets.tasks import data_of
@@ -16,7 +20,7 @@ def evaluate(
     source: DataSource | None = None,
     *,
     split: str | None = None,
-    class_from_name: bool = False,
+    reading: Annotated[Reading | None, Parameter(name="*")] = None,
     root: StrPath | None = None,
 ) -> Scores:
     """Score a network on labelled images.
@@ -30,10 +34,8 @@ def evaluate(
     split
         train, val, test or all. By default test where there is one, else val; all of data without splits of its own,
         unless the network was trained on it: then what was held out, however the folder is spelled or has changed.
-    class_from_name
-        The class of an image is what its name says before its number: Abyssinian_12.jpg.
     root
-        Where local copies of named data sets are.
+        Where local copies of named data sets are; where a table's paths start, if not at its own folder.
 
     Returns
     -------
@@ -55,6 +57,6 @@ def evaluate(
     (24, True)
     """
     engine = engines.load(as_path(model))
-    data = data_of(engine.card, None if source is None else spelled(source, class_from_name), as_path(root))
+    data = data_of(engine.card, named(source, reading), as_path(root))
     splits = data.pool is None or "test" in data.splits or data.as_trained
     return score(engine, data, split or (data.held_out if splits else "all"))

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from cyclopts import Parameter
+
 from mobilenets.arguments import DataSource, StrPath, as_path, checked
 from mobilenets.commands.options import as_task
 from mobilenets.commands.pipeline import CALIBRATED, find_evidence, in_precision, make_file
+from mobilenets.data.source import Reading, named
 from mobilenets.deploy import beside, engines
 from mobilenets.deploy.export import Export
 from mobilenets.errors import UserError
@@ -23,6 +28,7 @@ def export(
     batch: int = 0,
     task: str = "",
     tap: str = "",
+    reading: Annotated[Reading | None, Parameter(name="*")] = None,
     root: StrPath | None = None,
 ) -> Export:
     """Write a bundle as a file for a runtime: uint8 images [N, H, W, 3] in, its task's answers out, the card inside.
@@ -53,7 +59,7 @@ def export(
         The operation whose output the features are, by its name in `mobilenets cost ARCH --layers`; it implies
         --task features.
     root
-        Where local copies of named data sets are.
+        Where local copies of named data sets are; where a table's paths start, if not at its own folder.
 
     Returns
     -------
@@ -81,7 +87,7 @@ def export(
     wanted = engines.check_precision(engine, precision or source.card.precision)
     engines.module(engine)  # says what to install before any data is read
     out = as_path(out)
-    given = None if data_source is None else str(data_source)
+    given = named(data_source, reading)
     seen = find_evidence(source.card, given, as_path(root), wanted if wanted in CALIBRATED else "")
     made = in_precision(source, wanted, seen.data)
     beside.check(out, made.card)

@@ -16,7 +16,7 @@ from mobilenets.commands.options import Words
 from mobilenets.commands.pipeline import ship
 from mobilenets.commands.selection import Wanted
 from mobilenets.data import checks
-from mobilenets.data.open import spelled
+from mobilenets.data.source import Reading, spelled
 from mobilenets.deploy import engines, latency
 from mobilenets.deploy.choose import Budget, Choice
 from mobilenets.errors import UserError
@@ -57,7 +57,7 @@ def fit(
     seed: int = 0,
     resume: bool = False,
     skip_bad: bool = False,
-    class_from_name: bool = False,
+    reading: Annotated[Reading | None, Parameter(name="*")] = None,
     yes: bool = False,
     root: StrPath | None = None,
 ) -> Fitted | None:
@@ -108,12 +108,10 @@ def fit(
         Go on with a run that was stopped.
     skip_bad
         Go on without damaged images.
-    class_from_name
-        The class of an image is what its name says before its number: Abyssinian_12.jpg.
     yes
         Go on though the folders don't look like classes.
     root
-        Where copies of named sets are, or go.
+        Where copies of named sets are, or go; where a table's paths start, if not at its own folder.
 
     Returns
     -------
@@ -140,7 +138,7 @@ def fit(
     >>> fitted.file.name, [step.name for step in fitted.steps]
     ('model-int8.onnx', ['float in PyTorch', 'float32 ONNX', 'int8, simulated in PyTorch', 'int8 ONNX'])
     """
-    source, root = spelled(source, class_from_name), as_path(root)
+    source, root = spelled(source, reading), as_path(root)
     engine, precision = several(engine), several(precision)
     latencies = as_path(table)
     out = as_path(out) or run.folder(source)

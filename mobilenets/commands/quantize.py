@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
 
 from mobilenets import files
 from mobilenets.arguments import DataSource, StrPath, as_path, checked, several
@@ -12,6 +14,7 @@ from mobilenets.commands.options import Words
 from mobilenets.compression.quantize import measure_ranges
 from mobilenets.compression.scheme import CALIBRATION_IMAGES, DEFAULT, Calibration, Scheme
 from mobilenets.data.dataset import Data
+from mobilenets.data.source import Reading, named
 from mobilenets.errors import UserError
 from mobilenets.model import bundle as bundles
 from mobilenets.model.bundle import Bundle
@@ -71,6 +74,7 @@ def quantize(
     mixed: bool = False,
     qat: int = 0,
     layer_report: StrPath | None = None,
+    reading: Annotated[Reading | None, Parameter(name="*")] = None,
     root: StrPath | None = None,
 ) -> Bundle:
     """Quantize a float bundle to int8: per channel, biases corrected, calibrated on training images.
@@ -108,7 +112,7 @@ def quantize(
     layer_report
         Write an HTML page to this file: each operation's error and ranges on held-out images, the worst first.
     root
-        Where local copies of named data sets are.
+        Where local copies of named data sets are; where a table's paths start, if not at its own folder.
 
     Returns
     -------
@@ -142,7 +146,7 @@ def quantize(
     if mixed and max_drop is None:
         raise UserError("--mixed keeps in float what --max-drop needs; say how many points may be lost: --max-drop 1")
     scheme = Scheme(calibration, per_layer, equalize, not no_bias_correction, floats)
-    scored, given = qat or max_drop is not None, None if data is None else str(data)
+    scored, given = qat or max_drop is not None, named(data, reading)
     dataset = data_of(source.card, given, as_path(root)) if scored else images_of(source.card, given, as_path(root))[0]
     pixels = dataset.sample("train", images, source.card.preprocess).pixels
     measured = measure_ranges(source, pixels, scheme)

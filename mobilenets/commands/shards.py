@@ -6,16 +6,19 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
 
 from mobilenets import console, files
 from mobilenets.arguments import DataSource, StrPath, as_path, checked
 from mobilenets.data import checks
 from mobilenets.data import shard_reader as sharded
 from mobilenets.data.checks import Scan
-from mobilenets.data.open import open_data, spelled
+from mobilenets.data.open import open_data
 from mobilenets.data.shard_reader import INDEX, Part
 from mobilenets.data.shard_writer import Writer
+from mobilenets.data.source import Reading, spelled
 from mobilenets.errors import UserError
 
 if TYPE_CHECKING:
@@ -66,7 +69,7 @@ def shards(
     short_side: int = 0,
     workers: int = -1,
     skip_bad: bool = False,
-    class_from_name: bool = False,
+    reading: Annotated[Reading | None, Parameter(name="*")] = None,
     yes: bool = False,
     seed: int = 0,
     root: StrPath | None = None,
@@ -92,14 +95,12 @@ def shards(
         Shards written at a time; -1 for one on each core.
     skip_bad
         Go on without damaged images.
-    class_from_name
-        The class of an image is what its name says before its number: Abyssinian_12.jpg.
     yes
         Go on though the folders don't look like classes.
     seed
         Seed of the shuffling, and of the split if there is none.
     root
-        Where copies of named sets are, or go.
+        Where copies of named sets are, or go; where a table's paths start, if not at its own folder.
 
     Returns
     -------
@@ -120,7 +121,7 @@ def shards(
     """
     from rich.text import Text
 
-    source, out, root = spelled(source, class_from_name), as_path(out), as_path(root)
+    source, out, root = spelled(source, reading), as_path(out), as_path(root)
     since = time.monotonic()
     if not shard_mb > 0:
         raise UserError(f"shard_mb must be above 0, not {shard_mb}")

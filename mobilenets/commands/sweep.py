@@ -17,7 +17,7 @@ from mobilenets.commands.options import Floats, Ints, Words
 from mobilenets.commands.sweep_jobs import cluster, finished, timed, train_network
 from mobilenets.data import checks
 from mobilenets.data.dataset import cache_side
-from mobilenets.data.open import spelled
+from mobilenets.data.source import Reading, spelled
 from mobilenets.deploy import latency
 from mobilenets.errors import UserError
 from mobilenets.model.card import Precision
@@ -47,7 +47,7 @@ def sweep(
     ray_cpus: float = 1,
     resume: bool = False,
     skip_bad: bool = False,
-    class_from_name: bool = False,
+    reading: Annotated[Reading | None, Parameter(name="*")] = None,
     yes: bool = False,
     root: StrPath | None = None,
 ) -> Sweep:
@@ -89,12 +89,10 @@ def sweep(
         than before.
     skip_bad
         Go on without damaged images.
-    class_from_name
-        The class of an image is what its name says before its number: Abyssinian_12.jpg.
     yes
         Go on though the folders don't look like classes.
     root
-        Where copies of named sets are, or go.
+        Where copies of named sets are, or go; where a table's paths start, if not at its own folder.
 
     Returns
     -------
@@ -118,7 +116,7 @@ def sweep(
     """
     from rich.text import Text
 
-    source, root = spelled(source, class_from_name), as_path(root)
+    source, root = spelled(source, reading), as_path(root)
     if seeds < 1:
         raise UserError(f"seeds must be 1 or more, not {seeds}")
     if world()[0] > 1:

@@ -8,9 +8,10 @@ from cyclopts import Parameter
 
 from mobilenets import tasks
 from mobilenets.arguments import DataSource, StrPath, as_path, checked, seconds
+from mobilenets.commands import folds as cross
 from mobilenets.data import checks
 from mobilenets.data.dataset import cache_side
-from mobilenets.data.open import spelled
+from mobilenets.data.source import Reading, spelled
 from mobilenets.errors import UserError
 from mobilenets.model.bundle import Bundle
 from mobilenets.model.convert import starts
@@ -36,9 +37,10 @@ def train(
     seed: int = 0,
     val: float | None = None,
     time: str | float | None = None,
+    folds: int = 0,
     resume: bool = False,
     skip_bad: bool = False,
-    class_from_name: bool = False,
+    reading: Annotated[Reading | None, Parameter(name="*")] = None,
     yes: bool = False,
     checkpoint_minutes: float = loop.MINUTES,
     root: StrPath | None = None,
@@ -76,24 +78,26 @@ def train(
         tenth where there is a test split.
     time
         How long training may take, as 10m or 1h30m: in fewer epochs than the recipe's, as many as fit.
+    folds
+        Cross-validate: this many times, train on all but another part of the images and score that, groups whole.
+        OUT/fold-1 and so on are runs of their own; OUT/folds has the scores, and what each image was taken for.
     resume
         Go on with a run that was stopped; it ends with the same weights, bit for bit.
     skip_bad
         Go on without damaged images.
-    class_from_name
-        The class of an image is what its name says before its number: Abyssinian_12.jpg.
     yes
         Go on though the folders don't look like classes.
     checkpoint_minutes
         Write a checkpoint this often within an epoch too; there is one at the end of each.
     root
-        Where copies of named sets are, or go.
+        Where copies of named sets are, or go; where a table's paths start, if not at its own folder.
 
     Returns
     -------
     Bundle
         What was trained, as it is in OUT/float: the weights of the best epoch, float32, and the card with its score.
-        None on all processes but the first.
+        None on all processes but the first. With `folds`, that of the best fold, with `folds`, `mean`, `deviation` and
+        the path of the `predictions`.
 
     Raises
     ------
@@ -109,7 +113,7 @@ def train(
     >>> made.card.labels, made.card.metrics[0].name
     (('blue', 'green', 'red'), 'top1')
     """
-    source, root = spelled(source, class_from_name), as_path(root)
+    source, root = spelled(source, reading), as_path(root)
     if not checkpoint_minutes >= 0:
         raise UserError(f"checkpoint_minutes must be 0 or more, not {checkpoint_minutes}")
     limit = seconds(time, "--time")
@@ -117,10 +121,13 @@ def train(
     start = starts.opened(init, as_path(weights)) if init else None
     asked = tasks.find_trained(task)
     data = asked.open(source, root, seed, val)
+    if folds:
+        cross.check(data, folds, asked, val)
     net = network(arch, alpha, resolution, start, asked, asked.config(data), data)
     config = {
         "verb": "train", "task": task, "source": source, "arch": net.to_json(), "recipe": chosen.to_json(),
         "seed": seed, "init": start.digest if start else None, "val": data.val_fraction, "time": limit,
+        "folds": folds or None,
     }  # fmt: skip
     out = as_path(out) or run.folder(source, net.title)
     side = cache_side(max(net.input_size))
@@ -129,6 +136,11 @@ def train(
             checks.check(data, skip_bad, side, yes)
         else:
             checks.scan(data, side=side)
+        if folds:
+            return cross.cross_validate(
+                data, folds, net, chosen, out, config, task=asked, seed=seed, init=start,
+                checkpoint_minutes=checkpoint_minutes,
+            )  # fmt: skip
         trained = train_bundle(
             data, net, chosen, out, task=asked, seed=seed, resume=resume, init=start,
             checkpoint_minutes=checkpoint_minutes, seconds=limit,

@@ -16,7 +16,7 @@ from mobilenets import console, files, tasks
 from mobilenets.arch.spec import Arch
 from mobilenets.arguments import DataSource, StrPath, as_path, checked
 from mobilenets.data import checks
-from mobilenets.data.open import spelled
+from mobilenets.data.source import Reading, Source, spelled
 from mobilenets.errors import UserError
 from mobilenets.model.convert import starts
 from mobilenets.training import recipes
@@ -115,7 +115,7 @@ def tune(
     steps: int = 200,
     html: StrPath | None = None,
     seed: int = 0,
-    class_from_name: bool = False,
+    reading: Annotated[Reading | None, Parameter(name="*")] = None,
     yes: bool = False,
     root: StrPath | None = None,
 ) -> Tuned:
@@ -151,12 +151,10 @@ def tune(
         Write what was found to this file too, one page with figures.
     seed
         Seed of everything random.
-    class_from_name
-        The class of an image is what its name says before its number: Abyssinian_12.jpg.
     yes
         Go on though the folders don't look like classes.
     root
-        Where copies of named sets are, or go.
+        Where copies of named sets are, or go; where a table's paths start, if not at its own folder.
 
     Returns
     -------
@@ -177,7 +175,7 @@ def tune(
     >>> found.batch, found.lr > 0, found.command.split()[:3]
     (24, True, ['mobilenets', 'train', 'flowers'])
     """
-    source, root, page = spelled(source, class_from_name), as_path(root), as_path(html)
+    source, root, page = spelled(source, reading), as_path(root), as_path(html)
     name = recipe or ("finetune" if init else "modern")
     chosen = recipes.recipe(name, overrides)
     given = {} if overrides is None else {k: v for k, v in vars(overrides).items() if v is not None}
@@ -199,7 +197,8 @@ def tune(
     rates, losses = ([], []) if "lr" in given else try_rates(trial, steps)
     peak = steepest(rates, losses) if rates else trial.recipe.peak_lr
     lr = peak * chosen.lr_batch / batch if chosen.lr_batch and rates else peak if rates else chosen.lr
-    line = ["mobilenets", "train", source, *(["--task", task] if task != "classify" else [])]
+    of = Source.parse(source)
+    line = ["mobilenets", "train", of.path, *of.reading.options(), *(["--task", task] if task != "classify" else [])]
     line += ["--init", str(init)] if init else ["--arch", net.name, "--alpha", f"{net.alpha:g}"]
     line += ["--weights", str(weights)] if init and weights else []
     line += ["--resolution", str(net.resolution), "--recipe", name, "--batch", str(batch), "--lr", f"{lr:.3g}"]

@@ -15,7 +15,9 @@ from PIL import Image
 
 from mobilenets import console
 from mobilenets.arch import fields
+from mobilenets.data import duplicates
 from mobilenets.data.dataset import CACHE_BYTES, CACHE_SIDE, Data, Split, shrink
+from mobilenets.data.duplicates import Thumbs
 from mobilenets.errors import UserError
 from mobilenets.model.images import BadImage, Pixels
 
@@ -37,6 +39,7 @@ class Scan(console.Notebook):
     only_train: list[str] = field(default_factory=list)
     only_held_out: list[str] = field(default_factory=list)
     leaks: list[tuple[str, str]] = field(default_factory=list)
+    near: list[tuple[str, str]] = field(default_factory=list)
     native_side: int = 0
     left_out: list[str] = field(default_factory=list)
     unread: list[str] = field(default_factory=list)
@@ -80,6 +83,11 @@ class Scan(console.Notebook):
                 " held out too (scores will flatter)",
                 [f"{a} = {b}" for a, b in self.leaks],
             ),
+            (
+                "pair",
+                " of a training and a held-out image nearly the same, as copies of another size or compression are",
+                [f"{a} ≈ {b}" for a, b in self.near],
+            ),
         ):
             if items:
                 more = f" ... and {len(items) - 10} more" if len(items) > 10 else ""
@@ -90,13 +98,14 @@ class Scan(console.Notebook):
 class Look:
     """One decoded image: uint8 [H, W, 3] as `shrink` makes it, a hash of it, its short side in pixels.
 
-    `spread`: its least and largest value.
+    `spread`: its least and largest value. `thumb`: its `duplicates.thumbnail`.
     """
 
     pixels: Pixels
     digest: bytes
     side: int
     spread: tuple[int, int]
+    thumb: Thumbs
 
     @property
     def flat(self) -> bool:
@@ -107,7 +116,7 @@ class Look:
 def look(img: Image.Image, side: int = CACHE_SIDE) -> Look:
     pixels = shrink(img, side)
     digest = hashlib.blake2b(pixels.tobytes() + str(pixels.shape).encode(), digest_size=16).digest()
-    return Look(pixels, digest, min(img.size), (int(pixels.min()), int(pixels.max())))
+    return Look(pixels, digest, min(img.size), (int(pixels.min()), int(pixels.max())), duplicates.thumbnail(pixels))
 
 
 def scan(data: Data, keep: Iterable[str] = ("train",), side: int = CACHE_SIDE) -> Scan:
@@ -121,6 +130,7 @@ def scan(data: Data, keep: Iterable[str] = ("train",), side: int = CACHE_SIDE) -
         return Scan(**{**data.scan, "source": data.source})
     found = Scan(data.source, {}, empty=data.empty, left_out=[*data.left_out], unread=[*data.unread])
     hashes: dict[str, dict[bytes, str]] = {}
+    thumbs: dict[str, list[Thumbs]] = {name: [] for name in data.splits}
     sides: list[int] = []
     room = CACHE_BYTES
 
@@ -144,6 +154,7 @@ def scan(data: Data, keep: Iterable[str] = ("train",), side: int = CACHE_SIDE) -
                     continue
                 good.append(i)
                 sides.append(seen.side)
+                thumbs[name].append(seen.thumb)
                 if seen.flat:
                     found.flat.append(f"{split.names[i]} ({seen.spread[0]}..{seen.spread[1]})")
                 hashes.setdefault(name, {})[seen.digest] = split.names[i]
@@ -152,12 +163,21 @@ def scan(data: Data, keep: Iterable[str] = ("train",), side: int = CACHE_SIDE) -
                     room -= seen.pixels.nbytes
             if len(good) < len(split):
                 data.splits[name] = split.subset(good)
-    compare(data, found, hashes, sides)
+    compare(data, found, hashes, {name: np.array(t) for name, t in thumbs.items() if t}, sides)
     return found
 
 
-def compare(data: Data, found: Scan, hashes: Mapping[str, Mapping[bytes, str]], sides: Sequence[int]) -> None:
-    """Complete `found` with what the splits say together. `hashes`: by split, an image's name by its hash."""
+def compare(
+    data: Data,
+    found: Scan,
+    hashes: Mapping[str, Mapping[bytes, str]],
+    thumbs: Mapping[str, Thumbs],
+    sides: Sequence[int],
+) -> None:
+    """Complete `found` with what the splits say together.
+
+    `hashes`: by split, an image's name by its hash. `thumbs`: by split, its images' thumbnails.
+    """
     for name, split in data.splits.items():
         if isinstance(split.targets, np.ndarray) and split.targets.dtype.kind == "i":
             count = np.bincount(split.targets, minlength=len(data.labels))
@@ -168,11 +188,21 @@ def compare(data: Data, found: Scan, hashes: Mapping[str, Mapping[bytes, str]], 
     for name, seen_in in hashes.items():
         if name != "train":
             found.leaks += [(train[d], other) for d, other in seen_in.items() if d in train]
+    found.near += _near(data, thumbs, {*found.leaks})
     held_out = {c for name, per in found.counts.items() if name != "train" for c, n in per.items() if n}
     in_train = {c for c, n in found.counts.get("train", {}).items() if n}
     found.only_train = sorted(in_train - held_out)
     found.only_held_out = sorted(held_out - in_train)
     found.native_side = int(np.median(sides)) if len(sides) else 0
+
+
+def _near(data: Data, thumbs: Mapping[str, Thumbs], known: set[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """Pairs of names, but for those `known`. None of glyphs: two hands write the same letter alike."""
+    for name in thumbs if data.kind == "photo" and "train" in thumbs else ():
+        if name != "train":
+            train, other = data.splits["train"].names, data.splits[name].names
+            pairs = ((train[i], other[j]) for i, j in duplicates.near(thumbs["train"], thumbs[name]))
+            yield from (pair for pair in pairs if pair not in known)
 
 
 def check(data: Data, skip_bad: bool = False, side: int = CACHE_SIDE, yes: bool = False) -> Scan:
@@ -184,6 +214,8 @@ def check(data: Data, skip_bad: bool = False, side: int = CACHE_SIDE, yes: bool 
     found = scan(data, side=side)
     console.note(found)
     stop_at_damage(found, skip_bad)
+    if "train" not in data.splits:
+        raise UserError(f"{data.source} has no training images, only {', '.join(data.splits)}")
     if "val" not in data.splits or not len(data.split("val")):
         raise UserError(
             f"{data.source}: no class has an image to hold out: at least two images of some class are needed, better "

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from mobilenets.data import identity
+from mobilenets.data import identity, splitting
 from mobilenets.data.identity import Marks
 from mobilenets.errors import UserError
 from mobilenets.model import imagenet
@@ -62,7 +63,7 @@ class Split:
     `targets`: class indices, int64 [N]; or what another task knows of each image, any sequence. `cache`: images in
     memory, none with a longer short side than `cached_at`. `shards`: how many lie together in each file, one file after
     another; empty if reading order doesn't matter. `marks`: which images these are (see `identity`), where that can
-    change between two openings.
+    change between two openings. `groups`: a number for each image, the same for those that must not be parted.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Split:
     shards: tuple[int, ...] = ()
     cached_at: int = CACHE_SIDE
     marks: Marks | None = None
+    groups: npt.NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -106,6 +108,7 @@ class Split:
             {j: self.cache[i] for j, i in enumerate(index) if i in self.cache},
             cached_at=self.cached_at,
             marks=None if self.marks is None else self.marks[index],
+            groups=None if self.groups is None else self.groups[index],
         )
 
 
@@ -125,7 +128,8 @@ class Data:
     can be read. `scan`: what a look at every image found, if there was one already (a `checks.Scan` as JSON).
     `pool`: the images that train and val were drawn from, where there was no val split. `images`: how many there are,
     and a digest of which, as they were opened; None of sets that never change. `doubts`: why the folders may not be
-    classes. `as_trained`: val is what was held out when the network at hand was trained.
+    classes. `as_trained`: val is what was held out when the network at hand was trained. `limit`: training images of a
+    class, at most. `fold`: (which, of how many), where the data is one fold of a cross-validation.
     """
 
     source: str
@@ -142,6 +146,8 @@ class Data:
     images: dict[str, Any] | None = None
     doubts: tuple[str, ...] = ()
     as_trained: bool = False
+    limit: int | None = None
+    fold: tuple[int, int] | None = None
 
     @property
     def held_out(self) -> str:
@@ -156,7 +162,7 @@ class Data:
     def split(self, name: str) -> Split:
         """The split called `name`, or all of them together as "all"."""
         if name == "all":
-            return _joined(list(self.splits.values()))
+            return joined(list(self.splits.values()), "all")
         if name not in self.splits:
             raise UserError(f"{self.source} has no split {name!r}; it has {', '.join(self.splits)} (and all)")
         return self.splits[name]
@@ -194,6 +200,8 @@ class Data:
         val = self.splits.get("val")
         if self.val_fraction is not None and val is not None and val.marks is not None:
             said["held_out"] = identity.pack(val.marks)
+        if self.fold:
+            said["fold"] = list(self.fold)
         return said
 
     def hold_out(self, held: npt.NDArray[np.int64]) -> None:
@@ -202,6 +210,29 @@ class Data:
         rest = np.setdiff1d(np.arange(len(pool)), held)
         self.pool = pool
         self.splits = {**self.splits, "train": pool.subset(rest), "val": pool.subset(held, "val")}
+        self.limit_training()
+
+    def limit_training(self) -> None:
+        """Leave out the training images beyond the limit, if there is one."""
+        train = self.splits["train"]
+        if self.limit is not None and (np.bincount(train.targets) > self.limit).any():
+            self.splits["train"] = train.subset(splitting.limited(train.targets, self.limit, self.seed))
+
+    def in_folds(self, count: int) -> Iterator[Data]:
+        """The data `count` times, each time with another part of train and val together held out as val.
+
+        Of data without a val split of its own. What a scan took for damaged is in no fold.
+        """
+        assert self.pool is not None
+        drawn = splitting.folds(self.pool.targets, self.pool.groups, count, self.seed)
+        place = {name: i for i, name in enumerate(self.pool.names)}
+        left = joined([self.splits["train"], self.splits["val"]], "train")
+        at = np.array([place[name] for name in left.names])
+        left, number = left.subset(np.argsort(at)), drawn[np.sort(at)]
+        for k in range(count):
+            one = dataclasses.replace(self, pool=left, val_fraction=1 / count, fold=(k, count))
+            one.hold_out(np.flatnonzero(number == k))
+            yield one
 
 
 def gather(split: Split, preprocess: Preprocess) -> Batch:
@@ -226,14 +257,29 @@ def some(targets: Any, index: Sequence[int]) -> Any:
     return targets[index] if isinstance(targets, np.ndarray) else [targets[i] for i in index]
 
 
-def _joined(splits: list[Split]) -> Split:
+def joined(splits: Sequence[Split], name: str) -> Split:
+    """Several splits as one, with what a scan kept of them in memory."""
     where = [(s, i) for s in splits for i in range(len(s))]
     names = [s.names[i] for s, i in where]
     if all(isinstance(s.targets, np.ndarray) for s in splits):
         targets: Any = np.concatenate([s.targets for s in splits])
     else:
         targets = [t for s in splits for t in s.targets]
-    return Split("all", names, targets, Keyed(_of_split, where))
+    return Split(
+        name,
+        names,
+        targets,
+        Keyed(_of_split, where),
+        {n: s.cache[i] for n, (s, i) in enumerate(where) if i in s.cache},
+        cached_at=min((s.cached_at for s in splits if s.cache), default=CACHE_SIDE),
+        marks=_all([s.marks for s in splits]),
+        groups=_all([s.groups for s in splits]),
+    )
+
+
+def _all(arrays: Sequence[npt.NDArray[Any] | None]) -> Any:
+    found = [a for a in arrays if a is not None]
+    return np.concatenate(found) if len(found) == len(arrays) else None
 
 
 def _of_split(where: tuple[Split, int]) -> Path | bytes | Image.Image:
@@ -268,13 +314,3 @@ def in_order(data: Data, labels: tuple[str, ...]) -> Data:
         s.targets = to[s.targets]
     data.labels = labels
     return data
-
-
-def stratified(targets: npt.NDArray[np.int64], fraction: float, seed: int) -> npt.NDArray[np.int64]:
-    """Indices of a seeded `fraction` of each class, at least one where the class has two images; sorted."""
-    rng = np.random.default_rng(seed)
-    held = []
-    for c in np.unique(targets):
-        index = rng.permutation(np.flatnonzero(targets == c))
-        held.append(index[: min(max(1, round(fraction * len(index))), len(index) - 1)])
-    return np.sort(np.concatenate(held))

@@ -35,6 +35,7 @@ SMALL = 16 << 20  # bytes that a zip's member may unpack to, however few it take
 MOST_UNPACKED = 4 * MAX_PIXELS  # bytes, of any member
 # Folders that systems and disk stations put among one's own: copies of metadata, thumbnails, what was deleted.
 SYSTEMS = {"__MACOSX", "@eaDir", "#recycle", "@Recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
+TABLES = (".csv", ".tsv", ".jsonl")  # of text
 NAMED = 5  # files or folders named in a line of what was found
 
 
@@ -42,7 +43,7 @@ NAMED = 5  # files or folders named in a line of what was found
 class Listing:
     """What a folder or a zip holds, names with / between: images, folders, and other pictures, which can't be read.
 
-    `size`: of an image, in bytes.
+    `size`: of an image, in bytes. `tables`: of text, which may say what the images are.
     """
 
     files: list[str]
@@ -50,6 +51,7 @@ class Listing:
     unreadable: list[str]
     read: Callable[[str], Path | bytes]
     size: Callable[[str], int]
+    tables: tuple[str, ...] = ()
 
 
 def is_hidden(name: str) -> bool:
@@ -106,6 +108,8 @@ class _Zip:
     def __call__(self, name: str) -> bytes:
         if getattr(self.local, "pid", None) != os.getpid():  # nor for a forked worker
             self.local.zip, self.local.pid = zipfile.ZipFile(self.path), os.getpid()
+        if name not in self.members:
+            raise BadImage(f"{name}: no such file in the zip")
         return read_member(self.local.zip, self.members[name], name)
 
     def __reduce__(self) -> tuple[type[_Zip], tuple[Path, dict[str, str]]]:
@@ -117,7 +121,8 @@ def _listing(
 ) -> Listing:
     seen = [n for n in names if not is_hidden(n)]
     unreadable = [n for n in seen if n.lower().endswith(UNREADABLE)]
-    return Listing([n for n in seen if is_image_name(n)], folders, unreadable, read, size)
+    tables = tuple(n for n in seen if n.lower().endswith(TABLES))
+    return Listing([n for n in seen if is_image_name(n)], folders, unreadable, read, size, tables)
 
 
 def open_zip(path: Path) -> zipfile.ZipFile:

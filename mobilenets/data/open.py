@@ -3,77 +3,145 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from mobilenets import console
-from mobilenets.data import identity
-from mobilenets.data.dataset import Data, Keyed, Split, in_order, stratified
-from mobilenets.data.folder import from_listing, list_folder, list_zip
+from mobilenets.data import arrow, identity, splitting, tables, text_tables
+from mobilenets.data.dataset import Data, Keyed, Split, in_order
+from mobilenets.data.folder import TABLES, Listing, from_listing, list_folder, list_zip
+from mobilenets.data.source import Reading, Source
+from mobilenets.data.tables import Place, Table
 from mobilenets.errors import UserError
 from mobilenets.model.card import Card
 
-BY_NAME = "name:"  # before the path of images whose classes are in their names: Abyssinian_12.jpg
 Opener = Callable[[str, "Path | None", int, "float | None"], Data]  # source, root, seed, val
 
 
 def open_data(source: str, root: Path | None = None, seed: int = 0, val: float | None = None) -> Data:
-    """Open a folder, a zip, shards (their folder or address) or a named set; "name:FOLDER" has classes in files' names.
+    """Open a folder, a zip, a table, shards (their folder or address) or a named set, as `Source.parse` reads it.
 
     Where there is no val split, a seeded stratified share of train becomes it: `val`, or a fifth (a tenth where there
-    is a test split). A smaller share is a part of a larger one.
+    is a test split). A smaller share is a part of a larger one, unless groups are kept whole.
 
     Raises `UserError` for one that isn't there or has fewer than two classes, and for `val` where there is a val split.
     """
-    from mobilenets.data import shard_reader as sharded
-
     if val is not None and not 0 < val < 1:
         raise UserError(f"val is a share of the training images, above 0 and below 1, not {val:g}")
-    by_name = source.startswith(BY_NAME)
-    path = Path(source.removeprefix(BY_NAME))
-    if sharded.find(source):
-        data = sharded.open_shards(source)
-    elif path.is_dir():
-        data = from_listing(source, list_folder(path), by_name)
-    elif path.is_file():
-        data = from_listing(source, list_zip(path), by_name)
-    elif source == "digits":
-        data = _digits()
-    else:
-        from mobilenets.data.named import open_named
-
-        data = open_named(source, root)
-    data.seed = seed
+    asked = Source.parse(source)
+    data = _opened(asked, root)
+    data.source, data.seed, data.limit = source, seed, asked.reading.limit_per_class
+    if asked.reading.val_from:
+        _take_val(data, asked, root)
     if len(data.labels) < 2:
         have = f"only one class, {data.labels[0]!r}" if data.labels else "no class folders with images"
-        raise UserError(f"{source}: {have}; classification needs a folder of images for each of at least two classes")
+        raise UserError(
+            f"{source}: {have}; classification needs at least two classes, a folder of images for each, or in a table"
+        )
     if "train" in data.splits and "val" not in data.splits:
         _hold_out(data, val or (0.1 if "test" in data.splits else 0.2))
     elif val is not None:
         raise UserError(f"{source} has a val split of its own: leave out --val")
+    elif "train" in data.splits:
+        data.limit_training()
     return data
 
 
-def spelled(source: str | Path, class_from_name: bool) -> str:
-    """How `open_data` is told of a source."""
-    return f"{BY_NAME if class_from_name else ''}{source}"
+def _opened(asked: Source, root: Path | None) -> Data:
+    """What there is, with the splits that it has."""
+    from mobilenets.data import shard_reader as sharded
+
+    path = Path(asked.path)
+    if sharded.find(asked.path):
+        data = sharded.open_shards(asked.path)
+    elif path.is_file() or path.is_dir():
+        listing = _listed(path)
+        found, place = _tables(path, listing, asked.reading, root)
+        if found:
+            if asked.reading.class_from_name:
+                raise UserError(f"{path}: --class-from-name is for folders; in a table, a column has the classes")
+            return tables.data_of(asked.path, found, place, asked.reading)
+        assert listing is not None  # a file that is no table is a zip
+        return from_listing(asked.path, listing, asked.reading.class_from_name)
+    elif asked.path == "digits":
+        data = _digits()
+    else:
+        from mobilenets.data.named import open_named
+
+        data = open_named(asked.path, root)
+    if asked.reading.columns:
+        raise UserError(f"{asked.path}: --{next(iter(asked.reading.columns))}-column is for tables")
+    return data
+
+
+def _listed(path: Path) -> Listing | None:
+    """What a folder or a zip holds; None of a table."""
+    if path.is_dir():
+        return list_folder(path)
+    return None if path.suffix.lower() in (*TABLES, arrow.PARQUET, arrow.ARROW) else list_zip(path)
+
+
+def _tables(path: Path, listing: Listing | None, reading: Reading, root: Path | None) -> tuple[Sequence[Table], Place]:
+    """The tables that `path` is, or holds, and where their paths lead."""
+    if listing is None:
+        text = path.suffix.lower() in TABLES
+        found = [text_tables.read_text(text_tables.read_bytes(path), str(path))] if text else arrow.find(path)
+        return found, tables.in_folder(root or path.parent)
+    place = tables.in_folder(root or path) if path.is_dir() else tables.in_zip(path, listing)
+    if path.is_dir() and (arrow.is_saved(path) or not listing.files) and (saved := arrow.find(path)):
+        return saved, place
+    return text_tables.in_listing(listing, reading, str(path)), place
+
+
+def _take_val(data: Data, asked: Source, root: Path | None) -> None:
+    """Make all images of another source the val split. Raises `UserError` for one of other classes."""
+    if "val" in data.splits:
+        raise UserError(f"{asked.path} has a val split of its own: leave out --val-from")
+    other = Source.parse(str(asked.reading.val_from))
+    if other.plain:  # read as the training images are, as far as it can be
+        reading = dataclasses.replace(asked.reading, val_from=None, limit_per_class=None, split_column=None)
+        if _is_tabled(other.path):
+            other = Source(other.path, reading)
+        elif reading.class_from_name:
+            other = Source(other.path, Reading(class_from_name=True))
+    opened = _opened(other, root)
+    opened.source = other.path
+    if strangers := [c for c in opened.labels if c not in data.labels]:
+        raise UserError(
+            f"{other.path}: class {strangers[0]!r} isn't one of {asked.path} ({', '.join(data.labels[:8])})"
+        )
+    val = in_order(opened, data.labels).split("all")
+    data.splits = {**data.splits, "val": dataclasses.replace(val, name="val", groups=None)}
+    data.images = identity.summary(s.marks for s in data.splits.values())
+    data.left_out += opened.left_out
+
+
+def _is_tabled(path: str) -> bool:
+    return Path(path).is_file() and _listed(Path(path)) is None
 
 
 def open_unlabelled(source: str, root: Path | None = None, seed: int = 0) -> Data:
-    """All images of a folder, a zip or a named set as one class, whatever folders they are in; a tenth is held out."""
+    """All images of a folder, a zip, a table or a named set as one class; a tenth is held out."""
     from mobilenets.data import shard_reader as sharded
 
-    path = Path(source)
-    if (path.is_dir() or path.is_file()) and not sharded.find(source):
-        listing = list_folder(path) if path.is_dir() else list_zip(path)
-        names, read = listing.files, listing.read
-        if len(names) < 2:
-            raise UserError(f"{source}: {console.many(len(names), 'image')}; give a folder or a zip of more")
-        marks = identity.marks(names, [*map(listing.size, names)])
-        every = Split("train", names, np.zeros(len(names), np.int64), Keyed(read, names), marks=marks)
+    asked = Source.parse(source)
+    path = Path(asked.path)
+    if (path.is_dir() or path.is_file()) and not sharded.find(asked.path):
+        listing = _listed(path)
+        found, place = ([], None) if listing and listing.files else _tables(path, listing, asked.reading, root)
+        if found and place:
+            every = tables.data_of(asked.path, found, place, asked.reading, labelled=False).split("all")
+            every = dataclasses.replace(every, name="train")
+        else:
+            assert listing is not None
+            names, read = listing.files, listing.read
+            marks = identity.marks(names, [*map(listing.size, names)])
+            every = Split("train", names, np.zeros(len(names), np.int64), Keyed(read, names), marks=marks)
+        if len(every) < 2:
+            raise UserError(f"{source}: {console.many(len(every), 'image')}; give a folder or a zip of more")
     else:
         every = open_data(source, root, seed).split("all")
         every = dataclasses.replace(every, name="train", targets=np.zeros(len(every), np.int64))
@@ -83,9 +151,16 @@ def open_unlabelled(source: str, root: Path | None = None, seed: int = 0) -> Dat
 
 
 def _hold_out(data: Data, fraction: float) -> None:
-    """Make a seeded, stratified `fraction` of train the val split."""
+    """Make a seeded, stratified `fraction` of train the val split, of whole groups where there are any."""
     data.val_fraction = fraction
-    data.hold_out(stratified(data.splits["train"].targets, fraction, data.seed))
+    data.hold_out(_drawn(data.splits["train"], fraction, data.seed))
+
+
+def _drawn(pool: Split, fraction: float, seed: int) -> splitting.Ints:
+    if pool.groups is None:
+        return splitting.stratified(pool.targets, fraction, seed)
+    part = splitting.in_whole_groups(pool.targets, pool.groups, (1 - fraction, fraction), seed)
+    return np.flatnonzero(part == 1)
 
 
 def of_card(card: Card, source: str | None, root: Path | None = None, opener: Opener = open_data) -> Data:
@@ -99,6 +174,8 @@ def of_card(card: Card, source: str | None, root: Path | None = None, opener: Op
     name = source or trained_on
     if not name:
         raise UserError("the bundle doesn't say what data it was trained on; name some")
+    if source and trained_on and source == Source.parse(str(trained_on)).path:
+        name = trained_on  # and it is read as it was
     try:
         val = card.data.get("val_fraction") if name == trained_on else None
         seed = card.data.get("split_seed", 0)
@@ -112,8 +189,12 @@ def of_card(card: Card, source: str | None, root: Path | None = None, opener: Op
 def _as_trained(data: Data, card: Card, same_name: bool) -> None:
     """Hold out again what was held out when the card's network was trained, where it is among the images."""
     pool, then = data.pool, card.data.get("images") or {}
+    fold = card.data.get("fold")
     if pool is None or pool.marks is None:  # splits of its own, or a set that never changes
         data.as_trained = same_name
+        if pool is not None and fold and 0 <= fold[0] < fold[1] <= len(pool):
+            number = splitting.folds(pool.targets, pool.groups, fold[1], data.seed)
+            data.hold_out(np.flatnonzero(number == fold[0]))
         return
     known = identity.unpack(card.data.get("held_out"))
     held = np.flatnonzero(np.isin(pool.marks, known))
@@ -130,7 +211,7 @@ def _as_trained(data: Data, card: Card, same_name: bool) -> None:
     before, now = sum(card.data.get("counts", {}).values()), sum(map(len, data.splits.values()))
     fraction = card.data.get("val_fraction")
     if not len(known) and before == now and fraction:  # a card of before they had the images' marks: the same draw
-        data.hold_out(stratified(pool.targets, fraction, data.seed))
+        data.hold_out(_drawn(pool, fraction, data.seed))
         data.as_trained = True
     elif same_name:
         console.note(

@@ -127,7 +127,8 @@ def open_shards(source: str) -> Data:
             table, shards = Part(**entry["table"]), tuple(Part(**s) for s in entry["shards"])
             splits[name] = _split(name, place, table, shards, len(labels))
         found = Scan.from_json(index["scan"]).to_json()
-        scan = {**found, "empty": tuple(found["empty"]), "leaks": [(a, b) for a, b in found["leaks"]]}
+        pairs = {kind: [(a, b) for a, b in found[kind]] for kind in ("leaks", "near")}
+        scan = {**found, "empty": tuple(found["empty"]), **pairs}
         count = sum(map(len, splits.values()))
         which = "".join(index["splits"][name]["table"]["sha256"] for name in sorted(splits))
         images = {"count": count, "digest": hashlib.sha256(which.encode()).hexdigest()[:16]}

@@ -22,6 +22,7 @@ from mobilenets import console, files
 from mobilenets.data import checks
 from mobilenets.data.checks import Look, Scan, look
 from mobilenets.data.dataset import CACHE_SIDE, Data, Split
+from mobilenets.data.duplicates import COLUMNS, ROWS, Thumbs
 from mobilenets.data.shard_reader import FORMAT, INDEX, PLAN, Names, Part
 from mobilenets.errors import UserError
 from mobilenets.model.images import BadImage, open_rgb
@@ -30,6 +31,7 @@ PROBE = 256  # images whose sizes say how many go into a shard
 LOSSLESS_SIDE = 64  # images that have no file are kept as PNG up to this short side, beyond as JPEG
 QUALITY = 95
 NUMBERS = ("offset", "size", "target", "side", "low", "high")  # of each image, in a shard's table
+TEXTS = ("digest", "thumb", "names", "left_out", "sha256")  # what else is in one
 
 
 @dataclass(frozen=True)
@@ -105,11 +107,13 @@ class Writer:
         found = Scan(self.data.source, {}, empty=self.data.empty)
         good, entries, left_out = {}, {}, []
         hashes: dict[str, dict[bytes, str]] = {}
+        thumbs: dict[str, Thumbs] = {}
         sides: list[npt.NDArray[np.int64]] = []
         for name, count in plan["shards"].items():
             tables = [self._read(self._table(name, k)) for k in range(count)]
             parts = [asdict(_part(self._path(name, k), len(t["size"]), str(t["sha256"]))) for k, t in enumerate(tables)]
-            joined = {k: np.concatenate([t[k] for t in tables]) for k in (*NUMBERS, "digest")}
+            joined = {k: np.concatenate([t[k] for t in tables]) for k in (*NUMBERS, "digest", "thumb")}
+            thumbs[name] = joined["thumb"]
             names = [n for t in tables for n in Names(t["names"])]
             left_out += [n for t in tables for n in Names(t["left_out"])]
             hashes[name] = {d.tobytes(): n for d, n in zip(joined["digest"], names, strict=True)}
@@ -123,7 +127,7 @@ class Writer:
                 np.savez_compressed(f, names=Names.join(names), **kept)
             entries[name] = {"table": asdict(_part(path, len(names), files.sha256(path))), "shards": parts}
         whole = Data(self.data.source, self.data.labels, good, self.data.kind)
-        checks.compare(whole, found, hashes, np.concatenate(sides).tolist())
+        checks.compare(whole, found, hashes, thumbs, np.concatenate(sides).tolist())
         index = {
             "format": FORMAT, "source": self.data.source, "labels": self.data.labels, "kind": self.data.kind,
             "val_fraction": self.data.val_fraction, "left_out": left_out, "scan": found.to_json(), "plan": plan,
@@ -134,7 +138,7 @@ class Writer:
     def _read(self, table: Path) -> dict[str, npt.NDArray[Any]]:
         try:
             with np.load(table, allow_pickle=False) as t:
-                return dict(t)
+                return {k: t[k] for k in (*NUMBERS, *TEXTS)}
         except Exception as e:  # of zipfile, zlib, numpy's reader of headers
             raise UserError(f"{table}: damaged ({e}); remove it, and run the same command again") from e
 
@@ -151,7 +155,7 @@ class Writer:
         """Write one shard, and its table unless an image is damaged that is not to be left out."""
         damaged, left_out, names = [], [], []
         rows: list[tuple[int, ...]] = []
-        digests = bytearray()
+        digests, thumbs = bytearray(), bytearray()
         path = self._path(split.name, k)
         with files.atomic_file(path) as tmp, tarfile.open(tmp, "w", format=tarfile.USTAR_FORMAT) as tar:
             for i in images:
@@ -167,6 +171,7 @@ class Writer:
                 rows.append((offset, len(content), target, seen.side, *seen.spread))
                 names.append(split.names[i])
                 digests += seen.digest
+                thumbs += seen.thumb.tobytes()
         if damaged and not skip_bad:
             return damaged
         columns = np.array(rows, np.int64).reshape(-1, len(NUMBERS)).T
@@ -176,6 +181,7 @@ class Writer:
                 f,
                 **numbers,
                 digest=np.frombuffer(digests, np.uint8).reshape(len(rows), 16),
+                thumb=np.frombuffer(thumbs, np.uint8).reshape(len(rows), ROWS * COLUMNS),
                 names=Names.join(names),
                 left_out=Names.join(left_out),
                 sha256=np.array(files.sha256(path)),

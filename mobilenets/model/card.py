@@ -48,6 +48,7 @@ class TrainedOn(TypedDict, total=False):
     counts: dict[str, int]
     split_seed: int
     val_fraction: float | None
+    fold: tuple[int, int]
 
 
 class Teacher(TypedDict, total=False):

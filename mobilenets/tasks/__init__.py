@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mobilenets.data.dataset import Data
 from mobilenets.data.open import of_card, open_unlabelled
+from mobilenets.data.source import Source
 from mobilenets.errors import UserError, unknown
 from mobilenets.model.card import Card
 from mobilenets.tasks.task import Task
@@ -48,6 +49,6 @@ def images_of(card: Card, source: str | None, root: Path | None = None) -> tuple
     try:
         return data_of(card, source, root), ""
     except UserError as e:
-        if source is None or not Path(source).exists():
+        if source is None or not Path(Source.parse(source).path).exists():
             raise
         return open_unlabelled(source, root), str(e)

@@ -12,6 +12,7 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from mobilenets import console, files
+from mobilenets.data.source import Reading, Source
 from mobilenets.errors import UserError
 from mobilenets.training.distributed import machines, world
 from mobilenets.training.lock import LOCK, alone
@@ -47,7 +48,7 @@ def command_line() -> str:
 
 def folder(source: str, *names: str) -> Path:
     """Where a run on `source` goes that isn't told where: flowers.zip, "v1 0.25-224" -> runs/flowers-v1-0.25-224."""
-    data = Path(source).resolve()
+    data = Path(Source.parse(source).path).resolve()
     return Path("runs", "-".join([data.stem if data.is_file() else data.name, *names]).replace(" ", "-"))
 
 
@@ -108,11 +109,16 @@ def _prepare(out: Path, config: dict[str, Any], resume: bool) -> None:
         recipe = before.get("recipe", {})
         before["recipe"] = Recipe().to_json() | (recipe if isinstance(recipe, dict) else {"recipe": recipe})
     before, now = _flat(before), _flat(now)
-    ignored = {COMMAND, "source"} if same_images else {COMMAND}  # the same images under another spelling are the same
-    changed = [k for k in {**now, **before} if k not in ignored and before.get(k) != now.get(k)]
+    if same_images and _reading(before) == _reading(now):  # the same images under another spelling are the same
+        before["source"] = now["source"]
+    changed = [k for k in {**now, **before} if k != COMMAND and before.get(k) != now.get(k)]
     if changed:
         k = changed[0]
         raise UserError(f"{out} was made with {k} {before.get(k)}, not {now.get(k)}; resume with the same arguments")
+
+
+def _reading(config: dict[str, Any]) -> Reading:
+    return Source.parse(str(config.get("source"))).reading
 
 
 def _same_images(out: Path, had: dict[str, Any], has: dict[str, Any], source: str) -> bool:

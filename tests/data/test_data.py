@@ -11,8 +11,9 @@ from PIL import Image
 from mobilenets.arch import zoo
 from mobilenets.data import checks, dataset, named
 from mobilenets.data.checks import check, scan
-from mobilenets.data.dataset import cache_side, gather, in_order, stratified
+from mobilenets.data.dataset import cache_side, gather, in_order
 from mobilenets.data.open import of_card, open_data
+from mobilenets.data.splitting import stratified
 from mobilenets.errors import UserError
 from mobilenets.model.card import classifier_card
 from mobilenets.model.images import BadImage, Preprocess

@@ -1,0 +1,62 @@
+"""Which images are held out, or in which fold: every class in its share, groups whole, the same at every call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+Ints = npt.NDArray[np.int64]
+
+
+def stratified(targets: Ints, fraction: float, seed: int) -> Ints:
+    """Indices of a seeded `fraction` of each class, at least one where the class has two images; sorted."""
+    rng = np.random.default_rng(seed)
+    held = []
+    for c in np.unique(targets):
+        index = rng.permutation(np.flatnonzero(targets == c))
+        held.append(index[: min(max(1, round(fraction * len(index))), len(index) - 1)])
+    return np.sort(np.concatenate(held))
+
+
+def in_whole_groups(targets: Ints, groups: Ints, shares: Sequence[float], seed: int) -> Ints:
+    """For each image the part, of as many as there are `shares`, that its group is in: [N].
+
+    The largest groups first, each goes where its classes are filled least; as seats go to parties by Webster's method.
+    """
+    classes, which = np.unique(targets, return_inverse=True)
+    _, group = np.unique(groups, return_inverse=True)
+    counts = np.zeros((group.max(initial=-1) + 1, len(classes)))
+    np.add.at(counts, (group, which), 1)
+    share = np.asarray(shares)[:, None]
+    totals = counts.sum(0)
+    filled = np.zeros((len(shares), len(classes)))
+    part = np.empty(len(counts), np.int64)
+    shuffled = np.random.default_rng(seed).permutation(len(counts))
+    for g in shuffled[np.argsort(-counts[shuffled].sum(1), kind="stable")]:
+        own = np.flatnonzero(counts[g])
+        fill = (filled[:, own] + counts[g, own] / 2) / (share * totals[own])
+        part[g] = (fill @ (counts[g, own] / totals[own])).argmin()
+        filled[part[g]] += counts[g]
+    return part[group]
+
+
+def folds(targets: Ints, groups: Ints | None, count: int, seed: int) -> Ints:
+    """For each image its fold, below `count`: [N]. Every class is spread evenly, or as evenly as whole groups allow."""
+    if groups is not None:
+        return in_whole_groups(targets, groups, [1 / count] * count, seed)
+    rng = np.random.default_rng(seed)
+    fold, dealt = np.empty(len(targets), np.int64), 0
+    for c in np.unique(targets):  # dealt on from class to class, so that folds differ by one image at most
+        index = rng.permutation(np.flatnonzero(targets == c))
+        fold[index] = (np.arange(len(index)) + dealt) % count
+        dealt += len(index)
+    return fold
+
+
+def limited(targets: Ints, most: int, seed: int) -> Ints:
+    """Indices of at most `most` images of each class, seeded; sorted. A smaller number's are among a larger one's."""
+    rng = np.random.default_rng(seed)
+    kept = [rng.permutation(np.flatnonzero(targets == c))[:most] for c in np.unique(targets)]
+    return np.sort(np.concatenate([*kept, np.empty(0, np.int64)]))

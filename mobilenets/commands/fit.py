@@ -28,6 +28,7 @@ from mobilenets.tasks.task import Task
 from mobilenets.training import distributed as processes
 from mobilenets.training import recipes, run
 from mobilenets.training import trainer as train
+from mobilenets.training.calibrated import Calibration, recorded
 from mobilenets.training.fitted import Fitted
 from mobilenets.training.recipes import Overrides
 from mobilenets.training.run import CHOICE, FLOAT, LOGS, METRICS, SCAN, STEPS
@@ -47,6 +48,7 @@ def fit(
     remeasure: bool = False,
     recipe: str | None = None,
     overrides: Annotated[Overrides | None, Parameter(name="*")] = None,
+    calibration: Annotated[Calibration | None, Parameter(name="*")] = None,
     init: StrPath | None = None,
     seed: int = 0,
     resume: bool = False,
@@ -138,6 +140,7 @@ def fit(
         "verb": "fit", "task": task, "source": source, "budget": budget.limits(), "engine": ",".join(engine),
         "precision": ",".join(precision), "table": str(table) if table else None,
         "threads": threads, "recipe": chosen_recipe.to_json(), "init": start.digest if start else None, "seed": seed,
+        **recorded(calibration),
     }  # fmt: skip
     with run.taken(out, config, resume, data):
         choice: Choice | None = None
@@ -159,8 +162,9 @@ def fit(
             if rank == 0:
                 console.step(f"3/6 train {arch.title}, {chosen_recipe.epochs} epochs")
             trained = train.train_bundle(
-                data, arch, chosen_recipe, out, task=asked, seed=seed, resume=resume, init=start
-            )
+                data, arch, chosen_recipe, out, task=asked, seed=seed, resume=resume, init=start,
+                calibration=calibration,
+            )  # fmt: skip
         if rank != 0:
             return None
         steps, shipped = ship(data, trained, out, chosen.precision, threads, chosen.engine)

@@ -15,6 +15,7 @@ from mobilenets.errors import UserError
 from mobilenets.model import bundle as bundles
 from mobilenets.model.bundle import Bundle
 from mobilenets.training import loop, recipes, run
+from mobilenets.training.calibrated import Calibration, recorded
 from mobilenets.training.distributed import world
 from mobilenets.training.recipes import Overrides
 from mobilenets.training.trainer import network, train_bundle
@@ -31,6 +32,7 @@ def train(
     resolution: int | None = None,
     recipe: str | None = None,
     overrides: Annotated[Overrides | None, Parameter(name="*")] = None,
+    calibration: Annotated[Calibration | None, Parameter(name="*")] = None,
     init: StrPath | None = None,
     seed: int = 0,
     val: float | None = None,
@@ -113,6 +115,7 @@ def train(
     config = {
         "verb": "train", "task": task, "source": source, "arch": net.to_json(), "recipe": chosen.to_json(),
         "seed": seed, "init": start.digest if start else None, "val": data.val_fraction,
+        **recorded(calibration),
     }  # fmt: skip
     out = as_path(out) or run.folder(source, net.title)
     side = cache_side(max(net.input_size))
@@ -123,7 +126,7 @@ def train(
             checks.scan(data, side=side)
         trained = train_bundle(
             data, net, chosen, out, task=asked, seed=seed, resume=resume, init=start,
-            checkpoint_minutes=checkpoint_minutes,
+            checkpoint_minutes=checkpoint_minutes, calibration=calibration,
         )  # fmt: skip
     if world()[1] != 0:
         return None

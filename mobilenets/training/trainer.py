@@ -20,7 +20,8 @@ from mobilenets.model.card import Card, Metric
 from mobilenets.model.encodings import tensor_shapes
 from mobilenets.model.images import Preprocess
 from mobilenets.tasks.task import Objective, Task
-from mobilenets.training import loop, run
+from mobilenets.training import calibrated, loop, run
+from mobilenets.training.calibrated import Calibration
 from mobilenets.training.distributed import world
 from mobilenets.training.loop import Setup
 from mobilenets.training.recipes import Recipe
@@ -91,6 +92,7 @@ def train_bundle(
     init: Bundle | None = None,
     distiller: Distiller | None = None,
     checkpoint_minutes: float = loop.MINUTES,
+    calibration: Calibration | None = None,
 ) -> Bundle:
     """Train `arch` on data that was checked already, perhaps with a teacher; writes and returns the bundle OUT/float.
 
@@ -161,11 +163,12 @@ def train_bundle(
     done = Bundle(card, {name: tensors[name] for name in tensor_shapes(card)})
     if rank != 0:
         return done
+    done = calibrated.calibrate(done, data, calibration)
     score = log.score(epoch)
     if made.precision != "32-true":  # the bundle answers in float32, and its card says how well
         score = evaluate.score(engines.module("torch").TorchEngine(done, os.cpu_count() or 1), data, "val").value
     metric = Metric(primary.name, round(score, 4), data.source, "val", len(val), primary.unit, primary.higher_is_better)
-    return Bundle(card.replace(metrics=(metric,)), done.tensors).save(out / FLOAT)
+    return Bundle(done.card.replace(metrics=(metric,)), done.tensors).save(out / FLOAT)
 
 
 def _say_when(best: int, done: int, recipe: Recipe) -> None:

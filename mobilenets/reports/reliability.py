@@ -21,7 +21,7 @@ def bins(scores: Mapping[str, Any], name: str) -> list[Bin]:
         found = [Bin(int(b["count"]), float(b["confidence"]), float(b["right"])) for b in scores.get(name, [])]
     except (KeyError, TypeError, ValueError, OverflowError) as e:
         raise UserError(f"its {name} isn't a list of bins: {e}") from e
-    if not all(b.count >= 0 and 0 <= b.confidence <= 1 and 0 <= b.right <= 1 for b in found):
+    if not all(b.count > 0 and 0 <= b.confidence <= 1 and 0 <= b.right <= 1 for b in found):
         raise UserError(f"its {name} has bins that can't be")
     return found
 

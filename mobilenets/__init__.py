@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from mobilenets.model.images import Preprocess as Preprocess
     from mobilenets.model.net import Backbone as Backbone
     from mobilenets.model.net import Net as Net
+    from mobilenets.training.calibrated import Calibration as Calibration
     from mobilenets.training.fitted import Fitted as Fitted
     from mobilenets.training.recipes import Distillation as Distillation
     from mobilenets.training.recipes import Overrides as Overrides
@@ -89,6 +90,7 @@ _HOMES = {
     "Backbone": "model.net",
     "Budget": "deploy.choose",
     "Bundle": "model.bundle",
+    "Calibration": "training.calibrated",
     "Card": "model.card",
     "Choice": "deploy.choose",
     "Distillation": "training.recipes",

@@ -25,6 +25,7 @@ from mobilenets.tasks import classify
 from mobilenets.training import distributed as processes
 from mobilenets.training import recipes, run
 from mobilenets.training import trainer as train
+from mobilenets.training.calibrated import Calibration, recorded
 from mobilenets.training.distill import TEACHER, Distiller, _at_once
 from mobilenets.training.recipes import Distillation, Overrides
 
@@ -43,6 +44,7 @@ def distill(
     resolution: int | None = None,
     recipe: str | None = None,
     overrides: Annotated[Overrides | None, Parameter(name="*")] = None,
+    calibration: Annotated[Calibration | None, Parameter(name="*")] = None,
     unlabelled: bool = False,
     distillation: Annotated[Distillation | None, Parameter(name="*")] = None,
     cache: StrPath | None = None,
@@ -149,7 +151,7 @@ def distill(
     config = {
         "verb": "distill", "teacher": loaded.digest, "source": source, "unlabelled": unlabelled, "arch": net.to_json(),
         "recipe": chosen.to_json(), "how": dataclasses.asdict(how), "init": start.digest if start else None,
-        "seed": seed,
+        "seed": seed, **recorded(calibration),
     }  # fmt: skip
     out = as_path(out) or run.folder(source, net.title, "distilled")
     _, rank = processes.world()
@@ -167,7 +169,9 @@ def distill(
             right = np.asarray(columns)[val.targets] == _predict_classes(loaded, val)
             console.note(f"teacher  {loaded.name}: {100 * right.mean():.2f}% top-1 on val")
         distiller = Distiller(loaded, how, columns, as_path(cache) or out / TEACHER)
-        trained = train.train_bundle(data, net, chosen, out, seed=seed, resume=resume, init=start, distiller=distiller)
+        trained = train.train_bundle(
+            data, net, chosen, out, seed=seed, resume=resume, init=start, distiller=distiller, calibration=calibration
+        )
     if rank != 0:
         return None
     run.say_where(out)

@@ -27,6 +27,7 @@ from mobilenets.model.convert.starts import Start
 from mobilenets.training import distributed as processes
 from mobilenets.training import recipes, run
 from mobilenets.training import trainer as train
+from mobilenets.training.calibrated import Calibration, recorded
 from mobilenets.training.fitted import Fitted
 from mobilenets.training.recipes import Overrides
 from mobilenets.training.run import FLOAT, LOGS, METRICS, SCAN, START, STEPS
@@ -54,6 +55,7 @@ def fit(
     candidates: int = 6,
     halving: Literal["on", "off"] = "on",
     time: str | float | None = None,
+    calibration: Annotated[Calibration | None, Parameter(name="*")] = None,
     seed: int = 0,
     resume: bool = False,
     skip_bad: bool = False,
@@ -165,6 +167,7 @@ def fit(
         "precision": ",".join(precision), "table": str(table) if table else None,
         "threads": threads, "recipe": chosen_recipe.to_json(), "init": start.digest if start else None, "seed": seed,
         "pretrained": bool(begin), "candidates": candidates, "halving": halving, "time": limit,
+        **recorded(calibration),
     }  # fmt: skip
     with run.taken(out, config, resume, data):
         choice: Choice | None = None
@@ -193,6 +196,7 @@ def fit(
             trained = train.train_bundle(
                 data, arch, chosen_recipe, out, task=asked, seed=seed, resume=resume, init=start,
                 seconds=limit and max(1.0, (1 - SHIPPING) * limit - (clock() - started)),
+                calibration=calibration,
             )  # fmt: skip
         if rank != 0:
             return None

@@ -22,6 +22,7 @@ from mobilenets.reports.card import bundle_table
 from mobilenets.tasks.classify import Labels
 from mobilenets.tasks.task import MetricSpec, Task
 from mobilenets.training import run
+from mobilenets.training.calibrated import Calibration
 from mobilenets.training.distributed import from_rank_0, world
 from mobilenets.training.recipes import Recipe
 from mobilenets.training.run import CHECKPOINTS, FLOAT
@@ -90,6 +91,8 @@ def cross_validate(
     seed: int,
     init: Bundle | None,
     checkpoint_minutes: float,
+    seconds: float | None,
+    calibration: Calibration | None,
 ) -> CrossValidated | None:
     """Train on data that was checked already, in OUT/fold-1 and so on, what isn't there yet; OUT/folds has the tables.
 
@@ -108,7 +111,7 @@ def cross_validate(
                 begun = from_rank_0((folder / CHECKPOINTS / "last.ckpt").exists())
                 made = train_bundle(
                     part, net, recipe, folder, task=task, seed=seed, resume=begun, init=init,
-                    checkpoint_minutes=checkpoint_minutes,
+                    checkpoint_minutes=checkpoint_minutes, seconds=seconds, calibration=calibration,
                 )  # fmt: skip
         if world()[1] != 0:
             continue

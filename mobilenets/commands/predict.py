@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
-from mobilenets.arguments import StrPath, checked
+from mobilenets.arguments import DataSource, StrPath, checked
 from mobilenets.commands.options import as_task
 from mobilenets.deploy import answers, engines
 from mobilenets.deploy.answers import Written
 from mobilenets.deploy.predict import Model, Prediction, sources, spread, there
+from mobilenets.deploy.trust import Doubts, Views, seen, with_logits
 from mobilenets.errors import UserError
-from mobilenets.model.bundle import Bundle, is_bundle, located
+from mobilenets.model.bundle import Bundle, find_bundle, is_bundle, located
 
 
 def stream(
-    model: Path, *images: Path, top: int = 5, task: str = "", tap: str = "", out: Path | None = None
+    model: Path,
+    *images: Path,
+    top: int = 5,
+    task: str = "",
+    tap: str = "",
+    reject_below: float | None = None,
+    flag_unlike: bool = False,
+    tta: Views | None = None,
+    nearest: int | None = None,
+    among: DataSource | None = None,
+    out: Path | None = None,
 ) -> Iterator[Prediction] | Written:
     """Say what a network makes of images: files, folders, zips, any number of them.
 
@@ -34,6 +46,18 @@ def stream(
     tap
         The operation whose output the features are, by its name in `mobilenets cost ARCH --layers`; it implies
         --task features.
+    reject_below
+        The probability below which an answer is "unsure"; the card's if left out, where it has one (`mobilenets eval
+        --wanted-precision` finds it).
+    flag_unlike
+        Say which images are unlike those of the training (5% of its own are), where the card knows: a bundle, by the
+        energy of its logits; a file, which gives probabilities alone, by the best of them, a weaker sign.
+    tta
+        flip: the mean over each image and its mirror image, at twice the time.
+    nearest
+        Instead of labels, the images that are most alike by the bundle's features, this many.
+    among
+        Where --nearest looks: a folder, a zip or a set's name; the images it was trained on, if left out.
     out
         Write them to this file instead of printing: .jsonl, .parquet, or .npy for features.
     """
@@ -41,17 +65,51 @@ def stream(
         raise UserError("name at least one image, folder or zip")
     if top < 1:
         raise UserError(f"top must be 1 or more, not {top}")
-    found = Model(_engine(model, task, tap)).stream(sources(images), top)
+    asked = Asked(task, tap, reject_below, flag_unlike, tta, nearest, None if among is None else str(among))
+    found = asked.of(model)(sources(images), top)
     return answers.write(found, out) if out else found
 
 
 @overload
-def predict(model: StrPath, *images: Any, top: int = 5, task: str = "", tap: str = "") -> list[Prediction]: ...
+def predict(
+    model: StrPath,
+    *images: Any,
+    top: int = 5,
+    task: str = "",
+    tap: str = "",
+    reject_below: float | None = None,
+    flag_unlike: bool = False,
+    tta: Views | None = None,
+    nearest: int | None = None,
+    among: DataSource | None = None,
+) -> list[Prediction]: ...
 @overload
-def predict(model: StrPath, *images: Any, top: int = 5, task: str = "", tap: str = "", out: StrPath) -> Written: ...
+def predict(
+    model: StrPath,
+    *images: Any,
+    top: int = 5,
+    task: str = "",
+    tap: str = "",
+    reject_below: float | None = None,
+    flag_unlike: bool = False,
+    tta: Views | None = None,
+    nearest: int | None = None,
+    among: DataSource | None = None,
+    out: StrPath,
+) -> Written: ...
 @checked
 def predict(
-    model: StrPath, *images: Any, top: int = 5, task: str = "", tap: str = "", out: StrPath | None = None
+    model: StrPath,
+    *images: Any,
+    top: int = 5,
+    task: str = "",
+    tap: str = "",
+    reject_below: float | None = None,
+    flag_unlike: bool = False,
+    tta: Views | None = None,
+    nearest: int | None = None,
+    among: DataSource | None = None,
+    out: StrPath | None = None,
 ) -> list[Prediction] | Written:
     """What a network makes of images, any number of them.
 
@@ -70,6 +128,17 @@ def predict(
         or of a file that was exported with it.
     tap
         The operation whose output the features are, by its name in `cost(arch).rows`; it implies task="features".
+    reject_below
+        The probability below which an answer is unsure, its `label` None; the card's if left out, where it has one.
+    flag_unlike
+        Say which images are unlike those of the training, where the card knows: a bundle, by the energy of its logits;
+        a file, which gives probabilities alone, by the best of them, a weaker sign.
+    tta
+        "flip": the mean over each image and its mirror image, at twice the time.
+    nearest
+        Instead of labels, the images that are most alike by the bundle's features, this many.
+    among
+        Where `nearest` looks: a folder, a zip or a set's name; the images it was trained on, if left out.
     out
         Write them to this file instead: .jsonl, .parquet, or .npy for features, float32 [images, ...].
 
@@ -98,10 +167,46 @@ def predict(
     for image in images:
         if isinstance(image, str | Path):
             there(image)
-    loaded = Model(_engine(Path(model), task, tap))
-    if out is None:
-        return loaded.predict(images, top)
-    return answers.write(loaded.stream(spread(images), top), Path(out))
+    asked = Asked(task, tap, reject_below, flag_unlike, tta, nearest, None if among is None else str(among))
+    found = asked.of(Path(model))(spread(images), top)
+    return list(found) if out is None else answers.write(found, Path(out))
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked of a network, beside its images. Raises `UserError` for what doesn't go together."""
+
+    task: str
+    tap: str
+    reject_below: float | None
+    flag_unlike: bool
+    tta: Views | None
+    nearest: int | None
+    among: str | None
+
+    def __post_init__(self) -> None:
+        if self.nearest is None:
+            if self.among is not None:
+                raise UserError("--among says where --nearest looks: give that too")
+            return
+        if self.nearest < 1:
+            raise UserError(f"nearest must be 1 or more, not {self.nearest}")
+        if self.task or self.tap or self.flag_unlike or self.tta or self.reject_below is not None:
+            raise UserError("--nearest shows images instead of labels: leave out the options that change these")
+
+    def of(self, model: Path) -> Callable[[Iterable[Any], int], Iterator[Prediction]]:
+        """What answers images, `top` labels each, one after another."""
+        if self.nearest is not None:
+            from mobilenets.deploy.nearest import gallery
+
+            count, found = self.nearest, gallery(Bundle.load(find_bundle(model)), self.among)
+            return lambda images, _top: found.stream(images, count)
+        engine = _engine(model, self.task, self.tap)
+        doubts = Doubts.of(engine.card, self.reject_below, self.flag_unlike)
+        path = located(model)
+        if self.flag_unlike and is_bundle(path) and engines.for_path(path) == "torch":
+            engine = engines.module("torch").TorchEngine(with_logits(Bundle.load(path)), 1)
+        return Model(seen(engine, self.tta), doubts=doubts).stream
 
 
 def _engine(model: Path, task: str, tap: str) -> engines.Engine:

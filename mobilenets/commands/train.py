@@ -16,6 +16,7 @@ from mobilenets.errors import UserError
 from mobilenets.model.bundle import Bundle
 from mobilenets.model.convert import starts
 from mobilenets.training import loop, recipes, run
+from mobilenets.training.calibrated import Calibration, recorded
 from mobilenets.training.distributed import world
 from mobilenets.training.recipes import Overrides
 from mobilenets.training.trainer import network, train_bundle
@@ -34,6 +35,7 @@ def train(
     overrides: Annotated[Overrides | None, Parameter(name="*")] = None,
     init: DataSource | None = None,
     weights: StrPath | None = None,
+    calibration: Annotated[Calibration | None, Parameter(name="*")] = None,
     seed: int = 0,
     val: float | None = None,
     time: str | float | None = None,
@@ -128,6 +130,7 @@ def train(
         "verb": "train", "task": task, "source": source, "arch": net.to_json(), "recipe": chosen.to_json(),
         "seed": seed, "init": start.digest if start else None, "val": data.val_fraction, "time": limit,
         "folds": folds or None,
+        **recorded(calibration),
     }  # fmt: skip
     out = as_path(out) or run.folder(source, net.title)
     side = cache_side(max(net.input_size))
@@ -139,11 +142,11 @@ def train(
         if folds:
             return cross.cross_validate(
                 data, folds, net, chosen, out, config, task=asked, seed=seed, init=start,
-                checkpoint_minutes=checkpoint_minutes,
+                checkpoint_minutes=checkpoint_minutes, seconds=limit and limit / folds, calibration=calibration,
             )  # fmt: skip
         trained = train_bundle(
             data, net, chosen, out, task=asked, seed=seed, resume=resume, init=start,
-            checkpoint_minutes=checkpoint_minutes, seconds=limit,
+            checkpoint_minutes=checkpoint_minutes, seconds=limit, calibration=calibration,
         )  # fmt: skip
     if world()[1] != 0:
         return None

@@ -44,9 +44,9 @@ class Written(Notebook):
 def write(predictions: Iterable[Prediction], path: Path) -> Written:
     """All predictions into the file at `path`, by its suffix; it is there when all of them are in it.
 
-    `.jsonl`: a line each, as `--json` prints them. `.parquet`: columns image, error, and features, or label and
-    probability of the best. `.npy`: float32 [images, *shape] of features, a row of NaN for an image that couldn't be
-    read, so that rows and images go together. Raises `UserError`.
+    `.jsonl`: a line each, as `--json` prints them. `.parquet`: columns image, error, and features, or label (none where
+    it is unsure) and probability of the best. `.npy`: float32 [images, *shape] of features, a row of NaN for an image
+    that couldn't be read, so that rows and images go together. Raises `UserError`.
     """
     if path.suffix not in WRITERS:
         raise UserError(f"{path}: predictions go into {', '.join(WRITERS)} files; name one of them")
@@ -116,7 +116,7 @@ def _parquet(predictions: Iterable[Prediction], path: Path) -> None:
             values = [p.answer.values.ravel() if isinstance(p.answer, Features) else None for p in rows]
             return pa.table({**columns, "features": pa.array(values, pa.list_(pa.float32()))})
         best = [p.top[0] if p.top else (None, None) for p in rows]
-        labels, probabilities = [b[0] for b in best], [b[1] for b in best]
+        labels, probabilities = [p.label for p in rows], [b[1] for b in best]
         return pa.table({
             "image": columns["image"], "error": pa.array(columns["error"], pa.string()),
             "label": pa.array(labels, pa.string()), "probability": pa.array(probabilities, pa.float64()),

@@ -14,7 +14,7 @@ from PIL import Image
 
 from mobilenets import files, tasks
 from mobilenets.console import Notebook
-from mobilenets.deploy import engines
+from mobilenets.deploy import engines, trust
 from mobilenets.deploy.engines import Engine, trial
 from mobilenets.errors import UserError
 from mobilenets.model.bundle import Bundle
@@ -182,7 +182,7 @@ def compare(reference: Engine, engine: Engine, images: Pixels, path: Path) -> Pa
     a, b = (engines.joined([e(piece) for piece in pieces]) for e in (reference, engine))
     precision = engine.card.precision
     own = engines.runtime(engine.name).int8_limits if precision == "int8" else None
-    parity = tasks.of(engine.card).parity(a, b, precision, own)
+    parity = tasks.of(engine.card).parity(a, b, precision, trust.limits(engine.card, own))
     if not parity.ok:
         raise UserError(f"{path} was not kept: it differs from PyTorch ({parity.reason})")
     return parity

@@ -22,6 +22,7 @@ from mobilenets.arguments import StrPath, checked
 from mobilenets.data.folder import is_hidden, is_image_name, open_zip, read_member, slashed, unreadable
 from mobilenets.deploy import engines
 from mobilenets.deploy.engines import Engine, Outputs
+from mobilenets.deploy.trust import Doubts
 from mobilenets.errors import UserError
 from mobilenets.model.images import UNREADABLE, BadImage, Pixels
 from mobilenets.model.pictures import Picture, is_batch, is_picture, pictures, rgb_image
@@ -45,6 +46,11 @@ class Prediction:
     def top(self) -> tuple[tuple[str, float], ...]:
         """A classifier's best labels with their probabilities, best first; none of an image that couldn't be read."""
         return self.answer.top if isinstance(self.answer, Labels) else ()
+
+    @property
+    def label(self) -> str | None:
+        """A classifier's best label; None where that is unsure, and of an image that couldn't be read."""
+        return self.top[0][0] if isinstance(self.answer, Labels) and not self.answer.unsure else None
 
     def to_json(self) -> dict[str, Any]:
         return {"image": self.image, **(self.answer.to_json() if self.answer else {"error": self.error})}
@@ -166,11 +172,20 @@ TAKES = "paths of images, folders or zips, bytes, open files, Pillow's images, a
 class Model:
     """A network ready to answer: `mobilenets.load(path).predict(images)`."""
 
-    def __init__(self, engine: Engine, source: tuple[Path, int] | None = None) -> None:
-        """`source`: the file and the threads that `engine` was loaded with, by which the model can be pickled."""
+    def __init__(
+        self,
+        engine: Engine,
+        source: tuple[Path, int, float | None] | None = None,
+        doubts: Doubts | None = None,
+    ) -> None:
+        """`doubts`: those of its card, if left out.
+
+        `source`: the file, the threads and the threshold that it was loaded with, by which the model can be pickled.
+        """
         self.engine, self.source = engine, source
         self.card = engine.card
         self.task = tasks.of(engine.card)
+        self.doubts = doubts or Doubts.of(engine.card)
 
     def __repr__(self) -> str:
         return f"<{self.card.arch.title}, {self.card.precision}, in {self.engine.name}>"
@@ -236,7 +251,8 @@ class Model:
             if isinstance(outputs, BadImage):
                 yield Prediction(name, None, str(outputs))
             else:
-                yield Prediction(name, self.task.decode(outputs, self.card, [sizes.pop(i)], top)[0])
+                (answer,) = self.task.decode(outputs, self.card, [sizes.pop(i)], top)
+                yield Prediction(name, self.doubts.judge(answer, outputs))
 
     def _read(self, item: Any) -> tuple[Pixels, tuple[int, int]]:
         """An image as the network takes it, and its own (width, height)."""
@@ -304,7 +320,7 @@ def _member(z: zipfile.ZipFile, item: Source) -> bytes:
 
 
 @checked
-def load(path: StrPath, threads: int = 1) -> Model:
+def load(path: StrPath, threads: int = 1, reject_below: float | None = None) -> Model:
     """A network ready to answer, in the runtime that its file is for.
 
     Parameters
@@ -314,6 +330,9 @@ def load(path: StrPath, threads: int = 1) -> Model:
         comes with the package.
     threads
         Threads that the runtime may use.
+    reject_below
+        The probability below which a classifier's answer is unsure, its `label` None; that of its card if left out, if
+        it has one.
 
     Returns
     -------
@@ -335,4 +354,5 @@ def load(path: StrPath, threads: int = 1) -> Model:
     if threads < 1:
         raise UserError(f"threads must be 1 or more, not {threads}")
     found = engines.resolve(Path(path))
-    return Model(engines.load(found, threads), (found.absolute(), threads))
+    engine = engines.load(found, threads)
+    return Model(engine, (found.absolute(), threads, reject_below), Doubts.of(engine.card, reject_below))

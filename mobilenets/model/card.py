@@ -19,6 +19,7 @@ from mobilenets.arch.heads import classifier_head, feature_head
 from mobilenets.arch.spec import Arch
 from mobilenets.errors import UserError, unknown
 from mobilenets.model.images import Preprocess
+from mobilenets.model.trust import KEY, Trust
 
 FORMAT = 2
 
@@ -97,6 +98,10 @@ class Card:
         labels = self.config.get("labels", [])
         if not isinstance(labels, list | tuple) or not all(isinstance(n, str) and fields.is_text(n) for n in labels):
             raise UserError("the card's labels aren't a list of names")
+        try:
+            Trust.of(self.config)
+        except (TypeError, ValueError, OverflowError) as e:
+            raise UserError(f"the card's {e}") from e
         if self.task == "classify" and self.arch.num_classes != len(labels):
             raise UserError(f"the card has {len(labels)} labels for a network of {self.arch.num_classes} classes")
         if self.precision not in PRECISIONS:
@@ -128,6 +133,11 @@ class Card:
         return tuple(self.config.get("labels", ()))
 
     @property
+    def trust(self) -> Trust:
+        """How far a classifier's answers can be trusted, as far as that was measured."""
+        return Trust.of(self.config)
+
+    @property
     def outputs(self) -> dict[str, Shape]:
         """What a call gives, by name: the shape of one image's."""
         return self.graph.output_shapes
@@ -143,6 +153,7 @@ class Card:
             ("task", f"{self.task}: {labels}"),
             ("input", f"{side} RGB, {_framed(p)}, (pixel - {_one(p.mean)}) / {_one(p.std)}"),
             *((m.name, f"{m.value:.2f}%, {m.data} {m.split}, {m.count} images") for m in self.metrics),
+            *((("probabilities", str(self.trust)),) if KEY in self.config else ()),
             ("trained on", trained if "source" in self.data else "not stated"),
             ("licence", self.licence or "not stated"),
             ("parent", (self.parent or "none")[:16]),
@@ -158,6 +169,10 @@ class Card:
     def with_labels(self, labels: Sequence[str]) -> Card:
         """The same classifier, its classes called otherwise."""
         return self.replace(config={**self.config, "labels": list(labels)})
+
+    def trusted(self, trust: Trust) -> Card:
+        """The same card with what was measured of its answers."""
+        return self.replace(config={**self.config, KEY: trust.to_json()})
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mobilenets.errors import UserError
-from mobilenets.reports import plots, samples, style
+from mobilenets.reports import plots, reliability, samples, style
 from mobilenets.tasks.confusion import Confusion
+from mobilenets.tasks.reliability import error
 
 if TYPE_CHECKING:
     from mobilenets.reports.fit import Page
@@ -25,8 +26,10 @@ def columns(page: Page) -> list[tuple[str, str, str]]:
 
 
 def check(page: Page) -> None:
-    """Raises `UserError` where the scores have no confusion matrix of the card's classes."""
+    """Raises `UserError` where the scores have no confusion matrix of the card's classes, or bins that are none."""
     confusion(page)
+    for name in (reliability.AFTER, reliability.BEFORE):
+        reliability.bins(page.shipped.scores, name)
 
 
 def confusion(page: Page) -> Confusion:
@@ -53,7 +56,18 @@ def values(page: Page, root: Path | None) -> dict[str, Any]:
         "samples": _samples(page, m, root),
         "confusion": style.markup(plots.confusion(m, labels), "Confusion matrix"),
         "rows": ROWS,
+        "reliability": _reliability(page),
     }
+
+
+def _reliability(page: Page) -> dict[str, Any] | None:
+    """How far the shipped file's probabilities can be believed; None of runs of before that was measured."""
+    after, before = (reliability.bins(page.shipped.scores, n) for n in (reliability.AFTER, reliability.BEFORE))
+    if not after:
+        return None
+    drawn = style.markup(reliability.diagram(after, before), "Accuracy over confidence")
+    off = error(before) if before else None
+    return {"figure": drawn, "ece": error(after), "before": off, "trust": page.card.trust}
 
 
 def by_class(m: Confusion, labels: tuple[str, ...]) -> list[dict[str, Any]]:

@@ -22,6 +22,7 @@ from mobilenets.model.card import Card, Precision
 from mobilenets.tasks import linear
 from mobilenets.tasks.confusion import Confusion
 from mobilenets.tasks.linear import Probe
+from mobilenets.tasks.reliability import Rejection, Reliability, tempered
 from mobilenets.tasks.task import Answer, MetricSpec, Outputs, Parity, Prior, Sizes, Task
 
 if TYPE_CHECKING:
@@ -53,15 +54,27 @@ NEAR_TIE = 0.05  # between the two best probabilities: roundings decide which is
 
 @dataclass(frozen=True)
 class Labels:
-    """An image's best labels with their probabilities, best first."""
+    """An image's best labels with their probabilities, best first.
+
+    `unsure`: whether the best is less probable than an answer has to be; `unlike`: whether the image is unlike those
+    that were held out in training; None where that wasn't asked.
+    """
 
     top: tuple[tuple[str, float], ...]
+    unsure: bool | None = None
+    unlike: bool | None = None
 
     def to_json(self) -> dict[str, Any]:
-        return {"top": [{"label": c, "probability": round(p, 6)} for c, p in self.top]}
+        out: dict[str, Any] = {"top": [{"label": c, "probability": round(p, 6)} for c, p in self.top]}
+        if self.unsure is not None:
+            out |= {"label": None if self.unsure else self.top[0][0], "guess": self.top[0][0]}
+        if self.unlike is not None:
+            out["unlike_training"] = self.unlike
+        return out
 
     def __str__(self) -> str:
-        return "\t".join(f"{c} {100 * p:.1f}%" for c, p in self.top)
+        each = [f"{c} {100 * p:.1f}%" for c, p in self.top]
+        return "\t".join(["unsure"] * bool(self.unsure) + each + ["unlike the training images"] * bool(self.unlike))
 
 
 def best(scores: npt.NDArray[np.float32], labels: tuple[str, ...], k: int) -> list[Labels]:
@@ -73,7 +86,11 @@ def best(scores: npt.NDArray[np.float32], labels: tuple[str, ...], k: int) -> li
 
 @dataclass(frozen=True)
 class Scores(Notebook):
-    """How well a network did on a split. Accuracies in percent."""
+    """How well a network did on a split. Accuracies in percent.
+
+    `uncalibrated`: how reliable its probabilities were before its card's temperature; `rejection`: what is left where
+    unsure answers are none.
+    """
 
     top1: float
     top5: float
@@ -83,7 +100,10 @@ class Scores(Notebook):
     data: str
     labels: tuple[str, ...]
     confusion: Confusion
+    reliability: Reliability
     skipped: tuple[str, ...] = ()
+    uncalibrated: Reliability | None = None
+    rejection: Rejection | None = None
 
     @property
     def value(self) -> float:
@@ -115,13 +135,19 @@ class Scores(Notebook):
             "data": self.data,
             "loss": self.loss,
             "balanced": self.balanced,
+            "ece": self.reliability.ece(),
+            "ece_adaptive": self.reliability.ece(adaptive=True),
+            **({"ece_uncalibrated": self.uncalibrated.ece()} if self.uncalibrated else {}),
+            **({"rejection": self.rejection.to_json()} if self.rejection else {}),
             "per_class": self.per_class,
             "per_class_precision": self.precision,
             "skipped": list(self.skipped),
         }
 
     def details(self) -> dict[str, Any]:
-        return {"confusion": self.confusion.to_json()}
+        shown = {"reliability": self.reliability, "reliability_uncalibrated": self.uncalibrated}
+        bins = {k: [b.to_json() for b in r.bins()] for k, r in shown.items() if r}
+        return {"confusion": self.confusion.to_json(), **bins}
 
     def __rich__(self) -> RenderableType:
         from rich.console import Group
@@ -134,6 +160,9 @@ class Scores(Notebook):
             (f"top-{min(TOP, len(self.labels))} (%)", f"{self.top5:.2f}"),
             ("mean over classes (%)", f"{self.balanced:.2f}"),
             ("loss (nats)", f"{self.loss:.4f}"),
+            ("calibration error, ECE (%)", f"{self.reliability.ece():.2f}"),
+            *((("  before temperature scaling", f"{self.uncalibrated.ece():.2f}"),) if self.uncalibrated else ()),
+            ("  in bins of as many images (%)", f"{self.reliability.ece(adaptive=True):.2f}"),
             ("images", f"{self.count:,}"),
         ):
             t.add_row(name, value)
@@ -147,15 +176,20 @@ class Scores(Notebook):
         if len(rows) > 20:
             by_class.caption = f"the 20 worst of {len(rows)}"
         bad = f"{many(len(self.skipped), 'damaged image')} skipped: {'; '.join(self.skipped[:5])}"
-        notes = [bad] if self.skipped else []
+        notes = [str(self.rejection)] * bool(self.rejection) + [bad] * bool(self.skipped)
         return Group(t, by_class, *notes)
 
 
 class Tally:
-    """Adds up batches of probabilities into `Scores`: two numbers are kept of each image."""
+    """Adds up batches of probabilities into `Scores`: a few numbers are kept of each image.
 
-    def __init__(self, labels: tuple[str, ...]) -> None:
-        self.labels = labels
+    `temperature`: what the logits were divided by, for how reliable the probabilities were before.
+    """
+
+    def __init__(self, labels: tuple[str, ...], temperature: float = 1.0) -> None:
+        self.labels, self.temperature = labels, temperature
+        self.confidence: list[npt.NDArray[Any]] = []
+        self.uncalibrated: list[npt.NDArray[Any]] = []
         self.true: list[npt.NDArray[np.int64]] = []
         self.given: list[npt.NDArray[np.int64]] = []
         self.top5 = 0
@@ -167,6 +201,9 @@ class Tally:
         best = np.argsort(-scores, axis=1, kind="stable")[:, :TOP]
         self.true.append(true)
         self.given.append(best[:, 0])
+        self.confidence.append(scores.max(1))
+        if self.temperature != 1:
+            self.uncalibrated.append(tempered(scores, 1 / self.temperature).max(1))
         self.top5 += int((best == true[:, None]).any(1).sum())
         p = scores[np.arange(len(true)), true].astype(np.float64)
         self.nats -= float(np.log(np.maximum(p, 1e-12)).sum())
@@ -174,9 +211,10 @@ class Tally:
     def compute(self, data: str, split: str, skipped: tuple[str, ...] = ()) -> Scores:
         none = [np.empty(0, np.int64)]
         true, given = (np.concatenate(some or none) for some in (self.true, self.given))
-        n = len(true)
+        n, right = len(true), true == given
+        confidence, before = (np.concatenate(some or [np.empty(0)]) for some in (self.confidence, self.uncalibrated))
         return Scores(
-            100 * int((true == given).sum()) / max(n, 1),
+            100 * int(right.sum()) / max(n, 1),
             100 * self.top5 / max(n, 1),
             self.nats / max(n, 1),
             n,
@@ -184,7 +222,9 @@ class Tally:
             data,
             self.labels,
             Confusion.of(true, given, len(self.labels)),
+            Reliability(confidence, right),
             skipped,
+            Reliability(before, right) if self.temperature != 1 else None,
         )
 
 
@@ -280,7 +320,7 @@ class Classify:
         return out
 
     def metrics(self, card: Card) -> Tally:
-        return Tally(card.labels)
+        return Tally(card.labels, card.trust.temperature)
 
     # ---- proof and choice
 

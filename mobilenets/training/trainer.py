@@ -20,7 +20,8 @@ from mobilenets.model.card import Card, Metric
 from mobilenets.model.encodings import tensor_shapes
 from mobilenets.model.images import Preprocess
 from mobilenets.tasks.task import Objective, Task
-from mobilenets.training import loop, run
+from mobilenets.training import calibrated, loop, run
+from mobilenets.training.calibrated import Calibration
 from mobilenets.training.distributed import from_rank_0, world
 from mobilenets.training.loop import Setup
 from mobilenets.training.recipes import Recipe
@@ -92,6 +93,7 @@ def train_bundle(
     distiller: Distiller | None = None,
     checkpoint_minutes: float = loop.MINUTES,
     seconds: float | None = None,
+    calibration: Calibration | None = None,
 ) -> Bundle:
     """Train `arch` on data that was checked already, perhaps with a teacher; writes and returns the bundle OUT/float.
 
@@ -179,11 +181,13 @@ def train_bundle(
             f"no epoch beat the linear probe that training began with ({primary.say(start.card.metrics[0].value)}, "
             f"epoch {epoch} {primary.say(score)}): the probe is what is kept"
         )
-        return Bundle(start.card.replace(recipe={**card.recipe, "best_epoch": 0}), start.tensors).save(out / FLOAT)
-    if made.precision != "32-true":  # the bundle answers in float32, and its card says how well
+        score = start.card.metrics[0].value
+        done = Bundle(start.card.replace(recipe={**card.recipe, "best_epoch": 0}), start.tensors)
+    elif made.precision != "32-true":  # the bundle answers in float32, and its card says how well
         score = evaluate.score(engines.module("torch").TorchEngine(done, os.cpu_count() or 1), data, "val").value
+    done = calibrated.calibrate(done, data, calibration)
     metric = Metric(primary.name, round(score, 4), data.source, "val", len(val), primary.unit, primary.higher_is_better)
-    return Bundle(card.replace(metrics=(metric,)), done.tensors).save(out / FLOAT)
+    return Bundle(done.card.replace(metrics=(metric,)), done.tensors).save(out / FLOAT)
 
 
 def _begin(

@@ -17,6 +17,7 @@ BUDGET = {"latency_ms": 50.0, "size_mb": 1.0}
 STEP = {
     "name", "path", "engine", "precision", "size_bytes", "latency_ms", "agreement", "difference", "top1", "top5",
     "count", "split", "data", "loss", "per_class", "per_class_precision", "balanced", "skipped", "confusion",
+    "ece", "ece_adaptive", "reliability",
 }  # fmt: skip
 
 

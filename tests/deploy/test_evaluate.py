@@ -83,7 +83,7 @@ def test_test_is_the_default_where_there_is_one(model, labelled, tmp_path):
 
 def test_json(model, labelled, command):
     got = command("eval", model, labelled, "--json").json
-    numbers = {"top1", "top5", "balanced", "loss", "count", "per_class", "per_class_precision"}
+    numbers = {"top1", "top5", "balanced", "loss", "ece", "ece_adaptive", "count", "per_class", "per_class_precision"}
     assert set(got) == numbers | {"data", "split", "skipped"}
     assert got["count"] == 30
     assert got["split"] == "test"

@@ -30,6 +30,7 @@ from mobilenets.deploy.latency import Setting
 from mobilenets.deploy.writers.onnx import onnx_model
 from mobilenets.errors import UserError
 from mobilenets.model.bundle import Bundle, random_bundle
+from mobilenets.model.trust import Trust
 from mobilenets.reports import plots, samples, style
 from mobilenets.tasks.classify import PRIMARY, PRIOR
 from mobilenets.tasks.confusion import Confusion
@@ -315,6 +316,37 @@ def test_other_classes_than_the_cards_are_refused(run: Path) -> None:
     (run / "steps.json").write_text(json.dumps(result))
     with pytest.raises(UserError, match="confusion matrix is not of the card's 3 classes"):
         report(run)
+
+
+def _changed(run: Path, **scores: Any) -> str:
+    """The page of a run whose shipped file's scores are others."""
+    result = json.loads((run / "steps.json").read_text())
+    result["steps"][-1] |= scores
+    (run / "steps.json").write_text(json.dumps(result))
+    return report(run).path.read_text()
+
+
+def test_what_probabilities_are_worth_is_drawn(run: Path) -> None:
+    bins = [{"count": 10, "confidence": 0.5, "right": 0.4}, {"count": 30, "confidence": 0.9, "right": 0.9}]
+    assert "Can it be trusted?" not in _changed(run)  # a run of before it was measured
+    text = _changed(run, reliability=bins)
+    assert "off by 2.5 points on average" in text
+    assert "temperature" not in text
+    card = Bundle.load(run / "float")
+    known = Trust(200, 1.5, 4.0, 2.5, reject_below=0.83)
+    Bundle(card.card.trusted(known), card.tensors).save(run / "float")
+    text = " ".join(_changed(run, reliability_uncalibrated=[{"count": 40, "confidence": 0.9, "right": 0.8}]).split())
+    assert "off by 10.0 before its logits were divided by 1.5, a temperature found on 200 val images" in text
+    assert "below 83% is “unsure”" in text
+    assert 'aria-label="Accuracy over confidence"' in text
+
+
+@pytest.mark.parametrize(
+    "bins", [3, [1], [{"count": 1}], [{"count": 1, "confidence": 7, "right": 0}], [{"count": "x" * 9}], {"a": 1}]
+)
+def test_bins_that_are_none_are_one_line(run: Path, bins: Any) -> None:
+    with pytest.raises(UserError, match="not a file of a finished run: its reliability"):
+        _changed(run, reliability=bins)
 
 
 def test_no_mistakes_no_budget_one_network(run: Path) -> None:

@@ -1,0 +1,128 @@
+"""Probabilities that can be believed: temperature and thresholds found on val, after training. No torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mobilenets import console
+from mobilenets.arch.heads import LOGITS, PROBABILITIES
+from mobilenets.arguments import checked
+from mobilenets.data.dataset import Data
+from mobilenets.deploy import engines, predict, trust
+from mobilenets.deploy.engines import Outputs
+from mobilenets.errors import UserError
+from mobilenets.model.bundle import Bundle
+from mobilenets.model.images import BadImage
+from mobilenets.model.trust import Trust
+from mobilenets.tasks.reliability import Floats, Reliability, check_precision, fit_temperature, tempered
+
+LEAST = 100  # held-out images to calibrate on: fewer say little about how sure to be
+MOST = 5000  # of them: enough for one number
+KEPT = 0.95  # of the held-out images count as like those of the training
+
+
+@checked
+@dataclass(frozen=True)
+class Calibration:
+    """What is made of a trained network's probabilities, on the val split.
+
+    Raises `UserError` for numbers that can't be.
+    """
+
+    uncalibrated: bool = field(
+        default=False,
+        metadata={"help": "Leave probabilities as training made them: no temperature is found on the val split."},
+    )
+    wanted_precision: float | None = field(
+        default=None,
+        metadata={
+            "help": "Percent of the answers that are to be right: less probable ones are unsure, by a threshold found "
+            "on the val split, which the files have with them."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        check_precision(self.wanted_precision)
+
+
+def recorded(how: Calibration | None) -> dict[str, Any]:
+    """What a run's record has of it: nothing of what is left as it is by default, as in runs of before."""
+    return {f.name: v for f in dataclasses.fields(Calibration) if (v := getattr(how, f.name, None))}
+
+
+def calibrate(trained: Bundle, data: Data, how: Calibration | None = None) -> Bundle:
+    """A float classifier whose probabilities say how often it is right, as far as val images can tell.
+
+    Its logits are divided by the temperature that makes the val images' classes likeliest (Guo and others 2017): in the
+    classifier's weights, so that every runtime's file has it, and the best label stays. The card has what was found.
+    Networks for other tasks are given back as they are. A line says what was done.
+    """
+    how = how or Calibration()
+    if trained.card.task != "classify":
+        return trained
+    few = len(data.split("val")) < LEAST
+    if few and how.wanted_precision is None:
+        if not how.uncalibrated:
+            console.note(
+                f"probabilities stay as training made them: {len(data.split('val'))} val images are too few to "
+                f"calibrate on ({LEAST} or more)"
+            )
+        return trained
+    outputs, targets = _held_out(trained, data)
+    before = outputs[PROBABILITIES]
+    temperature = 1.0 if few or how.uncalibrated else fit_temperature(before, targets)
+    after = tempered(before, temperature)
+    right = after.argmax(1) == targets
+    ece_before, ece_after = (round(Reliability(p.max(1), right).ece(), 2) for p in (before, after))
+    found = Trust(
+        len(targets),
+        temperature,
+        ece_before,
+        ece_after,
+        reject_below=None if how.wanted_precision is None else _threshold(after, right, how.wanted_precision),
+        least_probability=None if few else float(np.quantile(after.max(1), 1 - KEPT)),
+        most_energy=None if few else float(np.quantile(trust.energy(outputs[LOGITS] / temperature), KEPT)),
+    )
+    if temperature != 1:
+        console.note(str(found))
+    return Bundle(trained.card.trusted(found), cooled(trained, temperature).tensors)
+
+
+def cooled(source: Bundle, temperature: float) -> Bundle:
+    """A float classifier with its logits divided by `temperature`: its weights and bias are."""
+    (name,) = source.card.head.own
+    own = {f"{name}.{k}": source.tensors[f"{name}.{k}"] / np.float32(temperature) for k in ("weight", "bias")}
+    return Bundle(source.card, {**source.tensors, **own}, source.digest)
+
+
+def _held_out(trained: Bundle, data: Data) -> tuple[Outputs, npt.NDArray[np.int64]]:
+    """Logits and probabilities [N, C] of val images, and their classes [N]; damaged images are left out."""
+    split, card = data.split("val"), trained.card
+    engine = engines.module("torch").TorchEngine(trust.with_logits(trained), os.cpu_count() or 1)
+    order: Sequence[int] = range(len(split))
+    if len(split) > MOST and not split.shards:  # those in shards lie in random order
+        order = np.random.default_rng(0).permutation(len(split)).tolist()
+    rows, targets = [], []
+    for i, said in predict.stream(engine, order[:MOST], lambda i: split.pixels(i, card.preprocess)):
+        if not isinstance(said, BadImage):
+            rows.append(said)
+            targets.append(int(split.targets[i]))
+    return engines.joined(rows), np.array(targets, np.int64)
+
+
+def _threshold(probabilities: Floats, right: npt.NDArray[np.bool_], wanted: float) -> float | None:
+    """The probability below which answers are to be unsure; None, and a line, where none will do."""
+    try:
+        found = Reliability(probabilities.max(1), right).precise(wanted)
+    except UserError as e:
+        console.note(f"every answer counts: {e}")
+        return None
+    console.note(str(found))
+    return found.threshold

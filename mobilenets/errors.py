@@ -34,6 +34,10 @@ EXTRAS = {
     "sklearn": ("scikit-learn", "train"),
     "matplotlib": ("matplotlib", "train"),
     "jinja2": ("Jinja", "train"),
+    "tensorboard": ("TensorBoard", "train"),
+    "mlflow": ("MLflow", "mlflow"),
+    "wandb": ("Weights & Biases", "wandb"),
+    "huggingface_hub": ("huggingface_hub", "hub"),
     "tflite_micro": ("TensorFlow Lite Micro", "micro"),
 }
 

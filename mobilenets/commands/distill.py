@@ -12,7 +12,8 @@ from cyclopts import Parameter
 
 from mobilenets import console
 from mobilenets.arch.heads import LOGITS
-from mobilenets.arguments import DataSource, StrPath, as_path, checked
+from mobilenets.arguments import DataSource, StrPath, as_path, checked, several
+from mobilenets.commands.options import Words
 from mobilenets.data import checks
 from mobilenets.data.dataset import Split, cache_side, gather
 from mobilenets.data.open import open_data, open_unlabelled, spelled
@@ -22,7 +23,7 @@ from mobilenets.model import imagenet
 from mobilenets.model.bundle import Bundle
 from mobilenets.tasks import classify
 from mobilenets.training import distributed as processes
-from mobilenets.training import recipes, run
+from mobilenets.training import loggers, recipes, run
 from mobilenets.training import trainer as train
 from mobilenets.training.distill import TEACHER, Distiller, _at_once
 from mobilenets.training.recipes import Distillation, Overrides
@@ -48,6 +49,7 @@ def distill(
     init: StrPath | None = None,
     seed: int = 0,
     resume: bool = False,
+    log: Words = loggers.DEFAULT,
     skip_bad: bool = False,
     class_from_name: bool = False,
     yes: bool = False,
@@ -84,6 +86,9 @@ def distill(
         Seed of everything random: split, initial weights, order, augmentation.
     resume
         Go on with a run that was stopped.
+    log
+        Where losses and scores go beside OUT/logs/metrics.csv: tensorboard, mlflow, wandb, with commas between; csv for
+        that file alone.
     skip_bad
         Go on without damaged images.
     class_from_name
@@ -124,6 +129,8 @@ def distill(
     from mobilenets.training.teachers import open_teacher
 
     teacher, source, root = str(teacher), spelled(source, class_from_name), as_path(root)
+    log = several(log)
+    loggers.check(log)
     chosen = recipes.recipe(recipe or ("finetune" if init else "modern"), overrides)
     how = distillation or Distillation()
     if how.labels is None:
@@ -164,7 +171,9 @@ def distill(
             right = np.asarray(columns)[val.targets] == _predict_classes(loaded, val)
             console.note(f"teacher  {loaded.name}: {100 * right.mean():.2f}% top-1 on val")
         distiller = Distiller(loaded, how, columns, as_path(cache) or out / TEACHER)
-        trained = train.train_bundle(data, net, chosen, out, seed=seed, resume=resume, init=start, distiller=distiller)
+        trained = train.train_bundle(
+            data, net, chosen, out, seed=seed, resume=resume, init=start, distiller=distiller, log=log
+        )
     if rank != 0:
         return None
     run.say_where(out)

@@ -26,7 +26,7 @@ from mobilenets.model import bundle as bundles
 from mobilenets.model.bundle import Bundle
 from mobilenets.tasks.task import Task
 from mobilenets.training import distributed as processes
-from mobilenets.training import recipes, run
+from mobilenets.training import loggers, recipes, run
 from mobilenets.training import trainer as train
 from mobilenets.training.fitted import Fitted
 from mobilenets.training.recipes import Overrides
@@ -50,6 +50,7 @@ def fit(
     init: StrPath | None = None,
     seed: int = 0,
     resume: bool = False,
+    log: Words = loggers.DEFAULT,
     skip_bad: bool = False,
     class_from_name: bool = False,
     yes: bool = False,
@@ -87,6 +88,9 @@ def fit(
         Seed of everything random: split, initial weights, order, augmentation.
     resume
         Go on with a run that was stopped.
+    log
+        Where losses and scores go beside OUT/logs/metrics.csv: tensorboard, mlflow, wandb, with commas between; csv for
+        that file alone.
     skip_bad
         Go on without damaged images.
     class_from_name
@@ -122,7 +126,8 @@ def fit(
     ('model-int8.onnx', ['float in PyTorch', 'float32 ONNX', 'int8, simulated in PyTorch', 'int8 ONNX'])
     """
     source, root = spelled(source, class_from_name), as_path(root)
-    engine, precision = several(engine), several(precision)
+    engine, precision, log = several(engine), several(precision), several(log)
+    loggers.check(log)
     latencies = as_path(table)
     out = as_path(out) or run.folder(source)
     started = time.monotonic() - (_trained_before(out) if resume else 0)
@@ -159,7 +164,7 @@ def fit(
             if rank == 0:
                 console.step(f"3/6 train {arch.title}, {chosen_recipe.epochs} epochs")
             trained = train.train_bundle(
-                data, arch, chosen_recipe, out, task=asked, seed=seed, resume=resume, init=start
+                data, arch, chosen_recipe, out, task=asked, seed=seed, resume=resume, init=start, log=log
             )
         if rank != 0:
             return None

@@ -7,14 +7,15 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from mobilenets import tasks
-from mobilenets.arguments import DataSource, StrPath, as_path, checked
+from mobilenets.arguments import DataSource, StrPath, as_path, checked, several
+from mobilenets.commands.options import Words
 from mobilenets.data import checks
 from mobilenets.data.dataset import cache_side
 from mobilenets.data.open import spelled
 from mobilenets.errors import UserError
 from mobilenets.model import bundle as bundles
 from mobilenets.model.bundle import Bundle
-from mobilenets.training import loop, recipes, run
+from mobilenets.training import loggers, loop, recipes, run
 from mobilenets.training.distributed import world
 from mobilenets.training.recipes import Overrides
 from mobilenets.training.trainer import network, train_bundle
@@ -35,6 +36,7 @@ def train(
     seed: int = 0,
     val: float | None = None,
     resume: bool = False,
+    log: Words = loggers.DEFAULT,
     skip_bad: bool = False,
     class_from_name: bool = False,
     yes: bool = False,
@@ -71,6 +73,9 @@ def train(
         tenth where there is a test split.
     resume
         Go on with a run that was stopped; it ends with the same weights, bit for bit.
+    log
+        Where losses and scores go beside OUT/logs/metrics.csv: tensorboard, mlflow, wandb, with commas between; csv for
+        that file alone.
     skip_bad
         Go on without damaged images.
     class_from_name
@@ -105,6 +110,8 @@ def train(
     source, root = spelled(source, class_from_name), as_path(root)
     if not checkpoint_minutes >= 0:
         raise UserError(f"checkpoint_minutes must be 0 or more, not {checkpoint_minutes}")
+    log = several(log)
+    loggers.check(log)
     chosen = recipes.recipe(recipe or ("finetune" if init else "modern"), overrides)
     start = Bundle.load(bundles.find_bundle(as_path(init))) if init else None
     asked = tasks.find_trained(task)
@@ -123,7 +130,7 @@ def train(
             checks.scan(data, side=side)
         trained = train_bundle(
             data, net, chosen, out, task=asked, seed=seed, resume=resume, init=start,
-            checkpoint_minutes=checkpoint_minutes,
+            checkpoint_minutes=checkpoint_minutes, log=log,
         )  # fmt: skip
     if world()[1] != 0:
         return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from mobilenets.model.card import Card, Metric
 from mobilenets.model.encodings import tensor_shapes
 from mobilenets.model.images import Preprocess
 from mobilenets.tasks.task import Objective, Task
-from mobilenets.training import loop, run
+from mobilenets.training import loggers, loop, run
 from mobilenets.training.distributed import world
 from mobilenets.training.loop import Setup
 from mobilenets.training.recipes import Recipe
@@ -91,15 +91,16 @@ def train_bundle(
     init: Bundle | None = None,
     distiller: Distiller | None = None,
     checkpoint_minutes: float = loop.MINUTES,
+    log: Sequence[str] = loggers.DEFAULT,
 ) -> Bundle:
     """Train `arch` on data that was checked already, perhaps with a teacher; writes and returns the bundle OUT/float.
 
-    For the task, which is classification where none is named. Raises `UserError` (bad numbers, a full disk, a worker
-    process that died), `Interrupted` on Ctrl-C: the last checkpoint is then in `out`.
+    For the task, which is classification where none is named; `log` names loggers (see `loggers`). Raises `UserError`
+    (bad numbers, a full disk, a worker process that died), `Interrupted` on Ctrl-C: the last checkpoint is then in
+    `out`.
     """
     import pytorch_lightning as pl
     from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
-    from pytorch_lightning.loggers import TensorBoardLogger
 
     from mobilenets.training.callbacks import EpochLog, read_checkpoint
 
@@ -122,13 +123,19 @@ def train_bundle(
         folder, "best", monitor=monitor, mode=mode, enable_version_counter=False, save_on_train_epoch_end=True
     )
     first = f"val_{primary.name}"
-    log = EpochLog(out / LOGS / METRICS, [first, *(name for name in made.learner.scores if name != first)])
-    callbacks: list[pl.Callback] = [best, log]
+    epochs = EpochLog(out / LOGS / METRICS, [first, *(name for name in made.learner.scores if name != first)])
+    callbacks: list[pl.Callback] = [best, epochs]
+    facts = {
+        "arch": arch.name, "alpha": arch.alpha, "resolution": arch.resolution, "task": task.name, "seed": seed,
+        "recipe": recipe.to_json(), "data": {"source": data.source, **{k: len(s) for k, s in data.splits.items()}},
+        "init": init.digest if init else "", "command": run.recorded_command(out),
+        **(distiller.to_json() if distiller else {}),
+    }  # fmt: skip
     if recipe.patience:
         callbacks.append(EarlyStopping(monitor, mode=mode, patience=recipe.patience))
     loop.train(
         made, val, folder, resume=resume, where=out, resume_hint="go on with --resume", minutes=checkpoint_minutes,
-        callbacks=callbacks, logger=TensorBoardLogger(out, name=LOGS, version=""),
+        callbacks=callbacks, loggers=loggers.loggers(log, out, facts, first),
     )  # fmt: skip
 
     state = read_checkpoint(folder / "best.ckpt")
@@ -139,7 +146,7 @@ def train_bundle(
     }
     epoch = int(state["epoch"]) + 1
     if rank == 0:
-        _say_when(epoch, len(log.rows), recipe)
+        _say_when(epoch, len(epochs.rows), recipe)
     card = Card(
         arch=arch,
         preprocess=made.preprocess,
@@ -161,7 +168,7 @@ def train_bundle(
     done = Bundle(card, {name: tensors[name] for name in tensor_shapes(card)})
     if rank != 0:
         return done
-    score = log.score(epoch)
+    score = epochs.score(epoch)
     if made.precision != "32-true":  # the bundle answers in float32, and its card says how well
         score = evaluate.score(engines.module("torch").TorchEngine(done, os.cpu_count() or 1), data, "val").value
     metric = Metric(primary.name, round(score, 4), data.source, "val", len(val), primary.unit, primary.higher_is_better)

@@ -41,7 +41,7 @@ class Version:
     tag: str = ""
 
 
-def read(url: str, limit: int, token: str = "", attempts: int = ATTEMPTS) -> bytes:
+def read(url: str, limit: int, token: str = "", attempts: int | None = None) -> bytes:
     """A small file's content, at most `limit` bytes. Raises `UserError`."""
     f = io.BytesIO()
     append(url, f, limit, token=token, attempts=attempts)
@@ -81,11 +81,11 @@ def append(
     told: Told = lambda *_: None,
     version: Version | None = None,
     token: str = "",
-    attempts: int = ATTEMPTS,
+    attempts: int | None = None,
 ) -> None:
     """Add to `f` what it lacks of the file at `url`, trying again as long as it gets further.
 
-    `token`: who asks, for the server alone, not for those that it sends us on to.
+    `token`: who asks, for the server alone, not for those that it sends us on to. `attempts`: ATTEMPTS, if None.
     """
     failed, furthest = 0, f.seek(0, os.SEEK_END)
     while True:
@@ -125,7 +125,7 @@ def append(
             raise UserError(f"{url}: the server's answer can't be understood ({e})") from e
         failed = 0 if f.tell() - furthest >= CHUNK else failed + 1
         furthest = max(furthest, f.tell())
-        if failed == attempts:
+        if failed == (attempts or ATTEMPTS):
             raise Unreachable(f"{url}: can't be fetched ({reason}); check the network and the address")
         time.sleep(PAUSE * 2**failed / 2)
 

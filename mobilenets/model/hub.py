@@ -68,7 +68,7 @@ def fetched(path: StrPath, verify: Callable[[Path], object]) -> Path:
     try:
         if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
             raise web.Unreachable("HF_HUB_OFFLINE is set")
-        commit = _commit(address, 1 if kept else web.ATTEMPTS)
+        commit = _commit(address, 1 if kept else None)
         if not (folder / commit).is_dir():
             _fetch(address, commit, folder / commit, verify)
     except web.Refused as e:
@@ -86,7 +86,7 @@ def fetched(path: StrPath, verify: Callable[[Path], object]) -> Path:
     return folder / commit
 
 
-def _commit(address: Address, attempts: int) -> str:
+def _commit(address: Address, attempts: int | None) -> str:
     """The commit that a revision is now."""
     where = _url(f"api/models/{address.repository}/revision/{quote(address.revision, safe='')}")
     try:

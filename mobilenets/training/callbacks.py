@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
+import signal
+import threading
 import time
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytorch_lightning as pl
@@ -151,6 +155,32 @@ class EpochLog(pl.Callback):
             logger.log_metrics({"lr": lr}, step=trainer.global_step - 1)
 
 
+@contextlib.contextmanager
+def _unbroken() -> Iterator[None]:
+    """Have Ctrl-C wait for the end of the block; a second one doesn't.
+
+    Where it comes as something is handed to a logger's thread, their queue stays locked, and closing it never ends.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if not callable(before) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[tuple[int, FrameType | None]] = []
+
+    def later(number: int, frame: FrameType | None) -> None:
+        came.append((number, frame))
+        if len(came) > 1:
+            before(number, frame)
+
+    signal.signal(signal.SIGINT, later)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came:
+        before(*came[0])
+
+
 class Forgiving(Logger):
     """A logger whose failures cost what it would have kept, never the training: one line, and it is left alone.
 
@@ -175,8 +205,9 @@ class Forgiving(Logger):
         if self._over:
             return
         try:
-            self._inner = self._inner or self._opener()
-            do(self._inner)
+            with _unbroken():
+                self._inner = self._inner or self._opener()
+                do(self._inner)
         except Exception as e:  # each library has its own, from a full disk to a server that is gone
             self._over = True
             console.note(f"--log {self.name} ended, and training goes on without it: {one_line(e)}")

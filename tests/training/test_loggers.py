@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import signal
 import sys
 import types
 
@@ -125,6 +126,28 @@ def test_one_that_cannot_be_opened_is_tried_once(capsys):
     made.finalize("success")
     assert len(tries) == 1
     assert capsys.readouterr().err.count("no such server") == 1
+
+
+def test_ctrl_c_waits_for_a_logger_and_a_second_one_does_not():
+    """Amid a hand-over to TensorBoard's thread it left their queue locked: the training never ended."""
+    presses, done = [1], []
+
+    class Slow(Failing):
+        def log_metrics(self, *_):
+            for _ in range(presses[0]):
+                signal.raise_signal(signal.SIGINT)
+            done.append(1)
+
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for presses[0], finished in ((1, [1]), (2, [1])):
+            with pytest.raises(KeyboardInterrupt):
+                callbacks.Forgiving("slow", lambda: Slow(0)).log_metrics({"x": 1.0}, 0)
+            assert done == finished
+            assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_only_the_first_process_opens_one(monkeypatch):

@@ -1,9 +1,9 @@
 """MobileNets, exact and practical: from your data, device and budget to a file that runs there.
 
 Every name here is imported when first used, so `import mobilenets` loads no torch. The functions are the command line's
-verbs (`list` is `list_networks`, `import` is `import_weights`, `eval` is `evaluate`), and return what those print.
-`create` and `load` give a network to train on and one to run. A wrong call or a wrong file is a `UserError`, one line
-that says what to do.
+verbs (`list` is `list_networks`, `import` is `import_weights`, `eval` is `evaluate`, `push` is `push_to_hub`), and
+return what those print. `create` and `load` give a network to train on and one to run. A wrong call or a wrong file is
+a `UserError`, one line that says what to do.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from mobilenets.commands.import_weights import import_weights as import_weights
     from mobilenets.commands.list import list_networks as list_networks
     from mobilenets.commands.predict import predict as predict
+    from mobilenets.commands.push import push_to_hub as push_to_hub
     from mobilenets.commands.quantize import quantize as quantize
     from mobilenets.commands.recipes import recipes as recipes
     from mobilenets.commands.report import report as report
@@ -73,6 +74,7 @@ _HOMES = {
     "latency_table": "commands.choose",
     "list_networks": "commands.list",
     "predict": "commands.predict",
+    "push_to_hub": "commands.push",
     "quantize": "commands.quantize",
     "recipes": "commands.recipes",
     "report": "commands.report",

@@ -113,7 +113,7 @@ def _fits(value: Any, hint: Any) -> bool:
     """Whether a value is of a type, where that is one that options have; of others nothing is known."""
     origin, inside = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
-        return _fits(value, inside[0]) or (os.PathLike in inside and isinstance(value, os.PathLike))
+        return _fits(value, inside[0]) or any(isinstance(m, type) and isinstance(value, m) for m in inside[1:])
     if origin in (typing.Union, types.UnionType):
         return any(_fits(value, one) for one in inside)
     if origin is Literal:
@@ -156,7 +156,8 @@ def _said(hint: Any) -> str:
     """A type in words."""
     origin, inside = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
-        return WORDS[Path] if os.PathLike in inside else _said(inside[0])
+        more = [] if os.PathLike in inside else [_said(m) for m in inside[1:] if isinstance(m, type)]
+        return " or ".join([WORDS[Path] if os.PathLike in inside else _said(inside[0]), *more])
     if origin in (typing.Union, types.UnionType):
         return " or ".join(map(_said, inside))
     if origin is tuple:

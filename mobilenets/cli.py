@@ -67,6 +67,7 @@ VERBS = {
     ),
     "quantize": ("quantize:quantize", "Float bundle -> int8 bundle."),
     "export": ("export:export", "Bundle -> a file that runs, proved against PyTorch."),
+    "push": ("push:push_to_hub", "A bundle, with what its run ships -> the Hugging Face Hub."),
     "show": ("show:show", "What a bundle, run or file says of itself."),
     "report": ("report:report", "A run's report, one HTML page."),
 }

@@ -161,7 +161,7 @@ def progress(unit: str = "images", left: bool = True) -> Progress:
         TextColumn("{task.fields[status]}", markup=False),
         console=err(),
         transient=True,
-        disable=not (err().is_terminal or _is_notebook()),  # elsewhere it would leave empty lines
+        disable=not draws(),  # elsewhere it would leave empty lines
     )
 
 
@@ -175,8 +175,7 @@ def downloading(what: str) -> Iterator[Callable[[int, int], None]]:
         TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
         TimeRemainingColumn(),
     )  # fmt: skip
-    shown = err().is_terminal or _is_notebook()
-    with Progress(*columns, console=err(), transient=True, disable=not shown) as bar:
+    with Progress(*columns, console=err(), transient=True, disable=not draws()) as bar:
         task = bar.add_task(what, total=None)
         yield lambda there, whole: bar.update(task, completed=there, total=whole or None)
 
@@ -225,6 +224,11 @@ def html(shown: Any) -> str:
     return f"{title}<table><thead>{head}</thead><tbody>{body}</tbody></table>{caption}"
 
 
+def draws() -> bool:
+    """Whether a bar can be drawn: on a terminal, which a log in colour (FORCE_COLOR) is not, or in a notebook."""
+    return (err().is_terminal and err().file.isatty()) or _is_notebook()
+
+
 def _is_notebook() -> bool:
     """Whether a bar can be drawn in a notebook: what draws it there is no part of rich."""
     return err().is_jupyter and importlib.util.find_spec("ipywidgets") is not None
@@ -232,7 +236,7 @@ def _is_notebook() -> bool:
 
 def done(what: str) -> None:
     """A line for a step that is done, where no progress bar shows it: a log is to grow while it is waited for."""
-    if not err().is_terminal:
+    if not draws():
         note(what)
 
 

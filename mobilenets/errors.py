@@ -35,6 +35,10 @@ EXTRAS = {
     "matplotlib": ("matplotlib", "train"),
     "jinja2": ("Jinja", "train"),
     "pyarrow": ("pyarrow", "datasets"),
+    "tensorboard": ("TensorBoard", "train"),
+    "mlflow": ("MLflow", "mlflow"),
+    "wandb": ("Weights & Biases", "wandb"),
+    "huggingface_hub": ("huggingface_hub", "hub"),
     "tflite_micro": ("TensorFlow Lite Micro", "micro"),
 }
 

@@ -30,6 +30,10 @@ class Unreachable(UserError):
     """The address can't be reached, or says that it has no such file."""
 
 
+class Refused(Unreachable):
+    """The server has no such file, or none for this reader."""
+
+
 @dataclass
 class Version:
     """Which version of a file the bytes so far are of, as its server calls it: the rest must be of the same."""
@@ -50,14 +54,14 @@ def reachable(url: str, seconds: float = 3.0) -> bool:
         return False
 
 
-def read(url: str, limit: int) -> bytes:
+def read(url: str, limit: int, token: str = "", attempts: int | None = None) -> bytes:
     """A small file's content, at most `limit` bytes. Raises `UserError`."""
     f = io.BytesIO()
-    append(url, f, limit)
+    append(url, f, limit, token=token, attempts=attempts)
     return f.getvalue()
 
 
-def download(url: str, path: Path, limit: int, told: Told = lambda *_: None) -> Path:
+def download(url: str, path: Path, limit: int, told: Told = lambda *_: None, token: str = "") -> Path:
     """The file at `url`, of at most `limit` bytes, as `path`, which is there when it is whole.
 
     Goes on where an earlier call was stopped, if the server still has the same file. Raises `UserError`.
@@ -72,7 +76,7 @@ def download(url: str, path: Path, limit: int, told: Told = lambda *_: None) -> 
             if not known:
                 f.truncate(0)
             try:
-                append(url, f, limit, told, version)
+                append(url, f, limit, told, version, token)
             finally:
                 if version.tag != known:
                     files.write_text(tag, version.tag)
@@ -83,13 +87,24 @@ def download(url: str, path: Path, limit: int, told: Told = lambda *_: None) -> 
     return path
 
 
-def append(url: str, f: BinaryIO, limit: int, told: Told = lambda *_: None, version: Version | None = None) -> None:
-    """Add to `f` what it lacks of the file at `url`, trying again as long as it gets further."""
+def append(
+    url: str,
+    f: BinaryIO,
+    limit: int,
+    told: Told = lambda *_: None,
+    version: Version | None = None,
+    token: str = "",
+    attempts: int | None = None,
+) -> None:
+    """Add to `f` what it lacks of the file at `url`, trying again as long as it gets further.
+
+    `token`: who asks, for the server alone, not for those that it sends us on to. `attempts`: ATTEMPTS, if None.
+    """
     failed, furthest = 0, f.seek(0, os.SEEK_END)
     while True:
         before = f.seek(0, os.SEEK_END)
         try:
-            with _asked(url, before, version) as answer:
+            with _asked(url, before, version, token) as answer:
                 if before and not _goes_on(answer, before):
                     before = f.seek(0)
                     f.truncate()
@@ -113,7 +128,7 @@ def append(url: str, f: BinaryIO, limit: int, told: Told = lambda *_: None, vers
             if e.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:  # there is no more
                 return
             if e.code < 500 and e.code not in (408, 429):  # of the others, some pass
-                raise Unreachable(f"{url}: the server says {e.code} {e.reason}") from e
+                raise Refused(f"{url}: the server says {e.code} {e.reason}") from e
             reason = f"{e.code} {e.reason}"
         except urllib.error.URLError as e:
             reason = e.reason
@@ -123,19 +138,22 @@ def append(url: str, f: BinaryIO, limit: int, told: Told = lambda *_: None, vers
             raise UserError(f"{url}: the server's answer can't be understood ({e})") from e
         failed = 0 if f.tell() - furthest >= CHUNK else failed + 1
         furthest = max(furthest, f.tell())
-        if failed == ATTEMPTS:
+        if failed == (attempts or ATTEMPTS):
             raise Unreachable(f"{url}: can't be fetched ({reason}); check the network and the address")
         time.sleep(PAUSE * 2**failed / 2)
 
 
-def _asked(url: str, before: int, version: Version | None) -> Any:
+def _asked(url: str, before: int, version: Version | None, token: str) -> Any:
     """The server's answer to a request for what comes after the first `before` bytes."""
     headers = {"User-Agent": "mobilenets"}
     if before:
         headers["Range"] = f"bytes={before}-"
         if version is not None and version.tag and not version.tag.startswith("W/"):
             headers["If-Range"] = version.tag
-    return urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
+    request = urllib.request.Request(url, headers=headers)
+    if token:
+        request.add_unredirected_header("Authorization", f"Bearer {token}")
+    return urllib.request.urlopen(request, timeout=TIMEOUT)
 
 
 def _goes_on(answer: Any, before: int) -> bool:

@@ -2,7 +2,10 @@
 
 import dataclasses
 import io
+import os
 import re
+import subprocess
+import sys
 import xml.etree.ElementTree as ET
 
 import pytest
@@ -83,6 +86,25 @@ def test_bars_in_notebooks(monkeypatch, notebook, widgets, drawn):
     monkeypatch.setattr(console.err(), "is_jupyter", notebook)
     monkeypatch.setattr(console.importlib.util, "find_spec", lambda _name: object() if widgets else None)
     assert console.progress().disable is not drawn
+
+
+def test_a_log_in_colour_has_no_bars_but_lines():
+    """CI services set FORCE_COLOR, by which rich takes their log for a terminal."""
+    code = (
+        "from mobilenets import console\n"
+        "with console.progress() as bar:\n"
+        "    task = bar.add_task('x', total=3, status='')\n"
+        "    for _ in range(3):\n"
+        "        bar.advance(task)\n"
+        "        console.done('one more')\n"
+        "with console.downloading('y') as told:\n"
+        "    told(1, 2)\n"
+    )
+    for forced in ({}, {"FORCE_COLOR": "1"}):
+        environment = {k: v for k, v in os.environ.items() if k != "FORCE_COLOR"} | forced
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+        assert done.stderr.splitlines() == ["one more"] * 3 + ["fetching y"]
+        assert done.stdout == ""
 
 
 def numbers(text):

@@ -12,7 +12,8 @@ from cyclopts import Parameter
 
 from mobilenets import console
 from mobilenets.arch.heads import LOGITS
-from mobilenets.arguments import DataSource, StrPath, as_path, checked
+from mobilenets.arguments import DataSource, StrPath, as_path, checked, several
+from mobilenets.commands.options import Words
 from mobilenets.data import checks
 from mobilenets.data.dataset import Split, cache_side, gather
 from mobilenets.data.open import open_data, open_unlabelled
@@ -23,7 +24,7 @@ from mobilenets.model.bundle import Bundle
 from mobilenets.model.convert import starts
 from mobilenets.tasks import classify
 from mobilenets.training import distributed as processes
-from mobilenets.training import recipes, run
+from mobilenets.training import loggers, recipes, run
 from mobilenets.training import trainer as train
 from mobilenets.training.calibrated import Calibration, recorded
 from mobilenets.training.distill import TEACHER, Distiller, _at_once
@@ -52,6 +53,7 @@ def distill(
     weights: StrPath | None = None,
     seed: int = 0,
     resume: bool = False,
+    log: Words = loggers.DEFAULT,
     skip_bad: bool = False,
     reading: Annotated[Reading | None, Parameter(name="*")] = None,
     yes: bool = False,
@@ -91,6 +93,9 @@ def distill(
         Seed of everything random: split, initial weights, order, augmentation.
     resume
         Go on with a run that was stopped.
+    log
+        Where losses and scores go beside OUT/logs/metrics.csv: tensorboard, mlflow, wandb, with commas between; csv for
+        that file alone.
     skip_bad
         Go on without damaged images.
     yes
@@ -129,6 +134,8 @@ def distill(
     from mobilenets.training.teachers import open_teacher
 
     teacher, source, root = str(teacher), spelled(source, reading), as_path(root)
+    log = several(log)
+    loggers.check(log)
     chosen = recipes.recipe(recipe or ("finetune" if init else "modern"), overrides)
     how = distillation or Distillation()
     if how.labels is None:
@@ -170,7 +177,16 @@ def distill(
             console.note(f"teacher  {loaded.name}: {100 * right.mean():.2f}% top-1 on val")
         distiller = Distiller(loaded, how, columns, as_path(cache) or out / TEACHER)
         trained = train.train_bundle(
-            data, net, chosen, out, seed=seed, resume=resume, init=start, distiller=distiller, calibration=calibration
+            data,
+            net,
+            chosen,
+            out,
+            seed=seed,
+            resume=resume,
+            init=start,
+            distiller=distiller,
+            calibration=calibration,
+            log=log,
         )
     if rank != 0:
         return None

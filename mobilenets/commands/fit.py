@@ -25,7 +25,7 @@ from mobilenets.model.bundle import Bundle
 from mobilenets.model.convert import starts
 from mobilenets.model.convert.starts import Start
 from mobilenets.training import distributed as processes
-from mobilenets.training import recipes, run
+from mobilenets.training import loggers, recipes, run
 from mobilenets.training import trainer as train
 from mobilenets.training.calibrated import Calibration, recorded
 from mobilenets.training.fitted import Fitted
@@ -58,6 +58,7 @@ def fit(
     calibration: Annotated[Calibration | None, Parameter(name="*")] = None,
     seed: int = 0,
     resume: bool = False,
+    log: Words = loggers.DEFAULT,
     skip_bad: bool = False,
     reading: Annotated[Reading | None, Parameter(name="*")] = None,
     yes: bool = False,
@@ -108,6 +109,9 @@ def fit(
         Seed of everything random: split, initial weights, order, augmentation.
     resume
         Go on with a run that was stopped.
+    log
+        Where losses and scores go beside OUT/logs/metrics.csv: tensorboard, mlflow, wandb, with commas between; csv for
+        that file alone.
     skip_bad
         Go on without damaged images.
     yes
@@ -141,7 +145,8 @@ def fit(
     ('model-int8.onnx', ['float in PyTorch', 'float32 ONNX', 'int8, simulated in PyTorch', 'int8 ONNX'])
     """
     source, root = spelled(source, reading), as_path(root)
-    engine, precision = several(engine), several(precision)
+    engine, precision, log = several(engine), several(precision), several(log)
+    loggers.check(log)
     latencies = as_path(table)
     out = as_path(out) or run.folder(source)
     started = clock() - (_trained_before(out) if resume else 0)
@@ -196,7 +201,7 @@ def fit(
             trained = train.train_bundle(
                 data, arch, chosen_recipe, out, task=asked, seed=seed, resume=resume, init=start,
                 seconds=limit and max(1.0, (1 - SHIPPING) * limit - (clock() - started)),
-                calibration=calibration,
+                calibration=calibration, log=log,
             )  # fmt: skip
         if rank != 0:
             return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,6 +93,7 @@ def cross_validate(
     checkpoint_minutes: float,
     seconds: float | None,
     calibration: Calibration | None,
+    log: Sequence[str],
 ) -> CrossValidated | None:
     """Train on data that was checked already, in OUT/fold-1 and so on, what isn't there yet; OUT/folds has the tables.
 
@@ -112,6 +113,7 @@ def cross_validate(
                 made = train_bundle(
                     part, net, recipe, folder, task=task, seed=seed, resume=begun, init=init,
                     checkpoint_minutes=checkpoint_minutes, seconds=seconds, calibration=calibration,
+                    log=log,
                 )  # fmt: skip
         if world()[1] != 0:
             continue

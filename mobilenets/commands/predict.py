@@ -217,7 +217,7 @@ def _engine(model: Path, task: str, tap: str) -> engines.Engine:
             if is_bundle(p):
                 engine: engines.Engine = engines.module("torch").TorchEngine(as_task(Bundle.load(p), task, tap), 1)
                 return engine
-    loaded = engines.load(model)
+    loaded = engines.load(path)
     if tap or task not in ("", loaded.card.task):
         raise UserError(
             f"{model} gives {', '.join(loaded.card.outputs)}; export its bundle with --task {task or 'features'}"

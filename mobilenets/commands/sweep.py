@@ -21,7 +21,7 @@ from mobilenets.data.source import Reading, spelled
 from mobilenets.deploy import latency
 from mobilenets.errors import UserError
 from mobilenets.model.card import Precision
-from mobilenets.training import recipes, run
+from mobilenets.training import loggers, recipes, run
 from mobilenets.training.distributed import world
 from mobilenets.training.recipes import Overrides
 from mobilenets.training.sweep import ENGINE, PAGE, SWEEP, TABLE, Job, Sweep, Trained
@@ -46,6 +46,7 @@ def sweep(
     ray: str | None = None,
     ray_cpus: float = 1,
     resume: bool = False,
+    log: Words = loggers.DEFAULT,
     skip_bad: bool = False,
     reading: Annotated[Reading | None, Parameter(name="*")] = None,
     yes: bool = False,
@@ -87,6 +88,9 @@ def sweep(
     resume
         Go on with a sweep that was stopped, from the last checkpoint of the network it was at; the lists may be longer
         than before.
+    log
+        Where losses and scores go beside OUT/logs/metrics.csv: tensorboard, mlflow, wandb, with commas between; csv for
+        that file alone.
     skip_bad
         Go on without damaged images.
     yes
@@ -117,6 +121,8 @@ def sweep(
     from rich.text import Text
 
     source, root = spelled(source, reading), as_path(root)
+    log = several(log)
+    loggers.check(log)
     if seeds < 1:
         raise UserError(f"seeds must be 1 or more, not {seeds}")
     if world()[0] > 1:
@@ -143,9 +149,10 @@ def sweep(
         stack.enter_context(run.taken(out, config, resume, data))
         checks.check(data, skip_bad, cache_side(min(max(a.input_size) for a in archs)), yes)
         jobs = [
-            Job(source, root, a, chosen, precision, seed, out / f"{a.name}-{a.alpha:g}-{a.resolution}-seed{seed}", task)
+            Job(source, root, a, chosen, precision, seed, out / name, task, log)
             for seed in range(seeds)
             for a in archs
+            for name in [f"{a.name}-{a.alpha:g}-{a.resolution}-seed{seed}"]
         ]
         before = {job.out: finished(job) for job in jobs}
         left = [job for job in jobs if not before[job.out]]

@@ -67,7 +67,7 @@ def _made(data: Data, job: Job) -> tuple[Scores, int]:
         b = Bundle.load(job.out / FLOAT)
     else:
         begun, task = (job.out / CHECKPOINTS / "last.ckpt").exists(), tasks.find(job.task)
-        b = train.train_bundle(data, job.arch, job.recipe, job.out, task=task, seed=job.seed, resume=begun)
+        b = train.train_bundle(data, job.arch, job.recipe, job.out, task=task, seed=job.seed, resume=begun, log=job.log)
     seen = evidence_of(data, b.card)
     b = in_precision(b, job.precision, data)
     if job.precision == "int8":

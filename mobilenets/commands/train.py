@@ -7,15 +7,16 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from mobilenets import tasks
-from mobilenets.arguments import DataSource, StrPath, as_path, checked, seconds
+from mobilenets.arguments import DataSource, StrPath, as_path, checked, seconds, several
 from mobilenets.commands import folds as cross
+from mobilenets.commands.options import Words
 from mobilenets.data import checks
 from mobilenets.data.dataset import cache_side
 from mobilenets.data.source import Reading, spelled
 from mobilenets.errors import UserError
 from mobilenets.model.bundle import Bundle
 from mobilenets.model.convert import starts
-from mobilenets.training import loop, recipes, run
+from mobilenets.training import loggers, loop, recipes, run
 from mobilenets.training.calibrated import Calibration, recorded
 from mobilenets.training.distributed import world
 from mobilenets.training.recipes import Overrides
@@ -41,6 +42,7 @@ def train(
     time: str | float | None = None,
     folds: int = 0,
     resume: bool = False,
+    log: Words = loggers.DEFAULT,
     skip_bad: bool = False,
     reading: Annotated[Reading | None, Parameter(name="*")] = None,
     yes: bool = False,
@@ -85,6 +87,9 @@ def train(
         OUT/fold-1 and so on are runs of their own; OUT/folds has the scores, and what each image was taken for.
     resume
         Go on with a run that was stopped; it ends with the same weights, bit for bit.
+    log
+        Where losses and scores go beside OUT/logs/metrics.csv: tensorboard, mlflow, wandb, with commas between; csv for
+        that file alone.
     skip_bad
         Go on without damaged images.
     yes
@@ -119,6 +124,8 @@ def train(
     if not checkpoint_minutes >= 0:
         raise UserError(f"checkpoint_minutes must be 0 or more, not {checkpoint_minutes}")
     limit = seconds(time, "--time")
+    log = several(log)
+    loggers.check(log)
     chosen = recipes.recipe(recipe or ("finetune" if init else "modern"), overrides)
     start = starts.opened(init, as_path(weights)) if init else None
     asked = tasks.find_trained(task)
@@ -143,10 +150,11 @@ def train(
             return cross.cross_validate(
                 data, folds, net, chosen, out, config, task=asked, seed=seed, init=start,
                 checkpoint_minutes=checkpoint_minutes, seconds=limit and limit / folds, calibration=calibration,
+                log=log,
             )  # fmt: skip
         trained = train_bundle(
             data, net, chosen, out, task=asked, seed=seed, resume=resume, init=start,
-            checkpoint_minutes=checkpoint_minutes, seconds=limit, calibration=calibration,
+            checkpoint_minutes=checkpoint_minutes, seconds=limit, calibration=calibration, log=log,
         )  # fmt: skip
     if world()[1] != 0:
         return None

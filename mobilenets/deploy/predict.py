@@ -326,8 +326,8 @@ def load(path: StrPath, threads: int = 1, reject_below: float | None = None) -> 
     Parameters
     ----------
     path
-        An exported file, a bundle's folder, a run's (the smallest file that it ships), or the name of a network that
-        comes with the package.
+        An exported file, a bundle's folder, a run's (the smallest file that it ships), a bundle of the Hugging Face Hub
+        (hf://user/name), or the name of a network that comes with the package.
     threads
         Threads that the runtime may use.
     reject_below

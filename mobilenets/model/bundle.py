@@ -19,6 +19,7 @@ from mobilenets.arch.graph import CLIPS
 from mobilenets.arch.spec import Arch
 from mobilenets.arguments import StrPath, checked
 from mobilenets.errors import UserError, disk_errors
+from mobilenets.model import hub
 from mobilenets.model.card import Card, Precision, classifier_card, stamp
 from mobilenets.model.encodings import (
     PLAIN,
@@ -32,12 +33,13 @@ from mobilenets.model.encodings import (
     tensor_shapes,
     weight_name,
 )
+from mobilenets.model.hub import CARD as CARD
+from mobilenets.model.hub import WEIGHTS as WEIGHTS
 from mobilenets.model.images import Preprocess
 
 if TYPE_CHECKING:
     from mobilenets.model.net import Net
 
-CARD, WEIGHTS = "card.json", "weights.safetensors"
 MODELS = Path(__file__).parents[1] / "pretrained"  # bundles that come with the package, each by its folder's name
 
 
@@ -167,7 +169,12 @@ def packaged() -> dict[str, Path]:
 
 
 def located(path: Path) -> Path:
-    """`path`; or, where there is nothing, the packaged network of that name. Raises `UserError` for an address."""
+    """`path`; or, where there is nothing, the packaged network of that name, or the Hub's at that address.
+
+    Raises `UserError` for any other address.
+    """
+    if not path.exists() and hub.is_address(path):
+        return hub.fetched(path, Bundle.load)
     return path if path.exists() else packaged().get(str(path)) or files.local(path)
 
 
@@ -178,7 +185,7 @@ def find_bundle(path: Path) -> Path:
         if is_bundle(p):
             return p
     raise UserError(
-        f"{path}: no bundle here ({CARD} is missing); give a bundle's folder, a finished run's{_or_packaged()}"
+        f"{path}: no bundle here ({CARD} is missing); give a bundle's folder, a finished run's, hf://user/name{_or_packaged()}"
     )
 
 

@@ -11,6 +11,7 @@ from mobilenets.arch import spec, zoo
 from mobilenets.arch.spec import Arch, Variant
 from mobilenets.arguments import StrPath, checked
 from mobilenets.errors import UserError
+from mobilenets.model import hub
 from mobilenets.model.bundle import Bundle, find_bundle, packaged
 from mobilenets.model.convert import catalogue
 from mobilenets.model.convert.weights import foreign_bundle, open_foreign
@@ -70,8 +71,9 @@ def create(
         number than that of the weights gets a new classifier.
     pretrained
         Where its weights are: a `Bundle` or its folder, a run's, a file of weights (as `import_weights` takes them),
-        published weights by name (keras:v2-1.0-224, torchvision:mobilenet_v2, ..., fetched once), or the name of a
-        network that comes with the package. Random, from torch's global generator, if left out.
+        published weights by name (keras:v2-1.0-224, torchvision:mobilenet_v2, ..., fetched once), a bundle of the Hub
+        (hf://user/name), or the name of a network that comes with the package. Random, from torch's global generator,
+        if left out.
     features_only
         The maps instead of logits, as detectors and segmenters take them.
     out_indices
@@ -128,7 +130,9 @@ def _load(weights: Weights, built: Callable[[int], Arch]) -> Net | None:
 
     None for any other.
     """
-    if isinstance(weights, Bundle | bool) or Path(weights).suffix not in (".pth", ".pt", ".bin", ".safetensors"):
+    if isinstance(weights, Bundle | bool) or hub.is_address(weights):
+        return None
+    if Path(weights).suffix not in (".pth", ".pt", ".bin", ".safetensors"):
         return None
     tensors = open_foreign(str(weights)).tensors
     if not isinstance(tensors, Mapping) or "blocks.0.conv.conv.weight" not in tensors:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
+import signal
+import threading
 import time
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
 from pytorch_lightning.callbacks import Checkpoint, WeightAveraging
+from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.plugins import TorchCheckpointIO
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
@@ -22,6 +27,7 @@ from mobilenets import console, files
 from mobilenets.errors import UserError
 from mobilenets.model.convert.formats import one_line
 from mobilenets.training import pace
+from mobilenets.training.distributed import world
 from mobilenets.training.learner import Learner
 from mobilenets.training.loader import EpochSampler
 
@@ -145,6 +151,80 @@ class EpochLog(pl.Callback):
                 writer = csv.DictWriter(f, self.columns)
                 writer.writeheader()
                 writer.writerows(self.rows)
+        for logger in trainer.loggers:  # Lightning gives them the losses and the scores
+            logger.log_metrics({"lr": lr}, step=trainer.global_step - 1)
+
+
+@contextlib.contextmanager
+def _unbroken() -> Iterator[None]:
+    """Have Ctrl-C wait for the end of the block; a second one doesn't.
+
+    Where it comes as something is handed to a logger's thread, their queue stays locked, and closing it never ends.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if not callable(before) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[tuple[int, FrameType | None]] = []
+
+    def later(number: int, frame: FrameType | None) -> None:
+        came.append((number, frame))
+        if len(came) > 1:
+            before(number, frame)
+
+    signal.signal(signal.SIGINT, later)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came:
+        before(*came[0])
+
+
+class Forgiving(Logger):
+    """A logger whose failures cost what it would have kept, never the training: one line, and it is left alone.
+
+    `opener` gives the logger itself, when it is first needed, to the first process alone.
+    """
+
+    def __init__(self, name: str, opener: Callable[[], Logger]) -> None:
+        super().__init__()
+        self._name, self._opener = name, opener
+        self._inner: Logger | None = None
+        self._over = world()[1] != 0
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    def _tell(self, do: Callable[[Logger], object]) -> None:
+        if self._over:
+            return
+        try:
+            with _unbroken():
+                self._inner = self._inner or self._opener()
+                do(self._inner)
+        except Exception as e:  # each library has its own, from a full disk to a server that is gone
+            self._over = True
+            console.note(f"--log {self.name} ended, and training goes on without it: {one_line(e)}")
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        self._tell(lambda inner: inner.log_metrics(dict(metrics), step))
+
+    def log_hyperparams(self, params: Any, *_: Any, **__: Any) -> None:
+        self._tell(lambda inner: inner.log_hyperparams(params))
+
+    def save(self) -> None:
+        self._tell(lambda inner: inner.save())
+
+    def finalize(self, status: str) -> None:
+        if self._inner:
+            self._tell(lambda inner: inner.finalize(status))
+        self._over = True
 
 
 class ProgressBar(pl.Callback):

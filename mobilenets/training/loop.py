@@ -51,7 +51,7 @@ def train(
     resume_hint: str,
     minutes: float = MINUTES,
     callbacks: Sequence[pl.Callback] = (),
-    logger: Logger | None = None,
+    loggers: Sequence[Logger] = (),
 ) -> None:
     """Train for the recipe's epochs, on all processes, with a checkpoint in `folder` every `minutes` and epoch.
 
@@ -91,7 +91,7 @@ def train(
         precision=setup.precision,
         gradient_clip_val=recipe.clip or None,
         accumulate_grad_batches=recipe.accumulate,
-        logger=logger or False,
+        logger=list(loggers) or False,
         callbacks=every,
         plugins=[Checkpoints(), *filter(None, [environment()])],
         enable_progress_bar=False,

@@ -16,6 +16,7 @@ from mobilenets.arch.spec import Arch
 from mobilenets.deploy import latency
 from mobilenets.model.card import Precision
 from mobilenets.tasks.task import MetricSpec
+from mobilenets.training import loggers
 from mobilenets.training.recipes import Recipe
 
 if TYPE_CHECKING:
@@ -163,7 +164,7 @@ ENGINE = "onnxruntime"  # what latencies are measured on
 
 @dataclass(frozen=True)
 class Job:
-    """One network to train with one seed, in a folder of its own. It can be pickled."""
+    """One network to train with one seed, in a folder of its own, `log` its loggers. It can be pickled."""
 
     source: str
     root: Path | None
@@ -173,6 +174,7 @@ class Job:
     seed: int
     out: Path
     task: str = "classify"
+    log: tuple[str, ...] = loggers.DEFAULT
 
 
 @dataclass(frozen=True)

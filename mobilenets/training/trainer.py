@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from mobilenets.model.card import Card, Metric
 from mobilenets.model.encodings import tensor_shapes
 from mobilenets.model.images import Preprocess
 from mobilenets.tasks.task import Objective, Task
-from mobilenets.training import calibrated, loop, run
+from mobilenets.training import calibrated, loggers, loop, run
 from mobilenets.training.calibrated import Calibration
 from mobilenets.training.distributed import from_rank_0, world
 from mobilenets.training.loop import Setup
@@ -94,17 +94,17 @@ def train_bundle(
     checkpoint_minutes: float = loop.MINUTES,
     seconds: float | None = None,
     calibration: Calibration | None = None,
+    log: Sequence[str] = loggers.DEFAULT,
 ) -> Bundle:
     """Train `arch` on data that was checked already, perhaps with a teacher; writes and returns the bundle OUT/float.
 
     For the task, which is classification where none is named; for at most the recipe's epochs, or those of them that
-    fit into so many `seconds`. It begins with the bundle OUT/start where there is one, else with `init`. Raises
-    `UserError` (bad numbers, a full disk, a worker process that died), `Interrupted` on Ctrl-C: the last checkpoint is
-    then in `out`.
+    fit into so many `seconds`. It begins with the bundle OUT/start where there is one, else with `init`. `log` names
+    loggers (see `loggers`). Raises `UserError` (bad numbers, a full disk, a worker process that died), `Interrupted` on
+    Ctrl-C: the last checkpoint is then in `out`.
     """
     import pytorch_lightning as pl
     from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
-    from pytorch_lightning.loggers import TensorBoardLogger
 
     from mobilenets.training.callbacks import EpochLog, read_checkpoint
     from mobilenets.training.deadline import PLAN, Deadline, epochs_within, planned
@@ -136,13 +136,19 @@ def train_bundle(
         folder, "best", monitor=monitor, mode=mode, enable_version_counter=False, save_on_train_epoch_end=True
     )
     first = f"val_{primary.name}"
-    log = EpochLog(out / LOGS / METRICS, [first, *(name for name in made.learner.scores if name != first)])
-    callbacks += [best, log]
+    epochs = EpochLog(out / LOGS / METRICS, [first, *(name for name in made.learner.scores if name != first)])
+    callbacks += [best, epochs]
+    facts = {
+        "arch": arch.name, "alpha": arch.alpha, "resolution": arch.resolution, "task": task.name, "seed": seed,
+        "recipe": recipe.to_json(), "data": {"source": data.source, **{k: len(s) for k, s in data.splits.items()}},
+        "init": init.digest if init else "", "command": run.recorded_command(out),
+        **(distiller.to_json() if distiller else {}),
+    }  # fmt: skip
     if recipe.patience:
         callbacks.append(EarlyStopping(monitor, mode=mode, patience=recipe.patience))
     loop.train(
         made, val, folder, resume=resume, where=out, resume_hint="go on with --resume", minutes=checkpoint_minutes,
-        callbacks=callbacks, logger=TensorBoardLogger(out, name=LOGS, version=""),
+        callbacks=callbacks, loggers=loggers.loggers(log, out, facts, first),
     )  # fmt: skip
 
     state = read_checkpoint(folder / "best.ckpt")
@@ -153,7 +159,7 @@ def train_bundle(
     }
     epoch = int(state["epoch"]) + 1
     if rank == 0:
-        _say_when(epoch, len(log.rows), recipe)
+        _say_when(epoch, len(epochs.rows), recipe)
     card = Card(
         arch=arch,
         preprocess=made.preprocess,
@@ -175,7 +181,7 @@ def train_bundle(
     done = Bundle(card, {name: tensors[name] for name in tensor_shapes(card)})
     if rank != 0:
         return done
-    score = log.score(epoch)
+    score = epochs.score(epoch)
     if start and primary.rank(start.card.metrics[0].value) >= primary.rank(score):
         console.note(
             f"no epoch beat the linear probe that training began with ({primary.say(start.card.metrics[0].value)}, "

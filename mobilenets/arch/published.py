@@ -48,13 +48,6 @@ TOP1: dict[str, dict[float, dict[int, float]]] = {
     "v4-hybrid-l": {1.0: {384: 83.4}},
 }
 
-# Later trainings of the same networks, ImageNet top-1 in percent: timm's results tables.
-TIMM_TOP1 = {
-    "mobilenetv1_100.ra4_e3600_r224_in1k": 75.4,
-    "mobilenetv2_100.ra_in1k": 72.91,
-    "mobilenetv3_large_100.miil_in21k_ft_in1k": 77.92,
-}
-
 # Mult-adds in millions as printed beside those accuracies. V1's are exact to the digits shown; V2's are whole millions.
 V1_MACS_M: dict[float, dict[int, float]] = {
     1.0: {224: 568.74, 192: 418.12, 160: 290.68, 128: 186.40},

@@ -22,13 +22,14 @@ from mobilenets.model.convert.starts import Start, nearest
 from mobilenets.tasks.task import Task
 from mobilenets.training import candidates, probing
 from mobilenets.training import trainer as train
+from mobilenets.training.calibrated import Calibration
 from mobilenets.training.candidates import Entrant, Table
 from mobilenets.training.recipes import Recipe
 from mobilenets.training.run import CANDIDATES, CHOICE, START
 
 TRIALS = "trials"  # in a run's folder: what the halving trains
 SHORT = 2  # epochs of a halving
-SHARE = 0.15  # of the time that is given, for each of its networks
+SHARE = 0.2  # of the time that is given, for all of its networks together
 LOST = (
     "no pretrained weights on this machine, and none can be fetched: training begins from nothing, which on a few "
     "thousand photos costs many points. Where there is a network, `mobilenets fetch keras:v2-1.0-224 keras:v1-0.25-224 "
@@ -150,7 +151,8 @@ def _of_weights(
             where = out / TRIALS / e.candidate.arch.title.replace(" ", "-")
             return train.train_bundle(
                 data, e.candidate.arch, short, where, task=task, seed=seed, resume=resume, init=e.headed.bundle,
-                seconds=wanted.seconds and SHARE * wanted.seconds,
+                calibration=Calibration(uncalibrated=True),
+                seconds=wanted.seconds and SHARE * wanted.seconds / len(close),
             )  # fmt: skip
 
         winner, made = candidates.halve(close, trained, metric)

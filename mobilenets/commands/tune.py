@@ -19,10 +19,20 @@ from mobilenets.data import checks
 from mobilenets.data.source import Reading, Source, spelled
 from mobilenets.errors import UserError
 from mobilenets.model.convert import starts
-from mobilenets.training import recipes
+from mobilenets.training import probing, recipes
 from mobilenets.training import trainer as train
 from mobilenets.training.recipes import Overrides
-from mobilenets.training.tuning import SKIPPED, Speed, Trial, best_batch, smooth, steepest, try_batches, try_rates
+from mobilenets.training.tuning import (
+    SKIPPED,
+    Speed,
+    Trial,
+    best_batch,
+    gentle,
+    smooth,
+    steepest,
+    try_batches,
+    try_rates,
+)
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -190,12 +200,18 @@ def tune(
     checks.stop_at_doubts(data, yes)
     start = starts.opened(init, as_path(weights)) if init else None
     net = train.network(arch, alpha, resolution, start, asked, asked.config(data), data)
-    trial = Trial(source, root, net, chosen, start, seed, task)
+    headed = None
+    if start and chosen.probe and not train.complete(start, data, asked):
+        balanced, own = chosen.class_weights == "balanced", train.initial_arch(start, net.resolution)
+        headed = probing.with_head(start, own, data, asked, seed, balanced)
+    trial = Trial(source, root, net, chosen, headed.bundle if headed else start, seed, task)
     speeds = () if "batch" in given else try_batches(trial)
     batch = best_batch(speeds) if speeds else chosen.batch
     trial = dataclasses.replace(trial, recipe=dataclasses.replace(chosen, batch=batch, accumulate=1))
     rates, losses = ([], []) if "lr" in given else try_rates(trial, steps)
-    peak = steepest(rates, losses) if rates else trial.recipe.peak_lr
+    peak = trial.recipe.peak_lr
+    if rates:
+        peak = (gentle(rates, losses) or peak) if headed else steepest(rates, losses)
     lr = peak * chosen.lr_batch / batch if chosen.lr_batch and rates else peak if rates else chosen.lr
     of = Source.parse(source)
     line = ["mobilenets", "train", of.path, *of.reading.options(), *(["--task", task] if task != "classify" else [])]

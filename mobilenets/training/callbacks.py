@@ -54,7 +54,8 @@ class Averaging(WeightAveraging):
 @torch.no_grad()
 def measure_statistics(learner: Learner, processes: int = 1) -> None:
     """Set every BatchNorm's statistics to those of `learner.recent`, batches as large as they will be predicted."""
-    norms = [m for m in learner.model.modules() if isinstance(m, nn.BatchNorm2d)]
+    kept = {m for op in learner.kept_ops for m in learner.model.of(op).modules()}
+    norms = [m for m in learner.model.modules() if isinstance(m, nn.BatchNorm2d) and m not in kept]
     momenta: list[Any] = [m.momentum for m in norms]
     counts = [m.num_batches_tracked.clone() for m in norms if m.num_batches_tracked is not None]
     for m in norms:
@@ -62,6 +63,7 @@ def measure_statistics(learner: Learner, processes: int = 1) -> None:
         m.momentum = None  # the plain mean over batches
     training = learner.model.training
     learner.model.train()
+    learner.keep()
     for images in learner.recent:
         learner(images)
     learner.model.train(training)

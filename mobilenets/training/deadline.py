@@ -11,6 +11,7 @@ import torch
 
 from mobilenets import files
 from mobilenets.training import loader
+from mobilenets.training.learner import Learner
 from mobilenets.training.loop import Setup
 
 PLAN = "plan.json"  # in a run's folder: how many epochs were thought to fit, so that a resumed run has as many
@@ -26,6 +27,7 @@ def epochs_within(setup: Setup, held_out: int, seconds: float, processes: int) -
     """
     learner, recipe, images = setup.learner, setup.learner.recipe, setup.images
     batch = loader.at_once(recipe, len(images), processes)
+    random = torch.get_rng_state()
     since = time.perf_counter()
     shown = [images[0, i % len(images)] for i in range(min(IMAGES, len(images)))]
     reading = (time.perf_counter() - since) / len(shown)
@@ -33,7 +35,8 @@ def epochs_within(setup: Setup, held_out: int, seconds: float, processes: int) -
     state = {k: v.clone() for k, v in learner.model.state_dict().items()}
     training, step = learner.model.training, float("inf")
     learner.model.train()
-    with torch.random.fork_rng(), torch.autocast("cpu", torch.bfloat16, enabled=setup.precision != "32-true"):
+    learner.keep()
+    with torch.autocast("cpu", torch.bfloat16, enabled=setup.precision != "32-true"):
         for _ in range(TRIED):
             since = time.perf_counter()
             total = torch.stack([value.float().square().sum() for value in learner(pixels).values()]).sum()
@@ -41,6 +44,7 @@ def epochs_within(setup: Setup, held_out: int, seconds: float, processes: int) -
             torch.autograd.grad(total, learnt, allow_unused=True)
             step = min(step, time.perf_counter() - since)
     learner.model.load_state_dict(state)
+    torch.set_rng_state(random)
     learner.model.train(training)
     an_image = step / batch + reading
     epoch = len(images) * an_image / processes + held_out * (step / batch / 3) / processes
@@ -55,14 +59,23 @@ def planned(path: Path, epochs: int) -> int:
 
 
 class Deadline(pl.Callback):
-    """Stops a training that has gone on for so many seconds; what it has learnt by then is validated and kept."""
+    """Stops a training that has gone on for so many seconds; what it has learnt by then is validated and kept.
+
+    Where steps take longer than it seemed, the learning rate follows the time instead, and is near 0 when it is over.
+    """
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
 
-    def on_train_start(self, _trainer: pl.Trainer, _module: pl.LightningModule) -> None:
+    def gone(self) -> float:
+        """The share of the time that is over."""
+        return (time.monotonic() - self.since) / self.seconds
+
+    def on_train_start(self, _trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        assert isinstance(module, Learner)
         self.since = time.monotonic()
+        module.gone = self.gone
 
     def on_train_batch_end(self, trainer: pl.Trainer, _module: pl.LightningModule, *_: Any) -> None:
-        over = time.monotonic() - self.since > self.seconds
+        over = self.gone() > 1
         trainer.should_stop = bool(trainer.strategy.broadcast(over)) if trainer.world_size > 1 else over

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, cast
 
 import pytorch_lightning as pl
@@ -20,7 +20,7 @@ from mobilenets.model.images import Preprocess
 from mobilenets.model.module import Taps, Walker
 from mobilenets.tasks.task import Objective, Task
 from mobilenets.training.loader import mix
-from mobilenets.training.optim import OPTIMIZERS, STRAIGHT_DOWN, parameter_groups, schedule
+from mobilenets.training.optim import OPTIMIZERS, ROW, STRAIGHT_DOWN, parameter_groups, schedule
 from mobilenets.training.recipes import Recipe
 
 RECENT = 16  # batches
@@ -34,6 +34,13 @@ def own_part(graph: Graph, own: Collection[str], taps: Collection[str]) -> tuple
     ops = graph.upto(taps).after(own)
     there = {op.name for op in ops}
     return ops, tuple(dict.fromkeys(name for op in ops for name in op.inputs if name not in there))
+
+
+def _kept(graph: Graph, share: float) -> tuple[Op, ...]:
+    """The layers of the first rows, that share of all."""
+    rows = {op: int(m[1]) for op in graph.layers if (m := ROW.match(op.name))}
+    count = int(share * (max(rows.values(), default=-1) + 1))
+    return tuple(op for op, row in rows.items() if row < count)
 
 
 class Learner(pl.LightningModule):
@@ -63,12 +70,18 @@ class Learner(pl.LightningModule):
         ours = {op.name for op in model.graph.after(self.own)}
         self.body_ops = tuple(op for op in model.graph.ops if op.name not in ours)
         self.body_taps = tuple(dict.fromkeys((*border, *(name for name in self.taps if name not in ours))))
+        self.kept_ops = _kept(model.graph, recipe.frozen_rows)
+        for op in self.kept_ops:
+            model.of(op).requires_grad_(False)
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.model.to(memory_format=self.memory_format)
         self.recent: deque[Tensor] = deque(maxlen=RECENT * recipe.accumulate)  # images of the epoch's last batches
         self.features: list[tuple[Taps, Any]] = []  # of the frozen epoch so far, with their targets
         self.mixes = list(objective.mixes())
         self.scores = task.validation(config)
+        self.gone: Callable[[], float] = lambda: (
+            0.0
+        )  # the share of a given time that is over: the rate keeps up with it
         for name in ("mean", "std"):
             value = torch.tensor(getattr(preprocess, name)).view(1, 3, 1, 1)
             self.register_buffer(name, value, persistent=False)
@@ -128,6 +141,12 @@ class Learner(pl.LightningModule):
         frozen = self.frozen
         for op in self.body_ops:  # a frozen body keeps its BatchNorm statistics
             self.model.of(op).train(not frozen)
+        self.keep()
+
+    def keep(self) -> None:
+        """Rows that stay as they are keep their BatchNorm statistics too."""
+        for op in self.kept_ops:
+            self.model.of(op).eval()
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
         self.recent.append(batch[0])
@@ -219,5 +238,9 @@ class Learner(pl.LightningModule):
             groups.append({"params": learnt, "weight_decay": 0.0, "lr": self.recipe.peak_lr})
         optimizer = OPTIMIZERS[self.recipe.optimizer](groups, lr=self.recipe.peak_lr)
         total = int(self.trainer.estimated_stepping_batches)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: schedule(s, total, self.recipe))
+
+        def share(step: int) -> float:
+            return schedule(max(step, int(self.gone() * total)), total, self.recipe)
+
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

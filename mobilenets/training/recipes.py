@@ -27,6 +27,11 @@ class Recipe:
     )
     lr: float = _doc(2e-3, "Peak learning rate.")
     lr_batch: int = _doc(0, "Batch that lr is meant for: for another, it is scaled in proportion; 0 takes lr as it is.")
+    find_lr: bool = _doc(
+        False,
+        "With --init: find the rate by a short range test of the network first, unless --lr is given; lr is taken where "
+        "that finds none.",
+    )
     schedule: Literal["cosine", "exponential"] = _doc(
         "cosine", "After the rise: a cosine to 0, or a fall by lr_decay in each epoch."
     )
@@ -55,6 +60,9 @@ class Recipe:
     frozen_epochs: int = _doc(0, "First epochs that train the classifier alone.")
     frozen_passes: int = _doc(30, "Passes of the classifier over the features of each frozen epoch, computed once.")
     body_lr: float = _doc(1.0, "Learning rate of everything but the classifier, as a share of lr.")
+    frozen_rows: float = _doc(
+        0.0, "Share of the network's rows, the first, that stay as they are: half of the time, for little to learn."
+    )
     layer_decay: float = _doc(
         1.0, "Learning rate of each row of the network as a share of that of the row after it; the classifier has lr."
     )
@@ -82,7 +90,7 @@ class Recipe:
             raise UserError(f"randaugment must be from 0 to 30, not {self.randaugment}")
         if self.batch % self.accumulate:
             raise UserError(f"a batch of {self.batch} can't be split into {self.accumulate} equal pieces")
-        for name in ("warmup", "label_smoothing", "erasing", "ema", "dropout"):
+        for name in ("warmup", "label_smoothing", "erasing", "ema", "dropout", "frozen_rows"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"{name} must be in [0, 1), not {getattr(self, name)}")
         if not self.lr > 0 or not self.body_lr > 0:
@@ -142,7 +150,17 @@ RECIPES: dict[str, Recipe] = {
         clip=0.0,
     ),
     "finetune": Recipe(
-        epochs=12, lr=1e-3, probe=True, mixup=0.0, weight_decay=0.01, min_scale=0.5, ema=0.05, patience=5
+        epochs=12,
+        lr=3e-3,
+        find_lr=True,
+        probe=True,
+        frozen_rows=0.25,
+        layer_decay=0.8,
+        mixup=0.0,
+        weight_decay=0.01,
+        min_scale=0.5,
+        ema=0.05,
+        patience=5,
     ),
 }
 
@@ -222,6 +240,8 @@ def recipe(name: str, overrides: Overrides | None = None) -> Recipe:
     if name not in RECIPES:
         raise unknown("recipe", name, RECIPES)
     changes = {} if overrides is None else {k: v for k, v in vars(overrides).items() if v is not None}
+    if "lr" in changes:
+        changes.setdefault("find_lr", False)
     return dataclasses.replace(RECIPES[name], **changes)
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 CANDIDATES = "candidates.json"
 CHOICE, SCAN, STEPS, REPORT = "choice.json", "scan.json", "steps.json", "report.html"
 INT8 = "int8"
+RATE = "rate.json"  # what a range test found
 START = "start"  # a bundle: pretrained weights with a head fitted to the data, which training began with
 MANIFEST = "manifest.json"  # what ships of a run, with its digests
 

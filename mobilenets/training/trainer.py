@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mobilenets import console, tasks
+from mobilenets import console, files, tasks
 from mobilenets.arch import zoo
 from mobilenets.arch.graph import Head
 from mobilenets.arch.spec import Arch
@@ -25,7 +25,7 @@ from mobilenets.training.calibrated import Calibration
 from mobilenets.training.distributed import from_rank_0, world
 from mobilenets.training.loop import Setup
 from mobilenets.training.recipes import Recipe
-from mobilenets.training.run import CHECKPOINTS, FLOAT, LOGS, METRICS, START
+from mobilenets.training.run import CHECKPOINTS, FLOAT, LOGS, METRICS, RATE, START
 
 WASTED = 5  # epochs after the best one that are worth a word
 
@@ -118,6 +118,8 @@ def train_bundle(
     head = task.head(arch, config)
     start = _begin(init, arch, data, task, recipe, seed, out)
     init = start or init
+    if init and recipe.find_lr and size == 1:
+        recipe = dataclasses.replace(recipe, lr=_rate(init, arch, data, task, recipe, seed, out), lr_batch=0)
     made = setup(data, data.split("train"), arch, recipe, seed, init, distiller, task)
     if made.measured and rank == 0:
         console.note(
@@ -206,7 +208,7 @@ def _begin(
     from mobilenets.training import probing
 
     path = out / START
-    if world()[1] == 0 and not is_bundle(path) and init and recipe.probe and not _complete(init, data, task):
+    if world()[1] == 0 and not is_bundle(path) and init and recipe.probe and not complete(init, data, task):
         balanced = recipe.class_weights == "balanced"
         made = probing.with_head(init, initial_arch(init, arch.resolution), data, task, seed, balanced)
         if made:
@@ -214,7 +216,21 @@ def _begin(
     return Bundle.load(path) if from_rank_0(is_bundle(path)) else None
 
 
-def _complete(init: Bundle, data: Data, task: Task) -> bool:
+def _rate(init: Bundle, arch: Arch, data: Data, task: Task, recipe: Recipe, seed: int, out: Path) -> float:
+    """The rate that a range test finds for `init`, or the recipe's; kept in OUT, so that a resumed run has it too."""
+    from mobilenets.training import tuning
+
+    path = out / RATE
+    if not path.exists():
+        found, rates, losses = tuning.borne(data, tuning.Trial(data.source, None, arch, recipe, init, seed, task.name))
+        files.write_json(path, {"lr": found or recipe.peak_lr, "rates": rates, "losses": losses})
+        console.note(
+            f"learning rate {found or recipe.peak_lr:.2g}, half of what {arch.title} bears before its loss rises"
+        )
+    return float(files.read_json(path, ("lr",), "a learning rate")["lr"])
+
+
+def complete(init: Bundle, data: Data, task: Task) -> bool:
     """Whether a bundle answers for the data's classes already."""
     kept = task.transfer(init, task.config(data))
     return init.card.task == task.name and kept.keys() == init.dense().tensors.keys()
@@ -222,7 +238,7 @@ def _complete(init: Bundle, data: Data, task: Task) -> bool:
 
 def _say_when(best: int, done: int, recipe: Recipe) -> None:
     """A word where training was stopped early, or could have been."""
-    if done < recipe.epochs:
+    if done < recipe.epochs and recipe.patience and done - best >= recipe.patience:
         console.note(f"stopped after epoch {done} of {recipe.epochs}: none of the last {recipe.patience} was better")
     elif done - best >= max(WASTED, done // 2):
         console.note(

@@ -40,6 +40,9 @@ BELOW, ABOVE = 1e-2, 30.0  # the rates tried, as shares of the recipe's
 DIVERGED = 3.0  # times the smallest loss
 RISEN = 0.1  # of the first loss
 TOLD = 50  # steps of the range test between two lines of a log
+FAR = 1.75  # times the least loss: a trained network's loss is noisy, and has its least at the smallest rates
+FINE_RATES, FINE_STEPS = (3e-5, 3e-2), 80  # of AdamW: none of these networks bears more
+SMALL_SIDE = 128  # pixels
 SKIPPED = 5  # first steps, in which the loss says more of the initial weights than of the rate
 
 
@@ -271,17 +274,53 @@ def steepest(rates: Sequence[float], losses: Sequence[float]) -> float:
     return float(f"{rates[SKIPPED + int(slopes.argmin())]:.2g}")
 
 
+def gentle(rates: Sequence[float], losses: Sequence[float]) -> float | None:
+    """Half of the rate at which the smoothed loss has risen to FAR times its least: what a trained network bears.
+
+    One that begins near its minimum has no steepest descent to look for. None where the loss rises at no rate.
+    """
+    smoothed = smooth(losses)
+    least = np.minimum.accumulate(smoothed)
+    risen = np.flatnonzero(smoothed > FAR * least)
+    if len(risen):
+        return float(f"{rates[int(risen[0])] / 2:.2g}")
+    return float(f"{rates[len(losses) - 1] / 2:.2g}") if len(losses) < len(rates) else None
+
+
 def try_rates(trial: Trial, steps: int) -> tuple[list[float], list[float]]:
-    """Rates and losses: rates rise exponentially around the recipe's, until `steps` steps or the loss diverges.
+    """Rates and losses: rates rise exponentially around the recipe's, until `steps` steps or the loss diverges."""
+    data = tasks.find(trial.task).open(trial.source, trial.root, trial.seed, None)
+    images = sample(data, cache_side(max(trial.arch.input_size)))
+    peak = trial.recipe.peak_lr
+    rates = [float(r) for r in np.geomspace(BELOW * peak, ABOVE * peak, steps)]
+    losses = losses_at(_at(trial), data, images, rates)
+    return rates[: len(losses)], losses
+
+
+def borne(data: Data, trial: Trial) -> tuple[float | None, list[float], list[float]]:
+    """The rate for a trial's `init` to be fine-tuned with (see `gentle`); the rates tried for it, and their losses.
+
+    On small images, where those of training are larger: what a rate does to weights hardly depends on them.
+    """
+    side = min(SMALL_SIDE, trial.arch.resolution)
+    arch = trial.arch if trial.arch.resolution <= side else trial.arch.replace(resolution=side, size=None)
+    few = _at(dataclasses.replace(trial, arch=arch), batch=SMALLEST)
+    split = data.split("train")
+    images = split.subset(np.arange(len(split))[: SMALLEST * FINE_STEPS]) if split.shards else split
+    rates = [float(r) for r in np.geomspace(*FINE_RATES, FINE_STEPS)]
+    losses = losses_at(few, data, images, rates)
+    return gentle(rates, losses), rates[: len(losses)], losses
+
+
+def losses_at(trial: Trial, data: Data, images: Split, rates: Sequence[float]) -> list[float]:
+    """The loss of a step at each rate, one after another, until it diverges.
 
     Lightning's `Tuner.lr_find` isn't used: it gives every parameter group the same rate, seeks the steepest descent
     over the rate instead of its logarithm, which favours the smallest rates, and a loss that isn't finite loses it all.
     """
     from pytorch_lightning import Callback, LightningModule, Trainer
 
-    peak = trial.recipe.peak_lr
-    rates = [float(r) for r in np.geomspace(BELOW * peak, ABOVE * peak, steps)]
-    losses: list[float] = []
+    peak, losses = trial.recipe.peak_lr, list[float]()
 
     class Rising(Callback):
         def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
@@ -291,17 +330,15 @@ def try_rates(trial: Trial, steps: int) -> tuple[list[float], list[float]]:
         def on_train_batch_end(self, trainer: Trainer, _module: LightningModule, outputs: Any, *_: Any) -> None:
             losses.append(float(outputs["loss"]))
             bar.advance(task)
-            if len(losses) % TOLD == 0 or len(losses) == steps:
-                console.done(f"learning rates: {len(losses)} of {steps} steps, loss {losses[-1]:.3f}")
+            if len(losses) % TOLD == 0 or len(losses) == len(rates):
+                console.done(f"learning rates: {len(losses)} of {len(rates)} steps, loss {losses[-1]:.3f}")
             trainer.should_stop = losses[-1] > DIVERGED * min(losses)
 
-    data = tasks.find(trial.task).open(trial.source, trial.root, trial.seed, None)
-    images = sample(data, cache_side(max(trial.arch.input_size)))
     with console.progress("steps") as bar:
-        task = bar.add_task("learning rates", total=steps, status="")
+        task = bar.add_task("learning rates", total=len(rates), status="")
         try:
-            run_steps(_at(trial), data, images, steps, Rising())
+            run_steps(trial, data, images, len(rates), Rising())
         except UserError as e:  # a loss that isn't finite ends the test, unless it hardly began
             if isinstance(e, Interrupted) or len(losses) <= 2 * SKIPPED:
                 raise
-    return rates[: len(losses)], losses
+    return losses

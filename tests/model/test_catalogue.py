@@ -173,7 +173,11 @@ def test_slim(site, theirs, imported, tmp_path):
     assert kept == {f"mobilenet_v1_0.25_128.{s}" for s in ("index", "index.sha256", "data-00000-of-00001")}
 
 
-@pytest.mark.parametrize("content", [b"no archive", archive(("a/b.pb", b"?")), archive(("../x.ckpt.index", b"?"))])
+@pytest.mark.parametrize(
+    "content",
+    [b"no archive", archive(("a/b.pb", b"?")), archive(("../x.ckpt.index", b"?"))],
+    ids=["no archive", "none", "outside"],  # the archives themselves have the time in them
+)
 def test_an_archive_without_a_checkpoint_is_one_line(site, command, tmp_path, content):
     site(catalogue.find("slim:v1-0.25-128").files[0], content)
     line = last(command("import", "slim:v1-0.25-128", "--out", tmp_path / "b"))
@@ -299,7 +303,9 @@ def test_a_server_that_lies_about_lengths(site, theirs, length):
     assert kept in ([], [theirs[1]])
 
 
-@pytest.mark.parametrize("content", [b"<html>sign in here</html>", b"x" * 3_000_000, b"x" * 20_000_000])
+@pytest.mark.parametrize(
+    "content", [b"<html>sign in here</html>", b"x" * 3_000_000, b"x" * 20_000_000], ids=["html", "3 MB", "20 MB"]
+)
 def test_another_file_than_the_published_one(site, command, tmp_path, content):
     site(catalogue.find(NAME).files[0], content)
     line = last(command("import", NAME, "--out", tmp_path / "b"))

@@ -16,8 +16,9 @@ from mobilenets.model.images import Preprocess
 from mobilenets.tasks import classify, losses
 from mobilenets.tasks.augment import augmentation
 from mobilenets.tasks.losses import CrossEntropy
-from mobilenets.training import loader
+from mobilenets.training import callbacks, loader
 from mobilenets.training.learner import Learner, own_part
+from mobilenets.training.optim import parameter_groups
 from mobilenets.training.recipes import Recipe
 
 
@@ -274,3 +275,52 @@ def test_one_image_at_a_time_is_refused_where_batchnorm_sees_one_value(colours, 
     assert ran.code == 2
     assert "BatchNorm needs two images at a time" in ran.err.splitlines()[-1]
     assert not (tmp_path / "r" / "float").exists()
+
+
+# ---- fine-tuning: what moves, and how fast --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "rows"), [("v1", 3), ("v2", 4), ("v3-small", 3), ("v4-conv-s", 4)])
+def test_the_first_rows_stay_as_they_are(name, rows):
+    learner = learner_of(Recipe(frozen_rows=0.25), name, 0.5, 4)
+    kept = {op.name.split(".")[1] for op in learner.kept_ops}
+    assert kept == {str(i) for i in range(rows)}
+    learner.model.train()
+    learner.keep()
+    before = {k: v.clone() for k, v in learner.model.state_dict().items()}
+    images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    optimizer = torch.optim.SGD([p for p in learner.model.parameters() if p.requires_grad], 0.1)
+    learner.objective(learner(images), torch.arange(4)).backward()
+    optimizer.step()
+    changed = {k.split(".")[1] for k, v in learner.model.state_dict().items()
+               if k.startswith("blocks.") and not torch.equal(v, before[k])}  # fmt: skip
+    assert changed == {str(i) for i in range(rows, len(zoo.arch(name).rows))}
+
+
+def test_statistics_measured_anew_leave_them_alone():
+    learner = learner_of(Recipe(frozen_rows=0.25), "v1", 0.25, 4)
+    learner.recent.append(torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8))
+    before = {k: v.clone() for k, v in learner.model.state_dict().items() if "running" in k}
+    callbacks.measure_statistics(learner)
+    after = learner.model.state_dict()
+    for k, v in before.items():
+        assert torch.equal(v, after[k]) == (int(k.split(".")[1]) < 3), k
+
+
+def test_rates_fall_from_row_to_row():
+    recipe = Recipe(lr=1.0, layer_decay=0.5, body_lr=0.1)
+    learner = learner_of(recipe, "v3-small", 1.0, 4)
+    rate = {id(p): g["lr"] for g in parameter_groups(learner.model, recipe, learner.own) for p in g["params"]}
+    got = {n: rate[id(p)] for n, p in learner.model.named_parameters()}
+    assert got["classifier.weight"] == got["classifier.bias"] == 1.0
+    assert got["head.0.conv.conv.weight"] == pytest.approx(0.1)  # after all rows
+    last = len(zoo.arch("v3-small").rows) - 1
+    for row in (0, 5, last):
+        own = {v for n, v in got.items() if n.startswith(f"blocks.{row}.")}
+        assert sorted(own) == pytest.approx([0.1 * 0.5 ** (last - row + 1)])
+
+
+def test_without_a_decay_all_rows_have_one_rate():
+    recipe = Recipe(lr=1.0, body_lr=0.1)
+    learner = learner_of(recipe, "v2", 0.5, 4)
+    assert {g["lr"] for g in parameter_groups(learner.model, recipe, learner.own)} == {1.0, 0.1}

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -55,6 +55,11 @@ class Tried:
     picked: bool = False
     short: float | None = None
 
+    @property
+    def weights(self) -> str:
+        """What they are called, without the folders they lie in."""
+        return PurePath(self.source).name
+
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
@@ -86,7 +91,7 @@ class Table(console.Notebook):
             t.add_row(
                 f"{'→' if r.picked else ' '} {r.network}", f"{r.probe:.1f}", f"{r.low:.1f} to {r.high:.1f}",
                 f"{r.prior:.1f}", f"{r.latency_ms:.3f}",
-                *["" if r.short is None else f"{r.short:.1f}"] * halved, f"{r.seconds:.0f}", Path(r.source).name,
+                *["" if r.short is None else f"{r.short:.1f}"] * halved, f"{r.seconds:.0f}", r.weights,
                 style="bold green" if r.picked else "",
             )  # fmt: skip
         return t

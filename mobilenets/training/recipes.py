@@ -29,7 +29,7 @@ class Recipe:
     lr_batch: int = _doc(0, "Batch that lr is meant for: for another, it is scaled in proportion; 0 takes lr as it is.")
     find_lr: bool = _doc(
         False,
-        "With --init: find the rate by a short range test of the network first, unless --lr is given; lr is taken where "
+        "With --init: find the rate by a short range test of the network, unless --lr is given; lr is taken where "
         "that finds none.",
     )
     schedule: Literal["cosine", "exponential"] = _doc(

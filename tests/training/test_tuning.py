@@ -15,7 +15,7 @@ from mobilenets.reports import plots
 from mobilenets.training import recipes
 from mobilenets.training import tuning as finders
 from mobilenets.training.recipes import RECIPES, Recipe
-from mobilenets.training.tuning import Speed, Trial, best_batch, next_batch, smooth, steepest
+from mobilenets.training.tuning import Speed, Trial, best_batch, gentle, next_batch, smooth, steepest
 
 MB = 10**6
 TINY = ("--arch", "v1", "--alpha", ".25", "--resolution", "32", "--workers", "0")
@@ -297,3 +297,75 @@ def test_for_real(command, write_colours, tmp_path, monkeypatch, recipe):
     start = dataclasses.replace(recipes.recipe(recipe), batch=got["batch"]).peak_lr
     assert finders.BELOW * start <= peak <= finders.ABOVE * start
     assert not list(folder.iterdir())
+
+
+# ---- the rate of a trained network -----------------------------------------------------------------------------------
+
+
+def rising(at, noise=0.0, steps=80):
+    """Losses of a trained network: flat, and rising by a factor of e for each factor of e in the rate beyond `at`."""
+    rates = np.geomspace(3e-5, 3e-2, steps)
+    losses = 0.6 * np.maximum(1.0, rates / at) + noise * np.random.default_rng(0).normal(size=steps)
+    return [*rates], [*losses]
+
+
+@pytest.mark.parametrize("at", [3e-4, 2e-3, 8e-3])
+@pytest.mark.parametrize("noise", [0.0, 0.1])
+def test_the_rate_that_a_trained_network_bears(at, noise):
+    """Half of where its loss is 1.75 times its least: about as many times the rate at which it begins to rise."""
+    found = gentle(*rising(at, noise))
+    assert 0.6 * at < found < 1.2 * at
+
+
+def test_a_test_that_ended_early_found_what_it_cannot_bear():
+    rates, losses = rising(1e3)
+    assert gentle(rates, losses) is None
+    assert gentle(rates, losses[:50]) == pytest.approx(rates[49] / 2, rel=0.05)
+
+
+def test_a_larger_networks_rate_is_tried_on_small_images(colours, make_bundle):
+    """And deterministic: a resumed run would find the same."""
+    data, start = open_data(str(colours)), make_bundle("v1")
+    arch = start.card.arch.replace(resolution=160, num_classes=3)
+    recipe = Recipe(batch=24, workers=0)
+    t = Trial(str(colours), None, arch, recipe, start, 0)
+    shapes = []
+    run_steps = finders.run_steps
+
+    def seen(trial, *rest):
+        shapes.append((trial.arch.resolution, trial.recipe.batch))
+        run_steps(trial, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finders, "run_steps", seen)
+        patch.setattr(finders, "FINE_STEPS", 12)
+        first, second = finders.borne(data, t), finders.borne(data, t)
+    assert shapes == [(128, 16)] * 2
+    assert first == second
+    assert len(first[1]) == len(first[2]) <= 12
+
+
+def test_fine_tuning_finds_its_rate(colours, make_bundle, command, tmp_path, monkeypatch):
+    """Once: it is kept in the run's folder, and on the card. --lr leaves it out."""
+    monkeypatch.setattr(finders, "FINE_STEPS", 12)
+    make_bundle("v1").save(tmp_path / "b")
+    line = ("train", colours, "--init", tmp_path / "b", "--epochs", 1, "--batch", 24, "--workers", 0)
+    ran = command(*line, "--out", tmp_path / "run")
+    assert ran.code == 0, ran.err
+    kept = json.loads((tmp_path / "run" / "rate.json").read_text())
+    card = json.loads((tmp_path / "run" / "float" / "card.json").read_text())
+    assert card["recipe"]["lr"] == kept["lr"] > 0
+    assert len(kept["rates"]) == len(kept["losses"])
+    assert f"learning rate {kept['lr']:.2g}" in ran.err
+    assert command(*line, "--lr", 1e-3, "--out", tmp_path / "given").code == 0
+    assert not (tmp_path / "given" / "rate.json").exists()
+
+
+def test_tune_begins_where_fine_tuning_does(colours, make_bundle, command, tmp_path, monkeypatch):
+    """With the probe's head, so that there is no descent to look for."""
+    tried = []
+    monkeypatch.setattr(tune, "try_rates", lambda t, _: tried.append(t.init) or rising(2e-3))
+    make_bundle("v1").save(tmp_path / "b")
+    got = command("tune", colours, "--init", tmp_path / "b", "--batch", 24, "--workers", 0, "--json").json
+    assert tried[0].card.labels == ("blue", "green", "red")
+    assert got["lr"] == pytest.approx(gentle(*rising(2e-3)))

@@ -24,6 +24,7 @@ from mobilenets.training import candidates, probing
 from mobilenets.training import trainer as train
 from mobilenets.training.calibrated import Calibration
 from mobilenets.training.candidates import Entrant, Table
+from mobilenets.training.distributed import world
 from mobilenets.training.recipes import Recipe
 from mobilenets.training.run import CANDIDATES, CHOICE, START
 
@@ -127,6 +128,9 @@ def _of_weights(
     """The choice among networks with weights, measured on the data; None where there is none within the budget."""
     archs = [a for a in grid if nearest(begin, a)]
     if not archs:
+        console.note(
+            "none of the pretrained weights is of a network for images of this size: training from nothing"
+        )
         return None
     try:
         choice = wanted.pick(archs, task)
@@ -141,7 +145,7 @@ def _of_weights(
     close = candidates.alike(entrants)
     metric = task.primary
     assert metric is not None
-    if wanted.halving == "on" and len(close) > 1:
+    if wanted.halving == "on" and len(close) > 1 and world()[0] == 1:  # others of a training wait for the choice
         console.note(
             f"{' and '.join(e.candidate.arch.title for e in close)} are alike: each is trained for {SHORT} epochs"
         )

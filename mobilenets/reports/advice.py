@@ -48,7 +48,7 @@ def advise(
     if not pretrained and images < FEW and scan.native_side >= PHOTO:
         out.append(
             f"It was trained from scratch on {images:,} images. On so few, starting from pretrained weights is worth "
-            "more than anything else: mobilenets import makes a bundle of them, --init starts from it."
+            "more than anything else: where there is a network fit fetches them, and --weights takes a folder of them."
         )
     out += _of_curves(curves, recipe, metric, classes)
     before, after = steps[0].scores, steps[-1].scores

@@ -66,7 +66,7 @@ def fit(
         loss, right = 0.0, np.zeros(len(x), bool)
         for k in range(FOLDS):
             out = folds == k
-            if not out.any() or len(np.unique(targets[~out])) < 2:
+            if not out.any() or out.all():
                 continue
             weight, bias = _regression(x[~out], targets[~out], classes, penalty, balanced)
             logits = x[out] @ weight.T + bias
@@ -100,11 +100,14 @@ def _regression(
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
+    weight, bias = np.zeros((classes, x.shape[1])), np.full(classes, -20.0)
+    if len(np.unique(targets)) == 1:
+        bias[targets[0]] = 0.0
+        return weight, bias
     model = LogisticRegression(C=penalty, max_iter=STEPS, tol=1e-3, class_weight="balanced" if balanced else None)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit(x, targets)
-    weight, bias = np.zeros((classes, x.shape[1])), np.full(classes, -20.0)
     if len(model.classes_) == 2:  # one row for two classes
         weight[model.classes_] = np.concatenate([-model.coef_, model.coef_]) / 2
         bias[model.classes_] = np.concatenate([-model.intercept_, model.intercept_]) / 2

@@ -32,19 +32,25 @@ def epochs_within(setup: Setup, held_out: int, seconds: float, processes: int) -
     shown = [images[0, i % len(images)] for i in range(min(IMAGES, len(images)))]
     reading = (time.perf_counter() - since) / len(shown)
     pixels = torch.stack([image for image, *_ in shown]).repeat(-(-batch // len(shown)), 1, 1, 1)[:batch]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    learner.to(device)
+    pixels = pixels.to(device)
     state = {k: v.clone() for k, v in learner.model.state_dict().items()}
     training, step = learner.model.training, float("inf")
     learner.model.train()
     learner.keep()
-    with torch.autocast("cpu", torch.bfloat16, enabled=setup.precision != "32-true"):
+    with torch.autocast(device.type, torch.bfloat16, enabled=setup.precision != "32-true"):
         for _ in range(TRIED):
             since = time.perf_counter()
             total = torch.stack([value.float().square().sum() for value in learner(pixels).values()]).sum()
             learnt = [p for p in learner.model.parameters() if p.requires_grad]
             torch.autograd.grad(total, learnt, allow_unused=True)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
             step = min(step, time.perf_counter() - since)
     learner.model.load_state_dict(state)
     torch.set_rng_state(random)
+    learner.to("cpu")
     learner.model.train(training)
     an_image = step / batch + reading
     epoch = len(images) * an_image / processes + held_out * (step / batch / 3) / processes

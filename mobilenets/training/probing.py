@@ -120,6 +120,8 @@ def seen_of(body: Bundle, split: Split, seed: int) -> tuple[npt.NDArray[np.float
     seen, index = found
     if len(index) < 2:
         raise UserError(f"{len(index)} readable training images are too few to fit a classifier to")
+    if not np.isfinite(seen).all():
+        raise UserError(f"{body.card.arch.title}: gives values that aren't finite; its pretrained weights are damaged")
     return seen, some.targets[index]
 
 

@@ -84,3 +84,10 @@ def test_wilson() -> None:
     assert hi == pytest.approx(59.6, abs=0.05)
     assert linear.wilson(100, 10)[1] == pytest.approx(100)
     assert linear.wilson(0, 0) == (0, 100)
+
+
+def test_a_single_class_is_always_said():
+    x, _ = blobs(1, 10, 1.0)
+    probe = linear.fit(x, np.full(10, 2), 4, 0)
+    assert ((x @ probe.weight.T + probe.bias).argmax(1) == 2).all()
+    assert probe.accuracy == 100

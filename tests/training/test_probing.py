@@ -14,6 +14,7 @@ from mobilenets.data.open import open_data
 from mobilenets.deploy import engines, evaluate
 from mobilenets.deploy.choose import Budget, Candidate, Choice
 from mobilenets.deploy.latency import Setting
+from mobilenets.errors import UserError
 from mobilenets.model.convert.starts import Start
 from mobilenets.tasks import classify
 from mobilenets.tasks.linear import Probe
@@ -184,3 +185,10 @@ def test_candidates_as_json_and_back():
     t = entrant("v2", 1.0, 224, [True, False, True]).tried(True)
     assert candidates.Tried.from_json(t.to_json()) == t
     assert dataclasses.asdict(t)["probe"] == pytest.approx(66.67, abs=0.01)
+
+
+def test_weights_that_give_no_numbers_are_one_line(make_bundle, data):
+    start = make_bundle("v1")
+    start.tensors["blocks.3.depthwise.norm.weight"] = start.tensors["blocks.3.depthwise.norm.weight"] * np.nan
+    with pytest.raises(UserError, match="pretrained weights are damaged"):
+        probing.with_head(start, start.card.arch, data, CLASSIFY, 0)

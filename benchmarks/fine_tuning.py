@@ -45,8 +45,8 @@ PLAIN = Recipe(
     epochs=100, mixup=0.0, ema=0.0, clip=0.0, warmup=0.0, weight_decay=1e-4, label_smoothing=0.0, min_scale=0.08
 )
 OTHERS = {
-    # references/classification/train.py: SGD, rate .1 for 256 images, decay 1e-4; of its new recipe, smoothing, erasing,
-    # averaging and a cosine; RandAugment for its TrivialAugment.
+    # references/classification/train.py: SGD, rate .1 for 256 images, decay 1e-4; of its new recipe, smoothing,
+    # erasing, averaging and a cosine; RandAugment for its TrivialAugment.
     "torchvision's references": dataclasses.replace(
         PLAIN, batch=64, optimizer="sgd", lr=0.1, lr_batch=256, label_smoothing=0.1, randaugment=9, erasing=0.1,
         ema=0.02,

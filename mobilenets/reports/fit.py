@@ -108,7 +108,7 @@ class Page:
             advice=self.advice(),
             front=self.front(),
             best_epoch=self.card.recipe.get("best_epoch"),
-            recipe=recipe_fields(self.config["recipe"], self.config["seed"]),
+            recipe=recipe_fields(self.config["recipe"], self.config["seed"], self.card),
             metric=self.metric,
             prior=self.choice.pick.prior.metric,
             columns=self.answers.columns(self),

@@ -45,8 +45,12 @@ class Field:
     meaning: str
 
 
-def recipe_fields(recipe: Mapping[str, Any], seed: int) -> list[Field]:
-    """Every field of a recipe's JSON, and the seed."""
+def recipe_fields(recipe: Mapping[str, Any], seed: int, card: Card | None = None) -> list[Field]:
+    """Every field of a recipe's JSON, as it was in the training that made `card`, and the seed.
+
+    A rate that was found, and the epochs that fitted into a given time, are on the card.
+    """
+    recipe = {k: card.recipe.get(k, v) if card else v for k, v in recipe.items()}
     known = {f.name: f for f in dataclasses.fields(Recipe)}
     out = []
     for name, value in recipe.items():
@@ -226,7 +230,7 @@ def page(run: Path) -> tuple[str, str]:
         recent=min(RECENT, t.done),
         best=t.best_epoch,
         interval=wilson,
-        recipe=recipe_fields(t.config["recipe"], t.config["seed"]),
+        recipe=recipe_fields(t.config["recipe"], t.config["seed"], t.card),
         curves=style.markup(
             plots.curves(run / LOGS / METRICS, t.metric, t.best_epoch), f"Loss and held-out {t.metric.label} by epoch"
         ),

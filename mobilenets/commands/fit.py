@@ -158,6 +158,7 @@ def fit(
     if candidates < 1:
         raise UserError(f"candidates must be 1 or more, not {candidates}")
     folder, limit = as_path(weights), seconds(time, "--time")
+    recipes.recipe(recipe or "modern", overrides)  # says what is wrong with them before anything is looked for
     start = starts.opened(init, folder) if init else None
     asked = tasks.find_trained(task)
     data = asked.open(source, root, seed, None)
@@ -177,6 +178,8 @@ def fit(
     with run.taken(out, config, resume, data):
         choice: Choice | None = None
         if rank == 0:
+            if not (begin or init or from_scratch or data.kind == "glyph"):
+                console.note(selection.LOST)
             console.step("1/6 check the images")
             found = checks.check(data, skip_bad, yes=yes)
             files.write_json(out / SCAN, found.to_json())

@@ -61,14 +61,9 @@ class Wanted:
 def pretrained(data: Data, folder: Path | None) -> list[Start]:
     """Weights that `fit` begins with by default; none for glyphs, which look like nothing that they know.
 
-    A line says what is lost where there are none. Raises `UserError`.
+    Raises `UserError`.
     """
-    if data.kind == "glyph" and folder is None:
-        return []
-    found = starts.available(folder)
-    if not found:
-        console.note(LOST)
-    return found
+    return [] if data.kind == "glyph" and folder is None else starts.available(folder)
 
 
 def selected(
@@ -128,9 +123,7 @@ def _of_weights(
     """The choice among networks with weights, measured on the data; None where there is none within the budget."""
     archs = [a for a in grid if nearest(begin, a)]
     if not archs:
-        console.note(
-            "none of the pretrained weights is of a network for images of this size: training from nothing"
-        )
+        console.note("none of the pretrained weights is of a network for images of this size: training from nothing")
         return None
     try:
         choice = wanted.pick(archs, task)

@@ -88,7 +88,7 @@ def _tables(path: Path, listing: Listing | None, reading: Reading, root: Path | 
     """The tables that `path` is, or holds, and where their paths lead."""
     if listing is None:
         text = path.suffix.lower() in TABLES
-        found = [text_tables.read_text(text_tables.read_bytes(path), str(path))] if text else arrow.find(path)
+        found = [text_tables.of_text(text_tables.read_bytes(path), str(path))] if text else arrow.find(path)
         return found, tables.in_folder(root or path.parent)
     place = tables.in_folder(root or path) if path.is_dir() else tables.in_zip(path, listing)
     if path.is_dir() and (arrow.is_saved(path) or not listing.files) and (saved := arrow.find(path)):

@@ -18,7 +18,7 @@ TABLE_BYTES = 256 << 20  # at most
 DELIMITERS = ",;\t"  # of which ; is what spreadsheets write where the comma is in numbers
 
 
-def read_text(content: bytes, name: str, folder: str = "", split: str | None = None) -> Table:
+def of_text(content: bytes, name: str, folder: str = "", split: str | None = None) -> Table:
     """A table of CSV, TSV or, where its name ends in .jsonl, JSON lines. Raises `UserError`."""
     if len(content) > TABLE_BYTES:
         raise UserError(f"{name}: over {TABLE_BYTES >> 20} MB, the limit for a table of text; Parquet has none")
@@ -86,7 +86,7 @@ def in_listing(listing: Listing, reading: Reading, where: str) -> list[Table]:
     for name in found:
         folder = PurePosixPath(name).parent
         content = listing.read(name)
-        table = read_text(
+        table = of_text(
             content if isinstance(content, bytes) else read_bytes(content), f"{where}/{name}",
             "" if folder == PurePosixPath() else folder.as_posix(), split_of(folder.name),
         )  # fmt: skip

@@ -10,27 +10,24 @@ from typing import TYPE_CHECKING, Any
 
 from mobilenets import console, files, tasks
 from mobilenets.arch import zoo
-from mobilenets.arch.graph import Head
 from mobilenets.arch.spec import Arch
-from mobilenets.data.dataset import Data, Split, cache_side
+from mobilenets.data.dataset import Data
 from mobilenets.deploy import engines, evaluate
 from mobilenets.errors import UserError
 from mobilenets.model.bundle import Bundle, is_bundle
 from mobilenets.model.card import Card, Metric
 from mobilenets.model.encodings import tensor_shapes
-from mobilenets.model.images import Preprocess
-from mobilenets.tasks.task import Objective, Task
+from mobilenets.tasks.task import Task
 from mobilenets.training import calibrated, loggers, loop, run
 from mobilenets.training.calibrated import Calibration
 from mobilenets.training.distributed import from_rank_0, world
-from mobilenets.training.loop import Setup
 from mobilenets.training.recipes import Recipe
 from mobilenets.training.run import CHECKPOINTS, FLOAT, LOGS, METRICS, RATE, START
+from mobilenets.training.setup import setup
 
 WASTED = 5  # epochs after the best one that are worth a word
 
 if TYPE_CHECKING:
-    from mobilenets.model.module import MobileNet
     from mobilenets.training.distill import Distiller
 
 
@@ -245,70 +242,3 @@ def _say_when(best: int, done: int, recipe: Recipe) -> None:
             f"epoch {best} of {done} was the best, and is kept; those after it brought nothing: fewer --epochs would "
             "do, or --patience, which stops by itself"
         )
-
-
-def setup(
-    data: Data,
-    training: Split,
-    arch: Arch,
-    recipe: Recipe,
-    seed: int,
-    init: Bundle | None = None,
-    distiller: Distiller | None = None,
-    task: Task | None = None,
-) -> Setup:
-    """Network, objective and augmented images of a training on `training`, a split of `data`."""
-    import torch
-
-    from mobilenets.model import module as model
-    from mobilenets.training import loader, statistics
-    from mobilenets.training.distributed import fast_bf16
-    from mobilenets.training.learner import Learner, own_part
-
-    task = task or tasks.find("classify")
-    config = task.config(data)
-    arch = arch.replace(dropout=recipe.dropout)
-    head = task.head(arch, config)
-    kind = data.kind if recipe.augment == "auto" else recipe.augment
-    preprocess = (
-        init.card.preprocess if init else Preprocess(arch.resolution, crop=1.0 if kind == "shift" else data.crop)
-    )
-    preprocess = dataclasses.replace(preprocess, resolution=arch.resolution, size=arch.size)
-    torch.manual_seed(seed)
-    net = model.build(arch, head)
-    pixels = [net.graph.shapes[op.name][1:] for op in net.graph.ops if op.norm]
-    if loader.at_once(recipe, len(training), world()[0]) == 1 and (1, 1) in pixels:
-        raise UserError(
-            "BatchNorm needs two images at a time where a map is one pixel: take a larger --batch, fewer --accumulate, "
-            "or another --resolution"
-        )
-    measured = 0
-    if init:
-        _start_from(net, init, task, config, head)
-        measured = statistics.settle(net, head.own, training, preprocess, seed)
-    objective: Objective = task.objective(config, recipe, training)
-    side = cache_side(max(preprocess.input_size))
-    images = loader.TrainImages(training, task.transforms(preprocess, recipe, kind), seed, None, side, task.ragged)
-    if distiller:
-        images.answers = distiller.ask_beforehand(images, recipe, kind)
-        border = own_part(net.graph, head.own, task.taps)[1]
-        objective = distiller.objective(objective, net.graph, border, live=images.answers is None)
-    bf16 = recipe.training_precision == "bf16" or (recipe.training_precision == "auto" and fast_bf16())
-    channels_last = bf16 or torch.cuda.is_available()
-    learner = Learner(net, preprocess, recipe, seed, channels_last, task, config, objective, head.own)
-    return Setup(learner, images, preprocess, "bf16-mixed" if bf16 else "32-true", measured)
-
-
-def _start_from(net: MobileNet, init: Bundle, task: Task, config: dict[str, Any], head: Head) -> None:
-    """Load what fits: everything, or all but the task's own layers. Raises `UserError` where more is missing."""
-    import torch
-
-    state = {k: torch.from_numpy(v) for k, v in task.transfer(init, config).items()}
-    there = net.state_dict()
-    needed = net.graph.upto(o.op for o in head.outputs).layers
-    body = tuple(f"{op.name}." for op in needed if op.name not in head.own)
-    wrong = [k for k in state if k not in there or there[k].shape != state[k].shape]
-    wrong += [k for k in there if k.startswith(body) and k not in state]
-    if wrong:
-        raise UserError(f"--init: the bundle's network isn't the one to be trained, as {wrong[0]} shows")
-    net.load_state_dict(state, strict=False)

@@ -24,8 +24,8 @@ from mobilenets.errors import Interrupted, UserError
 from mobilenets.model.bundle import Bundle
 from mobilenets.model.images import BadImage
 from mobilenets.training import loop
-from mobilenets.training import trainer as train
 from mobilenets.training.recipes import Recipe
+from mobilenets.training.setup import setup
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -92,7 +92,7 @@ def run_steps(trial: Trial, data: Data, images: Split, steps: int, callback: Any
 
     from mobilenets.training import loader
 
-    made = train.setup(data, images, trial.arch, trial.recipe, trial.seed, trial.init, task=tasks.find(trial.task))
+    made = setup(data, images, trial.arch, trial.recipe, trial.seed, trial.init, task=tasks.find(trial.task))
     with loop.suppress_warnings():
         trainer = pl.Trainer(
             max_epochs=-1,

@@ -11,16 +11,15 @@ from mobilenets import arguments
 from mobilenets.arch import zoo
 from mobilenets.data.open import open_data
 from mobilenets.errors import UserError
-from mobilenets.training import deadline, trainer
+from mobilenets.training import deadline
 from mobilenets.training.recipes import Recipe
+from mobilenets.training.setup import setup
 
 
 @pytest.fixture
 def made(colours):
     data = open_data(str(colours))
-    return trainer.setup(
-        data, data.split("train"), zoo.arch("v1", 0.25, 32, 3), Recipe(epochs=50, batch=12, workers=0), 0
-    )
+    return setup(data, data.split("train"), zoo.arch("v1", 0.25, 32, 3), Recipe(epochs=50, batch=12, workers=0), 0)
 
 
 def test_as_many_epochs_as_fit(made, monkeypatch):

@@ -105,17 +105,19 @@ def parsed(monkeypatch, command):
 @pytest.mark.parametrize("field", FIELDS)
 def test_every_field_is_an_option(parsed, verb, field):
     option, text = f"--{field.replace('_', '-')}", other_value(field)
-    _, given = parsed(verb, "digits", "--out", "x", option, text)
+    flag = isinstance(getattr(Recipe(), field), bool)
+    _, given = parsed(verb, "digits", "--out", "x", option, *([] if flag else [text]))
     got = recipe("modern", given["overrides"])
     value = getattr(got, field)
-    assert value == type(getattr(Recipe(), field))(text)
+    assert value == (True if flag else type(getattr(Recipe(), field))(text))
     assert type(value) is type(getattr(Recipe(), field))
     assert got == dataclasses.replace(RECIPES["modern"], **{field: value})
 
 
 def test_options_may_be_written_with_an_equals_sign(parsed):
     _, given = parsed("train", "digits", "--out=x", "--epochs=3", "--lr=1e-2", "--recipe=finetune")
-    assert recipe(given["recipe"], given["overrides"]) == dataclasses.replace(RECIPES["finetune"], epochs=3, lr=0.01)
+    expected = dataclasses.replace(RECIPES["finetune"], epochs=3, lr=0.01, find_lr=False)  # a rate that is given counts
+    assert recipe(given["recipe"], given["overrides"]) == expected
 
 
 @pytest.mark.parametrize("verb", ["train", "fit"])
@@ -141,7 +143,7 @@ def net():
 def test_what_is_decayed(net):
     from mobilenets.training.optim import parameter_groups
 
-    r = recipe("finetune")
+    r = recipe("finetune", Overrides(layer_decay=1.0))
     names = {id(p): n for n, p in net.named_parameters()}
     groups = parameter_groups(net, r)
     seen = {}

@@ -73,6 +73,6 @@ def recipes(name: str | None = None) -> RecipeBook:
     --------
     >>> import mobilenets
     >>> mobilenets.recipes("finetune").recipes["finetune"].epochs
-    12
+    20
     """
     return RecipeBook({name: recipe(name)} if name else RECIPES)

@@ -201,7 +201,7 @@ def tune(
     start = starts.opened(init, as_path(weights)) if init else None
     net = train.network(arch, alpha, resolution, start, asked, asked.config(data), data)
     headed = None
-    if start and chosen.probe and not train.complete(start, data, asked):
+    if start and chosen.probe == "on" and not train.complete(start, data, asked):
         balanced, own = chosen.class_weights == "balanced", train.initial_arch(start, net.resolution)
         headed = probing.with_head(start, own, data, asked, seed, balanced)
     trial = Trial(source, root, net, chosen, headed.bundle if headed else start, seed, task)

@@ -29,6 +29,8 @@ def open_data(source: str, root: Path | None = None, seed: int = 0, val: float |
 
     Raises `UserError` for one that isn't there or has fewer than two classes, and for `val` where there is a val split.
     """
+    if seed < 0:
+        raise UserError(f"seed must be 0 or more, not {seed}")
     if val is not None and not 0 < val < 1:
         raise UserError(f"val is a share of the training images, above 0 and below 1, not {val:g}")
     asked = Source.parse(source)

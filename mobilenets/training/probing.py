@@ -178,7 +178,7 @@ def _read(path: Path, count: int) -> tuple[Any, Any] | None:
 
 
 def _keep(path: Path, seen: npt.NDArray[np.float32], index: npt.NDArray[np.int64]) -> None:
-    with files.atomic_file(path) as tmp, tmp.open("wb") as f:
+    with contextlib.suppress(UserError), files.atomic_file(path) as tmp, tmp.open("wb") as f:  # a full disk's
         np.savez(f, features=seen, index=index)
     old = sorted(path.parent.glob("*.npz"), key=lambda p: p.stat().st_mtime)[:-KEPT]
     for p in old:

@@ -27,9 +27,9 @@ class Recipe:
     )
     lr: float = _doc(2e-3, "Peak learning rate.")
     lr_batch: int = _doc(0, "Batch that lr is meant for: for another, it is scaled in proportion; 0 takes lr as it is.")
-    find_lr: bool = _doc(
-        False,
-        "With --init: find the rate by a short range test of the network, unless --lr is given; lr is taken where "
+    find_lr: Literal["off", "on"] = _doc(
+        "off",
+        "on: with --init, find the rate by a short range test of the network, unless --lr is given; lr is taken where "
         "that finds none.",
     )
     schedule: Literal["cosine", "exponential"] = _doc(
@@ -66,10 +66,10 @@ class Recipe:
     layer_decay: float = _doc(
         1.0, "Learning rate of each row of the network as a share of that of the row after it; the classifier has lr."
     )
-    probe: bool = _doc(
-        False,
-        "With --init and other classes: the classifier begins as the best linear one of what the network sees already "
-        "(cross-validated logistic regression), and is kept if no epoch beats it.",
+    probe: Literal["off", "on"] = _doc(
+        "off",
+        "on: with --init and other classes, the classifier begins as the best linear one of what the network sees "
+        "already (cross-validated logistic regression), and is kept if no epoch beats it.",
     )
     clip: float = _doc(1.0, "Largest norm of the gradient; 0 is off.")
     patience: int = _doc(0, "Epochs without a better validation score after which training stops; 0 is never.")
@@ -150,17 +150,17 @@ RECIPES: dict[str, Recipe] = {
         clip=0.0,
     ),
     "finetune": Recipe(
-        epochs=12,
+        epochs=20,
         lr=3e-3,
-        find_lr=True,
-        probe=True,
+        find_lr="on",
+        probe="on",
         frozen_rows=0.25,
         layer_decay=0.8,
         mixup=0.0,
         weight_decay=0.01,
         min_scale=0.5,
         ema=0.05,
-        patience=5,
+        patience=6,
     ),
 }
 
@@ -241,7 +241,7 @@ def recipe(name: str, overrides: Overrides | None = None) -> Recipe:
         raise unknown("recipe", name, RECIPES)
     changes = {} if overrides is None else {k: v for k, v in vars(overrides).items() if v is not None}
     if "lr" in changes:
-        changes.setdefault("find_lr", False)
+        changes.setdefault("find_lr", "off")
     return dataclasses.replace(RECIPES[name], **changes)
 
 

@@ -73,8 +73,9 @@ def taken(out: Path, config: dict[str, Any], resume: bool, data: Data) -> Iterat
         try:
             yield
         except UserError:
-            if begun and {p.name for p in out.iterdir()} <= {CONFIG, LOCK}:  # nothing came of it: no run to resume
+            if begun and {p.name for p in out.iterdir()} <= {CONFIG, LOCK, SCAN}:  # nothing came of it: none to resume
                 (out / CONFIG).unlink()
+                (out / SCAN).unlink(missing_ok=True)
             raise
 
 

@@ -115,7 +115,7 @@ def train_bundle(
     head = task.head(arch, config)
     start = _begin(init, arch, data, task, recipe, seed, out)
     init = start or init
-    if init and recipe.find_lr and size == 1:
+    if init and recipe.find_lr == "on" and size == 1:
         recipe = dataclasses.replace(recipe, lr=_rate(init, arch, data, task, recipe, seed, out), lr_batch=0)
     made = setup(data, data.split("train"), arch, recipe, seed, init, distiller, task)
     if made.measured and rank == 0:
@@ -205,7 +205,7 @@ def _begin(
     from mobilenets.training import probing
 
     path = out / START
-    if world()[1] == 0 and not is_bundle(path) and init and recipe.probe and not complete(init, data, task):
+    if world()[1] == 0 and not is_bundle(path) and init and recipe.probe == "on" and not complete(init, data, task):
         balanced = recipe.class_weights == "balanced"
         made = probing.with_head(init, initial_arch(init, arch.resolution), data, task, seed, balanced)
         if made:

@@ -225,7 +225,7 @@ def test_from_a_bundle_its_network_is_kept(fitted, colours, command, tmp_path):
     b = Bundle.load(tmp_path / "run" / "float")
     assert (b.card.arch.name, b.card.arch.alpha) == (start.card.arch.name, start.card.arch.alpha)
     assert b.card.parent == start.digest
-    assert b.card.recipe["probe"] is True
+    assert b.card.recipe["probe"] == "on"
     choice = json.loads((tmp_path / "run" / "choice.json").read_text())
     assert {(c["arch"], c["alpha"]) for c in choice["candidates"]} == {(start.card.arch.name, start.card.arch.alpha)}
     with (tmp_path / "run" / "logs" / "metrics.csv").open() as f:

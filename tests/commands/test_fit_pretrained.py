@@ -69,7 +69,7 @@ def test_training_begins_with_the_probe(fitted, brought):
     of = Bundle.load(brought / start.card.arch.name)
     assert np.array_equal(start.tensors["blocks.0.conv.conv.weight"], of.tensors["blocks.0.conv.conv.weight"])
     assert made.card.metrics[0].value >= start.card.metrics[0].value
-    assert made.card.recipe["probe"] is True
+    assert made.card.recipe["probe"] == "on"
 
 
 def test_the_report_shows_what_was_measured(fitted):
@@ -112,7 +112,7 @@ def test_without_weights_it_says_what_is_lost_and_ends_well(colours, command, tm
     assert said.count("no pretrained weights on this machine") == 1
     assert "`mobilenets fetch" in said
     assert "--weights weights/" in said
-    assert Bundle.load(tmp_path / "run" / "float").card.recipe["probe"] is False
+    assert Bundle.load(tmp_path / "run" / "float").card.recipe["probe"] == "off"
 
 
 def test_a_budget_below_all_weights_trains_from_scratch(colours, brought, command, tmp_path):
@@ -127,7 +127,7 @@ def test_a_budget_below_all_weights_trains_from_scratch(colours, brought, comman
     assert "the networks with pretrained weights" in " ".join(ran.err.split())
     kept = json.loads((tmp_path / "run" / "run.json").read_text())
     assert kept["pretrained"] is False
-    assert kept["recipe"]["probe"] is False
+    assert kept["recipe"]["probe"] == "off"
     assert command(*words, "--resume").code == 0
 
 
@@ -180,3 +180,14 @@ def test_fit_is_a_function_with_weights(colours, brought, tmp_path):
     )  # fmt: skip
     assert got.file.exists()
     assert len(json.loads((tmp_path / "run" / "candidates.json").read_text())["candidates"]) == 1
+
+
+def test_a_choice_that_fails_leaves_no_run(colours, brought, command, tmp_path):
+    """So that the corrected command is no other run's."""
+    ran = command(*line(colours, tmp_path / "run", "--weights", brought, "--max-latency-ms", 1e-9))
+    assert ran.code == 2
+    assert command(*line(colours, tmp_path / "run", "--weights", brought, "--max-macs-m", 1)).code == 0
+
+
+def test_a_seed_below_zero_is_one_line(colours, command, tmp_path):
+    assert "seed must be 0 or more" in command(*line(colours, tmp_path / "run", "--seed", -1)).line

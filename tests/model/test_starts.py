@@ -44,6 +44,7 @@ def test_files_are_recognised_by_their_tensors(brought, capsys):
 
 
 def test_a_file_is_looked_at_once(brought, monkeypatch, capsys):
+    (brought / "stranger.pth").unlink()
     first = starts.in_folder(brought)
     capsys.readouterr()
     monkeypatch.setattr(starts, "open_foreign", lambda *_: pytest.fail("read again"))
@@ -128,3 +129,51 @@ def test_nearest():
     assert starts.nearest(every, zoo.arch("v2", 1.0, 224)).source == "a"
     assert starts.nearest(every, zoo.arch("v2", 0.75, 224)) is None
     assert starts.nearest(every, zoo.arch("v1", 1.0, 224)) is None
+
+
+def test_what_was_missing_may_come(brought, monkeypatch, capsys):
+    """A file that can't be read now is no stranger for ever: its library may be installed, its rights given."""
+    real = starts.open_foreign
+
+    def refuse(source, _folder=None):
+        raise UserError(f"{source}: reading .h5 files needs h5py")
+
+    monkeypatch.setattr(starts, "open_foreign", refuse)
+    assert names(starts.in_folder(brought)) == [("mine", "v1", 0.25, 32)]
+    assert "theirs.pth (reading .h5 files needs h5py)" in capsys.readouterr().err
+    monkeypatch.setattr(starts, "open_foreign", real)
+    assert len(starts.in_folder(brought)) == 2
+
+
+def test_links_that_lead_nowhere_are_left_out(brought, capsys):
+    (brought / "loop.h5").symlink_to("loop.h5")
+    (brought / "gone.h5").symlink_to("nowhere.h5")
+    assert len(starts.in_folder(brought)) == 2
+    said = capsys.readouterr().err
+    assert "gone.h5 (no such file)" in said
+    assert "loop.h5" in said
+
+
+def test_a_damaged_bundle_is_left_out(brought, capsys):
+    (brought / "mine" / "weights.safetensors").write_bytes(b"no")
+    assert names(starts.in_folder(brought)) == [("theirs.pth", "v3-small", 1.0, 224)]
+    assert "mine (" in capsys.readouterr().err
+
+
+def test_other_weights_than_those_that_were_looked_at(brought):
+    theirs = next(s for s in starts.in_folder(brought) if s.name == "v3-small")
+    torch.save(torchvision.models.mobilenet_v2().state_dict(), brought / "others" / "theirs.pth")
+    with pytest.raises(UserError, match="no longer the weights that it was"):
+        theirs.load()
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(brought, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MOBILENETS_CACHE", str(tmp_path / "file" / "cache"))
+    assert len(starts.in_folder(brought)) == 2
+
+
+@pytest.mark.parametrize("source", ["x" * 5000, "nowhere", "a\0b"])
+def test_what_init_cannot_name(source):
+    with pytest.raises(UserError):
+        starts.opened(source)

@@ -13,6 +13,8 @@ from mobilenets.training.recipes import RECIPES, TRIED, Overrides, Recipe, recip
 
 FIELDS = [f.name for f in dataclasses.fields(Recipe)]
 WORDS = {
+    "find_lr": "on",
+    "probe": "on",
     "optimizer": "sgd",
     "schedule": "exponential",
     "augment": "glyph",
@@ -105,18 +107,17 @@ def parsed(monkeypatch, command):
 @pytest.mark.parametrize("field", FIELDS)
 def test_every_field_is_an_option(parsed, verb, field):
     option, text = f"--{field.replace('_', '-')}", other_value(field)
-    flag = isinstance(getattr(Recipe(), field), bool)
-    _, given = parsed(verb, "digits", "--out", "x", option, *([] if flag else [text]))
+    _, given = parsed(verb, "digits", "--out", "x", option, text)
     got = recipe("modern", given["overrides"])
     value = getattr(got, field)
-    assert value == (True if flag else type(getattr(Recipe(), field))(text))
+    assert value == type(getattr(Recipe(), field))(text)
     assert type(value) is type(getattr(Recipe(), field))
     assert got == dataclasses.replace(RECIPES["modern"], **{field: value})
 
 
 def test_options_may_be_written_with_an_equals_sign(parsed):
     _, given = parsed("train", "digits", "--out=x", "--epochs=3", "--lr=1e-2", "--recipe=finetune")
-    expected = dataclasses.replace(RECIPES["finetune"], epochs=3, lr=0.01, find_lr=False)  # a rate that is given counts
+    expected = dataclasses.replace(RECIPES["finetune"], epochs=3, lr=0.01, find_lr="off")  # a rate that is given counts
     assert recipe(given["recipe"], given["overrides"]) == expected
 
 

@@ -441,7 +441,7 @@ def test_the_features_of_a_frozen_epoch_are_computed_once_and_used_many_times(
 def test_init_takes_the_finetune_recipe_unless_told(learned, tiny_train, tmp_path):
     run = tiny_train(tmp_path / "r", "--init", learned.out, "--epochs", 1)
     recipe = Bundle.load(run.out / "float").card.recipe
-    assert (recipe["probe"], recipe["layer_decay"]) == (True, 0.8)
+    assert (recipe["probe"], recipe["layer_decay"]) == ("on", 0.8)
 
 
 @pytest.mark.parametrize("kind", ["int8", "nothing", "folder"])

@@ -5,6 +5,7 @@ A folder's files are recognised by their tensors, once: what was found is kept b
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -19,7 +20,7 @@ from mobilenets import console, files, web
 from mobilenets.arch.spec import Arch
 from mobilenets.errors import UserError
 from mobilenets.model import imagenet
-from mobilenets.model.bundle import CARD, Bundle, find_bundle, is_bundle
+from mobilenets.model.bundle import Bundle, find_bundle, is_bundle
 from mobilenets.model.card import Card
 from mobilenets.model.convert import catalogue, fetched, formats
 from mobilenets.model.convert.weights import foreign_bundle, open_foreign
@@ -49,9 +50,10 @@ class Start:
 
     def load(self, folder: Path | None = None) -> Bundle:
         """The bundle of them; published ones are fetched, or found in `folder`. Raises `UserError`."""
-        if not catalogue.is_name(self.source) and is_bundle(Path(self.source)):
-            return Bundle.load(self.source)
-        return _foreign(self.source, folder)
+        made = opened(self.source, folder)
+        if (made.card.arch.name, made.card.arch.alpha) != (self.name, self.alpha):
+            raise UserError(f"{self.source}: no longer the weights that it was when it was looked at; try again")
+        return made
 
 
 def opened(source: str | Path, folder: Path | None = None) -> Bundle:
@@ -59,9 +61,10 @@ def opened(source: str | Path, folder: Path | None = None) -> Bundle:
 
     Raises `UserError`.
     """
-    if catalogue.is_name(str(source)) or Path(source).is_file():
-        return _foreign(str(source), folder)
-    return Bundle.load(find_bundle(Path(source)))
+    with formats.path_errors(Path(source)):
+        if catalogue.is_name(str(source)) or Path(source).is_file():
+            return _foreign(str(source), folder)
+        return Bundle.load(find_bundle(Path(source)))
 
 
 def _foreign(source: str, folder: Path | None) -> Bundle:
@@ -98,23 +101,21 @@ def nearest(starts: Sequence[Start], arch: Arch) -> Start | None:
 def in_folder(folder: Path) -> list[Start]:
     """What the files and bundles of a folder, and of folders in it, are weights of. Raises `UserError`.
 
-    A line says which files are of no network that is known, when they are looked at first.
+    A line says which can't be used, and why.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: {'not a' if folder.exists() else 'no such'} folder; --weights takes one of weights")
     index = _Index()
     found, strangers = [], []
     for path in _candidates(folder):
-        new = index.of(path)
-        if isinstance(new, Start):
-            found.append(new)
-        elif new:
-            strangers.append(f"{path.name} ({new})")
+        try:
+            found.append(index.of(path))
+        except UserError as e:
+            strangers.append(f"{path.name} ({str(e).removeprefix(f'{path}: ')})")
     index.save()
     if strangers:
-        console.note(
-            console.plain(f"{folder}: {console.many(len(strangers), 'file')} left out: {'; '.join(strangers)}")
-        )
+        what = console.many(len(strangers), "file")
+        console.note(console.plain(f"{folder}: {what} left out: {'; '.join(strangers)}"))
     if not found:
         raise UserError(
             f"{folder}: no weights of a network that is known; `mobilenets fetch NAMES --to {folder}` brings some, and "
@@ -124,9 +125,16 @@ def in_folder(folder: Path) -> list[Start]:
 
 
 def _candidates(folder: Path, depth: int = DEPTH) -> Iterator[Path]:
-    """Bundles, and files of a kind that can be read, in the order of their names. Raises `UserError` for too many."""
+    """Bundles, and files of a kind that can be read, in the order of their names. Raises `UserError`.
+
+    For a folder that can't be read, and for too many files.
+    """
+
+    def refuse(e: OSError) -> None:
+        raise UserError(f"{e.filename}: can't be read ({e.strerror})") from e
+
     count = 0
-    for where, folders, names in os.walk(folder):
+    for where, folders, names in os.walk(folder, onerror=refuse):
         here = Path(where)
         folders.sort()
         if len(here.relative_to(folder).parts) >= depth:
@@ -144,48 +152,46 @@ def _candidates(folder: Path, depth: int = DEPTH) -> Iterator[Path]:
 
 
 class _Index:
-    """What was found in each file before, by path; a file of another size or date is looked at anew."""
+    """What was recognised before, by path; a file of another size or date is looked at anew.
+
+    What wasn't is looked at each time: what is missing may have come, as a library that reads it.
+    """
 
     def __init__(self) -> None:
         self.path = files.cache_root() / INDEX
         self.changed = False
         self.rows: dict[str, Any] = {}
         if self.path.exists():
-            try:
+            with contextlib.suppress(UserError):  # a damaged one is made again
                 self.rows = dict(files.read_json(self.path, (), "an index of weights"))
-            except UserError:  # made again
-                self.rows = {}
 
-    def of(self, path: Path) -> Start | str:
-        """What it holds; or why it holds nothing, the first time, and "" later."""
+    def of(self, path: Path) -> Start:
+        """What it holds. Raises `UserError` for what can't be used."""
         if is_bundle(path):
             return _of_bundle(path)
-        seen = path.stat()
+        with formats.path_errors(path):
+            seen = path.stat()
         key, stamp = str(path.resolve()), [seen.st_size, seen.st_mtime_ns]
         row = self.rows.get(key)
-        if isinstance(row, Mapping) and row.get("stamp") == stamp:
-            return Start(str(path), **row["start"], here=True) if row.get("start") else ""
-        self.changed = True
-        try:
-            start = _start(foreign_bundle(open_foreign(str(path))).card, path)
-        except UserError as e:
-            self.rows[key] = {"stamp": stamp, "start": None}
-            return str(e).removeprefix(f"{path}: ")
+        if isinstance(row, Mapping) and row.get("stamp") == stamp and row.get("start"):
+            return Start(str(path), **row["start"], here=True)
+        start = _start(foreign_bundle(open_foreign(str(path))).card, path)
         kept = {k: v for k, v in dataclasses.asdict(start).items() if k not in ("source", "here")}
         self.rows[key] = {"stamp": stamp, "start": kept}
+        self.changed = True
         return start
 
     def save(self) -> None:
         if self.changed:
-            files.write_json(self.path, self.rows)
+            with contextlib.suppress(UserError):  # where the cache can't be written, they are looked at again
+                files.write_json(self.path, self.rows)
 
 
-def _of_bundle(path: Path) -> Start | str:
-    try:
-        card = Card.from_json(files.read_json(path / CARD, (), "a bundle"), str(path / CARD))
-    except UserError as e:
-        return str(e)
-    return _start(card, path) if card.precision == "float32" else f"{card.precision}, and training needs float"
+def _of_bundle(path: Path) -> Start:
+    card = Bundle.load(path).card
+    if card.precision != "float32":
+        raise UserError(f"{card.precision}, and training needs float")
+    return _start(card, path)
 
 
 def _start(card: Card, path: Path) -> Start:

@@ -188,9 +188,10 @@ TRIED: dict[str, Tried] = {
         "5 kinds of flowers, 2,000 images", CORES, "7 min", "71.4% top-1", "results/finetune",
     ),
     "finetune": Tried(
-        "from a trained bundle: the classifier first, on features computed once, then everything",
-        "mobilenets train flowers.zip --init bundles/v1-0.25 --out runs/flowers",
-        "5 kinds of flowers, 2,000 images", CORES, "5 min", "90.4% top-1", "results/finetune",
+        "from pretrained weights: the best linear classifier of what they see, then everything but the first rows",
+        "mobilenets train flowers.zip --init mobilenet_v1_0.25_224.h5 --epochs 12 --out runs/flowers",
+        "5 kinds of flowers, 2,000 images", "2 cores of an AMD EPYC with AVX2", "21 min beside other jobs",
+        "88.2% top-1", "results/finetune",
     ),
     "cifar": Tried(
         "images of 32 pixels from scratch, with V1's or V2's strides for them",

@@ -30,6 +30,7 @@ from mobilenets.training.run import CANDIDATES, CHOICE, START
 
 TRIALS = "trials"  # in a run's folder: what the halving trains
 SHORT = 2  # epochs of a halving
+LEAST = 30  # seconds for each, below which a halving says nothing
 SHARE = 0.2  # of the time that is given, for all of its networks together
 LOST = (
     "no pretrained weights on this machine, and none can be fetched: training begins from nothing, which on a few "
@@ -138,7 +139,9 @@ def _of_weights(
     close = candidates.alike(entrants)
     metric = task.primary
     assert metric is not None
-    if wanted.halving == "on" and len(close) > 1 and world()[0] == 1:  # others of a training wait for the choice
+    each = wanted.seconds and SHARE * wanted.seconds / len(close)
+    worth = each is None or each >= LEAST
+    if wanted.halving == "on" and len(close) > 1 and worth and world()[0] == 1:  # others of a training would wait
         console.note(
             f"{' and '.join(e.candidate.arch.title for e in close)} are alike: each is trained for {SHORT} epochs"
         )
@@ -149,7 +152,7 @@ def _of_weights(
             return train.train_bundle(
                 data, e.candidate.arch, short, where, task=task, seed=seed, resume=resume, init=e.headed.bundle,
                 calibration=Calibration(uncalibrated=True),
-                seconds=wanted.seconds and SHARE * wanted.seconds / len(close),
+                seconds=each,
             )  # fmt: skip
 
         winner, made = candidates.halve(close, trained, metric)

@@ -25,6 +25,7 @@ from mobilenets.training.recipes import Recipe
 from mobilenets.training.run import CHECKPOINTS, FLOAT, LOGS, METRICS, RATE, START
 from mobilenets.training.setup import setup
 
+RANGE_TEST = 180  # seconds of training at least, for which half a minute of a range test is worth it
 WASTED = 5  # epochs after the best one that are worth a word
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def train_bundle(
     head = task.head(arch, config)
     start = _begin(init, arch, data, task, recipe, seed, out)
     init = start or init
-    if init and recipe.find_lr == "on" and size == 1:
+    if init and recipe.find_lr == "on" and size == 1 and (seconds is None or seconds >= RANGE_TEST):
         recipe = dataclasses.replace(recipe, lr=_rate(init, arch, data, task, recipe, seed, out), lr_batch=0)
     made = setup(data, data.split("train"), arch, recipe, seed, init, distiller, task)
     if made.measured and rank == 0:

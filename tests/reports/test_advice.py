@@ -28,7 +28,7 @@ def test_nothing_stands_out():
 def test_from_scratch_on_few_images():
     (line,) = said(FLAT, pretrained=False)
     assert "trained from scratch on 300 images" in line
-    assert "--init" in line
+    assert "--weights" in line
     assert said(FLAT, pretrained=False, images=5000) == said(FLAT, pretrained=False, side=28) == []
 
 

@@ -189,6 +189,7 @@ def test_candidates_as_json_and_back():
 
 def test_weights_that_give_no_numbers_are_one_line(make_bundle, data):
     start = make_bundle("v1")
-    start.tensors["blocks.3.depthwise.norm.weight"] = start.tensors["blocks.3.depthwise.norm.weight"] * np.nan
+    name = "blocks.3.depthwise.norm.weight"
+    start = dataclasses.replace(start, tensors={**start.tensors, name: start.tensors[name] * np.nan})
     with pytest.raises(UserError, match="pretrained weights are damaged"):
         probing.with_head(start, start.card.arch, data, CLASSIFY, 0)

@@ -24,7 +24,7 @@ from mobilenets.arch import zoo
 from mobilenets.arch.graph import Padding
 from mobilenets.arch.spec import scale
 from mobilenets.commands.shards import Sharded, shards
-from mobilenets.deploy import load
+from mobilenets.deploy import bench, choose, latency, load
 from mobilenets.deploy.engines import trial
 from mobilenets.model.bundle import Bundle
 from mobilenets.model.card import classifier_card
@@ -159,6 +159,20 @@ def _quiet() -> Iterator[None]:
         patch.setattr(load, "OFF", 1000.0)
         patch.setattr(load, "waiting", lambda: 0)
         patch.setattr(load, "LOOP_SECONDS", 0.0001)
+        yield
+
+
+@pytest.fixture(scope="module")
+def small_grid() -> Iterator[None]:
+    """Networks to choose from are measured in a moment, and the small ones alone; what is measured stays what it is."""
+    whole = choose.grid
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(latency, "ROUND_SECONDS", 0.005)
+        patch.setattr(latency, "WARM_UP_SECONDS", 0.001)
+        patch.setattr(bench, "ROUNDS", 1)
+        patch.setattr(
+            choose, "grid", lambda *how: [a for a in whole(*how) if a.name in ("v1", "v2") and a.alpha <= 0.35]
+        )
         yield
 
 

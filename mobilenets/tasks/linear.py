@@ -12,7 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-FOLDS = 4  # least, of a class's images
+from mobilenets.data import splitting
+
+FOLDS = 4
 CS = (1e-2, 1e-1, 1.0, 10.0, 100.0)  # inverse penalties, of features whose mean square is 1
 STEPS = 100  # of L-BFGS: fits that would take more are as good by then
 Z = 1.96  # standard errors on each side of a 95% interval
@@ -60,7 +62,7 @@ def fit(
     The penalty with the least loss on what was left out; `balanced`: every class counts the same in the fit.
     """
     scale = float(np.sqrt(np.square(features, dtype=np.float64).mean())) or 1.0
-    x, folds = features / np.float32(scale), _folds(targets, seed)
+    x, folds = features / np.float32(scale), splitting.folds(targets, None, FOLDS, seed)
     best: tuple[float, float, npt.NDArray[np.bool_]] | None = None
     for penalty in CS:
         loss, right = 0.0, np.zeros(len(x), bool)
@@ -80,17 +82,6 @@ def fit(
     _, penalty, right = best
     weight, bias = _regression(x, targets, classes, penalty, balanced)
     return Probe((weight / scale).astype(np.float32), bias.astype(np.float32), right, penalty)
-
-
-def _folds(targets: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.int64]:
-    """A fold for each image, such that every class is in all of them as evenly as it can be."""
-    rng, out = np.random.default_rng(seed), np.empty(len(targets), np.int64)
-    start = 0
-    for c in np.unique(targets):
-        index = rng.permutation(np.flatnonzero(targets == c))
-        out[index] = (start + np.arange(len(index))) % FOLDS
-        start += len(index)  # classes of one image don't all fall into one fold
-    return out
 
 
 def _regression(

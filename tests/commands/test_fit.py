@@ -7,12 +7,11 @@ import pytest
 
 from mobilenets.commands import fit
 from mobilenets.data.open import open_data
-from mobilenets.deploy import bench, choose, engines, latency
+from mobilenets.deploy import choose, engines
 from mobilenets.model.bundle import Bundle
 from mobilenets.tasks.confusion import Confusion
 from mobilenets.training import trainer as train
 
-GRID = choose.grid
 BUDGET = {"latency_ms": 50.0, "size_mb": 1.0}
 STEP = {
     "name", "path", "engine", "precision", "size_bytes", "latency_ms", "agreement", "difference", "top1", "top5",
@@ -31,17 +30,7 @@ def arguments(data, out, *more, epochs=EPOCHS):
     )  # fmt: skip
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _hurry():
-    """Measure in a moment, the small networks alone; what is measured stays what it is."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(latency, "ROUND_SECONDS", 0.005)
-        patch.setattr(latency, "WARM_UP_SECONDS", 0.001)
-        patch.setattr(bench, "ROUNDS", 1)
-        patch.setattr(
-            choose, "grid", lambda *how: [a for a in GRID(*how) if a.name in ("v1", "v2") and a.alpha <= 0.35]
-        )
-        yield
+pytestmark = pytest.mark.usefixtures("small_grid")
 
 
 @pytest.fixture(scope="module")

@@ -7,24 +7,11 @@ import numpy as np
 import pytest
 
 from mobilenets.commands import fit, selection
-from mobilenets.deploy import bench, choose, latency
 from mobilenets.model.bundle import Bundle
 from mobilenets.training import candidates
 from mobilenets.training import trainer as train
 
-GRID = choose.grid
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _hurry():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(latency, "ROUND_SECONDS", 0.005)
-        patch.setattr(latency, "WARM_UP_SECONDS", 0.001)
-        patch.setattr(bench, "ROUNDS", 1)
-        patch.setattr(
-            choose, "grid", lambda *how: [a for a in GRID(*how) if a.name in ("v1", "v2") and a.alpha <= 0.35]
-        )
-        yield
+pytestmark = pytest.mark.usefixtures("small_grid")
 
 
 @pytest.fixture(scope="module")

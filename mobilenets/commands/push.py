@@ -83,6 +83,7 @@ def push_to_hub(bundle: BundleOrPath, to: str, *, private: bool = False, message
     address = hub.parse(to if hub.is_address(to) else f"hf://{to}")
     with needed_by("push"):
         from huggingface_hub import CommitOperationAdd, HfApi
+        from huggingface_hub.errors import HfHubHTTPError
     with tempfile.TemporaryDirectory() as folder:
         saved = Path(folder) / "bundle"
         if isinstance(bundle, Bundle):
@@ -106,10 +107,10 @@ def push_to_hub(bundle: BundleOrPath, to: str, *, private: bool = False, message
                 revision=address.revision,
             )
         except Exception as e:  # of huggingface_hub, and of the client below it
-            raise UserError(
-                f"{address}: not pushed ({one_line(e)}); `hf auth login` or HF_TOKEN says who you are, and its token "
-                "must be one that writes"
-            ) from e
+            login = "`hf auth login` or HF_TOKEN says who you are, and its token must be one that writes"
+            answered = isinstance(e, HfHubHTTPError)
+            hint = login if answered else "the Hub can't be reached: try again where there is a network"
+            raise UserError(f"{address}: not pushed ({one_line(e)}); {hint}") from e
     return Pushed(str(address), str(page), str(done.oid), (README, *paths))
 
 

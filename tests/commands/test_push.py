@@ -139,6 +139,8 @@ def test_offline(server, command):
     server.close()
     line = command("push", NAME, "hf://me/tiny").line
     assert line.startswith("mobilenets: hf://me/tiny: not pushed (")
+    assert "can't be reached" in line
+    assert "login" not in line
 
 
 def test_without_huggingface_hub(command, monkeypatch):

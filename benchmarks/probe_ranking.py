@@ -1,0 +1,71 @@
+"""Whether a linear probe's accuracy ranks networks as fine-tuning does: Kendall's tau over the candidates at hand.
+
+    python benchmarks/probe_ranking.py flowers.zip OUT --seconds 60 --candidates v2-1.0@128,v1-0.25@224
+
+A candidate is weights, as --init takes them, at a resolution. Each is probed (the cross-validated accuracy that `fit`
+ranks by) and fine-tuned for the same time by the recipe `finetune`, its epoch chosen on a tenth of train and scored on
+the data's val. Candidates that are in OUT/probe_ranking.csv are skipped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import time
+from pathlib import Path
+
+from fine_tuning import OWN, opened, read, tuned
+from scipy.stats import kendalltau
+
+from mobilenets import console, files, tasks
+from mobilenets.deploy import evaluate
+from mobilenets.deploy.engines.torch import TorchEngine
+from mobilenets.model.convert import starts
+from mobilenets.training import probing
+from mobilenets.training import trainer as train
+
+COLUMNS = ("data", "seconds", "candidate", "seed", "probe_top1_percent", "test_top1_percent", "epochs", "took_s")
+
+
+def measured(a: argparse.Namespace, candidate: str) -> tuple[str, ...]:
+    name, _, side = candidate.rpartition("@")
+    a.resolution = int(side)
+    init, d, out = starts.opened(name), opened(a, a.seed), a.out / f"run-{candidate.replace('/', '-')}"
+    task, since = tasks.find("classify"), time.monotonic()
+    headed = probing.with_head(init, train.initial_arch(init, a.resolution), d, task, a.seed)
+    assert headed is not None
+    made, epochs = tuned(d, init, OWN, a, a.seed, out)
+    top1 = evaluate.score(TorchEngine(made, 2), d, "test").value
+    title = f"{made.card.arch.title} from {Path(name).stem}"
+    took = time.monotonic() - since
+    return (
+        Path(a.source).stem, str(a.seconds), title, str(a.seed), f"{headed.probe.accuracy:.2f}", f"{top1:.2f}",
+        str(epochs), f"{took:.0f}",
+    )  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--candidates", required=True, help="weights@resolution, with commas between")
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--seed", type=int, default=0)
+    a = parser.parse_args()
+    a.folds, a.per_class, path = 0, None, a.out / "probe_ranking.csv"
+    for candidate in a.candidates.split(","):
+        console.step(candidate)
+        rows = [*map(tuple, (r.values() for r in read(path))), measured(a, candidate)]
+        with files.atomic_file(path) as tmp, tmp.open("w", newline="") as f:
+            csv.writer(f).writerows([COLUMNS, *rows])
+    rows = read(path)
+    t = console.table("", ["candidate", "probe %", "fine-tuned %"], left=("candidate",))
+    for r in sorted(rows, key=lambda r: -float(r["probe_top1_percent"])):
+        t.add_row(r["candidate"], r["probe_top1_percent"], r["test_top1_percent"])
+    console.note(t)
+    probes, finals = ([float(r[c]) for r in rows] for c in COLUMNS[4:6])
+    console.note(f"Kendall's tau {kendalltau(probes, finals).statistic:.2f} over {len(rows)} candidates")
+
+
+if __name__ == "__main__":
+    main()

@@ -102,6 +102,7 @@ def test_what_needs_more_says_so_in_one_line(files, line, message):
     assert (done.returncode, done.stdout, done.stderr) == (2, "", f"mobilenets: {message}\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bundle", ["bundle", "cifar10-v1-0.25"])
 def test_a_bundle_runs_in_onnx_runtime_too(files, bundle):
     done = alone(files, "predict", bundle, "images", "--json")

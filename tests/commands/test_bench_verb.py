@@ -54,6 +54,7 @@ def test_a_changed_network_is_exported_again(run):
     assert engines.load(again.path).card.precision == "float32"
 
 
+@pytest.mark.slow
 def test_another_int8_bundle_is_exported_again(run, pixels):
     pairs = exports.combinations(["onnxruntime"], ["int8"], "float32")
     (first,) = exports.make(run, pairs, run / exports.FOLDER, None, None)

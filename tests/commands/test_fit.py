@@ -148,6 +148,7 @@ def test_progress_is_on_stderr_and_results_on_stdout(fitted):
     assert fitted.ran.out.startswith("{")
 
 
+@pytest.mark.slow
 def test_a_finished_run_resumed_does_not_train_or_measure_again(fitted, colours, command, monkeypatch):
     before = (fitted.out / "float" / "weights.safetensors").read_bytes()
     monkeypatch.setattr(train, "train_bundle", lambda *_a, **_k: pytest.fail("trained again"))
@@ -172,6 +173,7 @@ def test_a_run_is_resumed_by_its_own_command_alone(fitted, colours, command, mor
     assert said in command(*arguments(colours, fitted.out, *more)).line
 
 
+@pytest.mark.slow
 def test_a_damaged_image_stops_it_before_anything_is_done(colours, command, tmp_path):
     data = shutil.copytree(colours, tmp_path / "data")
     bad = data / "train" / "red" / "005.png"
@@ -194,6 +196,7 @@ def test_a_damaged_image_stops_it_before_anything_is_done(colours, command, tmp_
     assert Bundle.load(out / "float").card.data["counts"] == {"train": 71, "val": 23}
 
 
+@pytest.mark.slow
 def test_float_is_shipped_where_it_is_asked_for(colours, command, tmp_path):
     got = command("fit", colours, "--out", tmp_path / "run", "--epochs", 1, "--workers", 0, "--max-macs-m", 2,
                   "--precision", "float32", "--json").json  # fmt: skip
@@ -259,6 +262,7 @@ def test_the_same_command_gives_the_same_weights(fitted, colours):
     assert b.card.arch == Bundle.load(fitted.out / "float").card.arch
 
 
+@pytest.mark.slow
 def test_fit_is_a_function(colours, tmp_path):
     from mobilenets.deploy.choose import Budget
     from mobilenets.training.recipes import Overrides

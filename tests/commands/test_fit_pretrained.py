@@ -84,6 +84,7 @@ def test_features_are_kept(colours, brought, command, tmp_path, monkeypatch):
     assert (tmp_path / "run" / "candidates.json").exists()
 
 
+@pytest.mark.slow
 def test_from_scratch(colours, brought, command, tmp_path):
     ran = command(*line(colours, tmp_path / "run", "--weights", brought, "--from-scratch", "--max-macs-m", 1))
     assert ran.code == 0, ran.err
@@ -102,6 +103,7 @@ def test_without_weights_it_says_what_is_lost_and_ends_well(colours, command, tm
     assert Bundle.load(tmp_path / "run" / "float").card.recipe["probe"] == "off"
 
 
+@pytest.mark.slow
 def test_a_budget_below_all_weights_trains_from_scratch(colours, brought, command, tmp_path):
     """And says why; resumed, it goes on as it was."""
     import shutil
@@ -146,6 +148,7 @@ def test_bad_arguments(colours, command, tmp_path, more, said):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_it_is_never_below_the_probe(colours, brought, command, tmp_path):
     """A rate that ruins the network: what ships is where it began."""
     ran = command("train", colours, "--out", tmp_path / "run", "--init", brought / "v1", "--epochs", 1, "--batch", 12,
@@ -157,6 +160,7 @@ def test_it_is_never_below_the_probe(colours, brought, command, tmp_path):
     assert "the probe is what is kept" in ran.err
 
 
+@pytest.mark.slow
 def test_fit_is_a_function_with_weights(colours, brought, tmp_path):
     from mobilenets.deploy.choose import Budget
     from mobilenets.training.recipes import Overrides
@@ -169,6 +173,7 @@ def test_fit_is_a_function_with_weights(colours, brought, tmp_path):
     assert len(json.loads((tmp_path / "run" / "candidates.json").read_text())["candidates"]) == 1
 
 
+@pytest.mark.slow
 def test_a_choice_that_fails_leaves_no_run(colours, brought, command, tmp_path):
     """So that the corrected command is no other run's."""
     ran = command(*line(colours, tmp_path / "run", "--weights", brought, "--max-latency-ms", 1e-9))

@@ -66,6 +66,7 @@ def test_a_network_within_the_limit_is_plain_int8(make_bundle, data, pixels):
     assert metric.value == pytest.approx(top1(made, data))
 
 
+@pytest.mark.slow
 def test_beyond_the_limit_the_operations_to_keep_are_named(fragile, data, pixels):
     plain = quantize_bundle(fragile, pixels)
     lost = 100 - top1(plain, data)
@@ -151,6 +152,7 @@ def test_the_verbs_mistakes(command, on_disk, tmp_path, arguments, line):
     assert not (tmp_path / "q").exists()
 
 
+@pytest.mark.slow
 def test_the_verb_holds_to_the_limit(command, on_disk, tmp_path, monkeypatch):
     scores = iter([90.0, 70.0, *[90.0] * 9])  # float, int8, then whatever is tried in float
     monkeypatch.setattr(mixed, "_scored", lambda _, d, _score: mixed.Metric("top1", next(scores), d.source, "val", 8))

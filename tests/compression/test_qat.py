@@ -211,6 +211,7 @@ def test_what_is_no_nearer_is_not_kept(
     assert ruined.ranges is start.ranges
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on_to_the_same_bundle(
     task: dict[str, Any], trained: Measured, colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -261,6 +262,7 @@ def test_a_task_without_a_score_is_refused(task: dict[str, Any], colours: Path, 
 # ---- the verb ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_verb_trains(command: Callable[..., Ran], task: dict[str, Any], colours: Path, tmp_path: Path) -> None:
     line = ["quantize", tmp_path / "float", colours, "--qat", 1]
     task["source"].save(tmp_path / "float")

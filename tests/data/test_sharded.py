@@ -383,6 +383,7 @@ def weights(out):
     return (out / "float" / "weights.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_training_from_a_folder_and_from_a_server_with_workers(written, serve, tiny_train, tmp_path):
     """The same weights: what is drawn doesn't depend on where the shards are, nor on who reads them."""
     options = ("--epochs", 2, "--batch", 16)
@@ -395,6 +396,7 @@ def test_training_from_a_folder_and_from_a_server_with_workers(written, serve, t
     assert Bundle.load(a.out / "float").card.data["counts"] == {"train": 72, "val": 24}
 
 
+@pytest.mark.slow
 def test_a_stopped_epoch_of_shards_goes_on(written, tiny_train, command, tmp_path, monkeypatch):
     from mobilenets.training.learner import Learner
 

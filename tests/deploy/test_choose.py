@@ -254,6 +254,7 @@ def test_memory_limits_of_a_microcontroller_hold(clock, microcontroller, capsys)
     assert not capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_networks_that_do_not_run_there_are_left_out_and_told(clock, microcontroller, capsys):
     choice = pick(grid(10), Budget(max_ram_kb=4096))
     assert "v3-small" in {a.name for a in grid(10)}

@@ -296,6 +296,7 @@ def test_labels_that_classes_share_stay_apart(make_bundle):
     assert coreml.class_names(card.with_labels(labels)) == ["crane (0)", *card.labels[1:9], "crane (9)"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "darwin", reason="runs here")
 def test_elsewhere_it_is_exported_without_proof(bundle, pixels, tmp_path):
     made = export.export_bundle(bundle("v1", "float16"), pixels, tmp_path / "m.mlpackage", "noise", "coreml", "float16")

@@ -55,6 +55,7 @@ def test_int8(exported, pixels):
     check(path, proof, b, pixels)
 
 
+@pytest.mark.slow
 def test_an_activation_without_an_upper_end(exported, pixels):
     path, proof, b = exported("short", "float32", 2, activation="relu")
     check(path, proof, b, pixels)

@@ -120,6 +120,7 @@ FEW = ("onnxruntime", "litert")  # of the others a hundred loads take long
 LOADED = [pytest.param(n, marks=[pytest.mark.slow] * (n not in FEW)) for n in dict.fromkeys((*QUICK, "torch"))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LOADED)
 def test_a_hundred_loads_leave_nothing_behind(load, pixels, name):
     one = functools.partial(pixels.__getitem__, slice(0, 1))

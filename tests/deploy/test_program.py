@@ -107,6 +107,7 @@ def test_sizes_follow_the_weights(short_bundle, pixels, tmp_path):
     assert max(sizes["int8"], sizes["dynamic"]) < 0.4 * sizes["float32"]
 
 
+@pytest.mark.slow
 def test_the_callers_threads_stay(short_bundle, pixels, tmp_path):
     b = short_bundle(2)
     pt2.write(program.export_program(b, None), b.card, tmp_path / "m.pt2")

@@ -48,6 +48,7 @@ def tree(path):
     return {str(p.relative_to(path)): p.read_bytes() for p in path.rglob("*") if p.is_file()}
 
 
+@pytest.mark.slow
 def test_round_trip(tmp_path):
     b = small()
     written = b.save(tmp_path / "deep" / "b")

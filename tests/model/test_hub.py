@@ -91,6 +91,7 @@ def test_a_bundle_is_loaded_by_its_address(server, revision):
     assert f"me/tiny/{commit}/{hub.WEIGHTS}" in kept()
 
 
+@pytest.mark.slow
 def test_every_door_takes_one(server, command, tmp_path, colours, tiny_train):
     server.put("me/tiny", content())
     known = mobilenets.load(NAME)

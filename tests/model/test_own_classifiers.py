@@ -74,6 +74,7 @@ def test_averaged_weights_with_ones_own_classifier(imported, tmp_path):
         assert worst(net(x), float_model(imported(tmp_path / "w.pt"))(x)) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "features"),
     [
@@ -97,6 +98,7 @@ def test_more_than_one_layer_is_left_out_when_told(command, imported, tmp_path, 
         assert worst(body(x).mean((2, 3)), float_model(bundle).pooled(x)) < 1e-5
 
 
+@pytest.mark.slow
 def test_a_body_alone_is_fine_tuned(imported, tiny_train, tmp_path):
     torch.save(v2(nn.Sequential(nn.Linear(1280, 64), nn.Linear(64, 4))).state_dict(), tmp_path / "w.pt")
     imported(tmp_path / "w.pt", "--body-only", "--resolution", 32)
@@ -215,6 +217,7 @@ def test_a_keras_archive_says_how_it_reads_images(imported, keras, tmp_path):
     assert bundle.card.recipe["assumed"] == ["padding", "bn_eps", "crop", "interpolation"]
 
 
+@pytest.mark.slow
 def test_other_poolings_and_damaged_descriptions(command, keras, tmp_path):
     path = archive(tmp_path / "m.keras", keras("v1"), layers(("GlobalMaxPooling2D", {})))
     line = command("import", path, "--out", tmp_path / "b").line

@@ -78,6 +78,7 @@ def test_a_width_that_nobody_published_is_found_when_told():
     assert recognise.identify(tensors, alpha=0.6).arch.alpha == 0.6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -103,6 +104,7 @@ def test_one_wrong_tensor_is_named(v2, change, said):
     )
 
 
+@pytest.mark.slow
 def test_other_networks_are_refused():
     said = message(state(models.resnet18()))
     assert said.startswith("no MobileNet has tensors like these: bn1.bias, bn1.num_batches_tracked")

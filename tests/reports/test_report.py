@@ -349,6 +349,7 @@ def test_bins_that_are_none_are_one_line(run: Path, bins: Any) -> None:
         _changed(run, reliability=bins)
 
 
+@pytest.mark.slow
 def test_no_mistakes_no_budget_one_network(run: Path) -> None:
     result = json.loads((run / "steps.json").read_text())
     for s in result["steps"]:

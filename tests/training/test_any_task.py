@@ -203,6 +203,7 @@ def arch():
     return zoo.arch("v3-small", 0.35, 32, 0)
 
 
+@pytest.mark.slow
 def test_it_is_trained_by_its_own_score(coloured, arch, tmp_path, capsys):
     found = checks.check(coloured)
     assert found.counts == {"train": {"images": 72}, "val": {"images": 24}}

@@ -124,6 +124,7 @@ def test_energy_tells_what_is_unlike(calibrated, pixels):
     assert (said["probabilities"].max(1) >= known.least_probability - 1e-6).mean() >= 0.9
 
 
+@pytest.mark.slow
 def test_a_threshold_is_kept(bundle, pixels, capsys):
     data = with_val(bundle, pixels, 1200)
     free = calibrate(bundle, data).card.trust

@@ -91,6 +91,7 @@ def test_the_answers_are_those_to_the_views_that_are_trained_on(teacher, colours
     assert np.load(files[0]).dtype == np.float16
 
 
+@pytest.mark.slow
 def test_students_share_answers(teacher, colours, command, tmp_path, monkeypatch):
     calls = []
     real = distill.Distiller.ask
@@ -166,6 +167,7 @@ def test_the_embedding_of_a_teacher_with_other_classes(teacher, write_colours, c
     assert Bundle.load(tmp_path / "s" / "float").card.labels == ("blue", "warm")
 
 
+@pytest.mark.slow
 def test_killed_it_goes_on_to_the_same_weights(teacher, colours, command, tmp_path, monkeypatch):
     from mobilenets.training import learner
 

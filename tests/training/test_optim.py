@@ -88,6 +88,7 @@ def test_the_papers_rate_falls_in_each_epoch_and_is_scaled_to_the_batch():
     assert Recipe(batch=192, lr=0.1).peak_lr == 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["v1-paper", "v2-paper", "v3-paper"])
 def test_the_papers_recipes_train(tiny_train, tmp_path, name):
     run = tiny_train(tmp_path / "r", "--recipe", name, "--epochs", 4, "--batch", 8, "--lr", 0.01, "--lr-batch", 8)

@@ -105,6 +105,7 @@ def test_channels_without_variance_stay_finite(folded, split, pixels):
     assert all(torch.isfinite(t).all() for t in net.state_dict().values())
 
 
+@pytest.mark.slow
 def test_training_measures_them_once_and_says_so(folded, make_bundle, tiny_train, tmp_path):
     folded("v1").save(tmp_path / "folded")
     make_bundle("v1").save(tmp_path / "trained")

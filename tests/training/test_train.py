@@ -160,6 +160,7 @@ def test_dropout_and_mixup_follow_the_seed_too(tiny_train, tmp_path):
     assert Bundle.load(a / "float").card.arch.dropout == 0.3
 
 
+@pytest.mark.slow
 def test_bf16_follows_the_seed_too_down_to_maps_of_one_pixel(tiny_train, tmp_path):
     more = ("--epochs", 2, "--training-precision", "bf16", "--batch", 12)
     a, *others = (weights(tiny_train(tmp_path / str(i), *more).out) for i in range(3))
@@ -250,6 +251,7 @@ def test_stopped_at_any_epoch_it_goes_on_to_the_same_weights(tiny_train, command
     assert weights(out) == weights(whole.out)
 
 
+@pytest.mark.slow
 def test_ctrl_c(tiny_train, command, tmp_path):
     whole = tiny_train(tmp_path / "whole", "--epochs", 4)
     out = tmp_path / "stopped"
@@ -376,6 +378,7 @@ def test_frozen_epochs_leave_the_body_bit_for_bit(learned, tiny_train, tmp_path)
         assert np.array_equal(b.tensors[name], value) == (not name.startswith("classifier")), name
 
 
+@pytest.mark.slow
 def test_after_the_frozen_epochs_the_body_learns(learned, tiny_train, tmp_path):
     run = tiny_train(tmp_path / "r", "--init", learned.out, "--epochs", 2, "--frozen-epochs", 1, "--ema", 0,
                      "--frozen-rows", 0)  # fmt: skip
@@ -438,6 +441,7 @@ def test_the_features_of_a_frozen_epoch_are_computed_once_and_used_many_times(
     assert losses[100] < losses[0] / 2
 
 
+@pytest.mark.slow
 def test_init_takes_the_finetune_recipe_unless_told(learned, tiny_train, tmp_path):
     run = tiny_train(tmp_path / "r", "--init", learned.out, "--epochs", 1)
     recipe = Bundle.load(run.out / "float").card.recipe

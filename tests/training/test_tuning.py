@@ -323,6 +323,7 @@ def test_a_test_that_ended_early_found_what_it_cannot_bear():
     assert gentle(rates, losses[:50]) == pytest.approx(rates[49] / 2, rel=0.05)
 
 
+@pytest.mark.slow
 def test_a_larger_networks_rate_is_tried_on_small_images(colours, make_bundle):
     """And deterministic: a resumed run would find the same."""
     data, start = open_data(str(colours)), make_bundle("v1")

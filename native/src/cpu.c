@@ -66,6 +66,13 @@ const struct kernels *mnet_kernels(const char *name)
     if (f.avx2)
         able[n++] = &mnet_avx2;
 #endif
+#if defined(__wasm_simd128__)
+#if defined(__wasm_relaxed_simd__)
+    if (mnet_wasm_relaxed())
+        able[n++] = mnet_wasm_relaxed();
+#endif
+    able[n++] = &mnet_wasm;
+#endif
     able[n++] = &mnet_scalar;
     for (int i = 0; i < n; i++)
         if (!name || !strcmp(name, able[i]->name))

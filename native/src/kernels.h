@@ -132,6 +132,9 @@ extern const struct kernels mnet_neon, mnet_dotprod, mnet_i8mm;
 #endif
 #if defined(__wasm_simd128__)
 extern const struct kernels mnet_wasm;
+#if defined(__wasm_relaxed_simd__)
+const struct kernels *mnet_wasm_relaxed(void); /* NULL where the browser's relaxed dot product is not exact */
+#endif
 #endif
 
 /* The best table that this processor has; or the named one, NULL where it can't run here. */

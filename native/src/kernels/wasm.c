@@ -67,14 +67,19 @@ static inline v128_t dot(v128_t w, v128_t x, v128_t sum, enum mode mode)
     return wasm_i32x4_add(sum, wasm_i32x4_dot_i16x8(w, x));
 }
 
-/* Sums of n <= TILE pixels by two vectors of weights: 4 outputs (one vector) in int16, 8 (two) in bytes. */
+/* Sums of n <= TILE pixels by two vectors of weights: 4 outputs (one vector) in int16, 8 (two) in bytes. In int16 an
+ * output's sum lies in two lanes, and so do `begin`'s. */
 static inline __attribute__((always_inline)) void tile(const uint8_t *x, const int8_t *w, int n, int k4, enum mode mode,
-                                                       v128_t (*sums)[2])
+                                                       const v128_t *begin, v128_t (*a)[2])
 {
-    v128_t a[TILE][2];
-    for (int p = 0; p < n; p++)
-        a[p][0] = a[p][1] = wasm_i32x4_const_splat(0);
+#pragma unroll
+    for (int p = 0; p < n; p++) {
+        a[p][0] = begin[0];
+        a[p][1] = begin[1];
+    }
     for (int j = 0; j < k4; j++, w += PANEL * 4, x += (size_t)n * group_bytes(mode)) {
+        OPAQUE(x);
+        OPAQUE(w);
         const v128_t w0 = mode == WIDE ? wasm_i16x8_load8x8(w) : wasm_v128_load(w);
         const v128_t w1 = mode == WIDE ? wasm_i16x8_load8x8(w + 8) : wasm_v128_load(w + 16);
 #pragma unroll
@@ -82,46 +87,57 @@ static inline __attribute__((always_inline)) void tile(const uint8_t *x, const i
             const v128_t v = mode == WIDE ? wasm_v128_load64_splat(x + p * 8) : wasm_v128_load32_splat(x + p * 4);
             a[p][0] = dot(w0, v, a[p][0], mode);
             a[p][1] = dot(w1, v, a[p][1], mode);
+            KEEP_ORDER(a[p][0], a[p][1]);
         }
     }
-    for (int p = 0; p < n; p++)
-        if (mode == WIDE) { /* an output's sum lies in two lanes */
-            sums[p][0] = wasm_i32x4_add(wasm_i32x4_shuffle(a[p][0], a[p][1], 0, 2, 4, 6),
-                                        wasm_i32x4_shuffle(a[p][0], a[p][1], 1, 3, 5, 7));
-        } else {
-            sums[p][0] = a[p][0];
-            sums[p][1] = a[p][1];
-        }
 }
 
-/* Outputs from c on of n pixels: the sums of a tile as bytes. */
-static inline __attribute__((always_inline)) void finish(v128_t (*sums)[2], uint8_t *const *y, int n, int c,
-                                                         enum mode mode, const v128_t *bias, const struct requant *q)
+/* What a tile needs beside its pixels, for outputs from c on. */
+struct outputs {
+    const int8_t *w;
+    const v128_t *begin;
+    const float *multiplier;
+    struct rounding to;
+    const uint8_t *lut;
+    int c, k4;
+};
+
+static inline __attribute__((always_inline)) void tile_of(int n, const uint8_t *x, uint8_t *const *y, enum mode mode,
+                                                          struct outputs o)
 {
-    const v128_t zero = wasm_i32x4_splat(q->zero), low = wasm_u8x16_splat((uint8_t)q->low),
-                 high = wasm_u8x16_splat((uint8_t)q->high);
+    v128_t a[TILE][2];
+    tile(x, o.w, n, o.k4, mode, o.begin, a);
     const int together = mode == WIDE ? 4 : 2; /* pixels that fill a vector of bytes */
+    const v128_t m0 = wasm_v128_load(o.multiplier), m1 = mode == WIDE ? m0 : wasm_v128_load(o.multiplier + 4);
+#pragma unroll
     for (int p = 0; p < n; p += together) {
         v128_t v[4];
+#pragma unroll
         for (int i = 0; i < 4; i++) {
-            const int half = mode == WIDE ? 0 : i % 2, from = mode == WIDE ? p + i : p + i / 2;
-            v[i] = from < n ? scaled(sums[from][half], bias[half], q->multiplier + c + half * 4, zero) : zero;
+            const int from = mode == WIDE ? p + i : p + i / 2;
+            if (from >= n)
+                v[i] = o.to.zero;
+            else if (mode == WIDE)
+                v[i] = scaled(wasm_i32x4_add(wasm_i32x4_shuffle(a[from][0], a[from][1], 0, 2, 4, 6),
+                                             wasm_i32x4_shuffle(a[from][0], a[from][1], 1, 3, 5, 7)), m0, o.to);
+            else
+                v[i] = scaled(a[from][i % 2], i % 2 ? m1 : m0, o.to);
         }
-        v128_t b = clamp16(v[0], v[1], v[2], v[3], low, high);
-        if (q->lut)
-            b = looked_up(b, q->lut);
+        v128_t b = bytes(v[0], v[1], v[2], v[3]);
+        if (o.lut)
+            b = looked_up(b, o.lut);
         if (mode == WIDE) {
-            wasm_v128_store32_lane(y[p] + c, b, 0);
+            wasm_v128_store32_lane(y[p] + o.c, b, 0);
             if (p + 1 < n)
-                wasm_v128_store32_lane(y[p + 1] + c, b, 1);
+                wasm_v128_store32_lane(y[p + 1] + o.c, b, 1);
             if (p + 2 < n)
-                wasm_v128_store32_lane(y[p + 2] + c, b, 2);
+                wasm_v128_store32_lane(y[p + 2] + o.c, b, 2);
             if (p + 3 < n)
-                wasm_v128_store32_lane(y[p + 3] + c, b, 3);
+                wasm_v128_store32_lane(y[p + 3] + o.c, b, 3);
         } else {
-            wasm_v128_store64_lane(y[p] + c, b, 0);
+            wasm_v128_store64_lane(y[p] + o.c, b, 0);
             if (p + 1 < n)
-                wasm_v128_store64_lane(y[p + 1] + c, b, 1);
+                wasm_v128_store64_lane(y[p + 1] + o.c, b, 1);
         }
     }
 }
@@ -135,20 +151,30 @@ static inline v128_t lacking(const int8_t *w, int k4)
     return wasm_i32x4_shl(sum, 7);
 }
 
-static inline __attribute__((always_inline)) void tile_of(int n, const uint8_t *x, const int8_t *w, int k4,
-                                                          uint8_t *const *y, int c, enum mode mode,
-                                                          const v128_t *bias, const struct requant *q)
+/* The sums' beginnings of a panel: the bias, in two lanes each in int16. */
+static inline __attribute__((always_inline)) void beginnings(const struct pointwise *p, int panel, int end, int k4,
+                                                             enum mode mode, v128_t *begin)
 {
-    v128_t sums[TILE][2];
-    tile(x, w, n, k4, mode, sums);
-    finish(sums, y, n, c, mode, bias, q);
+    const v128_t none = wasm_i32x4_const_splat(0);
+    for (int o = 0; o < end; o += 4) {
+        v128_t bias = wasm_v128_load(p->q.bias + panel + o);
+        if (mode == WIDE) {
+            begin[o / 2] = wasm_i32x4_shuffle(bias, none, 0, 4, 1, 5);
+            begin[o / 2 + 1] = wasm_i32x4_shuffle(bias, none, 2, 4, 3, 5);
+        } else {
+            if (mode == SIGNED)
+                bias = wasm_i32x4_add(bias, lacking(p->w + (ptrdiff_t)panel * k4 * 4 + o * 4, k4));
+            begin[o / 4] = bias;
+        }
+    }
 }
 
 static inline __attribute__((always_inline)) void pointwise_in(const struct pointwise *p, enum mode mode)
 {
-    const int k4 = (p->k + 3) / 4, outputs = mode == WIDE ? 4 : 8;
+    const int k4 = (p->k + 3) / 4, step = mode == WIDE ? 4 : 8;
     const ptrdiff_t count = (ptrdiff_t)p->rows * p->width;
     const size_t pixel_bytes = (size_t)k4 * group_bytes(mode);
+    const struct rounding to = rounding(p->q.zero, p->q.low, p->q.high);
     uint8_t *laid = p->scratch;
     int row = 0, column = 0;
     for (ptrdiff_t done = 0; done < count; done += BLOCK) {
@@ -165,23 +191,19 @@ static inline __attribute__((always_inline)) void pointwise_in(const struct poin
             lay_out(x + i, block - i < TILE ? block - i : TILE, k4, mode, laid + (size_t)i * pixel_bytes);
         for (int panel = p->first; panel < p->last; panel += PANEL) {
             const int end = p->last - panel < PANEL ? p->last - panel : PANEL;
-            v128_t bias[PANEL / 4];
-            for (int o = 0; o < end; o += 4) {
-                bias[o / 4] = wasm_v128_load(p->q.bias + panel + o);
-                if (mode == SIGNED)
-                    bias[o / 4] = wasm_i32x4_add(
-                        bias[o / 4], lacking(p->w + (ptrdiff_t)panel * k4 * 4 + o * 4, k4));
-            }
+            v128_t begin[PANEL / 2];
+            beginnings(p, panel, end, k4, mode, begin);
             for (int i = 0; i < block; i += TILE)
-                for (int o = 0; o < end; o += outputs) {
-                    const int8_t *w = p->w + (ptrdiff_t)panel * k4 * 4 + o * 4;
+                for (int c = 0; c < end; c += step) {
+                    const struct outputs o = {p->w + (ptrdiff_t)panel * k4 * 4 + c * 4, begin + c * 2 / step,
+                                              p->q.multiplier + panel + c, to, p->q.lut, panel + c, k4};
                     const uint8_t *at = laid + (size_t)i * pixel_bytes;
                     switch (block - i) {
-                    case 1: tile_of(1, at, w, k4, y + i, panel + o, mode, bias + o / 4, &p->q); break;
-                    case 2: tile_of(2, at, w, k4, y + i, panel + o, mode, bias + o / 4, &p->q); break;
-                    case 3: tile_of(3, at, w, k4, y + i, panel + o, mode, bias + o / 4, &p->q); break;
-                    case 4: tile_of(4, at, w, k4, y + i, panel + o, mode, bias + o / 4, &p->q); break;
-                    default: tile_of(TILE, at, w, k4, y + i, panel + o, mode, bias + o / 4, &p->q);
+                    case 1: tile_of(1, at, y + i, mode, o); break;
+                    case 2: tile_of(2, at, y + i, mode, o); break;
+                    case 3: tile_of(3, at, y + i, mode, o); break;
+                    case 4: tile_of(4, at, y + i, mode, o); break;
+                    default: tile_of(TILE, at, y + i, mode, o);
                     }
                 }
         }

@@ -7,30 +7,41 @@
 
 #include <wasm_simd128.h>
 
+/* Compilers turn a stream's pointer into several, and collect loads at the start of a loop: more registers than x86 has.
+ * A pointer that they can't see through keeps its constant offsets; sums that they must have by then keep the order. */
+#define OPAQUE(pointer) __asm__("" : "+r"(pointer))
+#define KEEP_ORDER(a, b) __asm__ volatile("" : "+r"(a), "+r"(b) : : "memory")
+
 /* Added to a float below 2^22, its sum's last bits are the number rounded to the nearest even: there is no fast
  * instruction for that, and converting back is slow on x86, where whatever is out of range has to give a limit. */
 #define MAGIC 12582912.0f /* 1.5 * 2^23 */
 #define MAGIC_BITS 0x4B400000
-#define MAGIC_LIMIT 2097152.0f /* beyond it no byte changes */
 
-static inline v128_t whole(v128_t v, v128_t zero) /* rint(v) + zero */
+/* The limits lie on whole numbers: clamping before the rint gives what clamping after it does. */
+struct rounding {
+    v128_t low, high, zero; /* float32, float32, int32 */
+};
+
+static inline struct rounding rounding(int32_t zero, int32_t low, int32_t high)
 {
-    v = wasm_f32x4_pmin(wasm_f32x4_const_splat(MAGIC_LIMIT), v);
-    v = wasm_f32x4_pmax(wasm_f32x4_const_splat(-MAGIC_LIMIT), v);
-    v = wasm_f32x4_add(v, wasm_f32x4_const_splat(MAGIC));
-    return wasm_i32x4_add(v, wasm_i32x4_sub(zero, wasm_i32x4_const_splat(MAGIC_BITS)));
+    return (struct rounding){wasm_f32x4_splat((float)(low - zero)), wasm_f32x4_splat((float)(high - zero)),
+                             wasm_i32x4_splat(zero - MAGIC_BITS)};
 }
 
-static inline v128_t scaled(v128_t sum, v128_t bias, const float *multiplier, v128_t zero)
+static inline v128_t rounded(v128_t v, struct rounding to) /* 4 bytes as int32 */
 {
-    v128_t v = wasm_f32x4_mul(wasm_f32x4_convert_i32x4(wasm_i32x4_add(sum, bias)), wasm_v128_load(multiplier));
-    return whole(v, zero);
+    v = wasm_f32x4_pmax(to.low, wasm_f32x4_pmin(to.high, v));
+    return wasm_i32x4_add(wasm_f32x4_add(v, wasm_f32x4_const_splat(MAGIC)), to.zero);
 }
 
-static inline v128_t clamp16(v128_t a, v128_t b, v128_t c, v128_t d, v128_t low, v128_t high) /* bytes */
+static inline v128_t scaled(v128_t sum, v128_t multiplier, struct rounding to)
 {
-    v128_t v = wasm_u8x16_narrow_i16x8(wasm_i16x8_narrow_i32x4(a, b), wasm_i16x8_narrow_i32x4(c, d));
-    return wasm_u8x16_min(wasm_u8x16_max(v, low), high);
+    return rounded(wasm_f32x4_mul(wasm_f32x4_convert_i32x4(sum), multiplier), to);
+}
+
+static inline v128_t bytes(v128_t a, v128_t b, v128_t c, v128_t d)
+{
+    return wasm_u8x16_narrow_i16x8(wasm_i16x8_narrow_i32x4(a, b), wasm_i16x8_narrow_i32x4(c, d));
 }
 
 static inline v128_t looked_up(v128_t v, const uint8_t *lut)

@@ -27,25 +27,50 @@ static inline v128_t activate(v128_t v, float low, float high, enum act act)
     return act == ACT_HARD_SWISH ? wasm_f32x4_mul(v, gate) : gate;
 }
 
+static inline __attribute__((always_inline)) void step(const float *const *x, int j, int n, const float *w,
+                                                       v128_t (*a)[2])
+{
+    const v128_t w0 = wasm_v128_load(w), w1 = wasm_v128_load(w + 4);
+#pragma unroll
+    for (int p = 0; p < n; p++) {
+        const v128_t v = wasm_v128_load32_splat(x[p] + j);
+        a[p][0] = madd(v, w0, a[p][0]);
+        a[p][1] = madd(v, w1, a[p][1]);
+        KEEP_ORDER(a[p][0], a[p][1]);
+    }
+}
+
 static inline __attribute__((always_inline)) void tile(const uint8_t *const *x, uint8_t *const *y, int n, int k,
                                                        const float *w, int c, const struct finish *f)
 {
     v128_t a[TILE][2];
     const float *xs[TILE];
+#pragma unroll
     for (int p = 0; p < n; p++) {
         xs[p] = (const float *)(const void *)x[p];
         a[p][0] = wasm_v128_load(f->bias + c);
         a[p][1] = wasm_v128_load(f->bias + c + 4);
     }
-    for (int j = 0; j < k; j++, w += PANEL) {
-        const v128_t w0 = wasm_v128_load(w), w1 = wasm_v128_load(w + 4);
+    int j = 0;
+    for (; j + 4 <= k; j += 4, w += 4 * PANEL) {
+        OPAQUE(w);
 #pragma unroll
-        for (int p = 0; p < n; p++) {
-            const v128_t v = wasm_v128_load32_splat(xs[p] + j);
-            a[p][0] = madd(v, w0, a[p][0]);
-            a[p][1] = madd(v, w1, a[p][1]);
-        }
+        for (int p = 0; p < n; p++)
+            OPAQUE(xs[p]);
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            step(xs, i, n, w + i * PANEL, a);
+#pragma unroll
+        for (int p = 0; p < n; p++)
+            xs[p] += 4;
     }
+    for (; j < k; j++, w += PANEL) {
+        step(xs, 0, n, w, a);
+#pragma unroll
+        for (int p = 0; p < n; p++)
+            xs[p]++;
+    }
+#pragma unroll
     for (int p = 0; p < n; p++) {
         float *o = (float *)(void *)y[p] + c;
         wasm_v128_store(o, activate(a[p][0], f->low, f->high, f->act));
@@ -90,6 +115,7 @@ static inline __attribute__((always_inline)) void depthwise_row(const struct dep
     const ptrdiff_t step = d->stride * d->in_pixel;
     const float *w = d->w + c;
     v128_t a[ACROSS][2];
+#pragma unroll
     for (int p = 0; p < n; p++) {
         a[p][0] = wasm_v128_load(d->f.bias + c);
         a[p][1] = wasm_v128_load(d->f.bias + c + 4);
@@ -105,6 +131,7 @@ static inline __attribute__((always_inline)) void depthwise_row(const struct dep
             }
         }
     }
+#pragma unroll
     for (int p = 0; p < n; p++) {
         float *y = d->out[r] + (i + p) * d->out_pixel + c;
         wasm_v128_store(y, activate(a[p][0], d->f.low, d->f.high, d->f.act));

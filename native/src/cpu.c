@@ -63,15 +63,14 @@ const struct kernels *mnet_kernels(const char *name)
     int n = 0;
 #if defined(__x86_64__) || defined(_M_X64)
     const struct features f = features();
+    if (f.amx)
+        able[n++] = &mnet_amx;
+    if (f.avx512)
+        able[n++] = &mnet_avx512;
+    if (f.avxvnni)
+        able[n++] = &mnet_avxvnni;
     if (f.avx2)
         able[n++] = &mnet_avx2;
-#endif
-#if defined(__wasm_simd128__)
-#if defined(__wasm_relaxed_simd__)
-    if (mnet_wasm_relaxed())
-        able[n++] = mnet_wasm_relaxed();
-#endif
-    able[n++] = &mnet_wasm;
 #endif
     able[n++] = &mnet_scalar;
     for (int i = 0; i < n; i++)

@@ -7,6 +7,9 @@
 
 #include <arm_neon.h>
 
+/* Keeps compilers from collecting all loads of an unrolled loop at its start, which takes more registers than there are. */
+#define IN_ORDER() __asm__ volatile("" : : : "memory")
+
 /* The limits lie on whole numbers: clamping before the rint gives what clamping after it does. Of a number and what is
  * not one, minnm gives the number, as plain C does. */
 struct rounding {

@@ -17,6 +17,7 @@ static inline float32x4_t activate(float32x4_t v, float low, float high, enum ac
 
 #define STEP(lane)                                                                                                     \
     do {                                                                                                               \
+        IN_ORDER();                                                                                                    \
         const float32x4_t w0 = vld1q_f32(w), w1 = vld1q_f32(w + 4), w2 = vld1q_f32(w + 8), w3 = vld1q_f32(w + 12);     \
         for (int p = 0; p < n; p++) {                                                                                  \
             a[p][0] = vfmaq_laneq_f32(a[p][0], w0, v[p], lane);                                                        \

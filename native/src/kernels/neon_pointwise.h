@@ -7,6 +7,7 @@
 
 #define STEP(lane)                                                                                                     \
     do {                                                                                                               \
+        IN_ORDER();                                                                                                    \
         const int8x16_t w0 = vld1q_s8(w), w1 = vld1q_s8(w + 16), w2 = vld1q_s8(w + 32), w3 = vld1q_s8(w + 48);         \
         for (int p = 0; p < n; p++) {                                                                                  \
             a[p][0] = DOT(a[p][0], w0, v[p], lane);                                                                    \

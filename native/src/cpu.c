@@ -57,6 +57,31 @@ static struct features features(void)
 }
 #endif
 
+#if defined(__aarch64__)
+#if defined(__linux__)
+#include <sys/auxv.h>
+static int has_dotprod(void) { return (getauxval(AT_HWCAP) >> 20 & 1) != 0; }
+static int has_i8mm(void) { return (getauxval(AT_HWCAP2) >> 13 & 1) != 0; }
+#elif defined(__APPLE__)
+#include <sys/sysctl.h>
+static int feature(const char *name)
+{
+    int has = 0;
+    size_t n = sizeof has;
+    return sysctlbyname(name, &has, &n, NULL, 0) == 0 && has;
+}
+static int has_dotprod(void) { return feature("hw.optional.arm.FEAT_DotProd"); }
+static int has_i8mm(void) { return feature("hw.optional.arm.FEAT_I8MM"); }
+#elif defined(_WIN32)
+#include <windows.h>
+static int has_dotprod(void) { return IsProcessorFeaturePresent(43) != 0; } /* PF_ARM_V82_DP_INSTRUCTIONS_AVAILABLE */
+static int has_i8mm(void) { return IsProcessorFeaturePresent(66) != 0; }    /* PF_ARM_V82_I8MM_INSTRUCTIONS_AVAILABLE */
+#else
+static int has_dotprod(void) { return 0; }
+static int has_i8mm(void) { return 0; }
+#endif
+#endif
+
 const struct kernels *mnet_kernels(const char *name)
 {
     const struct kernels *able[8]; /* the best first */
@@ -71,6 +96,20 @@ const struct kernels *mnet_kernels(const char *name)
         able[n++] = &mnet_avxvnni;
     if (f.avx2)
         able[n++] = &mnet_avx2;
+#endif
+#if defined(__aarch64__)
+    if (has_i8mm())
+        able[n++] = &mnet_i8mm;
+    if (has_dotprod())
+        able[n++] = &mnet_dotprod;
+    able[n++] = &mnet_neon;
+#endif
+#if defined(__wasm_simd128__)
+#if defined(__wasm_relaxed_simd__)
+    if (mnet_wasm_relaxed())
+        able[n++] = mnet_wasm_relaxed();
+#endif
+    able[n++] = &mnet_wasm;
 #endif
     able[n++] = &mnet_scalar;
     for (int i = 0; i < n; i++)

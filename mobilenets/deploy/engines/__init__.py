@@ -75,6 +75,14 @@ class Runtime:
     probe: Callable[[], bool] | None = None
 
 
+
+
+def _native_is_built() -> bool:
+    from mobilenets.deploy.engines import native
+
+    return native.available()
+
+
 # By the engine's name, in the order in which they are asked for a file.
 RUNTIMES = {
     "onnxruntime": Runtime("onnx", ".onnx", "onnxruntime", "", ("float32", "float16", "int8", "int4")),
@@ -87,6 +95,7 @@ RUNTIMES = {
         int8_limits=(90.0, 0.4),  # its int8 has no zero points
     ),
     "executorch": Runtime("executorch", ".pte", "executorch", "executorch", ("float32", "int8")),
+    "native": Runtime("native", ".mnet", "", "", ("float32", "float16", "int8"), probe=_native_is_built),
     "coreml": Runtime(
         "coreml", ".mlpackage", "coremltools", "coreml", ("float32", "float16", "int8", "dynamic"), folder=True,
         runs_here=sys.platform == "darwin",

@@ -85,14 +85,6 @@ INLINE void finish_two(const struct panel *s, const __m256i *a, const __m256i *b
     *yb = _mm_unpackhi_epi16(lower, upper);
 }
 
-INLINE void store(uint8_t *y, __m128i v, int whole)
-{
-    if (whole)
-        _mm_storeu_si128((void *)y, v);
-    else
-        _mm_storel_epi64((void *)y, v);
-}
-
 /* sum += pairs of v * w. Two instructions that stay together: gcc moves all products before all sums, and then keeps the
  * accumulators in memory. */
 INLINE void multiply_add(__m256i *sum, __m256i v, __m256i w)
@@ -127,9 +119,9 @@ INLINE void tile(const int n, const int16_t *x, ptrdiff_t stride, const int16_t 
     for (int i = 0; i < n; i += 2) {
         __m128i a, b;
         finish_two(s, sum[i], sum[i + 1 < n ? i + 1 : i], &a, &b);
-        store(y[i] + c, a, whole);
+        store_panel(y[i] + c, a, whole);
         if (i + 1 < n)
-            store(y[i + 1] + c, b, whole);
+            store_panel(y[i + 1] + c, b, whole);
     }
 }
 
@@ -172,7 +164,7 @@ static void panel_of_pixel(const int16_t *x, const int8_t *w, int k4, const stru
                        _mm256_add_epi32(_mm256_hadd_epi32(sum[2], sum[3]), s.bias[1])};
     __m128i a, b;
     finish_two(&s, sums, sums, &a, &b);
-    store(y + c, a, whole);
+    store_panel(y + c, a, whole);
 }
 
 void mnet_avx2_pointwise(const struct pointwise *p)

@@ -36,5 +36,14 @@ INLINE __m256i to_bytes(__m256i a, __m256i b, __m256i c, __m256i d, const struct
     return _mm256_permutevar8x32_epi32(narrow(a, b, c, d, s), _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
 }
 
+/* A pixel's outputs of a panel: 16, or the 8 that are left. */
+INLINE void store_panel(uint8_t *y, __m128i v, int whole)
+{
+    if (whole)
+        _mm_storeu_si128((void *)y, v);
+    else
+        _mm_storel_epi64((void *)y, v);
+}
+
 TARGET_END
 #endif

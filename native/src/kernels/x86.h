@@ -13,7 +13,7 @@
 #define TARGET_BEGIN(features) \
     MNET_PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
 #define TARGET_END MNET_PRAGMA(clang attribute pop)
-#define UNROLL MNET_PRAGMA(unroll)
+#define UNROLL /* clang unrolls loops of constant length by itself */
 #else
 #define TARGET_BEGIN(features) MNET_PRAGMA(GCC push_options) MNET_PRAGMA(GCC target(features))
 #define TARGET_END MNET_PRAGMA(GCC pop_options)
@@ -49,6 +49,7 @@ INLINE uint8_t *walk_on(struct walk *w)
 
 size_t mnet_avx2_pointwise_scratch(int k);
 void mnet_avx2_pointwise(const struct pointwise *p);
+void mnet_avx2_lut_pixels(const struct pointwise *p); /* where there is a table: over all that p wrote */
 size_t mnet_avx2_depthwise_bytes(int kh, int kw, int channels);
 void mnet_avx2_depthwise_pack(const int8_t *w, int kh, int kw, int channels, void *out);
 void mnet_avx2_depthwise(const struct depthwise *d);

@@ -23,8 +23,8 @@ EXPORTS = (
     "mnet_run", "mnet_layer_count", "mnet_layer", "mnet_layers",
 )  # fmt: skip
 FLAGS = (
-    "-O3", "-std=c11", "-Wall", "-Wextra", "-Werror", "--target=wasm32-wasi", "-mexec-model=reactor", "-fno-sanitize=all",
-    "-g0", "-Wl,--strip-all", "-Wl,--stack,262144", "-Inative/include",
+    "-O3", "-std=c11", "-Wall", "-Wextra", "-Werror", "--target=wasm32-wasi", "-mexec-model=reactor",
+    "-fno-sanitize=all", "-g0", "-Wl,--strip-all", "-Wl,--stack,262144", "-Inative/include",
 )  # fmt: skip
 
 

@@ -276,7 +276,8 @@ async function picture(image) {
 }
 
 /**
- * A picture as uint8 RGB of the network's size: the same bytes as Pillow's, which `mobilenets predict` uses.
+ * A picture as uint8 RGB of the network's size: the bytes of Pillow, which `mobilenets predict` uses (they may differ by
+ * one where Pillow resizes along the columns first).
  *
  * @param {Picture} image
  * @param {Preprocess} how
@@ -350,7 +351,7 @@ const BITS = 22; // of a weight behind the point
  * @param {number} size @param {number} from @param {number} to @param {number} out @param {boolean} bicubic
  */
 function weights(size, from, to, out, bicubic) {
-  const scale = (to - from) / out;
+  const scale = Math.fround(to - from) / out;
   const stretch = Math.max(scale, 1);
   const support = (bicubic ? 2 : 1) * stretch;
   const filter = bicubic ? cubic : triangle;

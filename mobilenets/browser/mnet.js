@@ -276,8 +276,8 @@ async function picture(image) {
 }
 
 /**
- * A picture as uint8 RGB of the network's size: the bytes of Pillow, which `mobilenets predict` uses (they may differ by
- * one where Pillow resizes along the columns first).
+ * A picture as uint8 RGB of the network's size: the bytes of Pillow, which `mobilenets predict` uses (but where
+ * Pillow resizes along the columns first, as it does for narrow, high images).
  *
  * @param {Picture} image
  * @param {Preprocess} how

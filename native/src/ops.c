@@ -47,12 +47,12 @@ static void dense(const struct context *c, const struct op *o, struct view x, st
 {
     const struct mnet_model *m = c->s->model;
     const void *w = c->s->weights[o - m->ops];
-    if (m->values[o->out].type == U8) {
+    if (IN_BYTES(DENSE, &m->values[o->out])) {
         const struct pointwise p = {x, y, rows, width, o->inputs, first, last, w, requant_of(m, o), c->t->scratch};
-        c->s->kernels->pointwise(&p);
+        KERNELS(c->s)->pointwise(&p);
     } else {
         const struct pointwise_f32 p = {x, y, rows, width, o->inputs, first, last, w, finish_of(m, o)};
-        c->s->kernels->pointwise_f32(&p);
+        KERNELS(c->s)->pointwise_f32(&p);
     }
 }
 
@@ -131,26 +131,26 @@ static void depthwise(const struct context *c, const struct op *o, int from, int
             rows[j] = padded_row(c, o, r * stride - (int)o->top + j);
         for (int j = 0; j < n; j++)
             outs[j] = mnet_row(c, o->out, r + j);
-        if (out->type == U8) {
+        if (IN_BYTES(DEPTHWISE, out)) {
             const struct depthwise d = {rows, outs, n, (int)out->width, kh, (int)o->kw, stride, first, last,
                                         in->pixel, out->pixel, w, (int)out->pitch, requant_of(m, o)};
-            c->s->kernels->depthwise(&d);
+            KERNELS(c->s)->depthwise(&d);
         } else {
             const struct depthwise_f32 d = {(const float *const *)(const void *)rows, (float *const *)(void *)outs, n,
                                             (int)out->width, kh, (int)o->kw, stride, first, last, in->pixel / 4,
                                             out->pixel / 4, w, (int)out->pitch, finish_of(m, o)};
-            c->s->kernels->depthwise_f32(&d);
+            KERNELS(c->s)->depthwise_f32(&d);
         }
     }
 }
 
-static void pixels(const struct context *c, const struct op *o, int row)
+static void pixel_row(const struct context *c, const struct op *o, int row)
 {
     const struct value *out = &c->s->model->values[o->out];
     const int width = (int)out->width, pitch = (int)out->pitch;
     const uint8_t *x = c->image + (ptrdiff_t)row * width * 3, *table = stored(c->s->model, o->lut);
     uint8_t *y = mnet_row(c, o->out, row);
-    if (out->type == F32) {
+    if (!IN_BYTES(PIXELS, out)) {
         const float *values = (const void *)table;
         float *f = (void *)y;
         for (int i = 0; i < width; i++, x += 3, f += pitch) {
@@ -171,7 +171,13 @@ static void pixels(const struct context *c, const struct op *o, int row)
     }
 }
 
-static void copy(const struct context *c, const struct op *o, int row)
+static void pixels(const struct context *c, const struct op *o, int from, int to)
+{
+    for (int r = from; r < to; r++)
+        pixel_row(c, o, r);
+}
+
+static void copy_row(const struct context *c, const struct op *o, int row)
 {
     const struct value *in = &c->s->model->values[o->in], *out = &c->s->model->values[o->out];
     const uint8_t *x = mnet_row(c, o->in, row), *lut = stored(c->s->model, o->lut);
@@ -179,12 +185,18 @@ static void copy(const struct context *c, const struct op *o, int row)
     const size_t behind = o->first + in->channels == out->channels ? (out->pitch - out->channels) * size : 0;
     uint8_t *y = mnet_row(c, o->out, row) + o->first * size;
     for (uint32_t i = 0; i < out->width; i++, x += in->pixel, y += out->pixel) {
-        if (lut)
-            c->s->kernels->lut_u8(x, y, n, lut);
+        if (IN_BYTES(COPY, out) && lut)
+            KERNELS(c->s)->lut_u8(x, y, n, lut);
         else
             memmove(y, x, n);
         memset(y + n, 0, behind);
     }
+}
+
+static void copy(const struct context *c, const struct op *o, int from, int to)
+{
+    for (int r = from; r < to; r++)
+        copy_row(c, o, r);
 }
 
 /* One number after another, channels first. */
@@ -206,9 +218,9 @@ static void flatten(const struct context *c, const struct op *o)
 static void pool(const struct context *c, const struct op *o, int first, int last)
 {
     const struct value *in = &c->s->model->values[o->in];
-    const struct kernels *k = c->s->kernels;
+    const struct kernels *k = KERNELS(c->s);
     const int n = (int)(in->height * in->width), channels = last - first;
-    if (in->type == U8) {
+    if (IN_BYTES(POOL, in)) {
         int32_t *sums = (void *)c->t->gather;
         uint8_t *y = mnet_row(c, o->out, 0);
         memset(sums, 0, (size_t)channels * sizeof *sums);
@@ -251,49 +263,67 @@ static void multiply(const struct context *c, const struct op *o, const uint8_t 
 {
     const struct value *out = &c->s->model->values[o->out];
     const uint8_t *gate = mnet_row(c, o->in2, 0);
-    if (out->type == F32) {
-        c->s->kernels->mul_f32((const void *)a, (const void *)gate, (void *)y, pixels, (int)out->pitch);
+    if (!IN_BYTES(MUL, out)) {
+        KERNELS(c->s)->mul_f32((const void *)a, (const void *)gate, (void *)y, pixels, (int)out->pitch);
         return;
     }
     float *factor = (void *)c->t->gather;
     for (uint32_t k = 0; k < out->pitch; k++)
         factor[k] = (float)(gate[k] - o->zb) * o->a;
     const struct mul_u8 how = {factor, o->za, o->zero, o->low, o->high};
-    c->s->kernels->mul_u8(a, y, pixels, (int)out->pitch, &how);
+    KERNELS(c->s)->mul_u8(a, y, pixels, (int)out->pitch, &how);
 }
+
+static void add(const struct context *c, const struct op *o, const uint8_t *a, const uint8_t *b, uint8_t *y, size_t n)
+{
+    if (!IN_BYTES(ADD, &c->s->model->values[o->out])) {
+        KERNELS(c->s)->add_f32((const void *)a, (const void *)b, (void *)y, n);
+        return;
+    }
+    const struct add_u8 how = {o->a, o->b, o->za, o->zb, o->zero, o->low, o->high};
+    KERNELS(c->s)->add_u8(a, b, y, n, &how);
+}
+
+static void activate(const struct context *c, const struct op *o, const uint8_t *x, uint8_t *y, size_t n)
+{
+    memmove(y, x, n * sizeof(float));
+    if (USES(GELU, F32) && o->act == ACT_GELU)
+        gelu((void *)y, n);
+    else
+        KERNELS(c->s)->act_f32((void *)y, n, o->least, o->most, (enum act)o->act);
+}
+
+static void vectors(const struct value *v, const uint8_t *x, uint8_t *y, size_t n,
+                    void (*of)(float *, const float *, uint32_t))
+{
+    for (size_t i = 0; i < n; i++, x += v->pixel, y += v->pixel)
+        of((void *)y, (const void *)x, v->channels);
+}
+
+/* A case of a switch over kinds. */
+#define ON(kind, call) \
+    case kind: \
+        if (HAS(kind)) \
+            call; \
+        break
 
 /* What is computed pixel by pixel: `n` of them, one after another. */
 static void alike(const struct context *c, const struct op *o, int row, size_t n)
 {
     const struct value *out = &c->s->model->values[o->out];
-    const struct kernels *k = c->s->kernels;
+    const struct kernels *k = KERNELS(c->s);
     const uint8_t *x = mnet_row(c, o->in, row);
     uint8_t *y = mnet_row(c, o->out, row);
     const size_t all = n * out->pitch;
     switch (o->kind) {
-    case ADD:
-        if (out->type == F32) {
-            k->add_f32((const void *)x, (const void *)mnet_row(c, o->in2, row), (void *)y, all);
-        } else {
-            const struct add_u8 how = {o->a, o->b, o->za, o->zb, o->zero, o->low, o->high};
-            k->add_u8(x, mnet_row(c, o->in2, row), y, all, &how);
-        }
-        break;
-    case MUL: multiply(c, o, x, y, n); break;
-    case LUT: k->lut_u8(x, y, all, stored(c->s->model, o->lut)); break;
-    case QUANTIZE: k->quantize((const void *)x, y, all, o->a, o->zero); break;
-    case DEQUANTIZE: k->dequantize(x, (void *)y, all, o->a, o->za); break;
-    case ACT:
-        memmove(y, x, all * sizeof(float));
-        if (o->act == ACT_GELU)
-            gelu((void *)y, all);
-        else
-            k->act_f32((void *)y, all, o->least, o->most, (enum act)o->act);
-        break;
-    default:
-        for (size_t i = 0; i < n; i++, x += out->pixel, y += out->pixel)
-            (o->kind == SOFTMAX ? softmax : l2norm)((void *)y, (const void *)x, out->channels);
-        break;
+        ON(ADD, add(c, o, x, mnet_row(c, o->in2, row), y, all));
+        ON(MUL, multiply(c, o, x, y, n));
+        ON(LUT, k->lut_u8(x, y, all, stored(c->s->model, o->lut)));
+        ON(ACT, activate(c, o, x, y, all));
+        ON(QUANTIZE, k->quantize((const void *)x, y, all, o->a, o->zero));
+        ON(DEQUANTIZE, k->dequantize(x, (void *)y, all, o->a, o->za));
+        ON(SOFTMAX, vectors(out, x, y, n, softmax));
+        ON(L2NORM, vectors(out, x, y, n, l2norm));
     }
 }
 
@@ -327,19 +357,13 @@ void mnet_rows(const struct context *c, uint32_t op, int from, int to, int first
 {
     const struct op *o = &c->s->model->ops[op];
     switch (o->kind) {
-    case POINTWISE: pointwise(c, o, from, to, first, last); break;
-    case CONV: convolution(c, o, from, to, first, last); break;
-    case DEPTHWISE: depthwise(c, o, from, to, first, last); break;
-    case POOL: pool(c, o, first, last); break;
-    case FLATTEN: flatten(c, o); break;
-    case PIXELS:
-        for (int r = from; r < to; r++)
-            pixels(c, o, r);
-        break;
-    case COPY:
-        for (int r = from; r < to; r++)
-            copy(c, o, r);
-        break;
+        ON(POINTWISE, pointwise(c, o, from, to, first, last));
+        ON(CONV, convolution(c, o, from, to, first, last));
+        ON(DEPTHWISE, depthwise(c, o, from, to, first, last));
+        ON(POOL, pool(c, o, first, last));
+        ON(FLATTEN, flatten(c, o));
+        ON(PIXELS, pixels(c, o, from, to));
+        ON(COPY, copy(c, o, from, to));
     default: each_row(c, o, from, to); break;
     }
     if (first == 0)

@@ -341,7 +341,8 @@ static void test_small(void)
 
 int main(int argc, char **argv)
 {
-    static const char *const names[] = {"scalar", "avx2", "avxvnni", "avx512", "amx", "neon", "dotprod", "i8mm", "wasm"};
+    static const char *const names[] = {"scalar", "avx2", "avxvnni", "avx512", "amx", "neon", "dotprod", "i8mm", "wasm",
+                                        "wasm-signed", "wasm-unsigned"};
     const int cases = argc > 1 ? atoi(argv[1]) : 400;
     const uint64_t seed = argc > 2 ? strtoull(argv[2], NULL, 10) : 1;
     int ran = 0;

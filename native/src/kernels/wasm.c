@@ -1,16 +1,18 @@
 /* WebAssembly with 128-bit vectors, and with relaxed ones.
  *
  * Every browser has i32x4.dot_i16x8_s: 8 products of int16 an instruction, exact. Relaxed SIMD has a dot product of 16
- * bytes, int8 by 7 bits; with all 8 bits its result is the engine's choice, but the standard has an engine choose once
- * and for all (its choices are parameters of an execution), so it can be asked: see `chosen`. Processors with sdot or
- * vpdpbusd turn out exact for all bytes, those that take their second factor as signed after x xor 128. */
+ * bytes, int8 by 7 bits. What it makes of an eighth bit is the browser's choice, of which there are few: products with
+ * signed bytes, which are exact after x xor 128 where no weight is -128 (a pair of products has to fit int16: 2 * 127 *
+ * 128 does); with unsigned ones, exact where the processor sums them in int32 (vpdpbusd), lost where it saturates. The
+ * choice is made once for a processor, so it can be asked for: see mnet_wasm_relaxed. */
 #if defined(__wasm_simd128__)
 #include "wasm.h"
 
 #include <string.h>
 
-/* How a tile multiplies: int16 by int16; bytes, the pixels' being unsigned; bytes, signed ones. */
-enum mode { WIDE, UNSIGNED, SIGNED };
+/* How a tile multiplies: int16 by int16; bytes, the pixels' being unsigned; bytes, signed ones; the same twice, with the
+ * weights as sums of two that aren't -128. */
+enum mode { WIDE, UNSIGNED, SIGNED, TWICE };
 
 #define TILE 5   /* pixels of a tile: with two vectors of weights, 10 sums of the 16 registers that x86 has */
 #define BLOCK 60 /* pixels whose inputs are laid out anew before all outputs are computed: they stay in L2 */
@@ -39,7 +41,7 @@ static inline __attribute__((always_inline)) void lay_out(const uint8_t *const *
                 wasm_v128_store64_lane(o + 2 * step, high, 0);
                 wasm_v128_store64_lane(o + 3 * step, high, 1);
             } else {
-                if (mode == SIGNED)
+                if (mode != UNSIGNED)
                     v = wasm_v128_xor(v, wasm_i8x16_const_splat(-128));
                 wasm_v128_store32_lane(o, v, 0);
                 wasm_v128_store32_lane(o + step, v, 1);
@@ -52,7 +54,7 @@ static inline __attribute__((always_inline)) void lay_out(const uint8_t *const *
             if (mode == WIDE)
                 wasm_v128_store64_lane(o, wasm_u16x8_extend_low_u8x16(v), 0);
             else
-                wasm_v128_store32_lane(o, mode == SIGNED ? wasm_v128_xor(v, wasm_i8x16_const_splat(-128)) : v, 0);
+                wasm_v128_store32_lane(o, mode == UNSIGNED ? v : wasm_v128_xor(v, wasm_i8x16_const_splat(-128)), 0);
         }
     }
 }
@@ -60,6 +62,11 @@ static inline __attribute__((always_inline)) void lay_out(const uint8_t *const *
 static inline v128_t dot(v128_t w, v128_t x, v128_t sum, enum mode mode)
 {
 #if defined(__wasm_relaxed_simd__)
+    if (mode == TWICE) {
+        const v128_t most = wasm_i8x16_max(w, wasm_i8x16_const_splat(-127));
+        sum = wasm_i32x4_relaxed_dot_i8x16_i7x16_add(wasm_i8x16_sub(w, most), x, sum);
+        w = most;
+    }
     if (mode != WIDE)
         return wasm_i32x4_relaxed_dot_i8x16_i7x16_add(w, x, sum);
 #endif
@@ -162,7 +169,7 @@ static inline __attribute__((always_inline)) void beginnings(const struct pointw
             begin[o / 2] = wasm_i32x4_shuffle(bias, none, 0, 4, 1, 5);
             begin[o / 2 + 1] = wasm_i32x4_shuffle(bias, none, 2, 4, 3, 5);
         } else {
-            if (mode == SIGNED)
+            if (mode != UNSIGNED)
                 bias = wasm_i32x4_add(bias, lacking(p->w + (ptrdiff_t)panel * k4 * 4 + o * 4, k4));
             begin[o / 4] = bias;
         }
@@ -224,16 +231,26 @@ const struct kernels mnet_wasm = TABLE("wasm", pointwise);
 
 #if defined(__wasm_relaxed_simd__)
 static void pointwise_unsigned(const struct pointwise *p) { pointwise_in(p, UNSIGNED); }
-static void pointwise_signed(const struct pointwise *p) { pointwise_in(p, SIGNED); }
+
+static void pointwise_signed(const struct pointwise *p)
+{
+    const ptrdiff_t k = (ptrdiff_t)(p->k + 3) / 4 * 4;
+    v128_t least = wasm_i8x16_const_splat(0);
+    for (const int8_t *w = p->w + p->first * k; w < p->w + (p->last + PANEL - 1) / PANEL * PANEL * k; w += 16)
+        least = wasm_i8x16_min(least, wasm_v128_load(w));
+    if (wasm_v128_any_true(wasm_i8x16_eq(least, wasm_i8x16_const_splat(-128))))
+        pointwise_in(p, TWICE);
+    else
+        pointwise_in(p, SIGNED);
+}
 
 const struct kernels mnet_wasm_unsigned = TABLE("wasm-unsigned", pointwise_unsigned);
 const struct kernels mnet_wasm_signed = TABLE("wasm-signed", pointwise_signed);
 
-/* Asks the relaxed dot product for all that it is asked for in `tile`, at the ends of the ranges: where it takes the
- * second factor as unsigned, or as signed, without losing a bit of the sums in between, it is exact for every byte. */
+/* Asks the relaxed dot product for what differs between the choices, at the ends of the ranges. */
 const struct kernels *mnet_wasm_relaxed(void)
 {
-    static const volatile int8_t weights[] = {-128, -127, 127}; /* volatile: the browser is to compute it */
+    static const volatile int8_t weights[] = {-127, 1, 127}; /* volatile: the browser is to compute it */
     static const volatile uint8_t pixels[] = {0, 127, 128, 255};
     int as_unsigned = 1, as_signed = 1;
     for (int i = 0; i < 3 * 3 * 4 * 4; i++) {
@@ -247,7 +264,7 @@ const struct kernels *mnet_wasm_relaxed(void)
         as_unsigned &= wasm_i32x4_all_true(wasm_i32x4_eq(sum, wasm_i32x4_splat(with_unsigned)));
         as_signed &= wasm_i32x4_all_true(wasm_i32x4_eq(sum, wasm_i32x4_splat(with_signed)));
     }
-    return as_unsigned ? &mnet_wasm_unsigned : as_signed ? &mnet_wasm_signed : NULL;
+    return as_signed ? &mnet_wasm_signed : as_unsigned ? &mnet_wasm_unsigned : NULL;
 }
 #endif
 #endif

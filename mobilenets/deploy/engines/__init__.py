@@ -28,7 +28,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from mobilenets.deploy.engines import trial
+from mobilenets.deploy.engines import native_library, trial
 from mobilenets.errors import UserError, unknown
 from mobilenets.files import parse_json, size_on_disk
 from mobilenets.model.bundle import CARD, Bundle, located, packaged
@@ -76,13 +76,6 @@ class Runtime:
 
 
 
-
-def _native_is_built() -> bool:
-    from mobilenets.deploy.engines import native
-
-    return native.available()
-
-
 # By the engine's name, in the order in which they are asked for a file.
 RUNTIMES = {
     "onnxruntime": Runtime("onnx", ".onnx", "onnxruntime", "", ("float32", "float16", "int8", "int4")),
@@ -95,7 +88,10 @@ RUNTIMES = {
         int8_limits=(90.0, 0.4),  # its int8 has no zero points
     ),
     "executorch": Runtime("executorch", ".pte", "executorch", "executorch", ("float32", "int8")),
-    "native": Runtime("native", ".mnet", "", "", ("float32", "float16", "int8"), probe=_native_is_built),
+    "native": Runtime(
+        "native", ".mnet", "", "", ("float32", "float16", "int8"),
+        runs_here=native_library.built(), probe=native_library.built,
+    ),
     "coreml": Runtime(
         "coreml", ".mlpackage", "coremltools", "coreml", ("float32", "float16", "int8", "dynamic"), folder=True,
         runs_here=sys.platform == "darwin",

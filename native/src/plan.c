@@ -1,5 +1,5 @@
 /* Opens a .mnet in memory: nothing of it is believed before it is checked, so that what runs it can rely on all of it.
- * What a file says in the right form may be nonsense; its numbers are then, but nothing outside its buffers is touched. */
+ * What a file says in the right form may be nonsense: so are its numbers then, but its buffers are all it touches. */
 #include "plan.h"
 
 #include <stdarg.h>
@@ -139,7 +139,8 @@ static int check_layer(const struct mnet_model *m, struct op *o, char *why, size
     if (in->type != out->type || !o->kh || !o->kw || !o->stride || o->kh > MOST_KERNEL || o->kw > MOST_KERNEL ||
         o->stride > MOST_KERNEL || o->top >= o->kh || o->left > in->left || !wide(out))
         REFUSE("damaged: the shape of %s", name);
-    const uint64_t right = (uint64_t)(out->width - 1) * o->stride + o->kw, below = (uint64_t)(out->height - 1) * o->stride;
+    const uint64_t right = (uint64_t)(out->width - 1) * o->stride + o->kw;
+    const uint64_t below = (uint64_t)(out->height - 1) * o->stride;
     if (right > (uint64_t)in->width + in->right + o->left || below >= (uint64_t)in->height + o->top)
         REFUSE("damaged: %s reads outside its map", name);
     uint64_t taps = (uint64_t)o->kh * o->kw;
@@ -192,7 +193,9 @@ static int check_op(struct mnet_model *m, uint32_t i, char *why, size_t room)
     int good = 0;
     switch (o->kind) {
     case PIXELS: good = same_size(in, out) && out->channels == 3; break;
-    case ADD: good = alike && same_size(in, out) && same_size(two, out) && two->pitch == out->pitch && two->type == out->type; break;
+    case ADD:
+        good = alike && same_size(in, out) && same_size(two, out) && two->pitch == out->pitch && two->type == out->type;
+        break;
     case MUL:
         good = alike && same_size(in, out) && two->pitch == out->pitch && two->type == out->type && two->height == 1 &&
                two->width == 1 && two->place == ARENA;
@@ -224,7 +227,8 @@ static int check_op(struct mnet_model *m, uint32_t i, char *why, size_t room)
 
 /* What a group needs: every operation but the last writes a window, which one later operation of the group reads; and
  * the window has room for the rows that are needed at once. */
-static int check_group(struct mnet_model *m, const struct group *g, uint8_t *made, uint32_t *need, char *why, size_t room)
+static int check_group(struct mnet_model *m, const struct group *g, uint8_t *made, uint32_t *need, char *why,
+                       size_t room)
 {
     const uint32_t end = g->first + g->count, last = end - 1;
     if (!g->strip || g->split > CHANNELS || (g->split == CHANNELS && g->count > 1))
@@ -299,7 +303,8 @@ static int check_plan(struct mnet_model *m, uint8_t *made, uint32_t *need, char 
         if (o->name >= h->names_bytes || o->value >= h->values || (o->rank != 1 && o->rank != 3))
             REFUSE("damaged: output %u", i);
         const struct value *v = &m->values[o->value];
-        if (v->type != F32 || v->place != ARENA || !made[o->value] || (o->rank == 1 && (v->height != 1 || v->width != 1)))
+        if (v->type != F32 || v->place != ARENA || !made[o->value] ||
+            (o->rank == 1 && (v->height != 1 || v->width != 1)))
             REFUSE("damaged: output %s", m->names + o->name);
     }
     return 1;

@@ -43,7 +43,8 @@ static void block(uint32_t state[8], const uint8_t *p)
 
 void mnet_sha256(const uint8_t *bytes, size_t n, uint8_t digest[32])
 {
-    uint32_t state[8] = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
+    uint32_t state[8] = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a,
+                         0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
     size_t at = 0;
     for (; n - at >= 64; at += 64)
         block(state, bytes + at);

@@ -42,8 +42,8 @@ static size_t damage(uint8_t *bytes, size_t n)
     struct header h;
     memcpy(&h, bytes + PREFIX, sizeof h);
     const size_t plan = (size_t)h.plan * UNIT;
-    const size_t words = (size_t)h.values * VALUE_WORDS + (size_t)h.operations * OP_WORDS + (size_t)h.groups * GROUP_WORDS +
-                         (size_t)h.outputs * OUTPUT_WORDS;
+    const size_t words = (size_t)h.values * VALUE_WORDS + (size_t)h.operations * OP_WORDS +
+                         (size_t)h.groups * GROUP_WORDS + (size_t)h.outputs * OUTPUT_WORDS;
     if (draw(16) == 0)
         return PREFIX + sizeof h + draw((uint32_t)(n - PREFIX - sizeof h));
     for (uint32_t i = 1 + draw(3); i--;) {

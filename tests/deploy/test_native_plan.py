@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from mobilenets.arch import zoo
@@ -82,6 +84,6 @@ def test_what_is_read_twice_is_whole() -> None:
 def test_memory_is_used_again() -> None:
     names = [f"m{i}" for i in range(12)]
     values = {n: Value(n, U8, 64, 56, 56) for n in names}
-    steps = [Step(b, "flatten" if i % 2 else "pointwise", (a,), b) for i, (a, b) in enumerate(zip(names, names[1:], strict=False))]
+    steps = [Step(b, "flatten" if i % 2 else "pointwise", (a,), b) for i, (a, b) in enumerate(pairwise(names))]
     plan = native_plan.plan(steps, values, [names[-1]])
     assert plan.arena_units <= 3 * values["m1"].units

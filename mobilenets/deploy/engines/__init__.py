@@ -52,6 +52,16 @@ class Engine(Protocol):
     def __call__(self, images: Pixels) -> Outputs: ...
 
 
+@runtime_checkable
+class Timed(Engine, Protocol):
+    """An engine that tells what each of its operations takes; `layers` are their names and groups."""
+
+    @property
+    def layers(self) -> Sequence[tuple[str, int]]: ...
+
+    def layer_ms(self, image: Pixels) -> list[float]: ...
+
+
 @dataclass(frozen=True)
 class Runtime:
     """What is known of a runtime without importing it.
@@ -73,7 +83,6 @@ class Runtime:
     timed: bool = True
     int8_limits: tuple[float, float] | None = None
     probe: Callable[[], bool] | None = None
-
 
 
 # By the engine's name, in the order in which they are asked for a file.

@@ -183,9 +183,7 @@ def _needs(part: Sequence[Step], strip: int, values: Mapping[str, Value]) -> lis
 
 def _window_units(part: Sequence[Step], strip: int, values: Mapping[str, Value]) -> int:
     rows = _needs(part, strip, values)
-    return sum(
-        -(-(n * values[s.out].row_bytes + SLACK) // UNIT) for n, s in zip(rows[:-1], part[:-1], strict=True)
-    )
+    return sum(-(-(n * values[s.out].row_bytes + SLACK) // UNIT) for n, s in zip(rows[:-1], part[:-1], strict=True))
 
 
 def _strip(part: Sequence[Step], values: Mapping[str, Value]) -> int:

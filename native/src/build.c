@@ -27,16 +27,16 @@ static int prepare(struct mnet_session *s, uint32_t i)
         return 1;
     const void *w = s->weights[i] = stored(m, o->weights);
     const size_t n = weight_count(m, o);
-    if (o->encoding == FLOAT16) {
+    if (USES(HALVES, F32) && o->encoding == FLOAT16) {
         float *wide = mnet_allocate(s, n * sizeof *wide);
         for (size_t k = 0; wide && k < n; k++)
             wide[k] = from_half(((const uint16_t *)w)[k]);
         s->weights[i] = wide;
-    } else if (o->encoding == INT8 && o->kind == DEPTHWISE && s->kernels != &mnet_scalar) { /* which reads them so */
+    } else if (o->encoding == INT8 && o->kind == DEPTHWISE && KERNELS(s) != &mnet_scalar) { /* which reads them so */
         const int channels = (int)m->values[o->out].pitch;
-        void *packed = mnet_allocate(s, s->kernels->depthwise_bytes((int)o->kh, (int)o->kw, channels));
+        void *packed = mnet_allocate(s, KERNELS(s)->depthwise_bytes((int)o->kh, (int)o->kw, channels));
         if (packed)
-            s->kernels->depthwise_pack(w, (int)o->kh, (int)o->kw, channels, packed);
+            KERNELS(s)->depthwise_pack(w, (int)o->kh, (int)o->kw, channels, packed);
         s->weights[i] = packed;
     }
     return s->weights[i] != NULL;
@@ -59,7 +59,7 @@ static void need(struct needs *n, const struct mnet_session *s, const struct op 
     }
     n->gather = gather > n->gather ? gather : n->gather;
     if ((o->kind == CONV || o->kind == POINTWISE) && out->type == U8) {
-        const size_t scratch = s->kernels->pointwise_scratch(o->inputs);
+        const size_t scratch = KERNELS(s)->pointwise_scratch(o->inputs);
         n->scratch = scratch > n->scratch ? scratch : n->scratch;
     }
     const size_t row = (size_t)in->row + SLACK;

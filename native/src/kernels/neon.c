@@ -229,6 +229,8 @@ static void sum_f32(const float *x, size_t pixels, int channels, float *sums)
     }
 
 const struct kernels mnet_neon = TABLE("neon", mnet_neon_pointwise);
+#if !defined(MNET_WITHOUT_DOT) /* a compiler that knows these instructions by its flags alone */
 const struct kernels mnet_dotprod = TABLE("dotprod", mnet_dotprod_pointwise);
 const struct kernels mnet_i8mm = TABLE("i8mm", mnet_i8mm_pointwise);
+#endif
 #endif

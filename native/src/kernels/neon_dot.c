@@ -1,6 +1,6 @@
 /* AArch64 processors with dot products: sdot takes both factors as signed (since about 2018), sudot the inputs as
  * unsigned (since about 2021). */
-#if defined(__aarch64__)
+#if defined(__aarch64__) && !defined(MNET_WITHOUT_DOT)
 #include "neon.h"
 
 #include <string.h>

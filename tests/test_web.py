@@ -154,7 +154,7 @@ def test_same_bytes_as_plain_c(run: Run, tmp_path: Path) -> None:
         assert len(got["labels"]) == 10
         for output, want in outputs.items():
             value = np.array(got["outputs"][output], np.float32).reshape(want.shape)
-            if precision == "int8":
+            if precision == "int8" and output == LOGITS:
                 assert value.tobytes() == want.tobytes(), case
             else:
                 assert np.abs(value - want).max() <= 1e-5 * max(1.0, float(np.abs(want).max())), case

@@ -13,6 +13,7 @@ enum {
     BLOCK_BYTES = 96 * 1024, /* of widened pixels: a part of L2 */
     BLOCK_MOST = 512,        /* pixels in a block */
     TILE = 6,                /* pixels that one pass over a panel computes: 12 accumulators of 16 registers */
+    HALF_TILE = 12,          /* and over a panel that has 8 outputs left */
     FEW = 3,                 /* so few pixels aren't worth a widened panel */
 };
 
@@ -34,6 +35,10 @@ static void widen_pixel(const uint8_t *x, int16_t *y, int k)
     int j = 0;
     for (; j + 16 <= k; j += 16)
         _mm256_storeu_si256((void *)(y + j), _mm256_cvtepu8_epi16(_mm_loadu_si128((const void *)(x + j))));
+    if (j < k && j) { /* some of the last block once more, rather than the rest by fours */
+        _mm256_storeu_si256((void *)(y + k - 16), _mm256_cvtepu8_epi16(_mm_loadu_si128((const void *)(x + k - 16))));
+        return;
+    }
     for (; j < k; j += 4)
         _mm_storel_epi64((void *)(y + j), _mm_cvtepu8_epi16(_mm_loadu_si32(x + j)));
 }
@@ -125,12 +130,43 @@ INLINE void tile(const int n, const int16_t *x, ptrdiff_t stride, const int16_t 
     }
 }
 
+/* HALF_TILE pixels by the 8 outputs that a panel begins with. */
+INLINE void half_tile(const int16_t *x, ptrdiff_t stride, const int16_t *w, int k4, const struct panel *s,
+                      uint8_t *const *y, int c)
+{
+    __m256i sum[HALF_TILE];
+    UNROLL
+    for (int i = 0; i < HALF_TILE; i++)
+        sum[i] = s->bias[0];
+    for (ptrdiff_t j = 0; j < (ptrdiff_t)k4 * 4; j += 2) {
+        const __m256i w0 = _mm256_load_si256((const void *)(w + j * PANEL));
+        UNROLL
+        for (int i = 0; i < HALF_TILE; i++)
+            multiply_add(&sum[i], _mm256_castps_si256(_mm256_broadcast_ss((const void *)(x + i * stride + j))), w0);
+    }
+    UNROLL
+    for (int i = 0; i < HALF_TILE; i += 4) {
+        const __m256 m = s->multiplier[0];
+        const __m256i v = narrow(scaled(sum[i], m), scaled(sum[i + 1], m), scaled(sum[i + 2], m), scaled(sum[i + 3], m),
+                                 &s->bounds);
+        const __m128i lower = _mm256_castsi256_si128(v), upper = _mm256_extracti128_si256(v, 1);
+        const __m128i first = _mm_unpacklo_epi16(lower, upper), second = _mm_unpackhi_epi16(lower, upper);
+        _mm_storel_epi64((void *)(y[i] + c), first);
+        _mm_storeh_pd((void *)(y[i + 1] + c), _mm_castsi128_pd(first));
+        _mm_storel_epi64((void *)(y[i + 2] + c), second);
+        _mm_storeh_pd((void *)(y[i + 3] + c), _mm_castsi128_pd(second));
+    }
+}
+
 static void panel_of_block(const int16_t *x, int pixels, const int16_t *w, int k4, const struct requant *q,
                            uint8_t *const *y, int c, int whole)
 {
     const struct panel s = panel_of(q, c);
     const ptrdiff_t stride = (ptrdiff_t)k4 * 4;
     int i = 0;
+    if (!whole)
+        for (; i + HALF_TILE <= pixels; i += HALF_TILE)
+            half_tile(x + i * stride, stride, w, k4, &s, y + i, c);
     for (; i + TILE <= pixels; i += TILE)
         tile(TILE, x + i * stride, stride, w, k4, &s, y + i, c, whole);
     x += i * stride;

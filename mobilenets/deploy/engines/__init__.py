@@ -7,7 +7,8 @@ A new runtime is one file here and its line in `RUNTIMES`. The file has
   beside in the same folder. `path` doesn't exist yet. The tensors are an int8 bundle's where the card says int8, else
   a float32 bundle's. `batch` None: any number of images in a call;
 - `stored_precision(path)`: the precision that the file's own tensors and operations show, whatever its card says;
-- `load(path, threads)`: an `Engine`, a `guard.Guarded`. A damaged file, or one without a card, is a `UserError`.
+- `load(path, threads)`: an `Engine`, a `guard.Guarded`. A damaged file, or one without a card, is a `UserError`;
+- `ram_bytes(path)`, of source for a microcontroller: the memory that it says it takes.
 
 It imports its runtime at its top, `module` says what to install where there is none, and torch only where it must.
 """
@@ -18,6 +19,7 @@ import difflib
 import importlib
 import importlib.metadata
 import importlib.util
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -85,6 +87,10 @@ class Runtime:
     probe: Callable[[], bool] | None = None
 
 
+def _always() -> bool:
+    return True
+
+
 # By the engine's name, in the order in which they are asked for a file.
 RUNTIMES = {
     "onnxruntime": Runtime("onnx", ".onnx", "onnxruntime", "", ("float32", "float16", "int8", "int4")),
@@ -104,6 +110,10 @@ RUNTIMES = {
     "coreml": Runtime(
         "coreml", ".mlpackage", "coremltools", "coreml", ("float32", "float16", "int8", "dynamic"), folder=True,
         runs_here=sys.platform == "darwin",
+    ),
+    "c": Runtime(
+        "c", ".c-source", "", "", ("float32", "int8"), folder=True, timed=False, probe=_always,
+        runs_here=any(shutil.which(compiler) for compiler in ("gcc", "clang", "cc")),
     ),
     "tflm": Runtime("c-array", ".c-array", "tflite-micro", "micro", ("int8",), folder=True, timed=False),
     "torch": Runtime("pt2", ".pt2", "torch", "train", ("float32", "float16", "int8", "dynamic")),

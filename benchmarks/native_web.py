@@ -5,13 +5,14 @@
 
 V1 1.0-224, V2 1.0-224 and V1 .25-224 with 1000 classes and random weights (no time depends on them), float32 and int8,
 each as an .onnx and a .mnet. All are run in turn in one page. Milliseconds are the median over the rounds of a round's
-median; `ratio` is the median over the rounds of onnxruntime-web's best (of its float32 and its int8) divided by our
-int8. Also prints what a page downloads: the engine and V1 .25 int8.
+median; at a line's end is the median over the rounds of onnxruntime-web's best (of its float32 and its int8) divided by
+it. Also prints what a page downloads: the engine and V1 .25 int8.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import functools
 import http.server
 import json
@@ -25,7 +26,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from mobilenets import console
+from mobilenets import console, files
 from mobilenets.arch import zoo
 from mobilenets.arch.spec import scale
 from mobilenets.deploy import engines, latency
@@ -34,6 +35,7 @@ from mobilenets.model.bundle import random_bundle
 ROOT = Path(__file__).resolve().parents[1]
 NETWORKS = {"v1": ("v1", 1.0), "v2": ("v2", 1.0), "v1_25": ("v1", 0.25)}
 OTHER = "onnxruntime-web"
+COLUMNS = ["where", "network", "precision", "engine", "ms", "times as fast as the best other", "hardware"]
 PAGE = """<!doctype html><title>native_web.py</title><script type="module">
 let said;
 try {
@@ -104,16 +106,16 @@ def in_chromium(folder: Path, program: str) -> Times:
     return answer
 
 
-def show(where: str, times: Times) -> None:
-    console.note(where)
+def rows(where: str, times: Times, machine: str) -> list[list[str]]:
+    """A line for each network, precision and engine, the best other's ratio to it at its end."""
+    made = []
     for name, rounds in times.items():
-        console.note(f"  {name:42} {statistics.median(rounds):8.2f} ms")
-    for network in NETWORKS:
+        network, precision, engine = name.split(" ", 2)
         others = [times[f"{network} {p} {OTHER}"] for p in ("float32", "int8")]
-        own = [v for k, v in times.items() if k.startswith(f"{network} int8") and not k.endswith(OTHER)]
-        for name, ours in zip(("simd", "relaxed"), own, strict=False):
-            ratios = [min(o) / t for *o, t in zip(*others, ours, strict=True)]
-            console.note(f"  {network} int8 {name}: {statistics.median(ratios):.2f} times as fast")
+        ratio = statistics.median(min(o) / t for *o, t in zip(*others, rounds, strict=True))
+        made.append([where, network, precision, engine, f"{statistics.median(rounds):.2f}", f"{ratio:.2f}", machine])
+        console.note(f"{where:9} {network:6} {precision:8} {engine:16} {made[-1][4]:>8} ms  {ratio:.2f}")
+    return made
 
 
 def main() -> None:
@@ -123,8 +125,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--node", default=shutil.which("node"))
     parser.add_argument("--chromium", default=shutil.which("chromium"))
+    parser.add_argument("--out", type=Path, help="a .csv to write")
     a = parser.parse_args()
-    console.note(latency.machine())
+    machine, table = latency.machine(), []
+    console.note(machine)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         prepare(folder, a.ort, a.rounds, a.repeats)
@@ -133,9 +137,12 @@ def main() -> None:
             engine = sum((folder / "browser" / n).stat().st_size for n in ("mnet.js", f"mnet-{build}.wasm"))
             console.note(f"download: {engine / 1e3:.0f} kB ({build}) + V1 .25 int8 {model / 1e3:.0f} kB")
         if a.chromium:
-            show("Chromium", in_chromium(folder, a.chromium))
+            table += rows("Chromium", in_chromium(folder, a.chromium), machine)
         if a.node:
-            show("Node", in_node(folder, a.node))
+            table += rows("Node", in_node(folder, a.node), machine)
+    if a.out:
+        with files.atomic_file(a.out) as path, path.open("w", newline="", encoding="utf-8") as f:
+            csv.writer(f, lineterminator="\n").writerows([COLUMNS, *table])
 
 
 if __name__ == "__main__":

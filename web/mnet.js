@@ -1,5 +1,6 @@
 /**
- * MobileNets in a web page: the engine of `mobilenets` as WebAssembly, for .mnet files (`mobilenets export --to native`).
+ * MobileNets in a web page: the engine of `mobilenets` as WebAssembly, for .mnet files (`mobilenets export --to
+ * native`).
  *
  *     import {load} from "./mnet.js";
  *     const net = await load("model.mnet");
@@ -101,7 +102,8 @@ async function start(url) {
   const host = {
     /** @type {(clock: number, precision: bigint, at: number) => number} */
     clock_time_get: (_clock, _precision, at) => {
-      if (engine) new DataView(engine.memory.buffer).setBigUint64(at, BigInt(Math.round(performance.now() * 1e6)), true);
+      const now = BigInt(Math.round(performance.now() * 1e6));
+      if (engine) new DataView(engine.memory.buffer).setBigUint64(at, now, true);
       return 0;
     },
   };
@@ -131,7 +133,7 @@ export async function load(source, options = {}) {
   return new Net(await engine, bytes, options.isa);
 }
 
-/** A network, in a WebAssembly memory of its own, which goes with the object. Calls run on the thread that makes them. */
+/** A network, in a WebAssembly memory that goes with the object. Calls run on the thread that makes them. */
 export class Net {
   /** @type {Engine} */
   #engine;
@@ -263,9 +265,12 @@ function product(shape) {
 async function picture(image) {
   if ("data" in image) return image;
   const source = image instanceof Blob ? await createImageBitmap(image) : image;
-  const width = "naturalWidth" in source ? source.naturalWidth : "videoWidth" in source ? source.videoWidth : source.width;
-  const height =
-    "naturalHeight" in source ? source.naturalHeight : "videoHeight" in source ? source.videoHeight : source.height;
+  const [width, height] =
+    "naturalWidth" in source
+      ? [source.naturalWidth, source.naturalHeight]
+      : "videoWidth" in source
+        ? [source.videoWidth, source.videoHeight]
+        : [source.width, source.height];
   if (!width || !height) throw new Error("the image has no pixels (yet): wait until it is loaded");
   const context = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
   if (!context) throw new Error("no canvas to read the image's pixels from");

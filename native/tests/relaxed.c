@@ -25,7 +25,8 @@ static int differs(const struct kernels *table, int from)
         bias[i] = rand() % 20000 - 10000;
         multiplier[i] = 0.0005f * (float)(1 + rand() % 20);
     }
-    struct pointwise p = {{x, k, 0}, {y, outputs, 0}, 1, n, k, 0, outputs, w, {multiplier, bias, 100, 0, 255, NULL}, NULL};
+    const struct requant q = {multiplier, bias, 100, 0, 255, NULL};
+    struct pointwise p = {{x, k, 0}, {y, outputs, 0}, 1, n, k, 0, outputs, w, q, NULL};
     memset(y, 0, sizeof y);
     memset(z, 0, sizeof z);
     p.scratch = malloc(table->pointwise_scratch(k));

@@ -12,8 +12,8 @@ static size_t pointwise_scratch(int k)
 
 #define PIXELS 4 /* by 8 outputs: 16 sums, 2 weights, 4 inputs and their products in the 32 registers */
 
-/* 2 outputs' 8 products are summed in pairs, so that an output's sum lies in two lanes. Inputs are 128 less, which makes
- * them signed: 128 times the sum of the weights is in `begin`. */
+/* 2 outputs' 8 products are summed in pairs, so that an output's sum lies in two lanes. Inputs are 128 less, which
+ * makes them signed: 128 times the sum of the weights is in `begin`. */
 static inline __attribute__((always_inline)) void tile(const struct walk *at, int n, const int8_t *w, int k4, int c,
                                                        const int32x4_t *begin, const struct requant *q,
                                                        struct rounding to)
@@ -167,7 +167,8 @@ static void lut_u8(const uint8_t *x, uint8_t *y, size_t n, const uint8_t *lut)
 static void sum_u8(const uint8_t *x, ptrdiff_t pixel, size_t pixels, int channels, int32_t *sums)
 {
     for (int c = 0; c < channels; c += LANES) {
-        uint32x4_t low = vreinterpretq_u32_s32(vld1q_s32(sums + c)), high = vreinterpretq_u32_s32(vld1q_s32(sums + c + 4));
+        uint32x4_t low = vreinterpretq_u32_s32(vld1q_s32(sums + c));
+        uint32x4_t high = vreinterpretq_u32_s32(vld1q_s32(sums + c + 4));
         for (size_t p = 0; p < pixels; p++) {
             const uint16x8_t v = vmovl_u8(vld1_u8(x + (ptrdiff_t)p * pixel + c));
             low = vaddw_u16(low, vget_low_u16(v));

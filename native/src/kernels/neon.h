@@ -7,7 +7,7 @@
 
 #include <arm_neon.h>
 
-/* Keeps compilers from collecting all loads of an unrolled loop at its start, which takes more registers than there are. */
+/* Keeps compilers from collecting all loads of an unrolled loop at its start: there are too few registers for that. */
 #define IN_ORDER() __asm__ volatile("" : : : "memory")
 
 /* The limits lie on whole numbers: clamping before the rint gives what clamping after it does. Of a number and what is

@@ -10,8 +10,8 @@
 
 #include <string.h>
 
-/* How a tile multiplies: int16 by int16; bytes, the pixels' being unsigned; bytes, signed ones; the same twice, with the
- * weights as sums of two that aren't -128. */
+/* How a tile multiplies: int16 by int16; bytes, the pixels' being unsigned; bytes, signed ones; the same twice, with
+ * the weights as sums of two that aren't -128. */
 enum mode { WIDE, UNSIGNED, SIGNED, TWICE };
 
 #define TILE 5   /* pixels of a tile: with two vectors of weights, 10 sums of the 16 registers that x86 has */

@@ -7,8 +7,8 @@
 
 #include <wasm_simd128.h>
 
-/* Compilers turn a stream's pointer into several, and collect loads at the start of a loop: more registers than x86 has.
- * A pointer that they can't see through keeps its constant offsets; sums that they must have by then keep the order. */
+/* Compilers turn a stream's pointer into several, and collect loads at the start of a loop: more registers than x86
+ * has. A pointer that they can't see through keeps its constant offsets; sums that they must have by then keep the order. */
 #define OPAQUE(pointer) __asm__("" : "+r"(pointer))
 #define KEEP_ORDER(a, b) __asm__ volatile("" : "+r"(a), "+r"(b) : : "memory")
 

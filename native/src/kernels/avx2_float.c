@@ -4,7 +4,7 @@
 
 TARGET_BEGIN(AVX2_FEATURES)
 
-enum { TILE = 6, COLUMNS = 4 };
+enum { TILE = 6, COLUMNS = 4, BLOCK = 16 /* outputs of a row whose inputs stay near while channels pass */ };
 
 INLINE __m256 activated(__m256 v, __m256 low, __m256 high, enum act act)
 {
@@ -98,17 +98,70 @@ INLINE void columns(const int n, const struct depthwise_f32 *d, int r, int i, in
         _mm256_storeu_ps(d->out[r] + (i + o) * d->out_pixel + c, activated(sum[o], low, high, f->act));
 }
 
+/* Eight channels of COLUMNS outputs of a 3x3 kernel: taps stay in registers, and a column that several outputs read is
+ * read once. */
+INLINE void three(const int stride, const float *const *in, float *y, ptrdiff_t in_pixel, ptrdiff_t out_pixel,
+                  const __m256 *tap, const __m256 bias, const struct finish *f)
+{
+    __m256 sum[COLUMNS];
+    UNROLL
+    for (int o = 0; o < COLUMNS; o++)
+        sum[o] = bias;
+    UNROLL
+    for (int h = 0; h < 3; h++)
+        UNROLL
+        for (int i = 0; i < (COLUMNS - 1) * stride + 3; i++) {
+            const __m256 x = _mm256_loadu_ps(in[h] + i * in_pixel);
+            UNROLL
+            for (int o = 0; o < COLUMNS; o++)
+                if (i >= o * stride && i < o * stride + 3)
+                    sum[o] = _mm256_fmadd_ps(tap[h * 3 + i - o * stride], x, sum[o]);
+        }
+    const __m256 low = _mm256_set1_ps(f->low), high = _mm256_set1_ps(f->high);
+    UNROLL
+    for (int o = 0; o < COLUMNS; o++)
+        _mm256_storeu_ps(y + o * out_pixel, activated(sum[o], low, high, f->act));
+}
+
+/* Outputs [from, to) of a row, as many as are whole COLUMNS. Gives where it ended. */
+INLINE int row_of_three(const int stride, const struct depthwise_f32 *d, int r, int from, int to)
+{
+    const int end = from + (to - from) / COLUMNS * COLUMNS;
+    for (int c = d->first; c < d->last; c += LANES) {
+        __m256 tap[9];
+        UNROLL
+        for (int t = 0; t < 9; t++)
+            tap[t] = _mm256_loadu_ps(d->w + (ptrdiff_t)t * d->channels + c);
+        const __m256 bias = _mm256_loadu_ps(d->f.bias + c);
+        for (int i = from; i < end; i += COLUMNS) {
+            const float *in[3];
+            UNROLL
+            for (int h = 0; h < 3; h++)
+                in[h] = d->in[r * stride + h] + (ptrdiff_t)i * stride * d->in_pixel + c;
+            three(stride, in, d->out[r] + i * d->out_pixel + c, d->in_pixel, d->out_pixel, tap, bias, &d->f);
+        }
+    }
+    return end;
+}
+
 void mnet_avx2_depthwise_f32(const struct depthwise_f32 *d)
 {
+    const int known = d->kh == 3 && d->kw == 3 && d->stride <= 2;
     for (int r = 0; r < d->n; r++)
-        for (int i = 0; i < d->width; i += COLUMNS)
-            for (int c = d->first; c < d->last; c += LANES)
-                switch (d->width - i) {
-                case 1: columns(1, d, r, i, c); break;
-                case 2: columns(2, d, r, i, c); break;
-                case 3: columns(3, d, r, i, c); break;
-                default: columns(COLUMNS, d, r, i, c); break;
-                }
+        for (int from = 0; from < d->width; from += BLOCK) {
+            const int to = d->width - from < BLOCK ? d->width : from + BLOCK;
+            int i = from;
+            if (known)
+                i = d->stride == 1 ? row_of_three(1, d, r, from, to) : row_of_three(2, d, r, from, to);
+            for (; i < to; i += COLUMNS)
+                for (int c = d->first; c < d->last; c += LANES)
+                    switch (to - i) {
+                    case 1: columns(1, d, r, i, c); break;
+                    case 2: columns(2, d, r, i, c); break;
+                    case 3: columns(3, d, r, i, c); break;
+                    default: columns(COLUMNS, d, r, i, c); break;
+                    }
+        }
 }
 
 void mnet_avx2_act_f32(float *x, size_t n, float low, float high, enum act act)

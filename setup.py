@@ -3,12 +3,14 @@
 The library has no Python in it: it is loaded by ctypes, and one build serves every version.
 """
 
+import shutil
 import sys
 from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 SUFFIX = {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
 SOURCES = sorted(p.as_posix() for p in Path("native/src").rglob("*.c"))
@@ -34,6 +36,15 @@ class BuildLibrary(build_ext):
             self.warn(f"the native engine isn't built, all else works without it: {e}")
 
 
+class WithSources(build_py):
+    """The engine's sources beside the modules too: networks are exported as C with them in it."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            shutil.copytree("native/src", Path(self.build_lib, "mobilenets", "native", "src"), dirs_exist_ok=True)
+
+
 class Wheel(bdist_wheel):
     """For this system, and every Python."""
 
@@ -54,5 +65,5 @@ setup(
             optional=True,
         )
     ],
-    cmdclass={"build_ext": BuildLibrary, "bdist_wheel": Wheel},
+    cmdclass={"build_ext": BuildLibrary, "build_py": WithSources, "bdist_wheel": Wheel},
 )

@@ -32,7 +32,7 @@ setup: .venv/installed
 
 .venv/demo: EXTRA = train
 .venv/installed: EXTRA = dev
-.venv/demo .venv/installed: pyproject.toml
+.venv/demo .venv/installed: pyproject.toml setup.py $(wildcard native/*/*.[ch] native/src/kernels/*.[ch])
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --editable '.[$(EXTRA)]'
 	touch $@

@@ -28,12 +28,14 @@ KINDS = (
 SPATIAL = ("pointwise", "conv", "depthwise")  # which read other rows than they write
 STREAMED = (*SPATIAL, "add", "mul", "lut", "act", "quantize", "dequantize")  # row by row, of what came before
 
-# Measured on one core with 512 kB of L2 (see `results/`): strips this wide make it worth to prepare weights for them,
-# windows this large stay near, and a map this small does anyhow.
-STRIP_PIXELS = 256
-WINDOW_BYTES = 192 << 10
-SMALL_BYTES = 64 << 10
-LARGE_BYTES = 384 << 10  # what isn't worth writing to memory even between two blocks
+# Chosen by measuring V1, V2 and V4 on a core with AVX2 and 512 kB of L2. In bytes, fused and unfused maps take as long
+# there, and fused ones a third of the memory; floats, of which a strip is four times as large, are quicker unfused.
+STRIP_PIXELS = 256  # of a group's strips, where windows aren't too large for it
+LEAST_PIXELS = 112  # with fewer in a strip, reading weights takes longer than is saved
+WINDOW_BYTES = {U8: 192 << 10, F32: 48 << 10}  # of all windows of a group
+SMALL_BYTES = 64 << 10  # a map that stays near without being cut into strips
+LARGE_BYTES = 384 << 10  # one that isn't worth writing to memory even between two blocks
+STRIP_BYTES = 128 << 10  # of a map that a 1x1 layer by itself reads for one strip
 
 
 @dataclass
@@ -164,6 +166,10 @@ def _joins(
     if last.out not in step.inputs or (step.kind == "mul" and step.inputs[0] != last.out):
         return False
     size = between.height * between.width * between.pixel_bytes
+    joined, out = [*group, step], values[step.out]
+    least = min(out.height, math.ceil(LEAST_PIXELS / out.width))
+    if _window_units(joined, least, values) * UNIT > WINDOW_BYTES[out.type] and last.kind != "pixels":
+        return False
     ended = last.kind == "pointwise" and any(s.kind == "depthwise" for s in group)
     if step.kind in SPATIAL and ended:  # the next block begins
         return size >= LARGE_BYTES
@@ -190,9 +196,12 @@ def _strip(part: Sequence[Step], values: Mapping[str, Value]) -> int:
     """Rows of a group's output to compute at a time."""
     out = values[part[-1].out]
     if len(part) == 1:
-        return out.height
+        if part[0].kind != "pointwise":
+            return out.height
+        row = values[part[0].inputs[0]].row_bytes * part[0].stride
+        return min(out.height, max(math.ceil(LEAST_PIXELS / out.width), STRIP_BYTES // row))
     strip = min(out.height, math.ceil(STRIP_PIXELS / out.width))
-    while strip > 1 and _window_units(part, strip, values) * UNIT > WINDOW_BYTES:
+    while strip > 1 and _window_units(part, strip, values) * UNIT > WINDOW_BYTES[out.type]:
         strip -= 1
     return math.ceil(out.height / math.ceil(out.height / strip))  # the last strip as high as the others
 

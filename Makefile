@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP_FLAGS ?= $(if $(CI),--constraint constraints.txt)
 
-.PHONY: demo test docs setup clean
+.PHONY: demo test docs wasm setup clean
 
 demo: .venv/demo
 	rm -rf runs/demo
@@ -23,11 +23,16 @@ docs: .venv/docs
 	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --editable '.[docs]'
 	touch $@
 
+# The engine for browsers, into the package: see web/build.py.
+wasm: .venv/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check ziglang==$(shell sed -n 's/^COMPILER = "\(.*\)"/\1/p' web/build.py)
+	$(BIN)/python web/build.py
+
 setup: .venv/installed
 
 .venv/demo: EXTRA = train
 .venv/installed: EXTRA = dev
-.venv/demo .venv/installed: pyproject.toml
+.venv/demo .venv/installed: pyproject.toml setup.py $(wildcard native/*/*.[ch] native/src/kernels/*.[ch])
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --editable '.[$(EXTRA)]'
 	touch $@

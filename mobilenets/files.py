@@ -32,6 +32,11 @@ def _beside(path: Path) -> Path:
     return path.with_name(f".{os.getpid()}.tmp.{path.name}")
 
 
+def final_name(path: Path) -> str:
+    """What a file or folder will be called that is written now."""
+    return path.name.removeprefix(_beside(Path("name")).name.removesuffix("name"))
+
+
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a path to write to; it becomes `path` when the block ends well, and is removed when it doesn't."""

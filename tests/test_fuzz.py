@@ -221,7 +221,7 @@ NATIVE = [n for n in engines.installed() if engines.runtime(n).runs_here]
 
 def part_of(path, engine):
     """The file to damage, of a folder one that isn't under a digest of the card's."""
-    inside = {"openvino": "model.xml", "ncnn": "model.param", "tflm": "model.c"}
+    inside = {"openvino": "model.xml", "ncnn": "model.param", "tflm": "model.c", "c": "m.c"}
     return path / inside[engine] if engine in inside else path
 
 

@@ -18,7 +18,7 @@ from mobilenets.commands.options import Ints, Words
 from mobilenets.data.source import Reading, named
 from mobilenets.deploy import bench as timing
 from mobilenets.deploy import engines, load
-from mobilenets.deploy.bench import ROUNDS, Subject, Timing
+from mobilenets.deploy.bench import ROUNDS, LayerTiming, Subject, Timing
 from mobilenets.errors import UserError
 from mobilenets.model import bundle as bundles
 
@@ -37,6 +37,7 @@ class Bench(console.Notebook):
     timings: tuple[Timing, ...]
     exports: tuple[Export | None, ...]
     failed: tuple[str, ...] = ()
+    layers: tuple[LayerTiming, ...] = ()
 
     def to_json(self) -> list[dict[str, Any]]:
         out = []
@@ -44,7 +45,8 @@ class Bench(console.Notebook):
             primary = tasks.find(e.task).primary if e else None
             score = {primary.name: e.score} if e and primary else {}
             proof = {**score, "agreement": e.agreement, "difference": e.difference} if e else {}
-            out.append({**t.to_json(), **proof})
+            layers = {"layers": [vars(r) for r in self.layers]} if self.layers else {}
+            out.append({**t.to_json(), **proof, **layers})
         return out
 
     def __rich__(self) -> RenderableType:
@@ -95,7 +97,17 @@ class Bench(console.Notebook):
                 f"\nthe machine was busy with something else: a fixed loop took up to {slowest:.1f} times its best, "
                 "measure again when it is quiet"
             )
-        return Group(t, *(Text(line, style="red") for line in self.failed))
+        return Group(t, *self._layers(), *(Text(line, style="red") for line in self.failed))
+
+    def _layers(self) -> Iterator[RenderableType]:
+        if not self.layers:
+            return
+        total = sum(r.median_ms for r in self.layers)
+        t = console.table("each operation on one image", ["group", "operation", "us", "%"], left=("operation",))
+        for r in self.layers:
+            t.add_row(str(r.group), r.name, f"{1e3 * r.median_ms:.1f}", f"{100 * r.median_ms / total:.1f}")
+        t.caption = "operations of one group run strip by strip, together"
+        yield t
 
 
 def _percent(value: float | None) -> str:
@@ -137,6 +149,7 @@ def bench(
     threads: Ints = (1,),
     batch: Ints = (1, 8, 32),
     peers: bool = False,
+    layers: bool = False,
     rounds: int = ROUNDS,
     data: DataSource | None = None,
     reading: Annotated[Reading | None, Parameter(name="*")] = None,
@@ -160,6 +173,8 @@ def bench(
     peers
         Also measure what you might run otherwise: torchvision, timm, PyTorch eager, channels_last and compiled, and a
         plain torch.onnx.export.
+    layers
+        Also measure each operation of one .mnet file, on one image.
     rounds
         How often each gets its turn of 0.3 s.
     data
@@ -172,7 +187,8 @@ def bench(
     Bench
         `timings`, in the order of the files: median and 95th percentile of a call in milliseconds, images per second by
         batch size, time to load, peak memory and size in bytes. `exports` has the proof and score of each file that was
-        made for this, `failed` a line for each that couldn't be.
+        made for this, `failed` a line for each that couldn't be, `layers` each operation's time where it was
+        asked for.
 
     Raises
     ------
@@ -208,6 +224,9 @@ def bench(
             files = [engines.resolve(p) for p in resolved]
             for f in files:
                 engines.for_path(f)  # says what is wrong before a process is started
+        if layers and len(files) > 1:
+            raise UserError("--layers takes one file, or a bundle with --engine native and one --precision")
+        each = timing.time_layers(files[0], all_threads[0]) if layers else []
         subjects = [Subject(f, n) for n in all_threads for f in files]
         proofs: list[Export | None] = [e for _ in all_threads for e in exported] or [None] * len(subjects)
         if peers:
@@ -219,4 +238,4 @@ def bench(
             subjects, proofs = subjects + beside, proofs + [None] * len(beside)
         timings = timing.time_files(subjects, batches, rounds)
         kept = [dataclasses.replace(t, path=s.peer) if s.peer else t for t, s in zip(timings, subjects, strict=True)]
-    return Bench(tuple(kept), tuple(proofs), tuple(failed))
+    return Bench(tuple(kept), tuple(proofs), tuple(failed), tuple(each))

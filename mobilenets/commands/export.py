@@ -47,7 +47,8 @@ def export(
         The file to write (for some formats a folder). Beside it, OUT.card.json is its card, and OUT.labels.txt has its
         labels, for programs that can't read the card inside.
     to
-        Format: onnx, openvino, tflite, executorch, ncnn, coreml, pt2 or c-array; by default what OUT's suffix says.
+        Format: onnx, openvino, tflite, executorch, ncnn, coreml, pt2, native, c or c-array; by default what OUT's
+        suffix says.
     precision
         float32, float16, int8, dynamic (int8 weights alone) or int4 (4-bit weights alone), as the format has them; by
         default the bundle's own. int8 of a float bundle quantizes it first, on training images.

@@ -228,6 +228,34 @@ class _Worker:
         )
 
 
+@dataclass(frozen=True)
+class LayerTiming:
+    """What one operation of a file took on one image; those of one `group` run strip by strip, together."""
+
+    name: str
+    group: int
+    median_ms: float
+
+
+def time_layers(path: Path, threads: int = 1) -> list[LayerTiming]:
+    """Each operation's time, in the order they run. Raises `UserError` for files of engines that can't tell."""
+    engine = engines.load(path, threads)
+    if not isinstance(engine, engines.Timed):
+        raise UserError(f"{path}: {engine.name} doesn't tell what each layer takes; export it with --to native")
+    height, width = engine.card.preprocess.input_size
+    image = np.random.default_rng(0).integers(0, 256, (1, height, width, 3), dtype=np.uint8)
+    runs: list[list[float]] = []
+    with pinned(threads):
+        end = time.perf_counter() + WARM_UP_SECONDS
+        while time.perf_counter() < end:
+            engine(image)
+        end = time.perf_counter() + 2 * ROUND_SECONDS
+        while len(runs) < 5 or time.perf_counter() < end:
+            runs.append(engine.layer_ms(image))
+    medians = np.median(runs, 0)
+    return [LayerTiming(name, group, float(ms)) for (name, group), ms in zip(engine.layers, medians, strict=True)]
+
+
 AT_ONCE = 8  # processes in memory; more subjects are measured in groups, which are as large as each other
 
 

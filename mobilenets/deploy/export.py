@@ -38,7 +38,8 @@ class Export(Notebook):
     `difference`: the largest between two numbers of an answer (see the task's `parity`); both None where this system
     has no runtime for the file. `limits`, of the two: what the file was kept by; `ties`: of the other answers, those
     where PyTorch's own was nearly another. `sha256`: of the file, or of the folder (`files.sha256`). `score`: the
-    task's primary metric on the whole `split`, if its labels were there.
+    task's primary metric on the whole `split`, if its labels were there. `ram_bytes`: what source for a microcontroller
+    says it takes.
     """
 
     path: Path
@@ -55,6 +56,7 @@ class Export(Notebook):
     split: str = ""
     limits: tuple[float, float] | None = None
     ties: int = 0
+    ram_bytes: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         primary = tasks.find(self.task).primary
@@ -77,6 +79,8 @@ class Export(Notebook):
         t.add_row("runtime", self.engine)
         t.add_row("precision, as found in the file", self.precision)
         t.add_row("size (MB)", megabytes(self.size_bytes))
+        if self.ram_bytes is not None:
+            t.add_row("RAM (bytes)", f"{self.ram_bytes:,}")
         if self.agreement is None:
             t.add_row("proof", "none: this system can't run it")
         else:
@@ -127,7 +131,8 @@ def export_bundle(
         if found != precision:
             raise UserError(f"{path} was not kept: {engine} made it {found}, not the {precision} that was asked for")
         size, digest, task = files.size_on_disk(tmp), files.sha256(tmp), made.card.task
-        unproved = Export(path, engine, precision, size, None, None, 0, data_name, task, digest)
+        ram = module.ram_bytes(tmp) if hasattr(module, "ram_bytes") else None
+        unproved = Export(path, engine, precision, size, None, None, 0, data_name, task, digest, ram_bytes=ram)
         if not runtime.runs_here:
             return unproved
         proof = compare(TorchEngine(made, threads=2), module.load(tmp, 1), images, path)

@@ -155,3 +155,19 @@ def test_peers_are_measured_beside_a_file(run, command, monkeypatch):
         ("PyTorch eager", "PyTorch eager"),
     ]
     assert isinstance(runtimes.bench(run / "float", rounds=1, batch=(1,)), runtimes.Bench)
+
+
+@pytest.mark.skipif(not engines.available("native"), reason="the native engine isn't built here")
+def test_what_each_layer_takes(make_bundle, command, tmp_path):
+    engines.module("native").write(make_bundle("v1"), tmp_path / "m.mnet", None)
+    (row,) = command("bench", tmp_path / "m.mnet", "--layers", "--batch", 1, "--rounds", 1, "--json").json
+    names = [r["name"] for r in row["layers"]]
+    assert names[:3] == ["input", "blocks.0.conv", "blocks.1.depthwise"]
+    assert all(r["median_ms"] >= 0 for r in row["layers"])
+    assert sum(r["median_ms"] for r in row["layers"]) > 0
+
+
+def test_layers_of_an_engine_that_cannot_tell(make_bundle, command, tmp_path):
+    engines.module("onnxruntime").write(make_bundle("v1"), tmp_path / "m.onnx", None)
+    line = command("bench", tmp_path / "m.onnx", "--layers", "--batch", 1, "--rounds", 1).line
+    assert "onnxruntime doesn't tell what each layer takes; export it with --to native" in line

@@ -7,7 +7,8 @@ A new runtime is one file here and its line in `RUNTIMES`. The file has
   beside in the same folder. `path` doesn't exist yet. The tensors are an int8 bundle's where the card says int8, else
   a float32 bundle's. `batch` None: any number of images in a call;
 - `stored_precision(path)`: the precision that the file's own tensors and operations show, whatever its card says;
-- `load(path, threads)`: an `Engine`, a `guard.Guarded`. A damaged file, or one without a card, is a `UserError`.
+- `load(path, threads)`: an `Engine`, a `guard.Guarded`. A damaged file, or one without a card, is a `UserError`;
+- `ram_bytes(path)`, of source for a microcontroller: the memory that it says it takes.
 
 It imports its runtime at its top, `module` says what to install where there is none, and torch only where it must.
 """
@@ -18,6 +19,7 @@ import difflib
 import importlib
 import importlib.metadata
 import importlib.util
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -28,7 +30,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from mobilenets.deploy.engines import trial
+from mobilenets.deploy.engines import native_library, trial
 from mobilenets.errors import UserError, unknown
 from mobilenets.files import parse_json, size_on_disk
 from mobilenets.model.bundle import CARD, Bundle, located, packaged
@@ -50,6 +52,16 @@ class Engine(Protocol):
     concurrent: bool  # whether several threads may call it at once
 
     def __call__(self, images: Pixels) -> Outputs: ...
+
+
+@runtime_checkable
+class Timed(Engine, Protocol):
+    """An engine that tells what each of its operations takes; `layers` are their names and groups."""
+
+    @property
+    def layers(self) -> Sequence[tuple[str, int]]: ...
+
+    def layer_ms(self, image: Pixels) -> list[float]: ...
 
 
 @dataclass(frozen=True)
@@ -75,6 +87,10 @@ class Runtime:
     probe: Callable[[], bool] | None = None
 
 
+def _always() -> bool:
+    return True
+
+
 # By the engine's name, in the order in which they are asked for a file.
 RUNTIMES = {
     "onnxruntime": Runtime("onnx", ".onnx", "onnxruntime", "", ("float32", "float16", "int8", "int4")),
@@ -87,9 +103,17 @@ RUNTIMES = {
         int8_limits=(90.0, 0.4),  # its int8 has no zero points
     ),
     "executorch": Runtime("executorch", ".pte", "executorch", "executorch", ("float32", "int8")),
+    "native": Runtime(
+        "native", ".mnet", "", "", ("float32", "float16", "int8"),
+        runs_here=native_library.built(), probe=native_library.built,
+    ),
     "coreml": Runtime(
         "coreml", ".mlpackage", "coremltools", "coreml", ("float32", "float16", "int8", "dynamic"), folder=True,
         runs_here=sys.platform == "darwin",
+    ),
+    "c": Runtime(
+        "c", ".c-source", "", "", ("float32", "int8"), folder=True, timed=False, probe=_always,
+        runs_here=any(shutil.which(compiler) for compiler in ("gcc", "clang", "cc")),
     ),
     "tflm": Runtime("c-array", ".c-array", "tflite-micro", "micro", ("int8",), folder=True, timed=False),
     "torch": Runtime("pt2", ".pt2", "torch", "train", ("float32", "float16", "int8", "dynamic")),

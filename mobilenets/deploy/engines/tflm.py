@@ -143,6 +143,10 @@ def write(bundle: Bundle, path: Path, batch: int | None) -> None:
     files.write_text(path / CARD, json.dumps(bundle.card.to_json(), indent=2) + "\n")
 
 
+def ram_bytes(path: Path) -> int:
+    return c_array.number((path / HEADER).read_text(encoding="utf-8"), "MODEL_ARENA_BYTES")
+
+
 def stored_precision(path: Path) -> Precision:
     """What the convolutions in the folder's model.c read, but for those that its card keeps in float."""
     opened = tflite_graph.open_model(c_array.model_bytes((path / SOURCE).read_text(encoding="utf-8")))

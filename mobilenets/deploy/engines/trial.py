@@ -53,6 +53,12 @@ def _remember(key: str) -> None:
         _kept(key).touch()
 
 
+def known(path: Path, name: str, version: str) -> bool:
+    """Whether the file or folder at `path` has been noted, here or by another process of this user."""
+    key = _key(path, name, version)
+    return key in _seen or _kept(key).exists()
+
+
 def check(path: Path, name: str, version: str) -> None:
     """A UserError for a file that engine `name` can't load and run."""
     try:

@@ -47,20 +47,20 @@ def header(card: Card, model: bytes, arena_bytes: int, operators: Sequence[str])
         sides += f"\n#define MODEL_CLASSES {classes}"
         names = "extern const char *const model_labels[MODEL_CLASSES];\n"
     else:
-        what, names = _comment(card.task), ""
+        what, names = comment(card.task), ""
         outputs = "\n".join(
-            f" * Output {i}, {_comment(f'{o.name}: float32 {[1, *card.outputs[o.name]]}, {o.meaning}'.rstrip(', '))}."
+            f" * Output {i}, {comment(f'{o.name}: float32 {[1, *card.outputs[o.name]]}, {o.meaning}'.rstrip(', '))}."
             for i, o in enumerate(card.head.outputs)
         )
     resolver = "\n".join(f" *   resolver.{METHODS[kind]}();" for kind in operators)
     return f"""\
-/* MobileNet {_comment(card.arch.title)}, int8, {what}, for TensorFlow Lite Micro; by mobilenets.
+/* MobileNet {comment(card.arch.title)}, int8, {what}, for TensorFlow Lite Micro; by mobilenets.
  *
  * Flash: the {len(model):,} bytes of model_data, and TensorFlow Lite Micro's code, which depends on the compiler.
  * RAM: an arena of MODEL_ARENA_BYTES, aligned to 16 bytes. It was measured on a 64-bit processor with the reference
  * kernels: pointers of 32 bits need less, kernels with scratch buffers (CMSIS-NN's) more.
  *
- * Input: uint8 [1, {rows}, {columns}, 3], RGB as a camera gives it: {_framing(card.preprocess)}.
+ * Input: uint8 [1, {rows}, {columns}, 3], RGB as a camera gives it: {framing(card.preprocess)}.
 {outputs}
  *
  *   static tflite::MicroMutableOpResolver<MODEL_OPERATORS> resolver;
@@ -96,7 +96,7 @@ def source(model: bytes, labels: Sequence[str]) -> str:
     """model.c: the file's bytes, and the labels."""
     rows = (model[i : i + PER_LINE] for i in range(0, len(model), PER_LINE))
     data = "\n".join("  " + "".join(f"0x{byte:02x}," for byte in row) for row in rows)
-    names = "".join(f"  {_string(label)},\n" for label in labels)
+    names = "".join(f"  {string(label)},\n" for label in labels)
     table = f"\nconst char *const model_labels[MODEL_CLASSES] = {{\n{names}}};\n" if labels else ""
     return f"""\
 #include "model.h"
@@ -126,7 +126,7 @@ def number(text: str, name: str) -> int:
     return int(found[1])
 
 
-def _framing(p: Preprocess) -> str:
+def framing(p: Preprocess) -> str:
     """Which part of an image the input is."""
     rows, columns = p.input_size
     match p.framing:
@@ -140,12 +140,12 @@ def _framing(p: Preprocess) -> str:
             return f"the centre, {p.crop:g} of the largest part in these proportions"
 
 
-def _comment(text: str) -> str:
+def comment(text: str) -> str:
     """`text` where it can't end the comment it is in."""
     return " ".join(text.replace("*/", "* /").split())
 
 
-def _string(text: str) -> str:
+def string(text: str) -> str:
     """A C string; bytes that aren't plain ASCII, and what could start a trigraph, as octal escapes."""
     plain = (chr(b) if 32 <= b < 127 and b not in b'"\\?' else f"\\{b:03o}" for b in text.encode())
     return f'"{"".join(plain)}"'

@@ -1,0 +1,259 @@
+/* AVX2: the dense product in whole numbers, and the table.
+ *
+ * vpmaddubsw saturates, so bytes are widened to int16 once and vpmaddwd, which is exact, adds products in pairs: a
+ * block of pixels is widened into scratch, then one panel of weights after another, which stays in L1 while all pixels
+ * of the block pass it. Widened weights lie as pairs of inputs, so that an accumulator holds 8 outputs:
+ * panel[K/2][2][8][2]. The 8 are in the order of SHUFFLED, which the packing at the end undoes at no cost. */
+#if defined(__x86_64__) || defined(_M_X64)
+#include "avx2_requant.h"
+
+TARGET_BEGIN(AVX2_FEATURES)
+
+enum {
+    BLOCK_BYTES = 96 * 1024, /* of widened pixels: a part of L2 */
+    BLOCK_MOST = 512,        /* pixels in a block */
+    TILE = 6,                /* pixels that one pass over a panel computes: 12 accumulators of 16 registers */
+    HALF_TILE = 12,          /* and over a panel that has 8 outputs left */
+    FEW = 3,                 /* so few pixels aren't worth a widened panel */
+};
+
+static int block_pixels(int k4)
+{
+    int n = BLOCK_BYTES / (k4 * 8);
+    n = n < BLOCK_MOST ? n : BLOCK_MOST;
+    return n < 2 * TILE ? 2 * TILE : n / TILE * TILE;
+}
+
+size_t mnet_avx2_pointwise_scratch(int k)
+{
+    const int k4 = (k + 3) / 4;
+    return (size_t)k4 * 4 * 2 * (PANEL + (size_t)block_pixels(k4)) + BLOCK_MOST * sizeof(uint8_t *) + 64;
+}
+
+static void widen_pixel(const uint8_t *x, int16_t *y, int k)
+{
+    int j = 0;
+    for (; j + 16 <= k; j += 16)
+        _mm256_storeu_si256((void *)(y + j), _mm256_cvtepu8_epi16(_mm_loadu_si128((const void *)(x + j))));
+    if (j < k && j) { /* some of the last block once more, rather than the rest by fours */
+        _mm256_storeu_si256((void *)(y + k - 16), _mm256_cvtepu8_epi16(_mm_loadu_si128((const void *)(x + k - 16))));
+        return;
+    }
+    for (; j < k; j += 4)
+        _mm_storel_epi64((void *)(y + j), _mm_cvtepu8_epi16(_mm_loadu_si32(x + j)));
+}
+
+static void widen_panel(const int8_t *w, int16_t *y, int k4)
+{
+    for (int j = 0; j < k4; j++, w += 64, y += 64) {
+        __m256i a = _mm256_cvtepi8_epi16(_mm_loadu_si128((const void *)w));
+        __m256i b = _mm256_cvtepi8_epi16(_mm_loadu_si128((const void *)(w + 16)));
+        __m256i c = _mm256_cvtepi8_epi16(_mm_loadu_si128((const void *)(w + 32)));
+        __m256i d = _mm256_cvtepi8_epi16(_mm_loadu_si128((const void *)(w + 48)));
+        __m256 fa = _mm256_castsi256_ps(a), fb = _mm256_castsi256_ps(b);
+        __m256 fc = _mm256_castsi256_ps(c), fd = _mm256_castsi256_ps(d);
+        _mm256_store_ps((void *)y, _mm256_shuffle_ps(fa, fb, 0x88));
+        _mm256_store_ps((void *)(y + 16), _mm256_shuffle_ps(fc, fd, 0x88));
+        _mm256_store_ps((void *)(y + 32), _mm256_shuffle_ps(fa, fb, 0xdd));
+        _mm256_store_ps((void *)(y + 48), _mm256_shuffle_ps(fc, fd, 0xdd));
+    }
+}
+
+/* What turns a panel's sums into bytes, in the order of its accumulators. */
+struct panel {
+    __m256i bias[2];
+    __m256 multiplier[2];
+    struct bounds bounds;
+};
+
+#define SHUFFLED _mm256_setr_epi32(0, 1, 4, 5, 2, 3, 6, 7)
+
+INLINE struct panel panel_of(const struct requant *q, int c)
+{
+    struct panel s;
+    UNROLL
+    for (int h = 0; h < 2; h++) {
+        s.bias[h] = _mm256_permutevar8x32_epi32(_mm256_loadu_si256((const void *)(q->bias + c + h * 8)), SHUFFLED);
+        s.multiplier[h] = _mm256_permutevar8x32_ps(_mm256_loadu_ps(q->multiplier + c + h * 8), SHUFFLED);
+    }
+    s.bounds = bounds_of(q->zero, q->low, q->high);
+    return s;
+}
+
+/* Two pixels' sums of a panel, as 16 bytes each. */
+INLINE void finish_two(const struct panel *s, const __m256i *a, const __m256i *b, __m128i *ya, __m128i *yb)
+{
+    __m256i v = narrow(scaled(a[0], s->multiplier[0]), scaled(a[1], s->multiplier[1]),
+                       scaled(b[0], s->multiplier[0]), scaled(b[1], s->multiplier[1]), &s->bounds);
+    __m128i lower = _mm256_castsi256_si128(v), upper = _mm256_extracti128_si256(v, 1);
+    *ya = _mm_unpacklo_epi16(lower, upper);
+    *yb = _mm_unpackhi_epi16(lower, upper);
+}
+
+/* sum += pairs of v * w. Two instructions that stay together: gcc moves all products before all sums, and then keeps the
+ * accumulators in memory. */
+INLINE void multiply_add(__m256i *sum, __m256i v, __m256i w)
+{
+    __m256i product;
+    __asm__("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+x"(*sum), "=&x"(product) : "x"(v), "x"(w));
+}
+
+/* n pixels of `stride` widened inputs each, times a widened panel. */
+INLINE void tile(const int n, const int16_t *x, ptrdiff_t stride, const int16_t *w, int k4, const struct panel *s,
+                 uint8_t *const *y, int c, int whole)
+{
+    __m256i sum[TILE][2];
+    const int16_t *in[TILE];
+    UNROLL
+    for (int i = 0; i < n; i++) {
+        sum[i][0] = s->bias[0];
+        sum[i][1] = s->bias[1];
+        in[i] = x + i * stride;
+    }
+    for (ptrdiff_t j = 0; j < (ptrdiff_t)k4 * 4; j += 2) {
+        __m256i w0 = _mm256_load_si256((const void *)(w + j * PANEL));
+        __m256i w1 = _mm256_load_si256((const void *)(w + j * PANEL + 16));
+        UNROLL
+        for (int i = 0; i < n; i++) {
+            __m256i v = _mm256_castps_si256(_mm256_broadcast_ss((const void *)(in[i] + j)));
+            multiply_add(&sum[i][0], v, w0);
+            multiply_add(&sum[i][1], v, w1);
+        }
+    }
+    UNROLL
+    for (int i = 0; i < n; i += 2) {
+        __m128i a, b;
+        finish_two(s, sum[i], sum[i + 1 < n ? i + 1 : i], &a, &b);
+        store_panel(y[i] + c, a, whole);
+        if (i + 1 < n)
+            store_panel(y[i + 1] + c, b, whole);
+    }
+}
+
+/* HALF_TILE pixels by the 8 outputs that a panel begins with. */
+INLINE void half_tile(const int16_t *x, ptrdiff_t stride, const int16_t *w, int k4, const struct panel *s,
+                      uint8_t *const *y, int c)
+{
+    __m256i sum[HALF_TILE];
+    UNROLL
+    for (int i = 0; i < HALF_TILE; i++)
+        sum[i] = s->bias[0];
+    for (ptrdiff_t j = 0; j < (ptrdiff_t)k4 * 4; j += 2) {
+        const __m256i w0 = _mm256_load_si256((const void *)(w + j * PANEL));
+        UNROLL
+        for (int i = 0; i < HALF_TILE; i++)
+            multiply_add(&sum[i], _mm256_castps_si256(_mm256_broadcast_ss((const void *)(x + i * stride + j))), w0);
+    }
+    UNROLL
+    for (int i = 0; i < HALF_TILE; i += 4) {
+        const __m256 m = s->multiplier[0];
+        const __m256i v = narrow(scaled(sum[i], m), scaled(sum[i + 1], m), scaled(sum[i + 2], m), scaled(sum[i + 3], m),
+                                 &s->bounds);
+        const __m128i lower = _mm256_castsi256_si128(v), upper = _mm256_extracti128_si256(v, 1);
+        const __m128i first = _mm_unpacklo_epi16(lower, upper), second = _mm_unpackhi_epi16(lower, upper);
+        _mm_storel_epi64((void *)(y[i] + c), first);
+        _mm_storeh_pd((void *)(y[i + 1] + c), _mm_castsi128_pd(first));
+        _mm_storel_epi64((void *)(y[i + 2] + c), second);
+        _mm_storeh_pd((void *)(y[i + 3] + c), _mm_castsi128_pd(second));
+    }
+}
+
+static void panel_of_block(const int16_t *x, int pixels, const int16_t *w, int k4, const struct requant *q,
+                           uint8_t *const *y, int c, int whole)
+{
+    const struct panel s = panel_of(q, c);
+    const ptrdiff_t stride = (ptrdiff_t)k4 * 4;
+    int i = 0;
+    if (!whole)
+        for (; i + HALF_TILE <= pixels; i += HALF_TILE)
+            half_tile(x + i * stride, stride, w, k4, &s, y + i, c);
+    for (; i + TILE <= pixels; i += TILE)
+        tile(TILE, x + i * stride, stride, w, k4, &s, y + i, c, whole);
+    x += i * stride;
+    y += i;
+    switch (pixels - i) {
+    case 5: tile(5, x, stride, w, k4, &s, y, c, whole); break;
+    case 4: tile(4, x, stride, w, k4, &s, y, c, whole); break;
+    case 3: tile(3, x, stride, w, k4, &s, y, c, whole); break;
+    case 2: tile(2, x, stride, w, k4, &s, y, c, whole); break;
+    case 1: tile(1, x, stride, w, k4, &s, y, c, whole); break;
+    default: break;
+    }
+}
+
+/* A pixel by packed weights as they lie: four outputs of four inputs in a register. For one pixel weights are read once,
+ * and widening them first would cost more than the product. */
+static void panel_of_pixel(const int16_t *x, const int8_t *w, int k4, const struct requant *q, uint8_t *y, int whole,
+                           int c)
+{
+    __m256i sum[4] = {_mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256()};
+    for (int j = 0; j < k4; j++, w += 64) {
+        __m256i v = _mm256_castpd_si256(_mm256_broadcast_sd((const void *)(x + j * 4)));
+        UNROLL
+        for (int o = 0; o < 4; o++) {
+            __m256i wide = _mm256_cvtepi8_epi16(_mm_loadu_si128((const void *)(w + o * 16)));
+            sum[o] = _mm256_add_epi32(sum[o], _mm256_madd_epi16(v, wide));
+        }
+    }
+    const struct panel s = panel_of(q, c);
+    __m256i sums[2] = {_mm256_add_epi32(_mm256_hadd_epi32(sum[0], sum[1]), s.bias[0]),
+                       _mm256_add_epi32(_mm256_hadd_epi32(sum[2], sum[3]), s.bias[1])};
+    __m128i a, b;
+    finish_two(&s, sums, sums, &a, &b);
+    store_panel(y + c, a, whole);
+}
+
+void mnet_avx2_pointwise(const struct pointwise *p)
+{
+    const int k4 = (p->k + 3) / 4, block = block_pixels(k4), pixels = p->rows * p->width;
+    int16_t *panel = (void *)(((uintptr_t)p->scratch + 63) & ~(uintptr_t)63);
+    int16_t *wide = panel + (ptrdiff_t)k4 * 4 * PANEL;
+    uint8_t **y = (void *)(wide + (ptrdiff_t)k4 * 4 * block);
+    struct walk x = walk_of(p->x.at, p->x.pixel, p->x.row, p->width);
+    struct walk out = walk_of(p->y.at, p->y.pixel, p->y.row, p->width);
+    for (int from = 0; from < pixels; from += block) {
+        const int n = pixels - from < block ? pixels - from : block;
+        for (int i = 0; i < n; i++) {
+            widen_pixel(walk_on(&x), wide + (ptrdiff_t)i * k4 * 4, k4 * 4);
+            y[i] = walk_on(&out);
+        }
+        for (int c = p->first; c < p->last; c += PANEL) {
+            const int8_t *w = p->w + (ptrdiff_t)c * k4 * 4;
+            const int whole = p->last - c >= PANEL;
+            if (n <= FEW) {
+                for (int i = 0; i < n; i++)
+                    panel_of_pixel(wide + (ptrdiff_t)i * k4 * 4, w, k4, &p->q, y[i], whole, c);
+            } else {
+                widen_panel(w, panel, k4);
+                panel_of_block(wide, n, panel, k4, &p->q, y, c, whole);
+            }
+        }
+        if (p->q.lut)
+            for (int i = 0; i < n; i++)
+                mnet_avx2_lut_u8(y[i] + p->first, y[i] + p->first, (size_t)(p->last - p->first), p->q.lut);
+    }
+}
+
+TARGET_END
+
+const struct kernels mnet_avx2 = {
+    "avx2",
+    mnet_avx2_pointwise,
+    mnet_avx2_pointwise_scratch,
+    mnet_avx2_depthwise,
+    mnet_avx2_depthwise_bytes,
+    mnet_avx2_depthwise_pack,
+    mnet_avx2_pointwise_f32,
+    mnet_avx2_depthwise_f32,
+    mnet_avx2_add_u8,
+    mnet_avx2_mul_u8,
+    mnet_avx2_lut_u8,
+    mnet_avx2_sum_u8,
+    mnet_avx2_quantize,
+    mnet_avx2_dequantize,
+    mnet_avx2_add_f32,
+    mnet_avx2_mul_f32,
+    mnet_avx2_act_f32,
+    mnet_avx2_sum_f32,
+};
+#endif

@@ -1,0 +1,170 @@
+/* AVX2: depthwise convolutions in whole numbers, two output rows at once.
+ *
+ * vpmaddwd multiplies pairs of int16 and adds them, so two input rows are interleaved: a pair (r0, r1), (r2, r3), ...
+ * is made once for a column and serves both output rows and all kw taps that read it. An output row that begins at an
+ * even row of the pairs needs the weights (w0, w1), (w2, 0); one that begins at an odd row (0, w0), (w1, w2): packed
+ * are both, w[C/8][kw][pairs of the even, then pairs of the odd][8][2] as int16. */
+#if defined(__x86_64__) || defined(_M_X64)
+#include "avx2_requant.h"
+
+#include <string.h>
+
+enum { COLUMNS = 40, MOST_PAIRS = 5, MOST_KERNEL = 7, GROUP = 16 /* int16 values of 8 channels' pairs */ };
+
+static int even_pairs(int kh) { return (kh + 1) / 2; }
+static int odd_pairs(int kh) { return kh / 2 + 1; }
+static int plain(int kh, int kw) { return kh > MOST_KERNEL || kw > MOST_KERNEL; } /* left to plain C */
+
+size_t mnet_avx2_depthwise_bytes(int kh, int kw, int channels)
+{
+    if (plain(kh, kw))
+        return mnet_scalar.depthwise_bytes(kh, kw, channels);
+    return (size_t)(even_pairs(kh) + odd_pairs(kh)) * (size_t)kw * (size_t)channels * 2 * sizeof(int16_t);
+}
+
+void mnet_avx2_depthwise_pack(const int8_t *w, int kh, int kw, int channels, void *out)
+{
+    if (plain(kh, kw)) {
+        mnet_scalar.depthwise_pack(w, kh, kw, channels, out);
+        return;
+    }
+    const int even = even_pairs(kh), pairs = even + odd_pairs(kh);
+    memset(out, 0, mnet_avx2_depthwise_bytes(kh, kw, channels));
+    for (int c = 0; c < channels; c++)
+        for (int v = 0; v < kw; v++) {
+            int16_t *column = (int16_t *)out + ((ptrdiff_t)(c / LANES) * kw + v) * pairs * GROUP + c % LANES * 2;
+            for (int h = 0; h < kh; h++) {
+                const int16_t tap = w[(ptrdiff_t)(h * kw + v) * channels + c];
+                column[h / 2 * GROUP + h % 2] = tap;
+                column[(even + (h + 1) / 2) * GROUP + (h + 1) % 2] = tap;
+            }
+        }
+}
+
+TARGET_BEGIN(AVX2_FEATURES)
+
+struct shape {
+    int kh, kw, stride;
+};
+
+/* Eight channels of `width` outputs in `two` + 1 rows. */
+INLINE void eight(const struct shape s, const int two, const uint8_t *const *in, uint8_t *const *out, int width,
+                  ptrdiff_t in_pixel, ptrdiff_t out_pixel, const int16_t *w, const struct requant *q, int c)
+{
+    const int even = even_pairs(s.kh), all = even + odd_pairs(s.kh), rows = s.kh + two * s.stride;
+    const int pairs = (rows + 1) / 2, shift = s.stride % 2, below = s.stride / 2; /* of the second row: its first pair */
+    const int second = shift ? odd_pairs(s.kh) : even;
+    __m256i pair[MOST_PAIRS][COLUMNS];
+    const int columns = (width - 1) * s.stride + s.kw;
+    for (int p = 0; p < pairs; p++) {
+        const uint8_t *a = in[2 * p] + c, *b = in[2 * p + 1 < rows ? 2 * p + 1 : 2 * p] + c;
+        for (int i = 0; i < columns; i++, a += in_pixel, b += in_pixel)
+            pair[p][i] = _mm256_cvtepu8_epi16(
+                _mm_unpacklo_epi8(_mm_loadl_epi64((const void *)a), _mm_loadl_epi64((const void *)b)));
+    }
+    const __m256i bias = _mm256_loadu_si256((const void *)(q->bias + c));
+    const __m256 multiplier = _mm256_loadu_ps(q->multiplier + c);
+    const struct bounds bounds = bounds_of(q->zero, q->low, q->high);
+    uint8_t *y0 = out[0] + c, *y1 = out[two] + c;
+    for (int i = 0; i < width; i += 2) {
+        const int next = i + 1 < width ? s.stride : 0; /* from an output's columns to its neighbour's */
+        __m256i sum[4] = {bias, bias, bias, bias};
+        UNROLL
+        for (int v = 0; v < s.kw; v++)
+            UNROLL
+            for (int p = 0; p < pairs; p++) {
+                const __m256i x0 = pair[p][i * s.stride + v], x1 = pair[p][i * s.stride + v + next];
+                if (p < even) {
+                    const __m256i tap = _mm256_loadu_si256((const void *)(w + (v * all + p) * GROUP));
+                    sum[0] = _mm256_add_epi32(sum[0], _mm256_madd_epi16(x0, tap));
+                    sum[1] = _mm256_add_epi32(sum[1], _mm256_madd_epi16(x1, tap));
+                }
+                if (two && p >= below && p - below < second) {
+                    const int16_t *at = w + (v * all + shift * even + p - below) * GROUP;
+                    const __m256i tap = _mm256_loadu_si256((const void *)at);
+                    sum[2] = _mm256_add_epi32(sum[2], _mm256_madd_epi16(x0, tap));
+                    sum[3] = _mm256_add_epi32(sum[3], _mm256_madd_epi16(x1, tap));
+                }
+            }
+        UNROLL
+        for (int o = 0; o < 4; o++)
+            sum[o] = scaled(sum[o], multiplier);
+        const __m256i v = to_bytes(sum[0], sum[1], sum[2], sum[3], &bounds);
+        const __m128i first = _mm256_castsi256_si128(v), last = _mm256_extracti128_si256(v, 1);
+        _mm_storel_epi64((void *)y0, first);
+        if (two)
+            _mm_storel_epi64((void *)y1, last);
+        if (next) {
+            _mm_storeh_pd((void *)(y0 + out_pixel), _mm_castsi128_pd(first));
+            if (two)
+                _mm_storeh_pd((void *)(y1 + out_pixel), _mm_castsi128_pd(last));
+        }
+        y0 += 2 * out_pixel;
+        y1 += 2 * out_pixel;
+    }
+}
+
+/* The shapes that networks have are compiled for themselves. */
+INLINE void rows(const struct depthwise *d, const int two, const uint8_t *const *in, uint8_t *const *out, int width)
+{
+    const struct shape s = {d->kh, d->kw, d->stride};
+    const ptrdiff_t group = (ptrdiff_t)(even_pairs(s.kh) + odd_pairs(s.kh)) * s.kw * GROUP;
+    const int16_t *w = (const int16_t *)d->w + d->first / LANES * group;
+    for (int c = d->first; c < d->last; c += LANES, w += group) {
+#define SHAPE(k, by) \
+    if (s.kh == k && s.kw == k && s.stride == by) { \
+        eight((struct shape){k, k, by}, two, in, out, width, d->in_pixel, d->out_pixel, w, &d->q, c); \
+        continue; \
+    }
+        SHAPE(3, 1)
+        SHAPE(3, 2)
+        SHAPE(5, 1)
+        SHAPE(5, 2)
+#undef SHAPE
+        eight(s, two, in, out, width, d->in_pixel, d->out_pixel, w, &d->q, c);
+    }
+}
+
+static void one_row(const struct depthwise *d, const uint8_t *const *in, uint8_t *const *out, int width)
+{
+    rows(d, 0, in, out, width);
+}
+
+static void two_rows(const struct depthwise *d, const uint8_t *const *in, uint8_t *const *out, int width)
+{
+    rows(d, 1, in, out, width);
+}
+
+void mnet_avx2_depthwise(const struct depthwise *d)
+{
+    if (plain(d->kh, d->kw)) {
+        mnet_scalar.depthwise(d);
+        return;
+    }
+    const uint8_t *in[2 * MOST_PAIRS];
+    uint8_t *out[2];
+    const int block = (COLUMNS - d->kw) / d->stride + 1;
+    for (int r = 0; r < d->n;) {
+        const int two = d->stride <= 2 && r + 1 < d->n;
+        for (int i = 0; i < d->width; i += block) {
+            const int width = d->width - i < block ? d->width - i : block;
+            for (int j = 0; j < d->kh + two * d->stride; j++)
+                in[j] = d->in[r * d->stride + j] + (ptrdiff_t)i * d->stride * d->in_pixel;
+            for (int j = 0; j <= two; j++)
+                out[j] = d->out[r + j] + i * d->out_pixel;
+            if (two)
+                two_rows(d, in, out, width);
+            else
+                one_row(d, in, out, width);
+            for (int j = 0; d->q.lut && j <= two; j++)
+                for (int o = 0; o < width; o++) {
+                    uint8_t *y = out[j] + o * d->out_pixel + d->first;
+                    mnet_avx2_lut_u8(y, y, (size_t)(d->last - d->first), d->q.lut);
+                }
+        }
+        r += 1 + two;
+    }
+}
+
+TARGET_END
+#endif

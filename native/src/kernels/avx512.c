@@ -1,0 +1,236 @@
+/* AVX-512 with VNNI: dense products, whole and in float32, tables of 256, and the table of it all. Weights are read as
+ * they lie, 16 outputs of four inputs to a register, and inputs from the map itself. */
+#if defined(__x86_64__) || defined(_M_X64)
+#include "avx512.h"
+
+TARGET_BEGIN(AVX512_FEATURES)
+
+enum { MOST_TILE = 12, MOST_PANELS = 4 };
+
+static size_t pointwise_scratch(int k)
+{
+    (void)k;
+    return 0;
+}
+
+/* n pixels by m panels of 16 outputs; `bytes` of the outputs exist. */
+INLINE void tile(const int n, const int m, const uint8_t *const *x, uint8_t *const *y, const int8_t *w, int k4,
+                 const struct requant *q, int c, int bytes)
+{
+    const ptrdiff_t panel = (ptrdiff_t)k4 * 4 * PANEL;
+    __m512i sum[MOST_TILE * 2 + 4];
+    UNROLL
+    for (int i = 0; i < n * m; i++)
+        sum[i] = _mm512_loadu_si512(q->bias + c + i % m * PANEL);
+    for (ptrdiff_t j = 0; j < (ptrdiff_t)k4 * 4; j += 4) {
+        __m512i taps[MOST_PANELS];
+        UNROLL
+        for (int o = 0; o < m; o++)
+            taps[o] = _mm512_loadu_si512(w + o * panel + j * PANEL);
+        UNROLL
+        for (int i = 0; i < n; i++) {
+            const __m512i v = _mm512_castps_si512(_mm512_broadcastss_ps(_mm_load_ss((const void *)(x[i] + j))));
+            UNROLL
+            for (int o = 0; o < m; o++)
+                dot512(&sum[i * m + o], v, taps[o]);
+        }
+    }
+    const struct bounds512 bounds = bounds512_of(q);
+    UNROLL
+    for (int i = 0; i < n * m; i++)
+        sum[i] = scaled512(sum[i], _mm512_loadu_ps(q->multiplier + c + i % m * PANEL));
+    UNROLL
+    for (int i = 0; i < n * m; i += 4) { /* n * m is a multiple of 4, or less than 4 */
+        const int b = i + 1 < n * m ? i + 1 : i, d = i + 2 < n * m ? i + 2 : i, e = i + 3 < n * m ? i + 3 : i;
+        const __m512i v = to_bytes512(sum[i], sum[b], sum[d], sum[e], &bounds);
+        if (m == 4) {
+            const __mmask64 mask = bytes >= 64 ? ~(__mmask64)0 : ((__mmask64)1 << bytes) - 1;
+            _mm512_mask_storeu_epi8(y[i / 4] + c, mask, v);
+        } else {
+            UNROLL
+            for (int e = 0; e < 4; e++)
+                if (i + e < n * m)
+                    store_quarter(y[(i + e) / m] + c + (i + e) % m * PANEL, v, e, bytes - (i + e) % m * PANEL >= PANEL);
+        }
+    }
+}
+
+/* All pixels by m panels, n at a time. Where fewer are left, some are computed twice: to the same bytes. */
+INLINE void panels(const int n, const int m, const struct pointwise *p, int k4, int c)
+{
+    const int pixels = p->rows * p->width;
+    const int8_t *w = p->w + (ptrdiff_t)c * k4 * 4;
+    struct walk from = walk_of(p->x.at, p->x.pixel, p->x.row, p->width);
+    struct walk to = walk_of(p->y.at, p->y.pixel, p->y.row, p->width);
+    for (int i = 0; i < pixels;) {
+        const uint8_t *x[MOST_TILE];
+        uint8_t *y[MOST_TILE];
+        const int left = pixels - i < n ? pixels - i : n;
+        for (int o = 0; o < n; o++) {
+            x[o] = o < left ? walk_on(&from) : x[o - 1];
+            y[o] = o < left ? walk_on(&to) : y[o - 1];
+        }
+        if (left == n)
+            tile(n, m, x, y, w, k4, &p->q, c, p->last - c);
+        else if (m == 4 && left == 1)
+            tile(1, m, x, y, w, k4, &p->q, c, p->last - c);
+        else if (m == 4 && left <= 4)
+            tile(4, m, x, y, w, k4, &p->q, c, p->last - c);
+        else
+            tile(n, m, x, y, w, k4, &p->q, c, p->last - c);
+        i += left;
+    }
+}
+
+void mnet_avx512_pointwise(const struct pointwise *p)
+{
+    const int k4 = (p->k + 3) / 4;
+    int c = p->first;
+    for (; c + 3 * PANEL < p->last; c += 4 * PANEL)
+        panels(6, 4, p, k4, c);
+    switch ((p->last - c + PANEL - 1) / PANEL) {
+    case 3: panels(8, 3, p, k4, c); break;
+    case 2: panels(12, 2, p, k4, c); break;
+    case 1: panels(12, 1, p, k4, c); break;
+    default: break;
+    }
+    mnet_avx512_lut_pixels(p);
+}
+
+void mnet_avx512_lut_pixels(const struct pointwise *p)
+{
+    if (!p->q.lut)
+        return;
+    struct walk to = walk_of(p->y.at + p->first, p->y.pixel, p->y.row, p->width);
+    for (int i = 0; i < p->rows * p->width; i++) {
+        uint8_t *y = walk_on(&to);
+        mnet_avx512_lut_u8(y, y, (size_t)(p->last - p->first), p->q.lut);
+    }
+}
+
+INLINE __m512 activated(__m512 v, __m512 low, __m512 high, enum act act)
+{
+    v = _mm512_min_ps(_mm512_max_ps(v, low), high);
+    if (act == ACT_NONE)
+        return v;
+    __m512 gate = _mm512_add_ps(v, _mm512_set1_ps(3.0f));
+    gate = _mm512_min_ps(_mm512_max_ps(gate, _mm512_setzero_ps()), _mm512_set1_ps(6.0f));
+    gate = _mm512_mul_ps(gate, _mm512_set1_ps(1.0f / 6.0f));
+    return act == ACT_HARD_SWISH ? _mm512_mul_ps(v, gate) : gate;
+}
+
+/* In float32: n pixels by m panels. */
+INLINE void tile_f32(const int n, const int m, const float *const *x, float *const *y, const float *w, int k,
+                     const struct finish *f, int c, int last)
+{
+    const ptrdiff_t panel = (ptrdiff_t)k * PANEL;
+    __m512 sum[MOST_TILE][2];
+    UNROLL
+    for (int i = 0; i < n; i++)
+        UNROLL
+        for (int o = 0; o < m; o++)
+            sum[i][o] = _mm512_loadu_ps(f->bias + c + o * PANEL);
+    for (ptrdiff_t j = 0; j < k; j++) {
+        __m512 taps[2];
+        UNROLL
+        for (int o = 0; o < m; o++)
+            taps[o] = _mm512_loadu_ps(w + o * panel + j * PANEL);
+        UNROLL
+        for (int i = 0; i < n; i++) {
+            const __m512 v = _mm512_broadcastss_ps(_mm_load_ss(x[i] + j));
+            UNROLL
+            for (int o = 0; o < m; o++)
+                sum[i][o] = _mm512_fmadd_ps(v, taps[o], sum[i][o]);
+        }
+    }
+    const __m512 low = _mm512_set1_ps(f->low), high = _mm512_set1_ps(f->high);
+    UNROLL
+    for (int i = 0; i < n; i++)
+        UNROLL
+        for (int o = 0; o < m; o++) {
+            const __mmask16 mask = last - c - o * PANEL >= PANEL ? 0xffff : 0xff;
+            _mm512_mask_storeu_ps(y[i] + c + o * PANEL, mask, activated(sum[i][o], low, high, f->act));
+        }
+}
+
+INLINE void panels_f32(const int m, const struct pointwise_f32 *p, int c)
+{
+    const int pixels = p->rows * p->width;
+    const float *w = p->w + (ptrdiff_t)c * p->k;
+    struct walk from = walk_of(p->x.at, p->x.pixel, p->x.row, p->width);
+    struct walk to = walk_of(p->y.at, p->y.pixel, p->y.row, p->width);
+    for (int i = 0; i < pixels;) {
+        const float *x[MOST_TILE];
+        float *y[MOST_TILE];
+        const int left = pixels - i < MOST_TILE ? pixels - i : MOST_TILE;
+        for (int o = 0; o < MOST_TILE; o++) {
+            x[o] = o < left ? (const float *)(const void *)walk_on(&from) : x[o - 1];
+            y[o] = o < left ? (float *)(void *)walk_on(&to) : y[o - 1];
+        }
+        if (left == 1)
+            tile_f32(1, m, x, y, w, p->k, &p->f, c, p->last);
+        else if (left <= 4)
+            tile_f32(4, m, x, y, w, p->k, &p->f, c, p->last);
+        else
+            tile_f32(MOST_TILE, m, x, y, w, p->k, &p->f, c, p->last);
+        i += left;
+    }
+}
+
+void mnet_avx512_pointwise_f32(const struct pointwise_f32 *p)
+{
+    int c = p->first;
+    for (; c + PANEL < p->last; c += 2 * PANEL)
+        panels_f32(2, p, c);
+    if (c < p->last)
+        panels_f32(1, p, c);
+}
+
+TARGET_END
+
+TARGET_BEGIN("avx512f,avx512bw,avx512vbmi")
+
+/* vpermi2b looks up 128 bytes; the highest bit chooses the half. */
+static void lut_vbmi(const uint8_t *x, uint8_t *y, size_t n, const uint8_t *lut)
+{
+    const __m512i a = _mm512_loadu_si512(lut), b = _mm512_loadu_si512(lut + 64);
+    const __m512i c = _mm512_loadu_si512(lut + 128), d = _mm512_loadu_si512(lut + 192);
+    for (size_t i = 0; i < n; i += 64) {
+        const __mmask64 mask = n - i >= 64 ? ~(__mmask64)0 : ((__mmask64)1 << (n - i)) - 1;
+        const __m512i v = _mm512_maskz_loadu_epi8(mask, x + i);
+        const __m512i lower = _mm512_permutex2var_epi8(a, v, b), upper = _mm512_permutex2var_epi8(c, v, d);
+        _mm512_mask_storeu_epi8(y + i, mask, _mm512_mask_blend_epi8(_mm512_movepi8_mask(v), lower, upper));
+    }
+}
+
+TARGET_END
+
+void mnet_avx512_lut_u8(const uint8_t *x, uint8_t *y, size_t n, const uint8_t *lut)
+{
+    if (__builtin_cpu_supports("avx512vbmi"))
+        lut_vbmi(x, y, n, lut);
+    else
+        mnet_avx2_lut_u8(x, y, n, lut);
+}
+
+const struct kernels mnet_avx512 = {
+    "avx512",
+    mnet_avx512_pointwise,
+    pointwise_scratch,
+    mnet_avx512_depthwise,
+    mnet_avx512_depthwise_bytes,
+    mnet_avx512_depthwise_pack,
+    mnet_avx512_pointwise_f32,
+    mnet_avx2_depthwise_f32,
+    mnet_avx2_add_u8,
+    mnet_avx2_mul_u8,
+    mnet_avx512_lut_u8,
+    mnet_avx2_sum_u8,
+    mnet_avx2_quantize,
+    mnet_avx2_dequantize,
+    mnet_avx2_add_f32,
+    mnet_avx2_mul_f32,
+    mnet_avx2_act_f32,
+    mnet_avx2_sum_f32,
+};
+#endif

@@ -1,0 +1,119 @@
+"""Damaged and hostile .mnet files: one clear line, never a read or a write outside the engine's buffers."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import struct
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mobilenets.arch import zoo
+from mobilenets.arch.rows import Conv, Separable
+from mobilenets.arch.spec import Arch, scale
+from mobilenets.deploy import engines
+from mobilenets.deploy.engines import native, native_library
+from mobilenets.deploy.writers.native import native_model
+from mobilenets.errors import UserError
+from mobilenets.model.bundle import random_bundle
+
+NATIVE = Path(__file__).parents[2] / "native"
+COMPILER = shutil.which("gcc") or shutil.which("cc")
+FLAGS = ["-std=c11", "-O1", "-Wall", "-Wextra", "-Werror", "-pthread"]
+SANITIZERS = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+TINY = Arch("tiny", 1.0, 32, 4, (Conv(8, stride=2), Separable(16, stride=2), Separable(16)), activation="relu6")
+built = pytest.mark.skipif(not native_library.built(), reason="the native engine isn't built here")
+
+
+@pytest.fixture(scope="module")
+def fuzzer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`native/tests/fuzz.c` with the whole engine under the sanitizers."""
+    if COMPILER is None:
+        pytest.skip("no C compiler here")
+    folder = tmp_path_factory.mktemp("fuzz")
+    (folder / "empty.c").write_text("int main(void) { return 0; }\n")
+    if subprocess.run(
+        [COMPILER, *SANITIZERS, "-o", folder / "empty", folder / "empty.c"], capture_output=True
+    ).returncode:
+        pytest.skip("this compiler has no address sanitizer")
+    objects = []
+    for source in (NATIVE / "tests" / "fuzz.c", *sorted((NATIVE / "src").rglob("*.c"))):
+        # What vectors compute has a test of its own; of what they read and write, addresses tell.
+        how = SANITIZERS if source.parent.name != "kernels" else ["-fsanitize=address"]
+        objects.append(folder / f"{source.stem}.o")
+        command = [COMPILER, *FLAGS, *how, "-c", "-o", objects[-1], source]
+        subprocess.run(command, check=True, capture_output=True, text=True)
+    subprocess.run([COMPILER, *SANITIZERS, "-pthread", "-o", folder / "fuzz", *objects, "-lm"], check=True)
+    return folder / "fuzz"
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "count"),
+    [
+        ("tiny", "int8", 3000), ("tiny", "float16", 2000), ("v2", "int8", 300), ("v3-small", "int8", 300),
+        ("v3-small", "float32", 100),
+    ],
+)  # fmt: skip
+def test_thousands_of_mutations(fuzzer: Path, name: str, precision: str, count: int, tmp_path: Path) -> None:
+    arch = TINY if name == "tiny" else scale(zoo.network(name), 0.35, 32, 10)
+    (tmp_path / "m.mnet").write_bytes(native_model(random_bundle(arch, precision)))  # type: ignore[arg-type]
+    ran = subprocess.run([fuzzer, tmp_path / "m.mnet", str(count)], capture_output=True, text=True, timeout=280)
+    assert ran.returncode == 0, ran.stdout + ran.stderr[-4000:]
+    opened, complete = (int(ran.stdout.split()[i]) for i in (2, 4))
+    assert 0 < complete <= opened < count  # both ways were gone
+
+
+def sealed(data: bytes) -> bytes:
+    """The file with the size and digest that its bytes have."""
+    rest = data[64:]
+    return data[:8] + struct.pack("<Q", len(data)) + hashlib.sha256(rest).digest() + bytes(16) + rest
+
+
+@built
+@pytest.mark.usefixtures("ours")
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda d: d[:0], "not a readable .mnet file"),
+        (lambda d: d[:40], "not a .mnet file"),
+        (lambda d: b"PK" + d[2:], "not a .mnet file"),
+        (lambda d: d[:4] + struct.pack("<I", 9) + d[8:], "version 9, and this engine reads version 1; export it again"),
+        (lambda d: d[:-64], "damaged: the file has"),
+        (lambda d: d[:-1] + bytes([d[-1] ^ 1]), "damaged: its SHA-256 differs"),
+        (lambda d: sealed(d[:100] + b"\xff" * 8 + d[108:]), "damaged"),
+        (lambda d: sealed(d[:128] + b"no card" + d[135:]), "card inside isn't JSON"),
+    ],
+)  # fmt: skip
+def test_damage_is_one_line(change: object, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "m.mnet"
+    path.write_bytes(change(native_model(random_bundle(TINY, "int8"))))  # type: ignore[operator]
+    with pytest.raises(UserError, match=said) as e:
+        engines.load(path)
+    assert "\n" not in str(e.value)
+    assert str(e.value).startswith(str(path))
+
+
+@built
+@pytest.mark.usefixtures("ours")
+def test_the_card_of_another_network(tmp_path: Path) -> None:
+    data = native_model(random_bundle(TINY, "int8"))
+    path = tmp_path / "m.mnet"
+    path.write_bytes(sealed(data.replace(b'"resolution": 32', b'"resolution": 64')))
+    with pytest.raises(UserError):
+        engines.load(path)
+
+
+@built
+@pytest.mark.usefixtures("ours")
+def test_a_file_that_changes_its_name_is_mapped_still(tmp_path: Path) -> None:
+    path = tmp_path / "m.mnet"
+    path.write_bytes(native_model(random_bundle(TINY, "int8")))
+    engine = native.NativeEngine(path, 1)
+    images = np.zeros((2, 32, 32, 3), np.uint8)
+    before = engine(images)
+    path.unlink()
+    after = engine(images)
+    assert all((before[k] == after[k]).all() for k in before)

@@ -32,7 +32,8 @@ from mobilenets.training.run import CHOICE, CONFIG, FLOAT, LOGS, SCAN, STEPS
 METRICS = f"{LOGS}/metrics.csv"
 NEEDED = (CONFIG, CHOICE, SCAN, STEPS, f"{FLOAT}/{CARD}")
 RUN = ("command", "source", "recipe", "seed")  # of run.json
-ANSWERS = {"classify": "mobilenets.reports.classes"}  # tasks whose answers have more to show than their drawings
+# Tasks whose answers have more to show than their drawings.
+ANSWERS = {"classify": "mobilenets.reports.classes", "attributes": "mobilenets.reports.tags"}
 BYTES = {"int8": 1, "float32": 4}
 
 

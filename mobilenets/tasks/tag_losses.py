@@ -15,6 +15,7 @@ import torch
 import torchmetrics
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchmetrics.utilities import dim_zero_cat
 from torchvision.transforms import v2
 
 from mobilenets.arch.heads import LOGITS
@@ -98,15 +99,20 @@ def _as_metrics_take_it(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor
 
 
 class MeanAP(torchmetrics.classification.MultilabelAveragePrecision):
-    """The mean over tags of their average precision, of those that some image has."""
+    """The mean over tags of their average precision, of those that some image has; others have none."""
+
+    def __init__(self, num_labels: int) -> None:
+        super().__init__(num_labels, average=None, ignore_index=UNKNOWN)
 
     def update(self, logits: Tensor, targets: Tensor) -> None:
         super().update(*_as_metrics_take_it(logits, targets))
 
     def compute(self) -> Tensor:  # type: ignore[override]  # the one that it overrides has a curve for a value
+        had = (dim_zero_cat(self.target) == 1).any(0)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*(No positive samples|score for one or more classes).*")
-            return super().compute().nan_to_num(0.0)
+            each = super().compute()
+        return torch.where(had, each, torch.nan).nanmean().nan_to_num(0.0)
 
 
 class TagAccuracy(torchmetrics.classification.MultilabelStatScores):
@@ -130,7 +136,7 @@ def tag_scores(count: int) -> nn.ModuleDict:
     """Shares of 1."""
     wide = max(count, 2)
     return nn.ModuleDict({
-        "val_map": MeanAP(wide, average="macro", ignore_index=UNKNOWN),
+        "val_map": MeanAP(wide),
         "val_accuracy": TagAccuracy(wide),
         "val_balanced": TagAccuracy(wide, balanced=True),
     })  # fmt: skip

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 FEW = 20  # images that have a tag: what is measured on fewer is chance above all
+BEYOND = 2.5  # standard errors by which the best of many thresholds has to be better than one half
 LEAST = 10  # images that have a tag, and as many that don't, to find its threshold on
 
 Floats = npt.NDArray[Any]
@@ -30,7 +31,7 @@ def thresholds(probabilities: Floats, targets: Floats, balanced: bool = False) -
     """For each tag of probabilities [N, C], from where on calling it held is most often right; 0 to 1.
 
     `balanced`: where right about those that have it counts as much as right about those that haven't. One half of a tag
-    that has too few of either to find one.
+    that has too few of either to find one, or for which no other is better by more than chance.
     """
     return tuple(_threshold(p, y, balanced) for p, y in zip(probabilities.T, targets.T, strict=True))
 
@@ -49,7 +50,11 @@ def _threshold(p: Floats, y: Floats, balanced: bool) -> float:
     ends = np.concatenate([[0.0], p, [1.0]])
     at = (ends[below] + ends[below + 1]) / 2
     best = np.flatnonzero(gain >= gain.max() - 1e-12)
-    return round(float(at[best[np.abs(at[best] - HALF).argmin()]]), 6)
+    found = round(float(at[best[np.abs(at[best] - HALF).argmin()]]), 6)
+    between = (p >= found) != (p >= HALF)  # what is answered otherwise than from one half on
+    weighs = np.where(y, 1 / yes, 1 / no)[between] if balanced else np.ones(int(between.sum()))
+    gained = float(np.where(y[between] == (found < HALF), weighs, -weighs).sum())
+    return found if gained > BEYOND * float(np.sqrt(np.square(weighs).sum())) else HALF
 
 
 @dataclass(frozen=True)

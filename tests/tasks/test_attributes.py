@@ -108,12 +108,13 @@ def test_floors_are_what_can_be_had_without_looking():
 
 def test_thresholds_are_where_most_is_right():
     z, y = drawn(4000)
-    p = sigmoid(z / 3)  # unsure, so that one half is no good place for any but the first
+    p = sigmoid(z - 1.5)  # too low: each should hold from about .18 on
     found = tagging.thresholds(p, y)
     for c, t in enumerate(found):
         known = ~np.isnan(y[:, c])
         right = [((p[known, c] >= at) == (y[known, c] == 1)).mean() for at in (t, 0.5, t - 0.05, t + 0.05)]
         assert right[0] == max(right)
+        assert t == pytest.approx(sigmoid(-1.5), abs=0.1)
     balanced = tagging.thresholds(p, y, balanced=True)
     assert balanced[2] < found[2]  # of a rare tag, those that have it count as much as the others
 
@@ -123,6 +124,12 @@ def test_a_tag_of_too_few_images_holds_from_one_half_on():
     y[:, 2] = 0
     y[:3, 2] = 1
     assert tagging.thresholds(sigmoid(z / 3), y)[2] == 0.5
+
+
+def test_one_half_stays_where_no_other_is_better_by_more_than_chance():
+    rng = np.random.default_rng(0)
+    p = rng.random((1000, 8))
+    assert tagging.thresholds(p, (rng.random(p.shape) < p).astype(np.float32)).count(0.5) >= 7
 
 
 def test_never_can_be_the_best_answer():

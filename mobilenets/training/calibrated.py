@@ -22,7 +22,7 @@ from mobilenets.model.bundle import Bundle
 from mobilenets.model.images import BadImage
 from mobilenets.model.trust import Trust
 from mobilenets.tasks.reliability import Floats, Reliability, check_precision, fit_temperature, tempered
-from mobilenets.tasks.task import Settled
+from mobilenets.tasks.task import Settled, Task
 
 LEAST = 100  # held-out images to calibrate on: fewer say little about how sure to be
 MOST = 5000  # of them: enough for one number
@@ -61,7 +61,7 @@ def recorded(how: Calibration | None) -> dict[str, Any]:
     return {f.name: v for f in dataclasses.fields(Calibration) if (v := getattr(how, f.name, None))}
 
 
-def calibrate(trained: Bundle, data: Data, how: Calibration | None = None) -> Bundle:
+def calibrate(trained: Bundle, data: Data, how: Calibration | None = None, task: Task | None = None) -> Bundle:
     """A float classifier whose probabilities say how often it is right, as far as val images can tell.
 
     Its logits are divided by the temperature that makes the val images' classes likeliest (Guo and others 2017): in the
@@ -70,7 +70,7 @@ def calibrate(trained: Bundle, data: Data, how: Calibration | None = None) -> Bu
     as they are. A line says what was done.
     """
     how = how or Calibration()
-    task = tasks.of(trained.card)
+    task = task or tasks.of(trained.card)
     if isinstance(task, Settled) and not how.uncalibrated:
         return _settled(trained, data, task)
     if trained.card.task != "classify":

@@ -39,7 +39,7 @@ def measured(a: argparse.Namespace, candidate: str) -> tuple[str, ...]:
     title = f"{made.card.arch.title} from {Path(name).stem}"
     took = time.monotonic() - since
     return (
-        Path(a.source).stem, str(a.seconds), title, str(a.seed), f"{headed.probe.accuracy:.2f}", f"{top1:.2f}",
+        Path(a.source).stem, str(a.seconds), title, str(a.seed), f"{headed.probe.score:.2f}", f"{top1:.2f}",
         str(epochs), f"{took:.0f}",
     )  # fmt: skip
 

@@ -69,6 +69,11 @@ EXAMPLES: dict[str, tuple[Op, ...]] = {
         Op("flat", "flatten", 16, 16, inputs=("mean",)),
         Op("extra", "softmax", 16, 16, inputs=("flat",)),
     ),
+    "sigmoid": (
+        Op("mean", "pool", 16, 16, inputs=(LAST,)),
+        Op("flat", "flatten", 16, 16, inputs=("mean",)),
+        Op("extra", "sigmoid", 16, 16, inputs=("flat",)),
+    ),
     "l2norm": (
         Op("mean", "pool", 16, 16, inputs=(LAST,)),
         Op("flat", "flatten", 16, 16, inputs=("mean",)),

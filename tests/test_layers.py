@@ -29,7 +29,7 @@ NEED_TORCH = {
     "training.optim",
     "training.pace", "training.statistics", "training.teachers",
     "compression.calibrate", "compression.equalize", "compression.mixed", "compression.qat", "compression.sensitivity",
-    "tasks.augment", "tasks.losses",
+    "tasks.augment", "tasks.losses", "tasks.tag_losses",
     "reports.layers",
 }  # fmt: skip
 NO_NUMPY = ("arch", "errors", "files", "console", "arguments", "web")

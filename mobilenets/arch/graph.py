@@ -166,6 +166,7 @@ KINDS: dict[str, Kind] = {
     "concat": Kind(_concatenated),  # of channels
     "flatten": Kind(_flattened, rounded=False),  # to one number after the other, channels first
     "softmax": Kind(_kept, rounded=False),  # over the first axis, as l2norm
+    "sigmoid": Kind(_kept, rounded=False),  # of each number by itself
     "l2norm": Kind(_kept, rounded=False),
     # What lowering makes explicit. "pixels" reads the bytes as the numbers they stand for, "normalize" makes them.
     "pixels": Kind(_planes_first),

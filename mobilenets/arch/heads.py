@@ -10,10 +10,19 @@ PROBABILITIES, LOGITS, FEATURES = "probabilities", "logits", "features"
 
 def classifier_head(arch: Arch) -> Head:
     """Softmax of what the arch's own classifier gives, its values by the name "logits"."""
+    return _probabilities(arch, "softmax")
+
+
+def tag_head(arch: Arch) -> Head:
+    """The same with a sigmoid: each label has a probability of its own, and any number of them may hold."""
+    return _probabilities(arch, "sigmoid")
+
+
+def _probabilities(arch: Arch, kind: str) -> Head:
     last = arch.ops[-1]
     ops = (
         Op(LOGITS, "flatten", last.cout, last.cout, inputs=(last.name,)),
-        Op(PROBABILITIES, "softmax", last.cout, last.cout, inputs=(LOGITS,)),
+        Op(PROBABILITIES, kind, last.cout, last.cout, inputs=(LOGITS,)),
     )
     return Head(ops, (Output(PROBABILITIES, PROBABILITIES, "of each label"),), (last.name,))
 

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 from cyclopts import Parameter
 
-from mobilenets import console
+from mobilenets import console, tasks
 from mobilenets.arch.heads import LOGITS
 from mobilenets.arguments import DataSource, StrPath, as_path, checked, several
 from mobilenets.commands.options import Words
 from mobilenets.data import checks
-from mobilenets.data.dataset import Split, cache_side, gather
-from mobilenets.data.open import open_data, open_unlabelled
+from mobilenets.data.dataset import Split, cache_side, gather, renumbered
+from mobilenets.data.open import open_unlabelled
 from mobilenets.data.source import Reading, spelled
 from mobilenets.errors import UserError
 from mobilenets.model import imagenet
 from mobilenets.model.bundle import Bundle
 from mobilenets.model.convert import starts
-from mobilenets.tasks import classify
+from mobilenets.tasks.task import Teaching
 from mobilenets.training import distributed as processes
 from mobilenets.training import loggers, recipes, run
 from mobilenets.training import trainer as train
@@ -40,6 +40,7 @@ def distill(
     source: DataSource,
     *,
     out: StrPath | None = None,
+    task: str = "classify",
     arch: str | None = None,
     alpha: float | None = None,
     resolution: int | None = None,
@@ -70,6 +71,8 @@ def distill(
     out
         Folder of the run: checkpoints, logs, and the bundle in OUT/float. By default in runs/, by the names of the data
         and the network.
+    task
+        What the networks are for: classify, or attributes (tags, any number for an image).
     arch
         Network: v1, v2, v3-large, ... (`mobilenets list`); v2 if left out.
     alpha
@@ -144,9 +147,14 @@ def distill(
     loaded = open_teacher(teacher, threads=os.cpu_count() or 1)
     if how.embedding and not loaded.width:
         raise UserError(f"{teacher} shows no embedding, as a file doesn't: leave out --embedding, or name its bundle")
-    data = open_unlabelled(source, root, seed) if unlabelled else open_data(source, root, seed)
+    asked = tasks.find_trained(task)
+    if loaded.task != asked.name and (how.share < 1 or unlabelled):
+        raise UserError(f"{teacher} is for {loaded.task}, and the student for {task}: --task {loaded.task}")
+    if not isinstance(asked, Teaching) and (how.share < 1 or unlabelled):
+        raise UserError(f"the answers for {task} aren't learned from a teacher, its embedding can be (--labels 1)")
+    data = open_unlabelled(source, root, seed) if unlabelled else asked.open(source, root, seed, None)
     classes = loaded.labels if unlabelled else data.labels
-    columns = _columns(loaded.labels, classes)
+    columns = _columns(loaded.labels, classes) if loaded.task == asked.name else ()
     if not columns and how.share < 1:
         stranger = next(c for c in classes if c not in loaded.labels)
         raise UserError(
@@ -154,9 +162,11 @@ def distill(
             "--embedding 1), or learn its classes (--unlabelled)"
         )
     sees = loaded.preprocess.resolution
-    net = train.network(arch, alpha, resolution, start, classify.TASK, {"labels": classes}, data, sees)
+    config_of = asked.config(dataclasses.replace(data, labels=classes))
+    net = train.network(arch, alpha, resolution, start, asked, config_of, data, sees)
     config = {
-        "verb": "distill", "teacher": loaded.digest, "source": source, "unlabelled": unlabelled, "arch": net.to_json(),
+        "verb": "distill", "task": task, "teacher": loaded.digest, "source": source, "unlabelled": unlabelled,
+        "arch": net.to_json(),
         "recipe": chosen.to_json(), "how": dataclasses.asdict(how), "init": start.digest if start else None,
         "seed": seed, **recorded(calibration),
     }  # fmt: skip
@@ -168,19 +178,22 @@ def distill(
         else:
             checks.scan(data, side=cache_side(max(net.input_size)))
         if unlabelled:
+            assert isinstance(asked, Teaching)
             data.labels = classes
             for split in data.splits.values():
-                split.targets = processes.from_rank_0(_predict_classes(loaded, split) if rank == 0 else None)
-        elif columns and rank == 0:
+                split.targets = processes.from_rank_0(_read(loaded, split, asked) if rank == 0 else None)
+        elif columns and rank == 0 and isinstance(asked, Teaching):
             val = data.split("val")
-            right = np.asarray(columns)[val.targets] == _predict_classes(loaded, val)
-            console.note(f"teacher  {loaded.name}: {100 * right.mean():.2f}% top-1 on val")
+            true = renumbered(val.targets, np.asarray(columns), len(loaded.labels))
+            right = asked.agreement(_read(loaded, val, asked), true)
+            console.note(f"teacher  {loaded.name}: {right:.2f}% {asked.agreeing} on val")
         distiller = Distiller(loaded, how, columns, as_path(cache) or out / TEACHER)
         trained = train.train_bundle(
             data,
             net,
             chosen,
             out,
+            task=asked,
             seed=seed,
             resume=resume,
             init=start,
@@ -202,16 +215,16 @@ def _columns(teacher: tuple[str, ...], student: tuple[str, ...]) -> tuple[int, .
     return tuple(at[c] for c in student) if set(student) <= set(at) else ()
 
 
-def _predict_classes(teacher: Teacher, split: Split) -> npt.NDArray[np.int64]:
-    """The class that the teacher gives each image, seen as in a prediction: [N]."""
+def _read(teacher: Teacher, split: Split, task: Teaching) -> npt.NDArray[Any]:
+    """What the teacher says of each image, seen as in a prediction, as its task's targets are: [N, ...]."""
     import torch
 
-    best, at_once = [], _at_once()
+    said, at_once = [], _at_once()
     with console.progress() as bar:
-        task = bar.add_task(f"asking the teacher of {split.name}", total=len(split), status="")
+        asking = bar.add_task(f"asking the teacher of {split.name}", total=len(split), status="")
         for at in range(0, len(split), at_once):
             chunk = split.subset(range(at, min(at + at_once, len(split))))
             pixels = torch.from_numpy(gather(chunk, teacher.preprocess).pixels).permute(0, 3, 1, 2)
-            best.append(teacher(pixels)[LOGITS].argmax(1).cpu().numpy())
-            bar.advance(task, len(chunk))
-    return np.concatenate(best)
+            said.append(task.read(teacher(pixels)[LOGITS].cpu().numpy(), teacher.trust))
+            bar.advance(asking, len(chunk))
+    return np.concatenate(said)

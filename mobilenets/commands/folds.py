@@ -19,8 +19,7 @@ from mobilenets.model import bundle as bundles
 from mobilenets.model.bundle import Bundle
 from mobilenets.model.images import BadImage
 from mobilenets.reports.card import bundle_table
-from mobilenets.tasks.classify import Labels
-from mobilenets.tasks.task import MetricSpec, Task
+from mobilenets.tasks.task import MetricSpec, Tabled, Task
 from mobilenets.training import run
 from mobilenets.training.calibrated import Calibration
 from mobilenets.training.distributed import from_rank_0, world
@@ -137,14 +136,13 @@ def cross_validate(
 
 
 def _predictions(made: Bundle, val: Split, task: Task) -> Iterator[tuple[str, str, str, str]]:
-    """Name, label, predicted label and its probability in percent of each image that can be read."""
-    engine, labels = engines.module("torch").TorchEngine(made, os.cpu_count() or 1), made.card.labels
+    """Name, label, predicted label and its probability in percent of each image that can be read (see `Tabled`)."""
+    assert isinstance(task, Tabled)  # `check` says so
+    engine = engines.module("torch").TorchEngine(made, os.cpu_count() or 1)
     for i, outputs in predict.stream(engine, range(len(val)), lambda i: val.pixels(i, made.card.preprocess)):
         if not isinstance(outputs, BadImage):
             (answer,) = task.decode(outputs, made.card, [(0, 0)], 1)
-            assert isinstance(answer, Labels)
-            (label, probability), *_ = answer.top
-            yield val.names[i], labels[int(val.targets[i])], label, f"{100 * probability:.2f}"
+            yield val.names[i], *task.told(answer, val.targets[i], made.card)
 
 
 def check(data: Data, count: int, task: Task, val: float | None) -> None:
@@ -155,8 +153,8 @@ def check(data: Data, count: int, task: Task, val: float | None) -> None:
         raise UserError("--folds holds out each image once: leave out --val")
     if data.limit is not None:
         raise UserError("--folds is of all images: leave out --limit-per-class")
-    if not task.config(data).get("labels"):
-        raise UserError(f"--folds is for classes, not for {task.name}")
+    if not task.config(data).get("labels") or not isinstance(task, Tabled):
+        raise UserError(f"--folds is for classes and tags, not for {task.name}")
     if data.pool is None:
         raise UserError(f"{data.source} has a val split of its own: --folds is for images that aren't split")
     apart = len(data.pool) if data.pool.groups is None else len({*data.pool.groups.tolist()})

@@ -11,7 +11,8 @@ from typing import Any
 from mobilenets import files
 from mobilenets.data.dataset import memory
 from mobilenets.data.folder import split_of
-from mobilenets.data.tables import Cell, Cells, Table, cell
+from mobilenets.data.table import Cell, Cells, Table
+from mobilenets.data.tables import cell
 from mobilenets.errors import UserError
 from mobilenets.model.convert.formats import one_line
 

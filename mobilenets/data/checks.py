@@ -30,7 +30,10 @@ FLAT = 16  # of 255
 
 @dataclass
 class Scan(console.Notebook):
-    """What a look at every image found. `native_side`: the median short side in pixels."""
+    """What a look at every image found. `native_side`: the median short side in pixels.
+
+    `counts`: by split, the images of each class; `images`: of each split, where an image may have several tags or none.
+    """
 
     source: str
     counts: dict[str, dict[str, int]]
@@ -44,6 +47,13 @@ class Scan(console.Notebook):
     left_out: list[str] = field(default_factory=list)
     unread: list[str] = field(default_factory=list)
     flat: list[str] = field(default_factory=list)
+    images: dict[str, int] = field(default_factory=dict)
+    alike: list[str] = field(default_factory=list)
+
+    @property
+    def totals(self) -> dict[str, int]:
+        """The images of each split."""
+        return self.images or {name: sum(per.values()) for name, per in self.counts.items()}
 
     def to_json(self) -> dict[str, Any]:
         return dict(vars(self))
@@ -60,14 +70,18 @@ class Scan(console.Notebook):
         from rich.console import Group
         from rich.text import Text
 
-        t = console.table(f"{self.source}", ["class", *self.counts], left=("class",))
+        t = console.table(f"{self.source}", [self._noun, *self.counts], left=(self._noun,))
         classes = sorted({c for per in self.counts.values() for c in per})
         for c in classes[:20]:
             t.add_row(c, *(str(per.get(c, 0)) for per in self.counts.values()))
         if len(classes) > 20:
             t.add_row(f"... {len(classes) - 20} more", *("" for _ in self.counts))
-        t.add_row("all", *(str(sum(per.values())) for per in self.counts.values()))
+        t.add_row("all", *map(str, self.totals.values()))
         return Group(t, *map(Text, self.findings()))  # Text: a [bracket] in a file's name is no markup
+
+    @property
+    def _noun(self) -> str:
+        return "tag" if self.images else "class"
 
     def findings(self) -> Iterator[str]:
         """A line for each thing that isn't as it should be."""
@@ -75,9 +89,10 @@ class Scan(console.Notebook):
         for what, how, items in (
             ("damaged image", "", self.damaged),
             ("image", " without contrast, as 8 bits (their least and largest value)", self.flat),
-            ("class", " without an image", list(self.empty)),
-            ("class", " with training images alone", self.only_train),
-            ("class", " with held-out images alone", self.only_held_out),
+            (self._noun, " without an image", list(self.empty)),
+            (self._noun, " with training images alone", self.only_train),
+            (self._noun, " with held-out images alone", self.only_held_out),
+            ("tag", " that all training images have, or none has: there is nothing to learn", self.alike),
             (
                 "training image",
                 " held out too (scores will flatter)",
@@ -182,6 +197,13 @@ def compare(
         if isinstance(split.targets, np.ndarray) and split.targets.dtype.kind == "i":
             count = np.bincount(split.targets, minlength=len(data.labels))
             found.counts[name] = {c: int(n) for c, n in zip(data.labels, count, strict=True)}
+        elif isinstance(split.targets, np.ndarray):  # tags
+            holds = np.nansum(split.targets, 0).tolist()
+            found.counts[name] = {c: int(n) for c, n in zip(data.labels, holds, strict=True)}
+            found.images[name] = len(split)
+            if name == "train":
+                every = zip(data.labels, split.targets.T, strict=True)
+                found.alike = [c for c, said in every if len({*said[~np.isnan(said)].tolist()}) < 2]
         else:  # what isn't a class has no counts but the images'
             found.counts[name] = {"images": len(split)}
     train = hashes.get("train", {})
@@ -221,7 +243,7 @@ def check(data: Data, skip_bad: bool = False, side: int = CACHE_SIDE, yes: bool 
             f"{data.source}: no class has an image to hold out: at least two images of some class are needed, better "
             "many of each"
         )
-    if found.only_held_out:
+    if found.only_held_out and not found.images:
         raise UserError(f"{data.source}: class {found.only_held_out[0]!r} has no training images")
     return found
 

@@ -60,10 +60,11 @@ class Keyed:
 class Split:
     """One split's images: names, targets, and how to read image i (a path, its bytes, or decoded already).
 
-    `targets`: class indices, int64 [N]; or what another task knows of each image, any sequence. `cache`: images in
-    memory, none with a longer short side than `cached_at`. `shards`: how many lie together in each file, one file after
-    another; empty if reading order doesn't matter. `marks`: which images these are (see `identity`), where that can
-    change between two openings. `groups`: a number for each image, the same for those that must not be parted.
+    `targets`: class indices, int64 [N]; tags, float32 [N, C], NaN where nobody knows; or what another task knows of
+    each image, any sequence. `cache`: images in memory, none with a longer short side than `cached_at`. `shards`: how
+    many lie together in each file, one file after another; empty if reading order doesn't matter. `marks`: which images
+    these are (see `identity`), where that can change between two openings. `groups`: a number for each image, the same
+    for those that must not be parted.
     """
 
     name: str
@@ -296,7 +297,7 @@ def shrink(img: Image.Image, side: int = CACHE_SIDE) -> Pixels:
 
 
 def in_order(data: Data, labels: tuple[str, ...]) -> Data:
-    """`data` with its targets numbered as in `labels`; a UserError for a class that isn't one of them.
+    """`data` with its targets numbered as in `labels`, or tags in their order; a UserError for one that isn't there.
 
     Folders named by WordNet ids, as ImageNet's are, are those of an ImageNet classifier's labels.
     """
@@ -309,8 +310,17 @@ def in_order(data: Data, labels: tuple[str, ...]) -> Data:
         raise UserError(
             f"{data.source}: class {strangers[0]!r} isn't one the network knows ({', '.join(labels[:8])}...)"
         )
-    to = np.array([names.index(c) for c in data.labels])
+    to = np.array([names.index(c) for c in data.labels], np.int64)
     for s in data.splits.values():
-        s.targets = to[s.targets]
+        s.targets = renumbered(s.targets, to, len(labels))
     data.labels = labels
     return data
+
+
+def renumbered(targets: npt.NDArray[Any], to: npt.NDArray[np.int64], count: int) -> npt.NDArray[Any]:
+    """Classes [N] by other numbers; or tags [N, C] in other columns of `count`, NaN where there were none."""
+    if targets.ndim == 1:
+        return np.asarray(to[targets])
+    out = np.full((len(targets), count), np.nan, np.float32)
+    out[:, to] = targets
+    return out

@@ -15,13 +15,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-import numpy as np
-
 from mobilenets.arch.fields import is_text
 from mobilenets.console import many
 from mobilenets.data import identity
 from mobilenets.data.dataset import Data, Keyed, Split
 from mobilenets.data.doubts import class_of, classes_in_names, doubts
+from mobilenets.data.labelling import CLASSES, Labelling
+from mobilenets.data.listing import Listing
 from mobilenets.errors import UserError
 from mobilenets.model.images import MAX_PIXELS, SUFFIXES, TIMES, UNREADABLE, BadImage
 
@@ -36,22 +36,8 @@ MOST_UNPACKED = 4 * MAX_PIXELS  # bytes, of any member
 # Folders that systems and disk stations put among one's own: copies of metadata, thumbnails, what was deleted.
 SYSTEMS = {"__MACOSX", "@eaDir", "#recycle", "@Recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
 TABLES = (".csv", ".tsv", ".jsonl")  # of text
+LIST = ".txt"  # as CelebA's list_attr_celeba.txt
 NAMED = 5  # files or folders named in a line of what was found
-
-
-@dataclass(frozen=True)
-class Listing:
-    """What a folder or a zip holds, names with / between: images, folders, and other pictures, which can't be read.
-
-    `size`: of an image, in bytes. `tables`: of text, which may say what the images are.
-    """
-
-    files: list[str]
-    folders: list[str]
-    unreadable: list[str]
-    read: Callable[[str], Path | bytes]
-    size: Callable[[str], int]
-    tables: tuple[str, ...] = ()
 
 
 def is_hidden(name: str) -> bool:
@@ -122,7 +108,8 @@ def _listing(
     seen = [n for n in names if not is_hidden(n)]
     unreadable = [n for n in seen if n.lower().endswith(UNREADABLE)]
     tables = tuple(n for n in seen if n.lower().endswith(TABLES))
-    return Listing([n for n in seen if is_image_name(n)], folders, unreadable, read, size, tables)
+    texts = tuple(n for n in seen if n.lower().endswith(LIST))
+    return Listing([n for n in seen if is_image_name(n)], folders, unreadable, read, size, tables, texts)
 
 
 def open_zip(path: Path) -> zipfile.ZipFile:
@@ -224,7 +211,7 @@ def _some(names: Iterable[str]) -> str:
     return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
 
 
-def from_listing(source: str, listing: Listing, by_name: bool = False) -> Data:
+def from_listing(source: str, listing: Listing, by_name: bool = False, labelling: Labelling = CLASSES) -> Data:
     """[outer/][split/]class/... -> Data, with what was left out; or, `by_name`, .../class_12.jpg.
 
     Raises `UserError` where there are no images, or splits can't be told from classes.
@@ -252,22 +239,24 @@ def from_listing(source: str, listing: Listing, by_name: bool = False) -> Data:
             found.setdefault(split, []).append((f, parts[at]))
         else:
             loose.append(f)
-    labels = sorted({c for rows in found.values() for _, c in rows})
-    for c in labels:
+    folders = sorted({c for rows in found.values() for _, c in rows})
+    for c in folders:
         if not is_text(c):
             what = "that isn't UTF-8" if c.encode(errors="ignore").decode() != c else "with control characters"
             raise UserError(f"{source}: the class folder {c!a} has a name {what}: rename it")
-    known = {c: i for i, c in enumerate(labels)}
+    known = {*folders}
     parts_of = [(d, d.split("/")) for d in listing.folders if not by_name]
     empty = sorted({
         p[at] for _, p in parts_of
         if len(p) > at and p[at] not in known and (not layout.splits or p[layout.depth] in layout.splits)
     })  # fmt: skip
+    said = {name: labelling.in_folders(source, listing, rows) for name, rows in found.items()}
+    labels, encode = labelling.targets(source, {what for rows in said.values() for _, what in rows})
     splits, read = {}, listing.read
     for name in ("train", "val", "test"):
-        if rows := found.get(name):
+        if rows := said.get(name):
             names = [f for f, _ in rows]
-            targets = np.array([known[c] for _, c in rows], np.int64)
+            targets = encode([what for _, what in rows])
             marks = identity.marks(names, [listing.size(f) for f in names])
             splits[name] = Split(name, names, targets, Keyed(read, names), marks=marks)
     left_out = [f"{_some(layout.left_out)}: not a split, left out"] if layout.left_out else []
@@ -279,7 +268,7 @@ def from_listing(source: str, listing: Listing, by_name: bool = False) -> Data:
         by_class.setdefault(f.split("/")[at] if f.count("/") > at else "", []).append(f)
     left_out += [unreadable(fs, f"{c}: " if c else "") for c, fs in sorted(by_class.items())]
     unread = tuple(c for c in sorted(by_class) if c in empty)
-    if len(labels) < 2 and not by_name and (named := classes_in_names(files)):
+    if len(labels) < labelling.least and not by_name and (named := classes_in_names(files)):
         raise UserError(
             f"{source}: no folders of classes, but {len(named)} of them in the files' names, as {_some(named)}: "
             "--class-from-name takes them from there"
@@ -288,9 +277,9 @@ def from_listing(source: str, listing: Listing, by_name: bool = False) -> Data:
     for f, c in (row for rows in found.values() for row in rows):
         below.setdefault(c, []).append("/".join(f.split("/")[at + 1 :]))
     return Data(
-        source, tuple(labels), splits, empty=tuple(empty), left_out=tuple(left_out), unread=unread,
+        source, labels, splits, empty=tuple(empty), left_out=tuple(left_out), unread=unread,
         images=identity.summary(s.marks for s in splits.values()),
-        doubts=() if by_name else tuple(doubts(source, below)),
+        doubts=() if by_name or labelling is not CLASSES else tuple(doubts(source, below)),
     )  # fmt: skip
 
 

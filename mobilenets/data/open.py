@@ -12,37 +12,45 @@ from PIL import Image
 from mobilenets import console
 from mobilenets.data import arrow, identity, splitting, tables, text_tables
 from mobilenets.data.dataset import Data, Keyed, Split, in_order
-from mobilenets.data.folder import TABLES, Listing, from_listing, list_folder, list_zip
+from mobilenets.data.folder import LIST, TABLES, from_listing, list_folder, list_zip
+from mobilenets.data.labelling import CLASSES, NOTHING, Labelling
+from mobilenets.data.listing import Listing
 from mobilenets.data.source import Reading, Source
-from mobilenets.data.tables import Place, Table
+from mobilenets.data.table import Table
+from mobilenets.data.tables import Place
 from mobilenets.errors import UserError
 from mobilenets.model.card import Card
 
 Opener = Callable[[str, "Path | None", int, "float | None"], Data]  # source, root, seed, val
 
 
-def open_data(source: str, root: Path | None = None, seed: int = 0, val: float | None = None) -> Data:
+def open_data(
+    source: str,
+    root: Path | None = None,
+    seed: int = 0,
+    val: float | None = None,
+    labelling: Labelling = CLASSES,
+) -> Data:
     """Open a folder, a zip, a table, shards (their folder or address) or a named set, as `Source.parse` reads it.
 
     Where there is no val split, a seeded stratified share of train becomes it: `val`, or a fifth (a tenth where there
-    is a test split). A smaller share is a part of a larger one, unless groups are kept whole.
+    is a test split). A smaller share is a part of a larger one, unless groups are kept whole or labels are tags.
 
-    Raises `UserError` for one that isn't there or has fewer than two classes, and for `val` where there is a val split.
+    Raises `UserError` for one that isn't there or has fewer labels than `labelling` needs, and for `val` where
+    there is a val split.
     """
     if seed < 0:
         raise UserError(f"seed must be 0 or more, not {seed}")
     if val is not None and not 0 < val < 1:
         raise UserError(f"val is a share of the training images, above 0 and below 1, not {val:g}")
     asked = Source.parse(source)
-    data = _opened(asked, root)
+    labelling.check(asked)
+    data = _opened(asked, root, labelling)
     data.source, data.seed, data.limit = source, seed, asked.reading.limit_per_class
     if asked.reading.val_from:
-        _take_val(data, asked, root)
-    if len(data.labels) < 2:
-        have = f"only one class, {data.labels[0]!r}" if data.labels else "no class folders with images"
-        raise UserError(
-            f"{source}: {have}; classification needs at least two classes, a folder of images for each, or in a table"
-        )
+        _take_val(data, asked, root, labelling)
+    if len(data.labels) < labelling.least:
+        raise UserError(f"{source}: {labelling.too_few(data.labels)}")
     if "train" in data.splits and "val" not in data.splits:
         _hold_out(data, val or (0.1 if "test" in data.splits else 0.2))
     elif val is not None:
@@ -52,7 +60,7 @@ def open_data(source: str, root: Path | None = None, seed: int = 0, val: float |
     return data
 
 
-def _opened(asked: Source, root: Path | None) -> Data:
+def _opened(asked: Source, root: Path | None, labelling: Labelling) -> Data:
     """What there is, with the splits that it has."""
     from mobilenets.data import shard_reader as sharded
 
@@ -61,44 +69,56 @@ def _opened(asked: Source, root: Path | None) -> Data:
         data = sharded.open_shards(asked.path)
     elif path.is_file() or path.is_dir():
         listing = _listed(path)
-        found, place = _tables(path, listing, asked.reading, root)
+        found, place = _tables(path, listing, asked.reading, root, labelling)
         if found:
             if asked.reading.class_from_name:
                 raise UserError(f"{path}: --class-from-name is for folders; in a table, a column has the classes")
-            return tables.data_of(asked.path, found, place, asked.reading)
+            return tables.data_of(asked.path, found, place, asked.reading, labelling)
         assert listing is not None  # a file that is no table is a zip
-        return from_listing(asked.path, listing, asked.reading.class_from_name)
+        _check_for_tables(asked)
+        return from_listing(asked.path, listing, asked.reading.class_from_name, labelling)
     elif asked.path == "digits":
         data = _digits()
     else:
         from mobilenets.data.named import open_named
 
         data = open_named(asked.path, root)
-    if asked.reading.columns:
-        raise UserError(f"{asked.path}: --{next(iter(asked.reading.columns))}-column is for tables")
+    labelling.check_numbered(asked)
+    _check_for_tables(asked)
     return data
+
+
+def _check_for_tables(asked: Source) -> None:
+    """Raises `UserError` for ways to read a table, of what is none."""
+    given = [f"--{kind}-column" for kind in asked.reading.columns]
+    if asked.reading.label_delimiter is not None:
+        given.append("--label-delimiter")
+    if given:
+        raise UserError(f"{asked.path}: {given[0]} is for tables")
 
 
 def _listed(path: Path) -> Listing | None:
     """What a folder or a zip holds; None of a table."""
     if path.is_dir():
         return list_folder(path)
-    return None if path.suffix.lower() in (*TABLES, arrow.PARQUET, arrow.ARROW) else list_zip(path)
+    return None if path.suffix.lower() in (*TABLES, LIST, arrow.PARQUET, arrow.ARROW) else list_zip(path)
 
 
-def _tables(path: Path, listing: Listing | None, reading: Reading, root: Path | None) -> tuple[Sequence[Table], Place]:
+def _tables(
+    path: Path, listing: Listing | None, reading: Reading, root: Path | None, labelling: Labelling = CLASSES
+) -> tuple[Sequence[Table], Place]:
     """The tables that `path` is, or holds, and where their paths lead."""
     if listing is None:
-        text = path.suffix.lower() in TABLES
+        text = path.suffix.lower() in (*TABLES, LIST)
         found = [text_tables.of_text(text_tables.read_bytes(path), str(path))] if text else arrow.find(path)
         return found, tables.in_folder(root or path.parent)
     place = tables.in_folder(root or path) if path.is_dir() else tables.in_zip(path, listing)
     if path.is_dir() and (arrow.is_saved(path) or not listing.files) and (saved := arrow.find(path)):
         return saved, place
-    return text_tables.in_listing(listing, reading, str(path)), place
+    return text_tables.in_listing(listing, reading, str(path), labelling), place
 
 
-def _take_val(data: Data, asked: Source, root: Path | None) -> None:
+def _take_val(data: Data, asked: Source, root: Path | None, labelling: Labelling) -> None:
     """Make all images of another source the val split. Raises `UserError` for one of other classes."""
     if "val" in data.splits:
         raise UserError(f"{asked.path} has a val split of its own: leave out --val-from")
@@ -109,7 +129,7 @@ def _take_val(data: Data, asked: Source, root: Path | None) -> None:
             other = Source(other.path, reading)
         elif reading.class_from_name:
             other = Source(other.path, Reading(class_from_name=True))
-    opened = _opened(other, root)
+    opened = _opened(other, root, labelling)
     opened.source = other.path
     if strangers := [c for c in opened.labels if c not in data.labels]:
         raise UserError(
@@ -135,7 +155,7 @@ def open_unlabelled(source: str, root: Path | None = None, seed: int = 0) -> Dat
         listing = _listed(path)
         found, place = ([], None) if listing and listing.files else _tables(path, listing, asked.reading, root)
         if found and place:
-            every = tables.data_of(asked.path, found, place, asked.reading, labelled=False).split("all")
+            every = tables.data_of(asked.path, found, place, asked.reading, NOTHING).split("all")
             every = dataclasses.replace(every, name="train")
         else:
             assert listing is not None

@@ -31,7 +31,13 @@ class Reading:
         "The class of an image is what its name says before its number: Abyssinian_12.jpg.", False
     )
     images_column: str | None = _doc("Column of a table with the images, or with their paths from the table's folder.")
-    label_column: str | None = _doc("Column of a table with the classes.")
+    label_column: str | None = _doc(
+        "Column of a table with the classes; of tags, the columns of yes and no (0/1, -1/1, true/false), with commas "
+        "between, all there are if left out."
+    )
+    label_delimiter: str | None = _doc(
+        "What is between tags, where one column lists those that hold: | of smiling|young."
+    )
     split_column: str | None = _doc("Column of a table that says train, val or test.")
     group_column: str | None = _doc(
         "Column of a table that says which images belong together (patient, camera): none of a group is held out while "
@@ -43,6 +49,8 @@ class Reading:
     def __post_init__(self) -> None:
         if self.limit_per_class is not None and self.limit_per_class < 1:
             raise UserError(f"limit_per_class must be 1 or more, not {self.limit_per_class}")
+        if self.label_delimiter is not None and not self.label_delimiter.strip():
+            raise UserError("label_delimiter is what is between tags in a cell, as | or ;")
 
     @property
     def columns(self) -> dict[str, str]:

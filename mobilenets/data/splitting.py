@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,8 +11,27 @@ import numpy.typing as npt
 Ints = npt.NDArray[np.int64]
 
 
-def stratified(targets: Ints, fraction: float, seed: int) -> Ints:
-    """Indices of a seeded `fraction` of each class, at least one where the class has two images; sorted."""
+def _is_tags(targets: npt.NDArray[Any]) -> bool:
+    """Whether an image has a row of tags, [N, C], and not a class, [N]."""
+    return targets.ndim == 2
+
+
+def _memberships(targets: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """[N, K]: in which classes each image is; or which tags it has, and once more, as all have."""
+    if _is_tags(targets):
+        return np.concatenate([targets > 0.5, np.ones((len(targets), 1))], 1)
+    classes, which = np.unique(targets, return_inverse=True)
+    return np.eye(len(classes))[which]
+
+
+def stratified(targets: npt.NDArray[Any], fraction: float, seed: int) -> Ints:
+    """Indices of a seeded `fraction` of each class, at least one where the class has two images; sorted.
+
+    Of tags, which an image may have several of, as near to that as can be.
+    """
+    if _is_tags(targets):
+        part = in_whole_groups(targets, np.arange(len(targets)), (1 - fraction, fraction), seed)
+        return np.flatnonzero(part == 1)
     rng = np.random.default_rng(seed)
     held = []
     for c in np.unique(targets):
@@ -20,18 +40,18 @@ def stratified(targets: Ints, fraction: float, seed: int) -> Ints:
     return np.sort(np.concatenate(held))
 
 
-def in_whole_groups(targets: Ints, groups: Ints, shares: Sequence[float], seed: int) -> Ints:
+def in_whole_groups(targets: npt.NDArray[Any], groups: Ints, shares: Sequence[float], seed: int) -> Ints:
     """For each image the part, of as many as there are `shares`, that its group is in: [N].
 
     The largest groups first, each goes where its classes are filled least; as seats go to parties by Webster's method.
     """
-    classes, which = np.unique(targets, return_inverse=True)
+    member = _memberships(targets)
     _, group = np.unique(groups, return_inverse=True)
-    counts = np.zeros((group.max(initial=-1) + 1, len(classes)))
-    np.add.at(counts, (group, which), 1)
+    counts = np.zeros((group.max(initial=-1) + 1, member.shape[1]))
+    np.add.at(counts, group, member)
     share = np.asarray(shares)[:, None]
     totals = counts.sum(0)
-    filled = np.zeros((len(shares), len(classes)))
+    filled = np.zeros((len(shares), member.shape[1]))
     part = np.empty(len(counts), np.int64)
     shuffled = np.random.default_rng(seed).permutation(len(counts))
     for g in shuffled[np.argsort(-counts[shuffled].sum(1), kind="stable")]:
@@ -42,10 +62,12 @@ def in_whole_groups(targets: Ints, groups: Ints, shares: Sequence[float], seed: 
     return part[group]
 
 
-def folds(targets: Ints, groups: Ints | None, count: int, seed: int) -> Ints:
+def folds(targets: npt.NDArray[Any], groups: Ints | None, count: int, seed: int) -> Ints:
     """For each image its fold, below `count`: [N]. Every class is spread evenly, or as evenly as whole groups allow."""
     if groups is not None:
         return in_whole_groups(targets, groups, [1 / count] * count, seed)
+    if _is_tags(targets):
+        return in_whole_groups(targets, np.arange(len(targets)), [1 / count] * count, seed)
     rng = np.random.default_rng(seed)
     fold, dealt = np.empty(len(targets), np.int64), 0
     for c in np.unique(targets):  # dealt on from class to class, so that folds differ by one image at most

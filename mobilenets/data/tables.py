@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,45 +15,16 @@ from mobilenets.arch.fields import is_text
 from mobilenets.console import many
 from mobilenets.data import identity
 from mobilenets.data.dataset import Data, Keyed, Split
-from mobilenets.data.folder import Listing, slashed, split_of
+from mobilenets.data.folder import slashed, split_of
+from mobilenets.data.labelling import CLASSES, NOTHING, Labelling
+from mobilenets.data.listing import Listing
 from mobilenets.data.source import Reading
+from mobilenets.data.table import CALLED, Cell, Table, called
 from mobilenets.errors import UserError, unknown
 from mobilenets.model.images import BadImage
 
 NAMED = 5  # rows or values named in a line
-# What columns are called that are not named by the user, letters alone.
-CALLED = {
-    "images": ("image", "img", "path", "file", "filename", "filepath", "imagepath", "imagefile", "imagename"),
-    "label": ("label", "labels", "class", "classname", "category", "target"),
-    "split": ("split", "set", "subset", "partition"),
-}
 MEANT = {"images": "the images", "label": "the classes", "split": "the splits", "group": "the groups"}
-Cell = str | None
-
-
-@dataclass(frozen=True)
-class Cells:
-    """A column that holds images: their names, sizes in bytes, and how image i is read; a text is a path."""
-
-    names: Sequence[str]
-    sizes: Sequence[int]
-    read: Callable[[int], bytes | str]
-
-
-@dataclass(frozen=True)
-class Table:
-    """Columns of one length. `order`: of a column whose values have one, all of them. `images`: columns of images.
-
-    `folder`: what paths start from, below the place of all; `split`: of all rows, where the table's name says it.
-    """
-
-    name: str
-    columns: tuple[str, ...]
-    values: Callable[[str], Sequence[Cell]]
-    images: Mapping[str, Callable[[], Cells]] = field(default_factory=dict)
-    order: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    folder: str = ""
-    split: str | None = None
 
 
 @dataclass(frozen=True)
@@ -102,7 +72,10 @@ def choose(table: Table, reading: Reading, kinds: Iterable[str]) -> dict[str, st
     Raises `UserError` where one isn't there, or several may be meant.
     """
     found = {}
+    kinds = tuple(kinds)
     for kind, name in reading.columns.items():
+        if kind == "label" and kind not in kinds:  # it may be the names of several
+            continue
         if name not in table.columns:
             raise UserError(f"{table.name}: {unknown('column', name, table.columns)}")
         if kind in kinds:
@@ -128,21 +101,17 @@ def choose(table: Table, reading: Reading, kinds: Iterable[str]) -> dict[str, st
     return found
 
 
-def called(column: str, kind: str) -> bool:
-    return re.sub(r"[^a-z]", "", column.lower()) in CALLED[kind]
-
-
 # ---- rows
 
 
 @dataclass(frozen=True)
 class Row:
-    """What a table says of an image: `key` is what it is read by, `said` what says so."""
+    """What a table says of an image: `key` is what it is read by, `label` of any `Labelling`; `said` what says so."""
 
     name: str
     key: Any
     size: int | None
-    label: Cell
+    label: Any
     split: Cell
     group: Cell
     said: str
@@ -168,21 +137,23 @@ class Reader:
         return self.read(name)
 
 
-def data_of(source: str, tables: Sequence[Table], place: Place, reading: Reading, labelled: bool = True) -> Data:
-    """Tables as data; its labels are all "images" where it needs none.
+def data_of(
+    source: str, tables: Sequence[Table], place: Place, reading: Reading, labelling: Labelling = CLASSES
+) -> Data:
+    """Tables as data, their labels read as `labelling` does.
 
     Raises `UserError` for columns that aren't there or may be several, paths that lead out of the place or nowhere,
     rows that contradict each other, splits that have no known name or part a group.
     """
-    kinds = ("images", "label", "split", "group") if labelled else ("images",)
+    kinds = ("images",) if labelling is NOTHING else ("images", *labelling.kinds(reading), "split", "group")
     rows: list[Row] = []
     cells: list[Callable[[int], bytes | str]] = []
     for table in tables:
-        rows += _rows(table, choose(table, reading, kinds), place, cells, labelled)
+        rows += _rows(table, choose(table, reading, kinds), place, cells, reading, labelling)
     left_out = []
     for what, bare in (
         ("image", [r for r in rows if not r.name]),
-        ("class", [r for r in rows if r.name and r.label is None]),
+        (labelling.noun, [r for r in rows if r.name and r.label is None]),
     ):
         if bare:
             left_out.append(f"{many(len(bare), 'row')} without {what}, left out: {some_of(r.said for r in bare)}")
@@ -192,14 +163,14 @@ def data_of(source: str, tables: Sequence[Table], place: Place, reading: Reading
     if again > len(rows):
         left_out.append(f"{many(again - len(rows), 'row')} the same as an earlier one, left out")
     if not rows:
-        raise UserError(f"{source}: no row has an image{' and a class' if labelled else ''}")
+        raise UserError(f"{source}: no row has an image{'' if labelling is NOTHING else f' and a {labelling.noun}'}")
     if all(r.size is None for r in rows):
         raise UserError(
             f"{source}: none of its images is in {place.where}, as {some_of(r.name for r in rows[:2])}; --root names "
             "the folder that paths start from"
         )
-    labels = _labels(source, {r.label or "" for r in rows}, [t.order[c] for t in tables for c in t.order])
-    known, group_of = {c: i for i, c in enumerate(labels)}, {g: i for i, g in enumerate({r.group: 0 for r in rows})}
+    labels, encode = labelling.targets(source, {r.label for r in rows}, tables)
+    group_of = {g: i for i, g in enumerate({r.group: 0 for r in rows})}
     splits, reader = {}, Reader(place.where, place.read, cells)
     for split in ("train", "val", "test"):
         some = [r for r in rows if (r.split or "train") == split]
@@ -208,7 +179,7 @@ def data_of(source: str, tables: Sequence[Table], place: Place, reading: Reading
             splits[split] = Split(
                 split,
                 names,
-                np.array([known[r.label or ""] for r in some], np.int64),
+                encode([r.label for r in some]),
                 Keyed(reader, [r.key for r in some]),
                 marks=identity.marks(names, [r.size or 0 for r in some]),
                 groups=np.array([group_of[r.group] for r in some], np.int64) if "group" in reading.columns else None,
@@ -220,7 +191,12 @@ def data_of(source: str, tables: Sequence[Table], place: Place, reading: Reading
 
 
 def _rows(
-    table: Table, columns: Mapping[str, str], place: Place, cells: list[Callable[[int], bytes | str]], labelled: bool
+    table: Table,
+    columns: Mapping[str, str],
+    place: Place,
+    cells: list[Callable[[int], bytes | str]],
+    reading: Reading,
+    labelling: Labelling,
 ) -> Iterable[Row]:
     image_column = columns["images"]
     if image_column in table.images:
@@ -234,12 +210,13 @@ def _rows(
         names = [_name(path, table, i, place) for i, path in enumerate(paths)]
         sizes, keys = [place.size(n) if n else None for n in names], [*names]
     n = len(names)
-    of = {kind: table.values(columns[kind]) if kind in columns else [None] * n for kind in ("label", "split", "group")}
+    of = {kind: table.values(columns[kind]) if kind in columns else [None] * n for kind in ("split", "group")}
+    labels = labelling.said(table, columns, reading, n)
     splits = _splits(table, columns["split"], of["split"]) if "split" in columns else [table.split] * n
     for i, (name, key, size, split) in enumerate(zip(names, keys, sizes, splits, strict=True)):
         said = f"row {i + 1} of {table.name}"
         group = of["group"][i] or said if "group" in columns else None  # that has none is its own
-        yield Row(name, key, size, of["label"][i] if labelled else "images", split, group, said)
+        yield Row(name, key, size, labels[i], split, group, said)
 
 
 def _name(path: Cell, table: Table, row: int, place: Place) -> str:
@@ -275,18 +252,6 @@ def _once(rows: Sequence[Row]) -> list[Row]:
         if (before.label, before.split, before.group) != (r.label, r.split, own):
             raise UserError(f"{r.said} says of {r.name} what {before.said} doesn't: keep one of them")
     return list(first.values())
-
-
-def _labels(source: str, found: set[str], orders: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
-    """The classes that there are: in the order that the tables give them, or by number, or by name."""
-    for c in found:
-        if not is_text(c):
-            raise UserError(f"{source}: the class {c!a} isn't UTF-8 text, or has control characters")
-    for order in orders:
-        if found <= {*order}:
-            return tuple(c for c in order if c in found)
-    numbers = all(re.fullmatch(r"-?\d{1,9}", c) for c in found)
-    return tuple(sorted(found, key=lambda c: (int(c), c) if numbers else (0, c)))
 
 
 def _check_groups(source: str, rows: Sequence[Row]) -> None:

@@ -9,9 +9,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mobilenets import files
-from mobilenets.data.folder import Listing, split_of
+from mobilenets.data.folder import LIST, split_of
+from mobilenets.data.labelling import CLASSES, Labelling
+from mobilenets.data.listing import Listing
 from mobilenets.data.source import Reading
-from mobilenets.data.tables import Table, called, cell, some_of
+from mobilenets.data.table import Table
+from mobilenets.data.tables import cell, some_of
 from mobilenets.errors import UserError
 
 TABLE_BYTES = 256 << 20  # at most
@@ -29,7 +32,8 @@ def of_text(content: bytes, name: str, folder: str = "", split: str | None = Non
         raise UserError(f"{name}: not UTF-8 text ({e.reason} at byte {e.start}); save it as CSV in UTF-8") from e
     if "\0" in text:
         raise UserError(f"{name}: not a table of text, as it has NUL characters")
-    columns, rows = _json_lines(text, name) if name.lower().endswith(".jsonl") else _separated(text, name)
+    suffix = PurePosixPath(name.lower()).suffix
+    columns, rows = READERS.get(suffix, _separated)(text, name)
     at = {c: i for i, c in enumerate(columns)}
     return Table(name, columns, lambda c: [cell(row[at[c]], name, c) for row in rows], folder=folder, split=split)
 
@@ -70,14 +74,34 @@ def _json_lines(text: str, name: str) -> tuple[tuple[str, ...], list[list[Any]]]
     return columns, [[row.get(c) for c in columns] for row in rows]
 
 
-def in_listing(listing: Listing, reading: Reading, where: str) -> list[Table]:
+def _list(text: str, name: str) -> tuple[tuple[str, ...], list[list[Any]]]:
+    """CelebA's lists: how many images there are, the labels' names, then a line of a file and its values for each."""
+    lines = [line.split() for line in text.splitlines() if line.strip()]
+    if len(lines) < 2 or len(lines[0]) != 1 or not lines[0][0].isdigit():
+        raise UserError(f"{name}: not a list as CelebA's is: first how many images there are, then the labels' names")
+    count, columns, rows = int(lines[0][0]), ("file", *lines[1]), lines[2:]
+    if twice := [c for c, n in Counter(columns).items() if n > 1]:
+        raise UserError(f"{name}: two columns are called {twice[0]!r}")
+    for i, row in enumerate(rows, 1):
+        if len(row) != len(columns):
+            raise UserError(f"{name}: image {i} has {len(row) - 1} values, {len(columns) - 1} labels are named")
+    if len(rows) != count:
+        raise UserError(f"{name}: it says that it has {count} images, and has {len(rows)}: is it all there?")
+    return columns, [[*row] for row in rows]
+
+
+READERS = {".jsonl": _json_lines, LIST: _list}
+
+
+def in_listing(listing: Listing, reading: Reading, where: str, labelling: Labelling = CLASSES) -> list[Table]:
     """The tables that say what the images beside them are; none where their folders say it.
 
     They are called metadata, as in Hugging Face's imagefolder, one for all or one in each split's folder; or where
-    columns are named, the only one there is. Raises `UserError` where those are in none, or may be in several.
+    columns are named, or labels are tags, the only one there is. Raises `UserError` where those are in none,
+    or may be in several.
     """
     metadata = [name for name in listing.tables if PurePosixPath(name).stem == "metadata"]
-    found = metadata or listing.tables if reading.columns else metadata
+    found = metadata or labelling.among(listing, reading)
     if reading.columns and not metadata and len(found) != 1:
         option = f"--{next(iter(reading.columns))}-column"
         there = f"{option} may be meant for {some_of(found)}: give one instead" if found else f"{option} is for tables"
@@ -90,7 +114,7 @@ def in_listing(listing: Listing, reading: Reading, where: str) -> list[Table]:
             content if isinstance(content, bytes) else read_bytes(content), f"{where}/{name}",
             "" if folder == PurePosixPath() else folder.as_posix(), split_of(folder.name),
         )  # fmt: skip
-        if reading.columns or any(called(c, "label") for c in table.columns):
+        if labelling.is_meant(table, reading):
             tables.append(table)
     return tables
 

@@ -15,6 +15,7 @@ from mobilenets import files
 from mobilenets.console import Notebook
 from mobilenets.deploy.predict import Prediction
 from mobilenets.errors import UserError
+from mobilenets.tasks.classify import Labels
 from mobilenets.tasks.features import Features
 
 if TYPE_CHECKING:
@@ -45,8 +46,8 @@ def write(predictions: Iterable[Prediction], path: Path) -> Written:
     """All predictions into the file at `path`, by its suffix; it is there when all of them are in it.
 
     `.jsonl`: a line each, as `--json` prints them. `.parquet`: columns image, error, and features, or label (none where
-    it is unsure) and probability of the best. `.npy`: float32 [images, *shape] of features, a row of NaN for an image
-    that couldn't be read, so that rows and images go together. Raises `UserError`.
+    it is unsure) and probability of the best, or any other answer as JSON. `.npy`: float32 [images, *shape] of
+    features, a row of NaN for an image that couldn't be read, so that rows and images go together. Raises `UserError`.
     """
     if path.suffix not in WRITERS:
         raise UserError(f"{path}: predictions go into {', '.join(WRITERS)} files; name one of them")
@@ -110,11 +111,14 @@ def _parquet(predictions: Iterable[Prediction], path: Path) -> None:
     except ImportError as e:
         raise UserError("Parquet files need pyarrow: pip install 'mobilenets[parquet]'") from e
 
-    def table(rows: list[Prediction], of_features: bool) -> Any:
+    def table(rows: list[Prediction], of_features: bool, others: bool) -> Any:
         columns = {"image": [p.image for p in rows], "error": [p.error for p in rows]}
         if of_features:
             values = [p.answer.values.ravel() if isinstance(p.answer, Features) else None for p in rows]
             return pa.table({**columns, "features": pa.array(values, pa.list_(pa.float32()))})
+        if others:
+            said = [json.dumps(p.answer.to_json()) if p.answer else None for p in rows]
+            return pa.table({**columns, "answer": pa.array(said, pa.string())})
         best = [p.top[0] if p.top else (None, None) for p in rows]
         labels, probabilities = [p.label for p in rows], [b[1] for b in best]
         return pa.table({
@@ -124,11 +128,11 @@ def _parquet(predictions: Iterable[Prediction], path: Path) -> None:
 
     writer: Any = None
     rows: list[Prediction] = []
-    of_features = False
+    of_features = others = False
 
     def flush() -> None:
         nonlocal writer
-        made = table(rows, of_features)
+        made = table(rows, of_features, others)
         made = made.set_column(1, "error", made["error"].cast(pa.string()))
         writer = writer or pq.ParquetWriter(path, made.schema)
         writer.write_table(made)
@@ -136,6 +140,7 @@ def _parquet(predictions: Iterable[Prediction], path: Path) -> None:
 
     for p in predictions:
         of_features |= isinstance(p.answer, Features)
+        others |= p.answer is not None and not isinstance(p.answer, Features | Labels)
         rows.append(p)
         if len(rows) == GROUP:
             flush()

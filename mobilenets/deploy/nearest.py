@@ -102,9 +102,16 @@ def gallery(source: Bundle, among: str | None, root: Path | None = None) -> Gall
     return Gallery(
         engine,
         tuple(split.names[i] for i in there.tolist()),
-        tuple(named[int(split.targets[i])] if named else "" for i in there.tolist()),
+        tuple(_called(split.targets[i], named) for i in there.tolist()),
         _unit(rows[there]),
     )
+
+
+def _called(target: Any, named: tuple[str, ...]) -> str:
+    """An image's class, or its tags; nothing where none are known."""
+    if np.ndim(target):
+        return ", ".join(c for c, holds in zip(named, target, strict=False) if holds == 1)
+    return named[int(target)] if named else ""
 
 
 def _searched(data: Data, unlabelled: bool) -> str:

@@ -104,8 +104,8 @@ class Flipped:
     """An engine whose answers are the mean over an image and its mirror image, as any engine gives them."""
 
     def __init__(self, engine: Engine) -> None:
-        if engine.card.task != "classify":
-            raise UserError(f"the mean over views is a classifier's: this network is for {engine.card.task}")
+        if PROBABILITIES not in engine.card.outputs:
+            raise UserError(f"the mean over views is of probabilities: this network is for {engine.card.task}")
         self.engine, self.card = engine, engine.card
         self.name, self.concurrent = engine.name, engine.concurrent
 

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypedDict
 from mobilenets import console
 from mobilenets.arch import fields
 from mobilenets.arch.graph import Graph, Head, Shape
-from mobilenets.arch.heads import classifier_head, feature_head
+from mobilenets.arch.heads import PROBABILITIES, classifier_head, feature_head
 from mobilenets.arch.spec import Arch
 from mobilenets.errors import UserError, unknown
 from mobilenets.model.images import Preprocess
@@ -115,6 +115,11 @@ class Card:
             raise UserError("the card's images are {} pixels, its network's {}".format(*sizes))
         if not self.head.outputs:
             raise UserError("the card names no outputs")
+        wide = self.outputs.get(PROBABILITIES, (len(labels),))
+        if labels and wide != (len(labels),):
+            raise UserError(f"the card has {len(labels)} labels for {wide[0]} probabilities")
+        if len(Trust.of(self.config).thresholds) not in (0, len(labels)):
+            raise UserError("the card's thresholds aren't one for each label")
         for name in self.float_ops:
             if name not in self.graph.activations[1:]:
                 raise unknown("operation", name, self.graph.activations[1:])

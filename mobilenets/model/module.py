@@ -75,6 +75,13 @@ class Softmax(nn.Module):
         return torch.softmax(x, 1)
 
 
+class Sigmoid(nn.Module):
+    """Each number as a probability of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sigmoid(x)
+
+
 class L2Norm(nn.Module):
     """Vectors [N, K, ...] of length 1."""
 
@@ -137,6 +144,7 @@ MODULES: dict[str, Callable[[Op, Arch], nn.Module]] = {
     "concat": lambda _op, _: Concat(),
     "flatten": lambda _op, _: nn.Flatten(),
     "softmax": lambda _op, _: Softmax(),
+    "sigmoid": lambda _op, _: Sigmoid(),
     "l2norm": lambda _op, _: L2Norm(),
 }
 

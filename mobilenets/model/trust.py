@@ -21,6 +21,7 @@ class Trust:
     have it in them, so that files of every kind give calibrated probabilities. `ece_before`, `ece_after`: the expected
     calibration error in percent. `reject_below`: the probability below which an answer is unsure. `least_probability`
     and `most_energy`: 95% of the held-out images have a best probability of at least, an energy of at most that.
+    `thresholds`: of tags, the probability from which each holds; none: one half.
     """
 
     images: int = 0
@@ -30,9 +31,12 @@ class Trust:
     reject_below: float | None = None
     least_probability: float | None = None
     most_energy: float | None = None
+    thresholds: tuple[float, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        out = dataclasses.asdict(self)
+        given = [*out.pop("thresholds")]
+        return {**out, **({"thresholds": given} if given else {})}
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Trust:
@@ -42,7 +46,10 @@ class Trust:
             raise TypeError(f"{KEY} is a {type(d).__name__}, not its fields")
         made = cls(**{f.name: d[f.name] for f in dataclasses.fields(cls) if f.name in d})
         fields.check(made, cls, KEY)
-        if not all(math.isfinite(v) for v in vars(made).values() if v is not None) or made.temperature <= 0:
+        made = dataclasses.replace(made, thresholds=tuple(made.thresholds))
+        numbers = [v for v in vars(made).values() if isinstance(v, int | float)]
+        between = all(0 <= t <= 1 for t in made.thresholds)
+        if not all(map(math.isfinite, numbers)) or not between or made.temperature <= 0:
             raise ValueError(f"{KEY} has numbers that can't be")
         return made
 
@@ -55,4 +62,7 @@ class Trust:
             )
         if self.reject_below is not None:
             said.append(f"unsure below {self.reject_below:g}")
+        if self.thresholds:
+            low, high = min(self.thresholds), max(self.thresholds)
+            said.append(f"tags hold from {low:.2f} to {high:.2f} on, by thresholds found on {self.images} images")
         return "; ".join(said) or "as training made them"

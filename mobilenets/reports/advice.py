@@ -40,7 +40,7 @@ def advise(
 
     `classes`: 0 of what isn't a classifier; `over`: the limits that the file misses.
     """
-    images = sum(scan.counts.get("train", {}).values())
+    images = scan.totals.get("train", 0)
     out = [
         f"The file misses the limit of {name}: choose again on a quiet machine (--remeasure), or with a lower limit."
         for name in over

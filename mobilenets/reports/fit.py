@@ -32,7 +32,8 @@ from mobilenets.training.run import CHOICE, CONFIG, FLOAT, LOGS, SCAN, STEPS
 METRICS = f"{LOGS}/metrics.csv"
 NEEDED = (CONFIG, CHOICE, SCAN, STEPS, f"{FLOAT}/{CARD}")
 RUN = ("command", "source", "recipe", "seed")  # of run.json
-ANSWERS = {"classify": "mobilenets.reports.classes"}  # tasks whose answers have more to show than their drawings
+# Tasks whose answers have more to show than their drawings.
+ANSWERS = {"classify": "mobilenets.reports.classes", "attributes": "mobilenets.reports.tags"}
 BYTES = {"int8": 1, "float32": 4}
 
 
@@ -141,7 +142,10 @@ class Page:
             "layers": (plots.layers(self.cost), "Macs and activations of each layer"),
         }
         if self.probed:
-            figures["probes"] = probes.drawn(self.probed), "What networks see of these images, over latency"
+            figures["probes"] = (
+                probes.drawn(self.probed, self.metric),
+                "What networks see of these images, over latency",
+            )
         out: dict[str, Any] = {k: style.markup(fig, title) for k, (fig, title) in figures.items()}
         out["curves"] = None
         try:
@@ -171,14 +175,21 @@ class Page:
         if self.probed:
             best = next(t for t in self.probed if t.picked)
             beside = f"of {len(self.probed)} networks within the budget ({budget})"
+            share = self.metric.share  # of images that it was right about
+            how = "was right about {}% of" if share else f"had {{}}% {self.metric.label} on"
             out = [
-                f"{title} sees most of these images: a linear probe of what it saw before any training was right about "
-                f"{best.probe:.1f}% of {best.count:,} of them (cross-validated), the most {beside}."
+                f"{title} sees most of these images: a linear probe of what it saw before any training "
+                f"{how.format(f'{best.probe:.1f}')} {best.count:,} of them (cross-validated), the most {beside}."
             ]
             if best.short is not None:
                 out[0] = (
                     f"{title} came out of {len([t for t in self.probed if t.short is not None])} networks that saw "
-                    f"about as much, {beside}: after a few epochs of training it was right about {best.short:.1f}%."
+                    f"about as much, {beside}: after a few epochs of training it "
+                    + (
+                        f"was right about {best.short:.1f}%."
+                        if share
+                        else f"had {best.short:.1f}% {self.metric.label}."
+                    )
                 )
             return out
         if len(every) == 1:
@@ -228,7 +239,7 @@ class Page:
         labels = self.card.labels or sorted({c for per in counts.values() for c in per})
         classes = [(c, [per.get(c, 0) for per in counts.values()]) for c in labels]
         return {
-            "splits": {k: sum(per.values()) for k, per in counts.items()},
+            "splits": self.scan.totals,
             "classes": classes[:20],
             "more": max(0, len(classes) - 20),
             "findings": list(self.scan.findings()),
@@ -243,7 +254,8 @@ class Page:
             curves = {}
         return advise(
             curves, self.fitted.steps, self.scan, self.config["recipe"], self.metric,
-            pretrained=bool(self.config.get("init") or self.config.get("pretrained")), classes=len(self.card.labels),
+            pretrained=bool(self.config.get("init") or self.config.get("pretrained")),
+            classes=0 if self.scan.images else len(self.card.labels),  # of tags, guessing has another loss
             over=[limit["name"] for limit in self.limits() if not limit["met"]],
         )  # fmt: skip
 

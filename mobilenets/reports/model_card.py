@@ -19,7 +19,11 @@ LICENCES = (
     "apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0",
     "gpl-3.0", "lgpl-3.0", "mpl-2.0", "unlicense",
 )  # fmt: skip
-PIPELINES = {"classify": "image-classification", "features": "image-feature-extraction"}
+PIPELINES = {
+    "classify": "image-classification",
+    "attributes": "image-classification",
+    "features": "image-feature-extraction",
+}
 DATASETS = {"cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100", "mnist": "ylecun/mnist"}
 METRICS = {"top1": "accuracy"}
 LABELS_SHOWN = 20
@@ -86,6 +90,8 @@ def _purpose(card: Card) -> str:
         return f"it gives {', '.join(card.outputs)} of an image"
     shown = ", ".join(map(_plain, card.labels[:LABELS_SHOWN]))
     more = f" and {len(card.labels) - LABELS_SHOWN} more" if len(card.labels) > LABELS_SHOWN else ""
+    if card.head.ops[-1].kind == "sigmoid":
+        return f"it says which of {len(card.labels)} tags hold for an image ({shown}{more})"
     return f"it tells {len(card.labels)} classes of images apart ({shown}{more})"
 
 

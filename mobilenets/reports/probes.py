@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from mobilenets import files
 from mobilenets.reports import style
 from mobilenets.reports.style import BACK, BLUE, INK, MUTED, ORANGE
+from mobilenets.tasks.task import MetricSpec
 from mobilenets.training.candidates import Tried, of_json
 from mobilenets.training.run import CANDIDATES
 
@@ -23,8 +24,8 @@ def of_run(run: Path) -> tuple[Tried, ...]:
 
 
 @style.styled
-def drawn(rows: Sequence[Tried]) -> Figure:
-    """The probe's accuracy with its interval, and the published one, over latency; a ring around the pick."""
+def drawn(rows: Sequence[Tried], metric: MetricSpec) -> Figure:
+    """The probe's score with its interval, and the published accuracy, over latency; a ring around the pick."""
     fig = style.figure(3.2)
     ax = fig.add_subplot()
     latencies = [r.latency_ms for r in rows]
@@ -42,7 +43,7 @@ def drawn(rows: Sequence[Tried]) -> Figure:
             ax.plot([r.latency_ms], [r.probe], "o", color=INK, mfc="none", ms=12, mew=1.2)
         ax.annotate(r.network, (r.latency_ms, r.high), xytext=(0, 5), textcoords="offset points", ha="center", size=8)
     ax.set_xlabel("latency, ms per image (log scale)")
-    ax.set_ylabel("accuracy (%)")
+    ax.set_ylabel("accuracy (%)" if metric.share else f"{metric.title}, published accuracy (%)")
     ax.margins(y=0.12)
     ax.legend(loc="lower right")
     return fig

@@ -10,9 +10,13 @@ from mobilenets.data.open import of_card, open_unlabelled
 from mobilenets.data.source import Source
 from mobilenets.errors import UserError, unknown
 from mobilenets.model.card import Card
-from mobilenets.tasks.task import Task
+from mobilenets.tasks.task import Settled, Task
 
-TASKS = {"classify": "mobilenets.tasks.classify", "features": "mobilenets.tasks.features"}
+TASKS = {
+    "classify": "mobilenets.tasks.classify",
+    "features": "mobilenets.tasks.features",
+    "attributes": "mobilenets.tasks.attributes",
+}
 
 
 def find(name: str) -> Task:
@@ -32,8 +36,9 @@ def find_trained(name: str) -> Task:
 
 
 def of(card: Card) -> Task:
-    """The task of a network."""
-    return find(card.task)
+    """The task of a network, as its card has it."""
+    task = find(card.task)
+    return task.of(card) if isinstance(task, Settled) else task
 
 
 def data_of(card: Card, source: str | None, root: Path | None = None) -> Data:

@@ -19,6 +19,7 @@ from mobilenets.console import Notebook
 from mobilenets.data.dataset import Data, Split
 from mobilenets.data.open import open_data
 from mobilenets.model.card import Card, Precision
+from mobilenets.model.trust import Trust
 from mobilenets.tasks import linear
 from mobilenets.tasks.confusion import Confusion
 from mobilenets.tasks.linear import Probe
@@ -235,6 +236,7 @@ class Classify:
     primary: MetricSpec | None = PRIMARY
     taps: tuple[str, ...] = (LOGITS,)
     ragged = False
+    agreeing = "top-1"
 
     # ---- data
 
@@ -303,10 +305,26 @@ class Classify:
 
         return divergence(teacher[LOGITS], student[LOGITS], temperature)
 
+    def unread(self, probabilities: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Up to a constant of each image, which no probability depends on; below 1e-7, they are rounding."""
+        return np.asarray(np.log(np.maximum(probabilities, 1e-7)))
+
+    def read(self, logits: npt.NDArray[np.float32], trust: Trust) -> npt.NDArray[Any]:  # noqa: ARG002
+        """The best class of each image [N]."""
+        return np.asarray(logits.argmax(1))
+
+    def agreement(self, said: npt.NDArray[Any], targets: npt.NDArray[Any]) -> float:
+        return 100 * float((said == targets).mean())
+
     # ---- answers
 
     def decode(self, outputs: Outputs, card: Card, sizes: Sizes, top: int) -> list[Answer]:  # noqa: ARG002
         return [*best(outputs[PROBABILITIES], card.labels, top)]
+
+    def told(self, answer: Answer, target: Any, card: Card) -> tuple[str, str, str]:
+        assert isinstance(answer, Labels)
+        (label, probability), *_ = answer.top
+        return card.labels[int(target)], label, f"{100 * probability:.2f}"
 
     def draw(self, image: Image.Image, answer: Answer) -> Image.Image:
         """The image with the best label in its corner."""

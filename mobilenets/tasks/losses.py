@@ -55,8 +55,25 @@ class CrossEntropy(nn.Module):
 
     def mixes(self, rows: bool = False) -> list[v2.Transform]:
         """MixUp and CutMix where the recipe has them; `rows`: targets are rows already, not numbers of classes."""
-        ways = ((v2.MixUp, self.recipe.mixup), (v2.CutMix, self.recipe.cutmix))
-        return [way(alpha=alpha, num_classes=None if rows else self.num_classes) for way, alpha in ways if alpha]
+        return mixes_of(self.recipe, None if rows else self.num_classes)
+
+    def rows(self, targets: Tensor) -> Tensor:
+        """Classes [N] as shares of each [N, C]."""
+        return F.one_hot(targets, self.num_classes)
+
+    def soften(self, logits: Tensor, temperature: float) -> Tensor:
+        """A teacher's logits [N, C] as probabilities that can be mixed."""
+        return (logits / temperature).softmax(1)
+
+    def off(self, logits: Tensor, soft: Tensor, temperature: float) -> Tensor:
+        """T^2 x the divergence of a student's logits from softened probabilities, nats."""
+        log_p = F.log_softmax(logits.float() / temperature, 1)
+        return temperature**2 * F.kl_div(log_p, soft, reduction="batchmean")
+
+
+def mixes_of(recipe: Any, num_classes: int | None) -> list[v2.Transform]:
+    ways = ((v2.MixUp, recipe.mixup), (v2.CutMix, recipe.cutmix))
+    return [way(alpha=alpha, num_classes=num_classes) for way, alpha in ways if alpha]
 
 
 def accuracies(num_classes: int) -> nn.ModuleDict:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ from mobilenets.arch.graph import Head
 from mobilenets.arch.spec import Arch
 from mobilenets.data.dataset import Data, Split
 from mobilenets.model.card import Card, Precision
+from mobilenets.model.trust import Trust
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -236,3 +237,42 @@ class Task(Protocol):
     ) -> Parity: ...
 
     def prior(self, arch: Arch) -> Prior | None: ...
+
+
+@runtime_checkable
+class Settled(Protocol):
+    """A task whose answers are read by what is found on held-out images after training, and kept on the card."""
+
+    def settled(self, outputs: Outputs, targets: npt.NDArray[Any], card: Card) -> Trust:
+        """What is found of the outputs of a network with this card, for its card."""
+
+    def of(self, card: Card) -> Task:
+        """The task by what a card has of that."""
+
+
+@runtime_checkable
+class Teaching(Protocol):
+    """A task whose answers are probabilities of labels, which another network can learn (see `training.distill`).
+
+    `agreeing`: what `agreement` is of. Its objective has `num_classes`, `rows`, `soften` and `off`, as
+    `tasks.losses.CrossEntropy` has.
+    """
+
+    agreeing: str
+
+    def unread(self, probabilities: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Logits [N, C] that would give probabilities [N, C], as those of an exported file."""
+
+    def read(self, logits: npt.NDArray[np.float32], trust: Trust) -> npt.NDArray[Any]:
+        """What logits [N, C] say of images, as targets are; `trust`: of the card of the network that they are from."""
+
+    def agreement(self, said: npt.NDArray[Any], targets: npt.NDArray[Any]) -> float:
+        """How much of what `read` gave is so, percent."""
+
+
+@runtime_checkable
+class Tabled(Protocol):
+    """A task whose answers fit into a row of a table, beside what is true."""
+
+    def told(self, answer: Answer, target: Any, card: Card) -> tuple[str, str, str]:
+        """The true label, the one that was given, and how probable that is in percent."""

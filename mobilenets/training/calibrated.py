@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mobilenets import console
+from mobilenets import console, tasks
 from mobilenets.arch.heads import LOGITS, PROBABILITIES
 from mobilenets.arguments import checked
 from mobilenets.data.dataset import Data
@@ -22,6 +22,7 @@ from mobilenets.model.bundle import Bundle
 from mobilenets.model.images import BadImage
 from mobilenets.model.trust import Trust
 from mobilenets.tasks.reliability import Floats, Reliability, check_precision, fit_temperature, tempered
+from mobilenets.tasks.task import Settled, Task
 
 LEAST = 100  # held-out images to calibrate on: fewer say little about how sure to be
 MOST = 5000  # of them: enough for one number
@@ -38,7 +39,10 @@ class Calibration:
 
     uncalibrated: bool = field(
         default=False,
-        metadata={"help": "Leave probabilities as training made them: no temperature is found on the val split."},
+        metadata={
+            "help": "Leave probabilities as training made them: no temperature is found on the val split, and no "
+            "thresholds of tags."
+        },
     )
     wanted_precision: float | None = field(
         default=None,
@@ -57,14 +61,18 @@ def recorded(how: Calibration | None) -> dict[str, Any]:
     return {f.name: v for f in dataclasses.fields(Calibration) if (v := getattr(how, f.name, None))}
 
 
-def calibrate(trained: Bundle, data: Data, how: Calibration | None = None) -> Bundle:
+def calibrate(trained: Bundle, data: Data, how: Calibration | None = None, task: Task | None = None) -> Bundle:
     """A float classifier whose probabilities say how often it is right, as far as val images can tell.
 
     Its logits are divided by the temperature that makes the val images' classes likeliest (Guo and others 2017): in the
     classifier's weights, so that every runtime's file has it, and the best label stays. The card has what was found.
-    Networks for other tasks are given back as they are. A line says what was done.
+    A task may read its answers by what it finds itself, as tags by their thresholds; networks for others are given back
+    as they are. A line says what was done.
     """
     how = how or Calibration()
+    task = task or tasks.of(trained.card)
+    if isinstance(task, Settled) and not how.uncalibrated:
+        return _settled(trained, data, task)
     if trained.card.task != "classify":
         return trained
     few = len(data.split("val")) < LEAST
@@ -75,7 +83,7 @@ def calibrate(trained: Bundle, data: Data, how: Calibration | None = None) -> Bu
                 f"calibrate on ({LEAST} or more)"
             )
         return trained
-    outputs, targets = _held_out(trained, data)
+    outputs, targets = _held_out(trust.with_logits(trained), data)
     before = outputs[PROBABILITIES]
     temperature = 1.0 if few or how.uncalibrated else fit_temperature(before, targets)
     after = tempered(before, temperature)
@@ -95,6 +103,20 @@ def calibrate(trained: Bundle, data: Data, how: Calibration | None = None) -> Bu
     return Bundle(trained.card.trusted(found), cooled(trained, temperature).tensors)
 
 
+def _settled(trained: Bundle, data: Data, task: Settled) -> Bundle:
+    """A network with what its task finds on the val images for reading its answers."""
+    count = len(data.split("val"))
+    if count < LEAST:
+        console.note(
+            f"a tag holds from one half on: {count} val images are too few to find thresholds on ({LEAST} or more)"
+        )
+        return trained
+    outputs, targets = _held_out(trained, data)
+    found = task.settled(outputs, targets, trained.card)
+    console.note(str(found))
+    return Bundle(trained.card.trusted(found), trained.tensors)
+
+
 def cooled(source: Bundle, temperature: float) -> Bundle:
     """A float classifier with its logits divided by `temperature`: its weights and bias are."""
     (name,) = source.card.head.own
@@ -102,19 +124,19 @@ def cooled(source: Bundle, temperature: float) -> Bundle:
     return Bundle(source.card, {**source.tensors, **own}, source.digest)
 
 
-def _held_out(trained: Bundle, data: Data) -> tuple[Outputs, npt.NDArray[np.int64]]:
-    """Logits and probabilities [N, C] of val images, and their classes [N]; damaged images are left out."""
+def _held_out(trained: Bundle, data: Data) -> tuple[Outputs, npt.NDArray[Any]]:
+    """The outputs of val images, [N, ...] each, and their targets [N, ...]; damaged images are left out."""
     split, card = data.split("val"), trained.card
-    engine = engines.module("torch").TorchEngine(trust.with_logits(trained), os.cpu_count() or 1)
+    engine = engines.module("torch").TorchEngine(trained, os.cpu_count() or 1)
     order: Sequence[int] = range(len(split))
     if len(split) > MOST and not split.shards:  # those in shards lie in random order
         order = np.random.default_rng(0).permutation(len(split)).tolist()
-    rows, targets = [], []
+    rows, read = [], []
     for i, said in predict.stream(engine, order[:MOST], lambda i: split.pixels(i, card.preprocess)):
         if not isinstance(said, BadImage):
             rows.append(said)
-            targets.append(int(split.targets[i]))
-    return engines.joined(rows), np.array(targets, np.int64)
+            read.append(i)
+    return engines.joined(rows), split.targets[read]
 
 
 def _threshold(probabilities: Floats, right: npt.NDArray[np.bool_], wanted: float) -> float | None:

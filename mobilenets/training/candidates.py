@@ -37,7 +37,7 @@ ENTRANTS = 3  # networks of a halving
 
 @dataclass(frozen=True)
 class Tried:
-    """A network that was probed: on the data's own images, percent, beside what was published.
+    """A network that was probed: its `Probe.score` on the data's own images, percent, beside what was published.
 
     `low`, `high`: the probe's 95% interval, of `count` images; `short`: the score on val after a few epochs, where it
     took part in the halving.
@@ -108,14 +108,14 @@ class Entrant:
     short: float | None = None
 
     @property
-    def right(self) -> npt.NDArray[np.bool_]:
+    def right(self) -> npt.NDArray[Any]:
         return self.headed.probe.right
 
     def tried(self, picked: bool) -> Tried:
         probe, c = self.headed.probe, self.candidate
         low, high = probe.interval
         return Tried(
-            c.arch.title, self.start.source, c.latency_ms, c.prior.value, probe.accuracy, low, high, len(probe.right),
+            c.arch.title, self.start.source, c.latency_ms, c.prior.value, probe.score, low, high, len(probe.right),
             round(self.seconds, 2), picked, self.short,
         )  # fmt: skip
 
@@ -173,21 +173,22 @@ def probe_all(
             return []
         entrant = Entrant(dataclasses.replace(candidate, arch=headed.bundle.card.arch), start, headed, 0.0)
         entrant.seconds = time.monotonic() - began
-        console.done(f"{n} of {len(todo)} {arch.title}: {headed.probe.accuracy:.1f}%, {entrant.seconds:.0f} s")
+        console.done(f"{n} of {len(todo)} {arch.title}: {headed.probe.score:.1f}%, {entrant.seconds:.0f} s")
         done.append(entrant)
-    return sorted(done, key=lambda e: -e.headed.probe.accuracy)
+    return sorted(done, key=lambda e: -e.headed.probe.score)
 
 
 def alike(entrants: Sequence[Entrant]) -> list[Entrant]:
     """The best, and of other networks those whose probes differ from its by no more than chance; at most ENTRANTS.
 
-    Compared image by image (McNemar). Of one network at several resolutions, the best.
+    Compared image by image (McNemar, where each is right or wrong). Of one network at several resolutions, the best.
     """
     best = entrants[0]
     out: dict[tuple[str, float], Entrant] = {}
     for e in entrants:
-        apart = float(np.mean(best.right.astype(float) - e.right)) if len(e.right) == len(best.right) else 1.0
-        error = math.sqrt(float(np.mean(best.right != e.right)) / len(best.right)) if len(best.right) else 0.0
+        same = len(e.right) == len(best.right) > 0
+        off = best.right.astype(float) - e.right if same else np.ones(1)
+        apart, error = float(off.mean()), math.sqrt(float(np.square(off).mean()) / len(off)) if same else 0.0
         if e is best or apart <= CLOSE * error:
             out.setdefault((e.candidate.arch.name, e.candidate.arch.alpha), e)
     return [*out.values()][:ENTRANTS]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -21,6 +21,8 @@ from mobilenets.model import bundle, imagenet
 from mobilenets.model import reference as simulate
 from mobilenets.model.bundle import Bundle
 from mobilenets.model.images import Preprocess
+from mobilenets.model.trust import Trust
+from mobilenets.tasks.task import Teaching
 from mobilenets.training import hubs
 from mobilenets.training.distributed import fast_bf16
 from mobilenets.training.learner import own_part
@@ -33,6 +35,8 @@ Said = Mapping[str, Tensor]
 class Teacher:
     """A trained network that says what it sees. `width`: the numbers in its embedding, 0 if it can't be reached.
 
+    `task`: what it is for; `trust`: how its answers are read.
+
     `answer` takes uint8 [N, 3, H, W] of the teacher's own size and gives float32 values by the names of its task's
     taps: a classifier's "logits" [N, labels] (up to a constant of each image, which no probability depends on); and
     what its task's own part reads, EMBEDDING, [N, width].
@@ -44,6 +48,8 @@ class Teacher:
     preprocess: Preprocess
     width: int
     answer: Callable[[Tensor], Said] = field(repr=False)
+    task: str = "classify"
+    trust: Trust = field(default_factory=Trust)
 
     def __call__(self, images: Tensor) -> Said:
         """Answers for uint8 (or mixed, float) images of any size, [N, 3, H, W]."""
@@ -86,19 +92,22 @@ def of_bundle(loaded: Bundle, name: str) -> Teacher:
         said = {tap: made[tap].float() for tap in taps}
         return {**said, EMBEDDING: made[embedding].flatten(1).float()} if embedding else said
 
-    return _of_module(net, values, name, loaded.digest, card.labels, card.preprocess, width)
+    made = _of_module(net, values, name, loaded.digest, card.labels, card.preprocess, width)
+    return dataclasses.replace(made, task=card.task, trust=card.trust)
 
 
 def _of_engine(engine: engines.Engine, name: str, path: Path) -> Teacher:
+    card, task = engine.card, tasks.of(engine.card)
+    if PROBABILITIES not in card.outputs or not isinstance(task, Teaching):
+        raise UserError(f"{name} gives no probabilities that another network could learn")
+    unread = task.unread
+
     def answer(images: Tensor) -> Said:
         pixels = images.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
-        probabilities = np.maximum(engine(pixels)[PROBABILITIES], 1e-7)  # below it, they are rounding
-        return {LOGITS: torch.from_numpy(np.log(probabilities))}
+        return {LOGITS: torch.from_numpy(unread(engine(pixels)[PROBABILITIES]))}
 
-    if PROBABILITIES not in engine.card.outputs:
-        raise UserError(f"{name} gives no probabilities that another network could learn")
     digest = files.sha256(path / bundle.CARD if bundle.is_bundle(path) else path)
-    return Teacher(name, digest, engine.card.labels, engine.card.preprocess, 0, answer)
+    return Teacher(name, digest, card.labels, card.preprocess, 0, answer, card.task, card.trust)
 
 
 def _of_module(

@@ -191,7 +191,7 @@ def train_bundle(
         done = Bundle(start.card.replace(recipe={**card.recipe, "best_epoch": 0}), start.tensors)
     elif made.precision != "32-true":  # the bundle answers in float32, and its card says how well
         score = evaluate.score(engines.module("torch").TorchEngine(done, os.cpu_count() or 1), data, "val").value
-    done = calibrated.calibrate(done, data, calibration)
+    done = calibrated.calibrate(done, data, calibration, task)
     metric = Metric(primary.name, round(score, 4), data.source, "val", len(val), primary.unit, primary.higher_is_better)
     return Bundle(done.card.replace(metrics=(metric,)), done.tensors).save(out / FLOAT)
 

@@ -110,6 +110,8 @@ def computed(op, x):
             return x["x"].mean([int(a) for a in x["axes"]], keepdim=bool(x["keep_dims"]))
         case "reshape":
             return x["x"].reshape([int(s) for s in x["shape"]])
+        case "sigmoid":
+            return x["x"].sigmoid()
         case "softmax":
             return x["x"].softmax(int(x["axis"]))
         case "matmul":
@@ -240,9 +242,10 @@ def test_other_networks_give_their_outputs_by_name(make_bundle, pixels, tmp_path
         Op("flat", "flatten", 0, 0, inputs=("both",)),
         Op("unit", "l2norm", 0, 0, inputs=("flat",)),
         Op("directions", "l2norm", 0, 0, inputs=("blocks.2.project",)),
+        Op("gates", "sigmoid", 0, 0, inputs=("flat",)),
     )
     outputs = {"map": "blocks.2.project", "directions": "directions", "embedding": "unit", "features": "flat"}
-    b = with_outputs(b, ops, **outputs, probabilities="probabilities", logits="logits", scores="logits")
+    b = with_outputs(b, ops, **outputs, gates="gates", probabilities="probabilities", logits="logits", scores="logits")
     b = Bundle(b.card.replace(precision=precision), b.tensors)
     coreml.write(b, tmp_path / "m.mlpackage", None)
     spec = ct.utils.load_spec(str(tmp_path / "m.mlpackage"))

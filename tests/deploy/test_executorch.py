@@ -100,13 +100,14 @@ def test_several_outputs_of_any_rank(pixels, tmp_path, precision):
         Op("vector", "l2norm", 24 * 96, 24 * 96, inputs=("all",)),
         Op("map", "l2norm", 24, 24, inputs=("both",)),
         Op("shares", "softmax", 24, 24, inputs=("both",)),
+        Op("gates", "sigmoid", 24, 24, inputs=("both",)),
     )
-    head = Head(ops, tuple(Output(name, name) for name in ("shares", "vector", "map", "all", "both")))
+    head = Head(ops, tuple(Output(name, name) for name in ("shares", "vector", "map", "all", "both", "gates")))
     b = with_random_weights(Card(arch, Preprocess(32, size=(32, 48)), head, task="features"), precision)
     executorch.write(b, tmp_path / "m.pte", None)
     images = np.concatenate([pixels[:3], pixels[3:6, :, :16]], 2)
     expected, got = TorchEngine(b, 1)(images), engines.load(tmp_path / "m.pte")(images)
-    assert list(got) == list(expected) == ["shares", "vector", "map", "all", "both"]
+    assert list(got) == list(expected) == ["shares", "vector", "map", "all", "both", "gates"]
     for name, values in expected.items():
         assert got[name].shape == values.shape == (3, *b.card.outputs[name])
         differences = np.abs(got[name] - values)

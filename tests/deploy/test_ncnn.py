@@ -265,10 +265,11 @@ def test_lengths_gates_and_odd_kernels(tmp_path):
         Op("map", "l2norm", 24, 24, inputs=("sum",)),
         Op("zeros", "l2norm", 16, 16, inputs=("clipped",)),
         Op("shares", "softmax", 24, 24, inputs=("sum",)),
+        Op("gates", "sigmoid", 24, 24, inputs=("sum",)),
         Op("flat", "flatten", 24, 24, inputs=("mean",)),
         Op("vector", "l2norm", 24, 24, inputs=("flat",)),
     )
-    names = ("map", "zeros", "shares", "vector", "sum")
+    names = ("map", "zeros", "shares", "gates", "vector", "sum")
     card = Card(arch, preprocess, Head(ops, tuple(Output(n, n) for n in names)), task="features")
     images = np.random.default_rng(0).integers(0, 256, (3, 32, 48, 3), dtype=np.uint8)
     b = with_random_weights(card)

@@ -109,6 +109,7 @@ def test_near_the_reference(int8, tmp_path, name):
 ARCH = Arch("small", 1.0, 32, 0, (Conv(8, stride=2), Separable(16, stride=2)), activation="relu6")
 LAST, MIDDLE = "blocks.1.pointwise", "blocks.1.depthwise"
 FLAT = (Op("mean", "pool", 16, 16, inputs=(LAST,)), Op("vector", "flatten", 16, 16, inputs=("mean",)))
+GATES = Op("gates", "sigmoid", 16, 16, inputs=("vector",))
 UNIT = Op("unit", "l2norm", 16, 16, inputs=("vector",))
 
 
@@ -123,6 +124,7 @@ def network(ops, outputs, size=(32, 32), **fields):
     [
         (FLAT, (Output("vector", "vector"),), True),
         ((*FLAT, UNIT), (Output("unit", "unit"), Output("vector", "vector")), True),
+        ((*FLAT, GATES), (Output("gates", "gates"),), True),
         (FLAT, (Output("vector", "vector"), Output("map", MIDDLE)), False),  # a map would be seen turned
         ((Op("all", "flatten", 16 * 96, 16 * 96, inputs=(LAST,)),), (Output("all", "all"),), False),
         # Of a side of 8, a kernel of 1 sees the first pixel of two, and turned the last; of 5, all.

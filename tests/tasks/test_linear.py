@@ -20,7 +20,7 @@ def blobs(classes, each, apart, width=12, seed=0):
 def test_it_tells_apart_what_is_apart(classes):
     x, y = blobs(classes, 30, 4.0)
     probe = linear.fit(x, y, classes, 0)
-    assert probe.accuracy > 98
+    assert probe.score > 98
     assert ((x @ probe.weight.T + probe.bias).argmax(1) == y).mean() > 0.98
     assert probe.weight.shape == (classes, 12)
 
@@ -30,9 +30,9 @@ def test_its_accuracy_is_that_on_other_images():
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(200, 150)).astype(np.float32), rng.integers(0, 2, 200)
     probe = linear.fit(x, y, 2, 0)
-    assert 35 < probe.accuracy < 65
+    assert 35 < probe.score < 65
     low, high = probe.interval
-    assert low < probe.accuracy < high
+    assert low < probe.score < high
     assert high - low == pytest.approx(13.7, abs=0.5)  # of 200 images
 
 
@@ -42,14 +42,14 @@ def test_the_estimate_holds_on_new_images():
     probe = linear.fit(x[old], y[old], 4, 0)
     found = 100 * ((x[new] @ probe.weight.T + probe.bias).argmax(1) == y[new]).mean()
     assert probe.interval[0] < found < probe.interval[1]
-    assert probe.accuracy < 95  # else it says little
+    assert probe.score < 95  # else it says little
 
 
 def test_the_scale_of_features_changes_nothing():
     x, y = blobs(3, 40, 0.7)
     small, large = linear.fit(x, y, 3, 0), linear.fit(1000 * x, y, 3, 0)
     assert small.penalty == large.penalty
-    assert small.accuracy == pytest.approx(large.accuracy, abs=1.0)
+    assert small.score == pytest.approx(large.score, abs=1.0)
 
 
 def test_classes_with_few_images_or_none():
@@ -90,4 +90,4 @@ def test_a_single_class_is_always_said():
     x, _ = blobs(1, 10, 1.0)
     probe = linear.fit(x, np.full(10, 2), 4, 0)
     assert ((x @ probe.weight.T + probe.bias).argmax(1) == 2).all()
-    assert probe.accuracy == 100
+    assert probe.score == 100

@@ -20,6 +20,7 @@ METHODS = {
     "DEQUANTIZE": "AddDequantize",
     "HARD_SWISH": "AddHardSwish",
     "L2_NORMALIZATION": "AddL2Normalization",
+    "LOGISTIC": "AddLogistic",
     "MEAN": "AddMean",
     "MUL": "AddMul",
     "PAD": "AddPad",

@@ -143,6 +143,7 @@ EMIT: dict[str, Callable[..., Any]] = {
     "concat": _Writer.concat,
     "flatten": _Writer.flatten,
     "softmax": lambda _writer, op, x: mb.softmax(x=x, axis=1, name=f"{op.name}.out"),
+    "sigmoid": lambda _writer, op, x: mb.sigmoid(x=x, name=f"{op.name}.out"),
     "l2norm": _Writer.l2norm,
 }
 

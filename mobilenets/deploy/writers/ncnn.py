@@ -240,6 +240,9 @@ class _Writer:
     def softmax(self, op: Op, x: str) -> None:
         self.add("Softmax", op.name, (x,), {0: 0, 1: 1})
 
+    def sigmoid(self, op: Op, x: str) -> None:
+        self.add("Sigmoid", op.name, (x,))
+
     def l2norm(self, op: Op, x: str) -> None:
         length = self.add("Reduction", f"{op.name}.length", (x,), {0: L2, 1: 0, 3: (0,), 4: 1, 5: 1})
         length = self.add("BinaryOp", f"{op.name}.divisor", (length,), {0: MAX, 1: 1, 2: TINY})
@@ -288,6 +291,7 @@ EMIT: dict[str, Callable[..., None]] = {
     "concat": _Writer.concat,
     "flatten": _Writer.flatten,
     "softmax": _Writer.softmax,
+    "sigmoid": _Writer.sigmoid,
     "l2norm": _Writer.l2norm,
 }
 

@@ -225,6 +225,9 @@ class _Writer:
     def softmax(self, op: Op, x: str) -> str:
         return self.node("Softmax", [x], op.name, axis=1)
 
+    def sigmoid(self, op: Op, x: str) -> str:
+        return self.node("Sigmoid", [x], op.name)
+
     def l2norm(self, op: Op, x: str) -> str:
         return self.node("LpNormalization", [x], op.name, axis=1, p=2)
 
@@ -264,6 +267,7 @@ EMIT: dict[str, Callable[..., str]] = {
     "concat": _Writer.concat,
     "flatten": _Writer.flatten,
     "softmax": _Writer.softmax,
+    "sigmoid": _Writer.sigmoid,
     "l2norm": _Writer.l2norm,
 }
 

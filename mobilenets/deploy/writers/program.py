@@ -185,6 +185,7 @@ COMPUTE: dict[str, Callable[..., Tensor]] = {
     "concat": Network.concat,
     "flatten": Network.flatten,
     "softmax": lambda _network, _op, x: over_channels(softmax, x),
+    "sigmoid": lambda _network, _op, x: torch.sigmoid(x),
     "l2norm": lambda _network, _op, x: over_channels(normalized, x),
 }
 

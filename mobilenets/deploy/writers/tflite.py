@@ -222,6 +222,9 @@ class _Writer:
     def softmax(self, op: Op, x: int) -> int:
         return self.soft(op.name, x, *self.shape(op.name))
 
+    def sigmoid(self, op: Op, x: int) -> int:
+        return self.graph.op("LOGISTIC", [x], self.value(op.name, op.name))
+
     def l2norm(self, op: Op, x: int) -> int:
         return self.graph.op("L2_NORMALIZATION", [x], self.value(op.name, op.name), schema.L2NormOptionsT())
 
@@ -263,6 +266,7 @@ EMIT: dict[str, Callable[..., int]] = {
     "concat": _Writer.concat,
     "flatten": _Writer.flatten,
     "softmax": _Writer.softmax,
+    "sigmoid": _Writer.sigmoid,
     "l2norm": _Writer.l2norm,
 }
 

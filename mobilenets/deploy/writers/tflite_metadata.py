@@ -35,8 +35,8 @@ def normalization(card: Card) -> tuple[float, float]:
 
 
 def class_names(card: Card) -> tuple[str, ...]:
-    """What a classifier's probabilities are of; nothing for other tasks, whatever they call labels."""
-    return card.labels if card.task == "classify" else ()
+    """What probabilities are of; nothing where there are none, whatever is called labels there."""
+    return card.labels if PROBABILITIES in card.outputs else ()
 
 
 class _Tables:
@@ -104,7 +104,7 @@ def metadata(card: Card) -> bytes:
         for o in card.head.outputs
     ]
     graph = t.table({2: images, 3: t.tables(*outputs)})
-    what = f"image classifier of {len(names)} classes" if names else f"network for {card.task}"
+    what = f"image classifier of {len(names)} classes" if card.task == "classify" else f"network for {card.task}"
     root = t.table({
         0: t.text(f"MobileNet {card.arch.title}"),
         1: t.text(f"{card.precision} {what}"),

@@ -249,6 +249,12 @@ static void softmax(float *y, const float *x, uint32_t n)
         y[i] /= sum;
 }
 
+static void sigmoid(float *y, const float *x, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++)
+        y[i] = 1.0f / (1.0f + expf(-x[i]));
+}
+
 static void l2norm(float *y, const float *x, uint32_t n)
 {
     float sum = 0;
@@ -324,6 +330,7 @@ static void alike(const struct context *c, const struct op *o, int row, size_t n
         ON(DEQUANTIZE, k->dequantize(x, (void *)y, all, o->a, o->za));
         ON(SOFTMAX, vectors(out, x, y, n, softmax));
         ON(L2NORM, vectors(out, x, y, n, l2norm));
+        ON(SIGMOID, vectors(out, x, y, n, sigmoid));
     }
 }
 

@@ -226,7 +226,7 @@ def header(card: Card, data: bytes, name: str) -> str:
 {chr(10).join(shown)}
  *
  * It gives 0, and has no state that a caller sees; one call at a time. No heap, no files, no other library than C's (of
- * it memcpy, memmove, memset, lrintf, and expf where there is a softmax).
+ * it memcpy, memmove, memset, lrintf, and expf where there is a softmax or a sigmoid).
  *
  * Read-only: {upper}_WEIGHTS_BYTES of weights, and code. RAM, compiled as plain C: {upper}_ARENA_BYTES, and about 4 kB
  * of stack. The compiler's flags choose faster kernels (-mavx2, -march=native), which take more:

@@ -278,6 +278,7 @@ EMIT: dict[str, Callable[[_Writer, Op], None]] = {
     "flatten": _Writer.flatten,
     "softmax": _Writer.each,
     "l2norm": _Writer.each,
+    "sigmoid": _Writer.each,
 }
 
 

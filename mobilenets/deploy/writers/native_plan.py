@@ -23,7 +23,7 @@ ARENA, WINDOW, IMAGE = 0, 1, 2
 ROWS, CHANNELS = 0, 1
 KINDS = (
     "pixels", "pointwise", "conv", "depthwise", "add", "mul", "lut", "act", "pool", "quantize", "dequantize", "copy",
-    "flatten", "softmax", "l2norm",
+    "flatten", "softmax", "l2norm", "sigmoid",
 )  # fmt: skip
 SPATIAL = ("pointwise", "conv", "depthwise")  # which read other rows than they write
 STREAMED = (*SPATIAL, "add", "mul", "lut", "act", "quantize", "dequantize")  # row by row, of what came before
@@ -161,7 +161,7 @@ def _joins(
     last = group[-1]
     between = values[last.out]
     alone = len(readers[last.out]) == 1 and last.out not in outputs
-    if step.kind not in STREAMED or last.kind in ("pool", "flatten", "copy", "softmax", "l2norm") or not alone:
+    if step.kind not in STREAMED or last.kind not in (*STREAMED, "pixels") or not alone:
         return False
     if last.out not in step.inputs or (step.kind == "mul" and step.inputs[0] != last.out):
         return False

@@ -143,9 +143,9 @@ def test_flip_in_eval(model, photos, command):
     assert "flip" in command("eval", model, photos, "--tta", "flap").line
 
 
-def test_flip_is_for_classifiers(make_bundle, tmp_path, photos, command):
+def test_flip_is_for_probabilities(make_bundle, tmp_path, photos, command):
     of_bundle(make_bundle("v1")).save(tmp_path / "f")
-    assert "a classifier's" in command("predict", tmp_path / "f", photos, "--tta", "flip").line
+    assert "is of probabilities" in command("predict", tmp_path / "f", photos, "--tta", "flip").line
 
 
 # ---- eval

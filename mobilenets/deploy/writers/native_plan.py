@@ -126,8 +126,8 @@ def plan(steps: Sequence[Step], values: Mapping[str, Value], outputs: Sequence[s
     groups = _groups(steps, values, readers, outputs)
     window_units = 0
     for g in groups:
-        window_units = max(window_units, _windows(g, steps, values, readers))
-    return Plan(groups, _arena(groups, steps, values, readers, outputs), window_units)
+        window_units = max(window_units, windows(g, steps, values, readers))
+    return Plan(groups, arena(groups, steps, values, readers, outputs), window_units)
 
 
 def _groups(
@@ -206,7 +206,7 @@ def _strip(part: Sequence[Step], values: Mapping[str, Value]) -> int:
     return math.ceil(out.height / math.ceil(out.height / strip))  # the last strip as high as the others
 
 
-def _windows(g: Group, steps: Sequence[Step], values: Mapping[str, Value], readers: Mapping[str, list[int]]) -> int:
+def windows(g: Group, steps: Sequence[Step], values: Mapping[str, Value], readers: Mapping[str, list[int]]) -> int:
     """Places for what is between a group's steps, one after another; how much they take."""
     part = steps[g.first : g.first + g.count]
     at = 0
@@ -218,7 +218,7 @@ def _windows(g: Group, steps: Sequence[Step], values: Mapping[str, Value], reade
     return at
 
 
-def _arena(
+def arena(
     groups: Sequence[Group],
     steps: Sequence[Step],
     values: Mapping[str, Value],

@@ -28,8 +28,9 @@ KINDS = (
 SPATIAL = ("pointwise", "conv", "depthwise")  # which read other rows than they write
 STREAMED = (*SPATIAL, "add", "mul", "lut", "act", "quantize", "dequantize")  # row by row, of what came before
 
-# Chosen by measuring V1, V2 and V4 on a core with AVX2 and 512 kB of L2. In bytes, fused and unfused maps take as long
-# there, and fused ones a third of the memory; floats, of which a strip is four times as large, are quicker unfused.
+# Chosen by measuring V1, V2 and V4 on a busy core with AVX2 and 512 kB of L2. In bytes, fused and unfused maps take as
+# long there, to within the noise, and fused ones half to two thirds of the memory; V1 in float, whose strips are four
+# times as large, was some 5% quicker unfused, V2 about as quick.
 STRIP_PIXELS = 256  # of a group's strips, where windows aren't too large for it
 LEAST_PIXELS = 112  # with fewer in a strip, reading weights takes longer than is saved
 WINDOW_BYTES = {U8: 192 << 10, F32: 48 << 10}  # of all windows of a group

@@ -29,7 +29,7 @@ from mobilenets.tasks.classify import Classify
 ARCH = Arch("small", 1.0, 32, 0, (Conv(8, stride=2), Separable(16, stride=2)), activation="relu6")
 LAST, MIDDLE = "blocks.1.pointwise", "blocks.1.depthwise"
 # ExecuTorch takes ten seconds a file; Core ML runs on macOS alone; TensorFlow Lite Micro runs int8 alone.
-QUICK = [name for name in ("onnxruntime", "litert", "openvino", "ncnn", "torch") if engines.available(name)]
+QUICK = [n for n in ("onnxruntime", "litert", "openvino", "ncnn", "native", "torch") if engines.available(n)]
 OF_LOWERING = {"pixels", "normalize", "quantize", "dequantize", "pad"}  # in every file: other tests see them
 
 

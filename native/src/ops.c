@@ -227,7 +227,7 @@ static void pool(const struct context *c, const struct op *o, int first, int las
         for (int r = 0; r < (int)in->height; r++)
             k->sum_u8(mnet_row(c, o->in, r) + first, in->pixel, in->width, channels, sums);
         for (int i = 0; i < channels; i++)
-            y[first + i] = to_byte((float)(sums[i] - n * o->za) * o->a, o->zero, o->low, o->high);
+            y[first + i] = to_byte((float)(sums[i] - n * o->za) * o->a / (float)n * o->b, o->zero, o->low, o->high);
         return;
     }
     float *sums = (float *)(void *)mnet_row(c, o->out, 0); /* all channels: the kernel knows of no others */

@@ -22,7 +22,7 @@ from mobilenets.compression.quantize import quantize_bundle
 from mobilenets.deploy import engines, export
 from mobilenets.deploy.engines import RUNTIMES, c, native, native_library
 from mobilenets.deploy.engines.torch import TorchEngine
-from mobilenets.deploy.writers import c_engine, c_plan, c_source
+from mobilenets.deploy.writers import c_engine, c_plan, c_source, lean_plan
 from mobilenets.deploy.writers.native import native_model
 from mobilenets.errors import UserError
 from mobilenets.model.bundle import Bundle, random_bundle, with_random_weights
@@ -113,6 +113,21 @@ def test_plain_c_is_the_native_engine(name: str, precision: str, tmp_path: Path)
     assert numbers == expected(bundle, image, tmp_path)
 
 
+@pytest.mark.parametrize("name", ["v1", "v2", "v3-small", "v4-conv-s"])
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_the_plan_for_little_memory(name: str, precision: str, tmp_path: Path) -> None:
+    """The engine finds nothing wrong with it, and it changes where numbers are computed, not which."""
+    bundle, image = random_bundle(zoo.arch(name, 0.5, 96, 10), precision), smooth_images(1, 96)  # type: ignore[arg-type]
+    data = native_model(bundle, lean_plan.plan)
+    lean, usual = c_plan.parse(data), c_plan.parse(native_model(bundle))
+    assert lean.weights == usual.weights
+    assert c_plan.memory(lean, "mnet_scalar") < 0.8 * c_plan.memory(usual, "mnet_scalar")
+    wanted = expected(bundle, image, tmp_path)
+    (tmp_path / "m.mnet").write_bytes(data)
+    got = native.NativeEngine(tmp_path / "m.mnet", 1, "scalar")(image)["probabilities"][0]
+    assert [float(v) for v in got] == wanted
+
+
 @pytest.mark.parametrize("compiler", [pytest.param(n, marks=has(n)) for n in ("gcc", "clang")])
 @pytest.mark.parametrize("flags", [(), pytest.param(("-mavx2",), marks=pytest.mark.skipif(not AVX2, reason="no AVX2"))])
 def test_compilers_and_instruction_sets(compiler: str, flags: tuple[str, ...], tmp_path: Path) -> None:
@@ -195,7 +210,16 @@ def test_what_is_not_used_is_left_out(tmp_path: Path) -> None:
     subprocess.run([*CORTEX["arm-none-eabi-gcc"], *STRICT, "-c", str(folder / "net.c"), "-o", str(made)], check=True)
     names = subprocess.run(["arm-none-eabi-nm", str(made)], capture_output=True, text=True, check=True).stdout
     assert "net_predict" in names
+    assert "expf" in names
     assert not re.search(r"f32|add_u8|mul_u8|malloc|printf|erff|ldexpf", names)
+    own = ["-DNET_EXPF=my_own_exp", "-include", str(tmp_path / "own.h")]
+    (tmp_path / "own.h").write_text("float my_own_exp(float x);\n")
+    subprocess.run(
+        [*CORTEX["arm-none-eabi-gcc"], *STRICT, *own, "-c", str(folder / "net.c"), "-o", str(made)], check=True
+    )
+    names = subprocess.run(["arm-none-eabi-nm", str(made)], capture_output=True, text=True, check=True).stdout
+    assert "my_own_exp" in names
+    assert "expf" not in names
 
 
 # ---- the files

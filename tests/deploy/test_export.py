@@ -142,7 +142,7 @@ def test_the_verb(bundle, images, command, tmp_path, precision):
     got = command("export", tmp_path / precision, images, "--out", tmp_path / "new" / "m.onnx", "--json").json
     assert set(got) == {
         "path", "engine", "precision", "size_bytes", "agreement", "difference", "images", "data",
-        "task", "sha256", "top1", "split", "limits", "ties",
+        "task", "sha256", "top1", "split", "limits", "ties", "ram_bytes",
     }  # fmt: skip
     assert got["engine"] == "onnxruntime"
     assert got["split"] == "val"

@@ -28,9 +28,9 @@ TINY = Arch("tiny", 1.0, 32, 4, (Conv(8, stride=2), Separable(16, stride=2), Sep
 built = pytest.mark.skipif(not native_library.built(), reason="the native engine isn't built here")
 
 
-@pytest.fixture(scope="module")
-def fuzzer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`native/tests/fuzz.c` with the whole engine under the sanitizers."""
+@pytest.fixture(scope="module", params=["plain", pytest.param("vectors", marks=pytest.mark.slow)])
+def fuzzer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`native/tests/fuzz.c` with the engine under the sanitizers: plain C's kernels, or all."""
     if COMPILER is None:
         pytest.skip("no C compiler here")
     folder = tmp_path_factory.mktemp("fuzz")
@@ -39,14 +39,12 @@ def fuzzer(tmp_path_factory: pytest.TempPathFactory) -> Path:
         [COMPILER, *SANITIZERS, "-o", folder / "empty", folder / "empty.c"], capture_output=True
     ).returncode:
         pytest.skip("this compiler has no address sanitizer")
-    objects = []
-    for source in (NATIVE / "tests" / "fuzz.c", *sorted((NATIVE / "src").rglob("*.c"))):
-        # What vectors compute has a test of its own; of what they read and write, addresses tell.
-        how = SANITIZERS if source.parent.name != "kernels" else ["-fsanitize=address"]
-        objects.append(folder / f"{source.stem}.o")
-        command = [COMPILER, *FLAGS, *how, "-c", "-o", objects[-1], source]
-        subprocess.run(command, check=True, capture_output=True, text=True)
-    subprocess.run([COMPILER, *SANITIZERS, "-pthread", "-o", folder / "fuzz", *objects, "-lm"], check=True)
+    sources, how = sorted((NATIVE / "src").rglob("*.c")), []
+    if request.param == "plain":
+        sources = [s for s in sources if s.name == "scalar.c" or (s.parent.name == "src" and s.name != "cpu.c")]
+        how = ["-DPLAIN"]
+    command = [COMPILER, *FLAGS, *how, *SANITIZERS, "-o", folder / "fuzz", NATIVE / "tests" / "fuzz.c", *sources, "-lm"]
+    subprocess.run(command, check=True, capture_output=True, text=True)
     return folder / "fuzz"
 
 

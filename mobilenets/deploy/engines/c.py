@@ -23,7 +23,7 @@ import numpy as np
 from mobilenets import files
 from mobilenets.deploy.engines import Outputs, check_card, parse_card, trial
 from mobilenets.deploy.engines.guard import Guarded
-from mobilenets.deploy.writers import c_array, c_source
+from mobilenets.deploy.writers import c_array, c_source, lean_plan
 from mobilenets.errors import UserError
 from mobilenets.model.bundle import Bundle
 from mobilenets.model.card import Card, Precision
@@ -116,10 +116,11 @@ def write(bundle: Bundle, path: Path, batch: int | None) -> None:
 
     if batch not in (None, 1):
         raise UserError(f"C source runs one image at a time, not {batch}; leave --batch out")
-    data, name = native_model(bundle), c_source.c_name(Path(files.final_name(path)).stem)
+    both = native_model(bundle), native_model(bundle, lean_plan.plan)
+    name = c_source.c_name(Path(files.final_name(path)).stem)
     path.mkdir()
-    files.write_text(path / f"{name}.c", c_source.source(bundle.card, data, name))
-    files.write_text(path / f"{name}.h", c_source.header(bundle.card, data, name))
+    files.write_text(path / f"{name}.c", c_source.source(bundle.card, *both, name))
+    files.write_text(path / f"{name}.h", c_source.header(bundle.card, *both, name))
     files.write_text(path / CARD, json.dumps(bundle.card.to_json(), indent=2) + "\n")
     trial.remember(path, NAME, version())
 

@@ -69,28 +69,46 @@ def _uses(p: Parsed) -> str:
     return "\n".join(f"#define USES_{kind.upper()} {b}" for kind, b in bits.items())
 
 
-def _choice(p: Parsed) -> str:
+def _choice(p: Parsed, lean: Parsed) -> str:
     lines = []
-    for i, isa in enumerate(c_engine.ISAS):
-        last = i == len(c_engine.ISAS) - 1
-        lines.append("#else" if last else f"#{'el' if i else ''}if {isa.condition}")
+    for i, isa in enumerate(c_engine.ISAS[:-1]):
+        lines.append(f"#{'el' if i else ''}if {isa.condition}")
         lines.append(f"#define KERNELS(session) ((void)(session), &{isa.table})")
         lines.append(f"#define MEMORY_BYTES {memory(p, isa.table)}")
         lines.append(f"#define GATHER_BYTES {gather_bytes(isa.table)}")
+    lines += [
+        "#else /* with the least memory */",
+        "#define LEAN",
+        "#define KERNELS(session) ((void)(session), &mnet_scalar)",
+        f"#define MEMORY_BYTES {memory(lean, 'mnet_scalar')}",
+        f"#define GATHER_BYTES {gather_bytes('mnet_scalar')}",
+    ]
     return "\n".join([*lines, "#endif"])
 
 
-def _plan(p: Parsed) -> str:
-    values = (f"{_struct(*vars(v).values(), v.pixel, v.row)}," for v in p.values)
-    ops = (f"{_struct(o.record[0], 0, *o.record[2:], o.inputs)}, /* {comment(o.name)} */" for o in p.operations)
+def _placed(p: Parsed) -> str:
+    """What depends on where maps lie, and on which operations run together."""
+    counts = ("operations", len(p.operations)), ("outputs", len(p.outputs)), ("values", len(p.values))
+    units = ("groups", len(p.groups)), ("arena_units", p.arena_units), ("window_units", p.window_units)
+    header = ", ".join(f".{name} = {n}" for name, n in (*counts, *units, ("image", p.image)))
     tables = (
-        _table("struct value", "values", values),
-        _table("struct op", "operations", ops),
+        _table("struct value", "values", (f"{_struct(*vars(v).values(), v.pixel, v.row)}," for v in p.values)),
         _table("struct group", "groups", (f"{_struct(*g)}," for g in p.groups)),
-        _table("struct output", "network_outputs", (f"{_struct(0, *o[1:])}," for o in p.outputs)),
         _table("uint32_t", "readers", (f"{_number(r)}," for r in p.readers)),
+        f"#define HEADER {{{header}}}",
     )
     return "\n".join(tables)
+
+
+def _plan(p: Parsed, lean: Parsed) -> str:
+    ops = (f"{_struct(o.record[0], 0, *o.record[2:], o.inputs)}, /* {comment(o.name)} */" for o in p.operations)
+    return "\n".join(
+        (
+            _table("struct op", "operations", ops),
+            _table("struct output", "network_outputs", (f"{_struct(0, *o[1:])}," for o in p.outputs)),
+            f"#if defined(LEAN)\n{_placed(lean)}\n#else\n{_placed(p)}\n#endif\n",
+        )
+    )
 
 
 def _parameters(card: Card) -> list[str]:
@@ -98,9 +116,9 @@ def _parameters(card: Card) -> list[str]:
     return ["out"] if len(names) == 1 else [c_name(n) for n in names]
 
 
-def source(card: Card, data: bytes, name: str) -> str:
-    """NAME.c, of the bytes of the native engine's file."""
-    p, upper = parse(data), name.upper()
+def source(card: Card, data: bytes, lean_data: bytes, name: str) -> str:
+    """NAME.c, of the bytes of the native engine's file; `lean_data`: of one that is planned for little memory."""
+    p, lean, upper = parse(data), parse(lean_data), name.upper()
     outs = _parameters(card)
     labels = class_names(card)
     names = "".join(f"    {string(label)},\n" for label in labels)
@@ -110,6 +128,8 @@ def source(card: Card, data: bytes, name: str) -> str:
  *
  * A C compiler is all it needs, gcc or clang; see {name}.h. */
 #include "{name}.h"
+
+#include <math.h>
 
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "the weights in this file are for processors that store the lowest byte first"
@@ -124,6 +144,9 @@ def source(card: Card, data: bytes, name: str) -> str:
 #if !defined({upper}_SECTION)
 #define {upper}_SECTION /* where the memory lies: __attribute__((section(".sdram"))), say */
 #endif
+#if defined({upper}_EXPF) /* another function in the place of C's, which the softmax takes */
+#define expf(x) {upper}_EXPF(x)
+#endif
 
 /* What the network has of each kind of operation: in bytes 1, in floats 2. */
 {_uses(p)}
@@ -132,22 +155,21 @@ def source(card: Card, data: bytes, name: str) -> str:
 #if {c_engine.OLD_CLANG}
 #define MNET_WITHOUT_DOT
 #endif
-{_choice(p)}
+{_choice(p, lean)}
 
 /* ---- the engine */
 
 {c_engine.engine()}
 /* ---- the network */
 
-{_plan(p)}
+{_plan(p, lean)}
 static _Alignas(64) const uint32_t weights[] = {{
 {_words(p.weights)}
 }};
 
 static const struct mnet_model model = {{
     .weights = (const uint8_t *)weights,
-    .h = {{.values = {len(p.values)}, .operations = {len(p.operations)}, .groups = {len(p.groups)}, \
-.outputs = {len(p.outputs)}, .arena_units = {p.arena_units}, .window_units = {p.window_units}, .image = {p.image}}},
+    .h = HEADER,
     .values = (struct value *)values, /* the engine only reads them */
     .ops = (struct op *)operations,
     .groups = (struct group *)groups,
@@ -200,7 +222,7 @@ def _sides(shape: Sequence[int]) -> str:
     return "".join(f"[{n}]" for n in shape)
 
 
-def header(card: Card, data: bytes, name: str) -> str:
+def header(card: Card, data: bytes, lean_data: bytes, name: str) -> str:
     """NAME.h: sizes, what to give and what is given."""
     p, upper = parse(data), name.upper()
     (rows, columns), labels = card.preprocess.input_size, class_names(card)
@@ -226,7 +248,7 @@ def header(card: Card, data: bytes, name: str) -> str:
 {chr(10).join(shown)}
  *
  * It gives 0, and has no state that a caller sees; one call at a time. No heap, no files, no other library than C's (of
- * it memcpy, memmove, memset, lrintf, and expf where there is a softmax or a sigmoid).
+ * it memcpy, memmove, memset, lrintf, and for a softmax or a sigmoid expf, or what {upper}_EXPF is defined as).
  *
  * Read-only: {upper}_WEIGHTS_BYTES of weights, and code. RAM, compiled as plain C: {upper}_ARENA_BYTES, and about 4 kB
  * of stack. The compiler's flags choose faster kernels (-mavx2, -march=native), which take more:
@@ -239,7 +261,7 @@ def header(card: Card, data: bytes, name: str) -> str:
 #define {upper}_HEIGHT {rows}
 #define {upper}_WIDTH {columns}
 {classes}{sizes}
-#define {upper}_ARENA_BYTES {memory(p, "mnet_scalar")}
+#define {upper}_ARENA_BYTES {memory(parse(lean_data), "mnet_scalar")}
 #define {upper}_WEIGHTS_BYTES {len(p.weights)}
 
 #ifdef __cplusplus

@@ -94,7 +94,8 @@ class _Writer:
     def rounded(self, x: Array, name: str) -> Array:
         """Float values as the bytes of a value's scale."""
         scale, zero = self.affine(name)
-        return np.clip(np.rint(x * (ONE / scale)) + zero, 0, 255).astype(np.uint8)
+        codes: Array = np.clip(np.rint(x * (ONE / scale)) + zero, 0, 255).astype(np.uint8)
+        return codes
 
     def meant(self, name: str) -> Array:
         """What each of 256 bytes of a value stands for."""
@@ -199,7 +200,8 @@ class _Writer:
             self.step(op, "pool", a=1 / (height * width))
             return
         (scale, zero), out = self.affine(op.inputs[0]), self.affine(op.name)[0]
-        self.step(op, "pool", a=float(scale) / (height * width * float(out)), za=zero)
+        # As PyTorch rounds on the way: where the scales are alike, a mean is often just between two bytes.
+        self.step(op, "pool", a=float(scale), b=float(np.float32(1) / out), za=zero)
 
     def add(self, op: Op) -> None:
         if self.graph.shapes[op.inputs[0]] != self.graph.shapes[op.inputs[1]]:
@@ -386,21 +388,22 @@ def _record(step: Step, name: int, index: dict[str, int], found: dict[str, int])
     )  # fmt: skip
 
 
-def native_model(bundle: Bundle) -> bytes:
+def native_model(bundle: Bundle, planned: Callable[..., Plan] = native_plan.plan) -> bytes:
     """The network as a file: uint8 [N, H, W, 3] to the card's outputs, float32, for any N.
 
-    Raises `UserError` for an operation that the engine hasn't got.
+    `planned`: what decides how it is run (`native_plan`'s, `lean_plan`'s). Raises `UserError` for an operation that the
+    engine hasn't got.
     """
     lowered = lower(bundle)
     writer = _Writer(lowered)
     writer.walk()
-    return _file(writer, json.dumps(bundle.card.to_json()).encode())
+    return _file(writer, json.dumps(bundle.card.to_json()).encode(), planned)
 
 
-def _file(writer: _Writer, card: bytes) -> bytes:
+def _file(writer: _Writer, card: bytes, planned: Callable[..., Plan]) -> bytes:
     steps, values, graph = writer.steps, writer.values, writer.graph
     given = [writer.alias.get(o.op, o.op) for o in graph.outputs]
-    plan = native_plan.plan(steps, values, given)
+    plan = planned(steps, values, given)
     index = {name: i for i, name in enumerate(values)}
     names, weights = _Names(), _Weights()
     records = [native_plan.value_record(v) for v in values.values()]

@@ -28,8 +28,9 @@ KINDS = (
 SPATIAL = ("pointwise", "conv", "depthwise")  # which read other rows than they write
 STREAMED = (*SPATIAL, "add", "mul", "lut", "act", "quantize", "dequantize")  # row by row, of what came before
 
-# Chosen by measuring V1, V2 and V4 on a core with AVX2 and 512 kB of L2. In bytes, fused and unfused maps take as long
-# there, and fused ones a third of the memory; floats, of which a strip is four times as large, are quicker unfused.
+# Chosen by measuring V1, V2 and V4 on a busy core with AVX2 and 512 kB of L2. In bytes, fused and unfused maps take as
+# long there, to within the noise, and fused ones half to two thirds of the memory; V1 in float, whose strips are four
+# times as large, was some 5% quicker unfused, V2 about as quick.
 STRIP_PIXELS = 256  # of a group's strips, where windows aren't too large for it
 LEAST_PIXELS = 112  # with fewer in a strip, reading weights takes longer than is saved
 WINDOW_BYTES = {U8: 192 << 10, F32: 48 << 10}  # of all windows of a group
@@ -126,8 +127,8 @@ def plan(steps: Sequence[Step], values: Mapping[str, Value], outputs: Sequence[s
     groups = _groups(steps, values, readers, outputs)
     window_units = 0
     for g in groups:
-        window_units = max(window_units, _windows(g, steps, values, readers))
-    return Plan(groups, _arena(groups, steps, values, readers, outputs), window_units)
+        window_units = max(window_units, windows(g, steps, values, readers))
+    return Plan(groups, arena(groups, steps, values, readers, outputs), window_units)
 
 
 def _groups(
@@ -206,7 +207,7 @@ def _strip(part: Sequence[Step], values: Mapping[str, Value]) -> int:
     return math.ceil(out.height / math.ceil(out.height / strip))  # the last strip as high as the others
 
 
-def _windows(g: Group, steps: Sequence[Step], values: Mapping[str, Value], readers: Mapping[str, list[int]]) -> int:
+def windows(g: Group, steps: Sequence[Step], values: Mapping[str, Value], readers: Mapping[str, list[int]]) -> int:
     """Places for what is between a group's steps, one after another; how much they take."""
     part = steps[g.first : g.first + g.count]
     at = 0
@@ -218,7 +219,7 @@ def _windows(g: Group, steps: Sequence[Step], values: Mapping[str, Value], reade
     return at
 
 
-def _arena(
+def arena(
     groups: Sequence[Group],
     steps: Sequence[Step],
     values: Mapping[str, Value],

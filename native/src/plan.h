@@ -38,8 +38,9 @@ enum encoding { NO_WEIGHTS, INT8, FLOAT32, FLOAT16 };
 enum { ACT_GELU = ACT_HARD_SIGMOID + 1, ACTS };
 
 /* zero, low, high: of the bytes that come out (low, high of floats: in `least`, `most`). a, b: factors, za, zb: zero
- * points of the inputs. ADD: a, b of the two. MUL: a, of both together. POOL, QUANTIZE, DEQUANTIZE: a. COPY: to the
- * channel `first`. PIXELS: the table lut[3][256], bytes or floats. */
+ * points of the inputs. ADD: a, b of the two. MUL: a, of both together. POOL: of bytes a, the input's, and b, one by the
+ * output's; of floats a. QUANTIZE, DEQUANTIZE: a. COPY: to the channel `first`. PIXELS: the table lut[3][256], bytes or
+ * floats. */
 struct op {
     uint32_t kind, name, in, in2, out, kh, kw, stride, top, left;
     int32_t zero, low, high;

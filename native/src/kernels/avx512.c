@@ -224,6 +224,75 @@ void mnet_avx512_pointwise_f32(const struct pointwise_f32 *p)
 
 TARGET_END
 
+TARGET_BEGIN(AVX512_FEATURES)
+
+/* Sixteen bytes less their zero point, times scales; of those that a mask leaves out, nothing is read. */
+INLINE __m512 real512(const uint8_t *x, __mmask16 mask, __m512i zero, __m512 scale)
+{
+    const __m512i v = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(mask, x));
+    return _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(v, zero)), scale);
+}
+
+INLINE __m512i rounded512(__m512 v) { return _mm512_cvtps_epi32(_mm512_min_ps(v, _mm512_set1_ps(ROUND_LIMIT))); }
+
+INLINE __mmask64 first64(size_t n) { return n >= 64 ? ~(__mmask64)0 : ((__mmask64)1 << n) - 1; }
+
+void mnet_avx512_add_u8(const uint8_t *a, const uint8_t *b, uint8_t *y, size_t n, const struct add_u8 *s)
+{
+    const __m512i za = _mm512_set1_epi32(s->za), zb = _mm512_set1_epi32(s->zb);
+    const __m512 ma = _mm512_set1_ps(s->ma), mb = _mm512_set1_ps(s->mb);
+    const struct bounds512 bounds = bounds512_of(s->zero, s->low, s->high);
+    for (size_t i = 0; i < n; i += 64) {
+        const __mmask64 mask = first64(n - i);
+        __m512i v[4];
+        UNROLL
+        for (int o = 0; o < 4; o++) {
+            const __mmask16 part = (__mmask16)(mask >> (o * 16));
+            v[o] = rounded512(_mm512_add_ps(real512(a + i + o * 16, part, za, ma), real512(b + i + o * 16, part, zb, mb)));
+        }
+        _mm512_mask_storeu_epi8(y + i, mask, to_bytes512(0, v[0], v[1], v[2], v[3], &bounds));
+    }
+}
+
+void mnet_avx512_mul_u8(const uint8_t *a, uint8_t *y, size_t pixels, int channels, const struct mul_u8 *s)
+{
+    const __m512i za = _mm512_set1_epi32(s->za);
+    const struct bounds512 bounds = bounds512_of(s->zero, s->low, s->high);
+    for (int c = 0; c < channels; c += 64) { /* the same channels of all pixels: their scales stay in registers */
+        const __mmask64 mask = first64((size_t)(channels - c));
+        __m512 m[4];
+        UNROLL
+        for (int o = 0; o < 4; o++)
+            m[o] = _mm512_maskz_loadu_ps((__mmask16)(mask >> (o * 16)), s->m + c + o * 16);
+        for (size_t p = 0; p < pixels; p++) {
+            const size_t at = p * (size_t)channels + (size_t)c;
+            __m512i v[4];
+            UNROLL
+            for (int o = 0; o < 4; o++)
+                v[o] = rounded512(real512(a + at + o * 16, (__mmask16)(mask >> (o * 16)), za, m[o]));
+            _mm512_mask_storeu_epi8(y + at, mask, to_bytes512(0, v[0], v[1], v[2], v[3], &bounds));
+        }
+    }
+}
+
+void mnet_avx512_quantize(const float *x, uint8_t *y, size_t n, float inverse, int32_t zero)
+{
+    const __m512 scale = _mm512_set1_ps(inverse);
+    const struct bounds512 bounds = bounds512_of(zero, 0, 255);
+    for (size_t i = 0; i < n; i += 64) {
+        const __mmask64 mask = first64(n - i);
+        __m512i v[4];
+        UNROLL
+        for (int o = 0; o < 4; o++) {
+            const __mmask16 part = (__mmask16)(mask >> (o * 16));
+            v[o] = rounded512(_mm512_mul_ps(_mm512_maskz_loadu_ps(part, x + i + o * 16), scale));
+        }
+        _mm512_mask_storeu_epi8(y + i, mask, to_bytes512(0, v[0], v[1], v[2], v[3], &bounds));
+    }
+}
+
+TARGET_END
+
 TARGET_BEGIN("avx512f,avx512bw,avx512vbmi")
 
 /* vpermi2b looks up 128 bytes; the highest bit chooses the half. */
@@ -258,11 +327,11 @@ const struct kernels mnet_avx512 = {
     mnet_avx512_depthwise_pack,
     mnet_avx512_pointwise_f32,
     mnet_avx2_depthwise_f32,
-    mnet_avx2_add_u8,
-    mnet_avx2_mul_u8,
+    mnet_avx512_add_u8,
+    mnet_avx512_mul_u8,
     mnet_avx512_lut_u8,
     mnet_avx2_sum_u8,
-    mnet_avx2_quantize,
+    mnet_avx512_quantize,
     mnet_avx2_dequantize,
     mnet_avx2_add_f32,
     mnet_avx2_mul_f32,

@@ -11,6 +11,9 @@ void mnet_avx512_pointwise_f32(const struct pointwise_f32 *p);
 size_t mnet_avx512_depthwise_bytes(int kh, int kw, int channels);
 void mnet_avx512_depthwise_pack(const int8_t *w, int kh, int kw, int channels, void *out);
 void mnet_avx512_depthwise(const struct depthwise *d);
+void mnet_avx512_add_u8(const uint8_t *a, const uint8_t *b, uint8_t *y, size_t n, const struct add_u8 *s);
+void mnet_avx512_mul_u8(const uint8_t *a, uint8_t *y, size_t pixels, int channels, const struct mul_u8 *s);
+void mnet_avx512_quantize(const float *x, uint8_t *y, size_t n, float inverse, int32_t zero);
 void mnet_avx512_lut_u8(const uint8_t *x, uint8_t *y, size_t n, const uint8_t *lut);
 void mnet_avx512_lut_pixels(const struct pointwise *p); /* where there is a table: over all that p wrote */
 

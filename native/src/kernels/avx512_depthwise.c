@@ -256,14 +256,25 @@ INLINE void along(const int lean, const int kh, const int kw, const int stride, 
     UNROLL
     for (int p = 0; p < kw - stride; p++)
         pixel(lean, kh, kw, stride, R, channels, &t, sum, p);
-    for (int i = 0; i < t.deal.columns; i += live) { /* each step: the pixels that column i + u waits for */
+    const int steps = kw > 3 ? 1 : live; /* for large windows to turn the sums about, in registers, is little */
+    for (int i = 0; i < t.deal.columns; i += steps) { /* each step: the pixels that column i + u waits for */
         UNROLL
-        for (int u = 0; u < live; u++) {
+        for (int u = 0; u < steps; u++) {
             if (u && i + u >= t.deal.columns)
                 break;
             UNROLL
             for (int e = 0; e < stride; e++)
                 pixel(lean, kh, kw, stride, R, channels, &t, sum, u * stride + kw - stride + e);
+        }
+        if (steps == live)
+            continue;
+        UNROLL
+        for (int j = 0; j < 4; j++) {
+            const __m512i newest = sum[0][0][j];
+            UNROLL
+            for (int k = 0; k + 1 < live; k++)
+                sum[k][0][j] = sum[k + 1][0][j];
+            sum[live - 1][0][j] = newest;
         }
     }
 }

@@ -40,6 +40,8 @@ static const struct layer layers[] = {
     {"V1 depthwise 13", 7, 1024, 1024, 3, 1},  {"V2 depthwise 2 /2", 112, 96, 96, 3, 2},
     {"V2 depthwise 3", 56, 144, 144, 3, 1},    {"V3 depthwise 5x5", 28, 120, 120, 5, 1},
     {"V3 depthwise 5x5 /2", 14, 672, 672, 5, 2}, {"7x7", 28, 96, 96, 7, 1},
+    {"Almost rounding alone", 112, 4, 64, 0, 1}, {"V1 .25 pointwise 1", 112, 8, 16, 0, 1},
+    {"V1 .25 pointwise 2", 56, 16, 32, 0, 1},  {"V1 .25 depthwise 1", 112, 8, 8, 3, 1},
 };
 
 static double seconds(void)
@@ -146,7 +148,7 @@ static void bench(const struct kernels *k, const struct layer *l, double least)
         bias[i] = (int32_t)i;
     }
     struct job j = {l, k, memory(side * side * (size_t)l->in + 64), memory(side * side * (size_t)l->out), NULL, NULL,
-                    {multiplier, bias, 3, 3, 255, NULL}};
+                    {multiplier, bias, 0, 0, 255, NULL}}; /* as behind most activations */
     void *w = memory(l->kernel ? (size_t)(l->kernel * l->kernel * l->in) : panels * k4);
     if (l->kernel) {
         j.w = memory(k->depthwise_bytes(l->kernel, l->kernel, l->in));
@@ -184,6 +186,51 @@ static void bench(const struct kernels *k, const struct layer *l, double least)
     free(w), free(multiplier), free(bias), free(j.x), free(j.y), free(j.scratch);
 }
 
+/* What is done value by value, over the map of a residual of V2 (56 x 56 x 24). */
+static void bench_values(const struct kernels *k, double least)
+{
+    enum { PIXELS = 56 * 56, CHANNELS = 24, KINDS = 5, N = PIXELS * CHANNELS };
+    static const char *const names[KINDS] = {"add", "mul", "lut", "sum", "quantize"};
+    uint8_t *a = memory(N), *b = memory(N), *y = memory(N), *lut = memory(256);
+    float *m = memory(CHANNELS * sizeof *m), *f = memory(N * sizeof *f);
+    int32_t *sums = memory(CHANNELS * sizeof *sums);
+    const struct add_u8 add = {0.7f, 0.4f, 120, 131, 125, 0, 255};
+    const struct mul_u8 mul = {m, 3, 0, 0, 255};
+    for (int i = 0; i < CHANNELS; i++)
+        m[i] = 0.5f, sums[i] = 0;
+    for (int i = 0; i < N; i++)
+        f[i] = (float)(i % 97);
+    for (int kind = 0; kind < KINDS; kind++) {
+        double v[REPEATS];
+        long times = 1;
+        for (int t = -1; t < REPEATS; t++) {
+            double took = 0;
+            for (int more = 1; more; times *= more ? 2 : 1) {
+                const double start = seconds();
+                for (long i = 0; i < times; i++)
+                    switch (kind) {
+                    case 0: k->add_u8(a, b, y, N, &add); break;
+                    case 1: k->mul_u8(a, y, PIXELS, CHANNELS, &mul); break;
+                    case 2: k->lut_u8(a, y, N, lut); break;
+                    case 3: memset(sums, 0, CHANNELS * sizeof *sums), k->sum_u8(a, CHANNELS, PIXELS, CHANNELS, sums); break;
+                    default: k->quantize(f, y, N, 1.5f, 3); break;
+                    }
+                took = seconds() - start;
+                more = t < 0 && took < least;
+            }
+            if (t >= 0)
+                v[t] = took / (double)times;
+        }
+        const double took = median(v, REPEATS), clock = clock_ghz();
+        printf("%-8s %-20s %d values  %9.1f us", k->name, names[kind], N, took * 1e6);
+        if (clock > 0)
+            printf("  %7.1f values/cycle", N / took * 1e-9 / clock);
+        printf("\n");
+    }
+    fflush(stdout);
+    free(a), free(b), free(y), free(lut), free(m), free(f), free(sums);
+}
+
 int main(int argc, char **argv)
 {
     static const char *const names[] = {"scalar", "avx2", "avxvnni", "avx512", "amx", "neon", "dotprod", "i8mm"};
@@ -193,6 +240,8 @@ int main(int argc, char **argv)
         const struct kernels *k = argc > 1 && strcmp(argv[1], names[i]) ? NULL : mnet_kernels(names[i]);
         for (size_t l = 0; k && l < sizeof layers / sizeof *layers; l++)
             bench(k, &layers[l], least);
+        if (k)
+            bench_values(k, least);
     }
     return 0;
 }

@@ -14,14 +14,14 @@ static size_t pointwise_scratch(int k)
 }
 
 /* n pixels by m panels of 16 outputs; `bytes` of the outputs exist. */
-INLINE void tile(const int n, const int m, const uint8_t *const *x, uint8_t *const *y, const int8_t *w, int k4,
-                 const struct requant *q, int c, int bytes)
+INLINE void tile(const int lean, const int n, const int m, const uint8_t *const *x, uint8_t *const *y, const int8_t *w,
+                 int k4, const struct requant *q, int c, int bytes)
 {
     const ptrdiff_t panel = (ptrdiff_t)k4 * 4 * PANEL;
     __m512i sum[MOST_TILE * 2 + 4];
     UNROLL
     for (int i = 0; i < n * m; i++)
-        sum[i] = _mm512_loadu_si512(q->bias + c + i % m * PANEL);
+        sum[i] = start512(lean, _mm512_loadu_si512(q->bias + c + i % m * PANEL));
     for (ptrdiff_t j = 0; j < (ptrdiff_t)k4 * 4; j += 4) {
         __m512i taps[MOST_PANELS];
         UNROLL
@@ -35,28 +35,24 @@ INLINE void tile(const int n, const int m, const uint8_t *const *x, uint8_t *con
                 dot512(&sum[i * m + o], v, taps[o]);
         }
     }
-    const struct bounds512 bounds = bounds512_of(q);
+    const struct bounds512 bounds = bounds512_of(q->zero, q->low, q->high);
     UNROLL
-    for (int i = 0; i < n * m; i++)
-        sum[i] = scaled512(sum[i], _mm512_loadu_ps(q->multiplier + c + i % m * PANEL));
+    for (int o = 0; o < m; o++) {
+        const __m512 multiplier = _mm512_loadu_ps(q->multiplier + c + o * PANEL), excess = excess512(multiplier);
+        UNROLL
+        for (int i = 0; i < n; i++)
+            sum[i * m + o] = scaled512(lean, sum[i * m + o], multiplier, excess);
+    }
     UNROLL
-    for (int i = 0; i < n * m; i += 4) { /* n * m is a multiple of 4, or less than 4 */
-        const int b = i + 1 < n * m ? i + 1 : i, d = i + 2 < n * m ? i + 2 : i, e = i + 3 < n * m ? i + 3 : i;
-        const __m512i v = to_bytes512(sum[i], sum[b], sum[d], sum[e], &bounds);
-        if (m == 4) {
-            const __mmask64 mask = bytes >= 64 ? ~(__mmask64)0 : ((__mmask64)1 << bytes) - 1;
-            _mm512_mask_storeu_epi8(y[i / 4] + c, mask, v);
-        } else {
-            UNROLL
-            for (int e = 0; e < 4; e++)
-                if (i + e < n * m)
-                    store_quarter(y[(i + e) / m] + c + (i + e) % m * PANEL, v, e, bytes - (i + e) % m * PANEL >= PANEL);
-        }
+    for (int i = 0; i < n; i += m == 1 ? 4 : m == 2 ? 2 : 1) {
+        const __m512i *s = sum + i * m;
+        const __m512i v = to_bytes512(lean, s[0], s[1], s[2], m == 3 ? s[2] : s[3], &bounds);
+        store_pixels(m, y + i, c, bytes, v);
     }
 }
 
 /* All pixels by m panels, n at a time. Where fewer are left, some are computed twice: to the same bytes. */
-INLINE void panels(const int n, const int m, const struct pointwise *p, int k4, int c)
+INLINE void panels(const int lean, const int n, const int m, const struct pointwise *p, int k4, int c)
 {
     const int pixels = p->rows * p->width;
     const int8_t *w = p->w + (ptrdiff_t)c * k4 * 4;
@@ -70,30 +66,70 @@ INLINE void panels(const int n, const int m, const struct pointwise *p, int k4, 
             x[o] = o < left ? walk_on(&from) : x[o - 1];
             y[o] = o < left ? walk_on(&to) : y[o - 1];
         }
-        if (left == n)
-            tile(n, m, x, y, w, k4, &p->q, c, p->last - c);
-        else if (m == 4 && left == 1)
-            tile(1, m, x, y, w, k4, &p->q, c, p->last - c);
+        if (m == 4 && left == 1)
+            tile(lean, 1, m, x, y, w, k4, &p->q, c, p->last - c);
         else if (m == 4 && left <= 4)
-            tile(4, m, x, y, w, k4, &p->q, c, p->last - c);
+            tile(lean, 4, m, x, y, w, k4, &p->q, c, p->last - c);
         else
-            tile(n, m, x, y, w, k4, &p->q, c, p->last - c);
+            tile(lean, n, m, x, y, w, k4, &p->q, c, p->last - c);
         i += left;
     }
 }
 
-void mnet_avx512_pointwise(const struct pointwise *p)
+/* One pixel by four panels, each read from its beginning to its end: weights come as fast as they can be fetched. */
+INLINE void single(const int lean, const struct pointwise *p, int k4, int c)
+{
+    enum { AHEAD = 4096 };
+    const int8_t *w = p->w + (ptrdiff_t)c * k4 * 4;
+    const uint8_t *const x = p->x.at;
+    const struct bounds512 bounds = bounds512_of(p->q.zero, p->q.low, p->q.high);
+    __m512i whole[MOST_PANELS];
+    for (int o = 0; o < MOST_PANELS; o++) {
+        __m512i sum[4];
+        sum[0] = start512(lean, _mm512_loadu_si512(p->q.bias + c + o * PANEL));
+        sum[1] = sum[2] = sum[3] = _mm512_setzero_si512();
+        int j = 0;
+        for (; j + 4 <= k4; j += 4, w += 4 * 64) {
+            UNROLL
+            for (int i = 0; i < 4; i++) {
+                _mm_prefetch((const void *)((uintptr_t)w + AHEAD + (uintptr_t)i * 64), _MM_HINT_T0);
+                const __m512i v = _mm512_castps_si512(_mm512_broadcastss_ps(_mm_load_ss((const void *)(x + 4 * (j + i)))));
+                dot512_at(&sum[i], v, w + i * 64);
+            }
+        }
+        for (; j < k4; j++, w += 64)
+            dot512_at(&sum[0], _mm512_castps_si512(_mm512_broadcastss_ps(_mm_load_ss((const void *)(x + 4 * j)))), w);
+        sum[0] = _mm512_add_epi32(_mm512_add_epi32(sum[0], sum[1]), _mm512_add_epi32(sum[2], sum[3]));
+        const __m512 multiplier = _mm512_loadu_ps(p->q.multiplier + c + o * PANEL);
+        whole[o] = scaled512(lean, sum[0], multiplier, excess512(multiplier));
+    }
+    uint8_t *const y = p->y.at;
+    store_pixels(MOST_PANELS, &y, c, p->last - c, to_bytes512(lean, whole[0], whole[1], whole[2], whole[3], &bounds));
+}
+
+INLINE void all(const int lean, const struct pointwise *p)
 {
     const int k4 = (p->k + 3) / 4;
     int c = p->first;
     for (; c + 3 * PANEL < p->last; c += 4 * PANEL)
-        panels(6, 4, p, k4, c);
+        if (p->rows * p->width == 1)
+            single(lean, p, k4, c);
+        else
+            panels(lean, 6, 4, p, k4, c);
     switch ((p->last - c + PANEL - 1) / PANEL) {
-    case 3: panels(8, 3, p, k4, c); break;
-    case 2: panels(12, 2, p, k4, c); break;
-    case 1: panels(12, 1, p, k4, c); break;
+    case 3: panels(lean, 8, 3, p, k4, c); break;
+    case 2: panels(lean, 12, 2, p, k4, c); break;
+    case 1: panels(lean, 12, 1, p, k4, c); break;
     default: break;
     }
+}
+
+static void full(const struct pointwise *p) { all(0, p); }
+static void lean(const struct pointwise *p) { all(1, p); }
+
+void mnet_avx512_pointwise(const struct pointwise *p)
+{
+    (lean512(&p->q, p->first, p->last, p->k) ? lean : full)(p);
     mnet_avx512_lut_pixels(p);
 }
 
@@ -188,6 +224,75 @@ void mnet_avx512_pointwise_f32(const struct pointwise_f32 *p)
 
 TARGET_END
 
+TARGET_BEGIN(AVX512_FEATURES)
+
+/* Sixteen bytes less their zero point, times scales; of those that a mask leaves out, nothing is read. */
+INLINE __m512 real512(const uint8_t *x, __mmask16 mask, __m512i zero, __m512 scale)
+{
+    const __m512i v = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(mask, x));
+    return _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(v, zero)), scale);
+}
+
+INLINE __m512i rounded512(__m512 v) { return _mm512_cvtps_epi32(_mm512_min_ps(v, _mm512_set1_ps(ROUND_LIMIT))); }
+
+INLINE __mmask64 first64(size_t n) { return n >= 64 ? ~(__mmask64)0 : ((__mmask64)1 << n) - 1; }
+
+void mnet_avx512_add_u8(const uint8_t *a, const uint8_t *b, uint8_t *y, size_t n, const struct add_u8 *s)
+{
+    const __m512i za = _mm512_set1_epi32(s->za), zb = _mm512_set1_epi32(s->zb);
+    const __m512 ma = _mm512_set1_ps(s->ma), mb = _mm512_set1_ps(s->mb);
+    const struct bounds512 bounds = bounds512_of(s->zero, s->low, s->high);
+    for (size_t i = 0; i < n; i += 64) {
+        const __mmask64 mask = first64(n - i);
+        __m512i v[4];
+        UNROLL
+        for (int o = 0; o < 4; o++) {
+            const __mmask16 part = (__mmask16)(mask >> (o * 16));
+            v[o] = rounded512(_mm512_add_ps(real512(a + i + o * 16, part, za, ma), real512(b + i + o * 16, part, zb, mb)));
+        }
+        _mm512_mask_storeu_epi8(y + i, mask, to_bytes512(0, v[0], v[1], v[2], v[3], &bounds));
+    }
+}
+
+void mnet_avx512_mul_u8(const uint8_t *a, uint8_t *y, size_t pixels, int channels, const struct mul_u8 *s)
+{
+    const __m512i za = _mm512_set1_epi32(s->za);
+    const struct bounds512 bounds = bounds512_of(s->zero, s->low, s->high);
+    for (int c = 0; c < channels; c += 64) { /* the same channels of all pixels: their scales stay in registers */
+        const __mmask64 mask = first64((size_t)(channels - c));
+        __m512 m[4];
+        UNROLL
+        for (int o = 0; o < 4; o++)
+            m[o] = _mm512_maskz_loadu_ps((__mmask16)(mask >> (o * 16)), s->m + c + o * 16);
+        for (size_t p = 0; p < pixels; p++) {
+            const size_t at = p * (size_t)channels + (size_t)c;
+            __m512i v[4];
+            UNROLL
+            for (int o = 0; o < 4; o++)
+                v[o] = rounded512(real512(a + at + o * 16, (__mmask16)(mask >> (o * 16)), za, m[o]));
+            _mm512_mask_storeu_epi8(y + at, mask, to_bytes512(0, v[0], v[1], v[2], v[3], &bounds));
+        }
+    }
+}
+
+void mnet_avx512_quantize(const float *x, uint8_t *y, size_t n, float inverse, int32_t zero)
+{
+    const __m512 scale = _mm512_set1_ps(inverse);
+    const struct bounds512 bounds = bounds512_of(zero, 0, 255);
+    for (size_t i = 0; i < n; i += 64) {
+        const __mmask64 mask = first64(n - i);
+        __m512i v[4];
+        UNROLL
+        for (int o = 0; o < 4; o++) {
+            const __mmask16 part = (__mmask16)(mask >> (o * 16));
+            v[o] = rounded512(_mm512_mul_ps(_mm512_maskz_loadu_ps(part, x + i + o * 16), scale));
+        }
+        _mm512_mask_storeu_epi8(y + i, mask, to_bytes512(0, v[0], v[1], v[2], v[3], &bounds));
+    }
+}
+
+TARGET_END
+
 TARGET_BEGIN("avx512f,avx512bw,avx512vbmi")
 
 /* vpermi2b looks up 128 bytes; the highest bit chooses the half. */
@@ -222,11 +327,11 @@ const struct kernels mnet_avx512 = {
     mnet_avx512_depthwise_pack,
     mnet_avx512_pointwise_f32,
     mnet_avx2_depthwise_f32,
-    mnet_avx2_add_u8,
-    mnet_avx2_mul_u8,
+    mnet_avx512_add_u8,
+    mnet_avx512_mul_u8,
     mnet_avx512_lut_u8,
     mnet_avx2_sum_u8,
-    mnet_avx2_quantize,
+    mnet_avx512_quantize,
     mnet_avx2_dequantize,
     mnet_avx2_add_f32,
     mnet_avx2_mul_f32,

@@ -1,30 +1,28 @@
 /* AVX-512 with VNNI: depthwise convolutions in whole numbers.
  *
- * vpdpbusd adds four products of bytes that lie side by side, so four neighbouring pixels of a row are interleaved: a
- * "quad", made once with unpacks for 64 channels (four vectors), serves every output row whose window holds that row,
- * and as many output columns as weights that are shifted inside the quad allow: (w0, w1, w2, 0) and (0, w0, w1, w2). A
- * window wider than four takes two quads. The unpacks leave channels 16 l + 4 j + 0..3 in quarter l of vector j; weights
- * lie in the same order, and packing the sums to bytes puts them back.
+ * vpdpbusd adds four products of bytes that lie side by side, so the bytes of four rows at one place are interleaved: a
+ * "quad", made with unpacks for 64 channels (four vectors). A window taller than four takes two quads. Going along a row
+ * pixel by pixel, a quad serves all the output columns whose windows hold that pixel: their sums stay in registers, the
+ * oldest is finished and the next begins with each step. Of kernels of up to three rows, a quad also serves two output
+ * rows: with taps (w0, w1, w2, 0) and (0, w0, w1, w2). The unpacks leave channels 16 l + 4 j + 0..3 in quarter l of
+ * vector j; weights lie in the same order, and packing the sums to bytes puts them back.
  *
- *   w[C/64][kh][shift][quad][j][l][4 channels][4 taps]
+ *   w[C/64][shift][kw][quad][j][l][4 channels][4 taps]
  *
- * Where fewer than 64 channels are left, 32, 16 or 8 fill a part of a vector, and the other parts take pixels of other
- * columns: 2 or 4 groups of columns, each beside the last. */
+ * Where fewer than 64 channels are left, 32, 16 or 8 fill a part of a vector, and the other parts take other parts of the
+ * row: 2 or 4 groups of columns, which overlap where the width is no multiple. */
 #if defined(__x86_64__) || defined(_M_X64)
 #include "avx512.h"
 
 #include <string.h>
 
-enum { BLOCK = 64, MOST_KERNEL = 7, QUAD_BYTES = 256, MOST_SHIFTS = 4 };
+enum { BLOCK = 64, MOST_KERNEL = 7, QUAD_BYTES = 256, MOST_BLOCK_BYTES = 7 * 2 * QUAD_BYTES };
 
-static int quads(int kw) { return (kw + 3) / 4; }
-static int shifts(int kw) { return 4 * quads(kw) - kw + 1; }
+static int quads(int kh) { return (kh + 3) / 4; }
+static int shifts(int kh) { return kh < 4 ? 2 : 1; }
 static int plain(int kh, int kw) { return kh > MOST_KERNEL || kw > MOST_KERNEL; } /* left to plain C */
 
-static size_t block_bytes(int kh, int kw)
-{
-    return (size_t)kh * (size_t)(shifts(kw) * quads(kw)) * QUAD_BYTES;
-}
+static size_t block_bytes(int kh, int kw) { return (size_t)(shifts(kh) * kw * quads(kh)) * QUAD_BYTES; }
 
 size_t mnet_avx512_depthwise_bytes(int kh, int kw, int channels)
 {
@@ -43,11 +41,11 @@ void mnet_avx512_depthwise_pack(const int8_t *w, int kh, int kw, int channels, v
     for (int c = 0; c < channels; c++) {
         int8_t *block = (int8_t *)out + (size_t)(c / BLOCK) * block_bytes(kh, kw);
         const int place = c % 16 / 4 * 64 + c % BLOCK / 16 * 16 + c % 4 * 4;
-        for (int h = 0; h < kh; h++)
-            for (int s = 0; s < shifts(kw); s++)
-                for (int v = 0; v < kw; v++) {
-                    const int tap = s + v;
-                    int8_t *quad = block + ((h * shifts(kw) + s) * quads(kw) + tap / 4) * QUAD_BYTES;
+        for (int s = 0; s < shifts(kh); s++)
+            for (int v = 0; v < kw; v++)
+                for (int h = 0; h < kh; h++) {
+                    const int tap = s + h;
+                    int8_t *quad = block + ((s * kw + v) * quads(kh) + tap / 4) * QUAD_BYTES;
                     quad[place + tap % 4] = w[(ptrdiff_t)(h * kw + v) * channels + c];
                 }
     }
@@ -58,9 +56,10 @@ TARGET_BEGIN(AVX512_FEATURES)
 /* What is the same for all outputs of a block: a part of them in each of four vectors. */
 struct block {
     const int8_t *w;
-    __m512i bias[4];
-    __m512 multiplier[4];
+    __m512i start[4];
+    __m512 multiplier[4], excess[4];
     struct bounds512 bounds;
+    int lean;
 };
 
 /* The channels from c on of quarter l, vector j; `groups` share a vector, 8 channels fill half of a quarter. */
@@ -81,10 +80,10 @@ static void assemble(struct block *b, const struct depthwise *d, int c, int chan
             memcpy(multiplier[j] + l * 4, d->q.multiplier + at, 16);
         }
     for (int j = 0; j < 4; j++) {
-        b->bias[j] = _mm512_loadu_si512(bias[j]);
+        b->start[j] = start512(b->lean, _mm512_loadu_si512(bias[j]));
         b->multiplier[j] = _mm512_loadu_ps(multiplier[j]);
+        b->excess[j] = excess512(b->multiplier[j]);
     }
-    b->bounds = bounds512_of(&d->q);
     if (whole) {
         b->w = (const int8_t *)d->w + (size_t)(c / BLOCK) * block_bytes(d->kh, d->kw);
         return;
@@ -104,16 +103,33 @@ static void assemble(struct block *b, const struct depthwise *d, int c, int chan
             }
 }
 
-/* 64 channels of a pixel, or fewer of one pixel for each group; steps are from the first group's pixel to the others'. */
-INLINE __m512i load(const uint8_t *x, const ptrdiff_t *step, const int channels)
+/* How a row is dealt to the groups: where each begins, in bytes of inputs and of outputs, and how many columns it has. */
+struct deal {
+    ptrdiff_t from[4], to[4];
+    int columns;
+};
+
+INLINE struct deal deal_of(const int groups, const struct depthwise *d)
+{
+    struct deal s = {{0}, {0}, (d->width + groups - 1) / groups};
+    for (int g = 1; g < groups; g++) {
+        const int first = g * s.columns < d->width - s.columns ? g * s.columns : d->width - s.columns;
+        s.from[g] = first * d->stride * d->in_pixel;
+        s.to[g] = first * d->out_pixel;
+    }
+    return s;
+}
+
+/* 64 channels of a pixel, or fewer of one pixel for each group. */
+INLINE __m512i load(const uint8_t *x, const ptrdiff_t *from, const int channels)
 {
     if (channels == 64)
         return _mm512_loadu_si512(x);
     if (channels == 32)
         return _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_loadu_si256((const void *)x)),
-                                  _mm256_loadu_si256((const void *)(x + step[1])), 1);
+                                  _mm256_loadu_si256((const void *)(x + from[1])), 1);
 #define QUARTER(g) \
-    (channels == 16 ? _mm_loadu_si128((const void *)(x + step[g])) : _mm_loadl_epi64((const void *)(x + step[g])))
+    (channels == 16 ? _mm_loadu_si128((const void *)(x + from[g])) : _mm_loadl_epi64((const void *)(x + from[g])))
     __m512i v = _mm512_castsi128_si512(QUARTER(0));
     v = _mm512_inserti32x4(v, QUARTER(1), 1);
     v = _mm512_inserti32x4(v, QUARTER(2), 2);
@@ -121,122 +137,196 @@ INLINE __m512i load(const uint8_t *x, const ptrdiff_t *step, const int channels)
 #undef QUARTER
 }
 
-INLINE void store(uint8_t *y, __m512i v, const int group, const int channels)
+/* The quad of up to four rows; what stands for rows that aren't there meets weights of 0. */
+INLINE void interleave(__m512i *quad, const uint8_t *const *x, const int rows, ptrdiff_t at, const ptrdiff_t *from,
+                       const int channels)
 {
-    if (channels == 64)
-        _mm512_storeu_si512(y, v);
-    else if (channels == 32)
-        _mm256_storeu_si256((void *)y, group ? _mm512_extracti64x4_epi64(v, 1) : _mm512_castsi512_si256(v));
-    else
-        store_quarter(y, v, group, channels == 16);
+    __m512i x0 = load(x[0] + at, from, channels);
+    if (rows == 1) {
+        UNROLL
+        for (int j = 0; j < 4; j++) {
+            const __m128i order = _mm_add_epi8(_mm_setr_epi8(0, -99, -99, -99, 1, -99, -99, -99, 2, -99, -99, -99, 3, -99,
+                                                             -99, -99), _mm_set1_epi8((char)(4 * j)));
+            quad[j] = _mm512_shuffle_epi8(x0, _mm512_broadcast_i32x4(order));
+        }
+        return;
+    }
+    __m512i x1 = load(x[1] + at, from, channels), x2 = rows > 2 ? load(x[2] + at, from, channels) : x1;
+    __m512i x3 = rows > 3 ? load(x[3] + at, from, channels) : x2;
+    held512(&x0), held512(&x1), held512(&x2), held512(&x3);
+    const __m512i low01 = _mm512_unpacklo_epi8(x0, x1), high01 = _mm512_unpackhi_epi8(x0, x1);
+    const __m512i low23 = _mm512_unpacklo_epi8(x2, x3), high23 = _mm512_unpackhi_epi8(x2, x3);
+    quad[0] = _mm512_unpacklo_epi16(low01, low23), quad[1] = _mm512_unpackhi_epi16(low01, low23);
+    quad[2] = _mm512_unpacklo_epi16(high01, high23), quad[3] = _mm512_unpackhi_epi16(high01, high23);
 }
 
-/* Outputs of `rows` (at most R) rows, all their columns, `channels` of them: V columns from Q quads at a time. */
-INLINE void strip(const int R, const int V, const int Q, const int channels, const struct depthwise *d,
-                  const struct block *b, int row, int rows, int c)
+INLINE void dot(__m512i *sum, const __m512i *quad, const int8_t *w)
 {
-    const int groups = channels >= 16 ? 64 / channels : 4, columns = (d->width - 1) * d->stride + d->kw;
-    const ptrdiff_t shift_bytes = (ptrdiff_t)Q * QUAD_BYTES, row_bytes = shift_bytes * shifts(d->kw);
-    for (int i = 0; i < d->width; i += V * groups) {
-        /* Where a window's pixels are; behind a row's end the last one, for outputs that aren't stored or weights of 0 */
-        ptrdiff_t at[8], step[8][4];
-        UNROLL
-        for (int t = 0; t < 4 * Q; t++)
-            UNROLL
-            for (int g = 0; g < groups; g++) {
-                const int column = (i + g * V) * d->stride + t;
-                const ptrdiff_t to = (column < columns ? column : columns - 1) * d->in_pixel;
-                if (g == 0)
-                    at[t] = to;
-                step[t][g] = to - at[t];
-            }
-        __m512i sum[3][4][4];
+    UNROLL
+    for (int j = 0; j < 4; j++)
+        dot512_at(&sum[j], quad[j], w + j * 64);
+}
+
+/* Sums of a column of R rows as bytes, of each group to its own pixel. */
+INLINE void finish(const int lean, const int R, const struct block *b, __m512i (*sum)[4], uint8_t *const *y,
+                   const ptrdiff_t *to, const int channels)
+{
+    UNROLL
+    for (int j = 0; j < 4; j++) {
+        __m512i multiplier = _mm512_castps_si512(b->multiplier[j]);
+        held512(&multiplier);
         UNROLL
         for (int r = 0; r < R; r++)
+            sum[r][j] = scaled512(lean, sum[r][j], _mm512_castsi512_ps(multiplier), b->excess[j]);
+    }
+    UNROLL
+    for (int r = 0; r < R; r++) {
+        const __m512i v = narrow512(lean, sum[r][0], sum[r][1], sum[r][2], sum[r][3], &b->bounds);
+        if (channels == 64) {
+            _mm512_storeu_si512(y[r], v);
+        } else if (channels == 32) {
+            _mm256_storeu_si256((void *)y[r], _mm512_castsi512_si256(v));
+            _mm256_storeu_si256((void *)(y[r] + to[1]), _mm512_extracti64x4_epi64(v, 1));
+        } else {
             UNROLL
-            for (int v = 0; v < V; v++)
-                UNROLL
-                for (int j = 0; j < 4; j++)
-                    sum[r][v][j] = b->bias[j];
-        for (int t = 0; t < (rows - 1) * d->stride + d->kh; t++) {
-            const uint8_t *x = d->in[row * d->stride + t] + c;
-            UNROLL
-            for (int q = 0; q < Q; q++) {
-                __m512i x0 = load(x + at[4 * q], step[4 * q], channels);
-                __m512i x1 = load(x + at[4 * q + 1], step[4 * q + 1], channels);
-                __m512i x2 = load(x + at[4 * q + 2], step[4 * q + 2], channels);
-                __m512i x3 = load(x + at[4 * q + 3], step[4 * q + 3], channels);
-                const __m512i low01 = _mm512_unpacklo_epi8(x0, x1), high01 = _mm512_unpackhi_epi8(x0, x1);
-                const __m512i low23 = _mm512_unpacklo_epi8(x2, x3), high23 = _mm512_unpackhi_epi8(x2, x3);
-                const __m512i quad[4] = {_mm512_unpacklo_epi16(low01, low23), _mm512_unpackhi_epi16(low01, low23),
-                                         _mm512_unpacklo_epi16(high01, high23), _mm512_unpackhi_epi16(high01, high23)};
-                UNROLL
-                for (int r = 0; r < R; r++) {
-                    const int h = t - r * d->stride;
-                    if (h < 0 || h >= d->kh)
-                        continue;
-                    const int8_t *w = b->w + h * row_bytes + q * QUAD_BYTES;
-                    UNROLL
-                    for (int v = 0; v < V; v++)
-                        UNROLL
-                        for (int j = 0; j < 4; j++) {
-                            const int8_t *taps = w + v * d->stride * shift_bytes + j * 64;
-                            dot512(&sum[r][v][j], quad[j], _mm512_loadu_si512(taps));
-                        }
-                }
-            }
+            for (int g = 0; g < 4; g++)
+                store_quarter(y[r] + to[g], v, g, channels == 16);
         }
+    }
+}
+
+/* R output rows of a window on their way. */
+struct way {
+    const struct block *b;
+    const int8_t *w;
+    const uint8_t *x[MOST_KERNEL];
+    uint8_t *y[2];
+    ptrdiff_t at, in_pixel, out_pixel; /* `at`: the next pixel */
+    struct deal deal;
+};
+
+/* A pixel, by the taps of all columns that hold it, from the oldest on: it is pixel p from the first one of column 0, and
+ * columns' sums lie at the column's number modulo `live`. The last tap finishes a column, the first begins one. */
+INLINE void pixel(const int lean, const int kh, const int kw, const int stride, const int R, const int channels,
+                  struct way *t, __m512i (*sum)[2][4], const int p)
+{
+    const int Q = (kh + 3) / 4, live = (kw - 1) / stride, rows = kh + R - 1;
+    const int8_t *w = anew(t->w);
+    __m512i quad[2][4];
+    UNROLL
+    for (int q = 0; q < Q; q++)
+        interleave(quad[q], t->x + 4 * q, rows - 4 * q < 4 ? rows - 4 * q : 4, t->at, t->deal.from, channels);
+    t->at += t->in_pixel;
+    UNROLL
+    for (int v = kw - 1; v >= 0; v--) {
+        if ((p + 8 * stride - v) % stride || p < v)
+            continue;
+        __m512i(*s)[4] = sum[(p - v) / stride % live];
         UNROLL
         for (int r = 0; r < R; r++) {
-            if (r >= rows)
+            UNROLL
+            for (int j = 0; v == 0 && j < 4; j++)
+                s[r][j] = t->b->start[j];
+            UNROLL
+            for (int q = 0; q < Q; q++)
+                dot(s[r], quad[q], w + ((r * kw + v) * Q + q) * QUAD_BYTES);
+        }
+        if (v < kw - 1)
+            continue;
+        finish(lean, R, t->b, s, t->y, t->deal.to, channels);
+        UNROLL
+        for (int r = 0; r < R; r++)
+            t->y[r] += t->out_pixel;
+    }
+}
+
+/* R output rows (1; 2 where stride is 1 and kh below 4) of a window of constant size, all their columns. */
+INLINE void along(const int lean, const int kh, const int kw, const int stride, const int R, const int channels,
+                  const struct depthwise *d, const struct block *b, int row, int c)
+{
+    const int live = (kw - 1) / stride;
+    struct way t = {b, b->w, {0}, {0}, 0, d->in_pixel, d->out_pixel, deal_of(channels >= 16 ? 64 / channels : 4, d)};
+    UNROLL
+    for (int i = 0; i < kh + R - 1; i++)
+        t.x[i] = d->in[row * stride + i] + c;
+    UNROLL
+    for (int r = 0; r < R; r++)
+        t.y[r] = d->out[row + r] + c;
+    __m512i sum[4][2][4];
+    UNROLL
+    for (int p = 0; p < kw - stride; p++)
+        pixel(lean, kh, kw, stride, R, channels, &t, sum, p);
+    const int steps = kw > 3 ? 1 : live; /* for large windows to turn the sums about, in registers, is little */
+    for (int i = 0; i < t.deal.columns; i += steps) { /* each step: the pixels that column i + u waits for */
+        UNROLL
+        for (int u = 0; u < steps; u++) {
+            if (u && i + u >= t.deal.columns)
                 break;
             UNROLL
-            for (int v = 0; v < V; v++) {
-                UNROLL
-                for (int j = 0; j < 4; j++)
-                    sum[r][v][j] = scaled512(sum[r][v][j], b->multiplier[j]);
-                const __m512i *s = sum[r][v];
-                const __m512i out = narrow512(s[0], s[1], s[2], s[3], &b->bounds);
-                uint8_t *y = d->out[row + r] + (ptrdiff_t)(i + v) * d->out_pixel + c;
-                UNROLL
-                for (int g = 0; g < groups; g++)
-                    if (i + v + g * V < d->width)
-                        store(y + g * V * d->out_pixel, out, g, channels);
-            }
+            for (int e = 0; e < stride; e++)
+                pixel(lean, kh, kw, stride, R, channels, &t, sum, u * stride + kw - stride + e);
+        }
+        if (steps == live)
+            continue;
+        UNROLL
+        for (int j = 0; j < 4; j++) {
+            const __m512i newest = sum[0][0][j];
+            UNROLL
+            for (int k = 0; k + 1 < live; k++)
+                sum[k][0][j] = sum[k + 1][0][j];
+            sum[live - 1][0][j] = newest;
         }
     }
 }
 
-/* How many rows and columns at a time: as many sums as registers hold beside a quad. */
-INLINE void block_of(const int channels, const struct depthwise *d, const struct block *b, int c)
+/* One row of any window, column by column. */
+INLINE void any(const int lean, const int channels, const struct depthwise *d, const struct block *b, int row, int c)
 {
-    const int n = d->n, wide = quads(d->kw) > 1;
-    const int most = (shifts(d->kw) - 1) / d->stride + 1; /* columns that quads can serve */
-    for (int row = 0; row < n;) {
-        const int left = n - row;
-        if (!wide && most > 1) {
-            strip(3, 2, 1, channels, d, b, row, left < 3 ? left : 3, c);
-            row += 3;
-        } else if (!wide) {
-            strip(3, 1, 1, channels, d, b, row, left < 3 ? left : 3, c);
-            row += 3;
-        } else if (most > 3) {
-            strip(1, 4, 2, channels, d, b, row, 1, c);
-            row += 1;
-        } else if (most > 1) {
-            strip(2, 2, 2, channels, d, b, row, left < 2 ? left : 2, c);
-            row += 2;
-        } else {
-            strip(3, 1, 2, channels, d, b, row, left < 3 ? left : 3, c);
-            row += 3;
-        }
+    const struct deal deal = deal_of(channels >= 16 ? 64 / channels : 4, d);
+    const int Q = quads(d->kh);
+    const uint8_t *x[8];
+    for (int t = 0; t < 8; t++)
+        x[t] = d->in[row * d->stride + (t < d->kh ? t : d->kh - 1)] + c;
+    for (int i = 0; i < deal.columns; i++) {
+        const int8_t *w = b->w;
+        uint8_t *const y = d->out[row] + i * d->out_pixel + c;
+        __m512i sum[1][4] = {{b->start[0], b->start[1], b->start[2], b->start[3]}}, quad[4];
+        for (int v = 0; v < d->kw; v++)
+            for (int q = 0; q < Q; q++, w += QUAD_BYTES) {
+                interleave(quad, x + 4 * q, 4, ((ptrdiff_t)i * d->stride + v) * d->in_pixel, deal.from, channels);
+                dot(sum[0], quad, w);
+            }
+        finish(lean, 1, b, sum, &y, deal.to, channels);
     }
 }
 
-static void block_64(const struct depthwise *d, const struct block *b, int c) { block_of(64, d, b, c); }
-static void block_32(const struct depthwise *d, const struct block *b, int c) { block_of(32, d, b, c); }
-static void block_16(const struct depthwise *d, const struct block *b, int c) { block_of(16, d, b, c); }
-static void block_8(const struct depthwise *d, const struct block *b, int c) { block_of(8, d, b, c); }
+INLINE void block_of(const int lean, const int channels, const struct depthwise *d, const struct block *b, int c)
+{
+    const int size = d->kh == d->kw ? d->kh * 10 + d->stride : 0;
+    for (int row = 0; row < d->n;) {
+        if (size == 31 && row + 1 < d->n) {
+            along(lean, 3, 3, 1, 2, channels, d, b, row, c);
+            row += 2;
+            continue;
+        }
+        switch (size) {
+        case 31: along(lean, 3, 3, 1, 1, channels, d, b, row, c); break;
+        case 32: along(lean, 3, 3, 2, 1, channels, d, b, row, c); break;
+        case 51: along(lean, 5, 5, 1, 1, channels, d, b, row, c); break;
+        case 52: along(lean, 5, 5, 2, 1, channels, d, b, row, c); break;
+        default: any(lean, channels, d, b, row, c); break;
+        }
+        row++;
+    }
+}
+
+#define BLOCKS(n) \
+    static void full_##n(const struct depthwise *d, const struct block *b, int c) { block_of(0, n, d, b, c); } \
+    static void lean_##n(const struct depthwise *d, const struct block *b, int c) { block_of(1, n, d, b, c); }
+BLOCKS(64)
+BLOCKS(32)
+BLOCKS(16)
+BLOCKS(8)
 
 void mnet_avx512_depthwise(const struct depthwise *d)
 {
@@ -244,12 +334,17 @@ void mnet_avx512_depthwise(const struct depthwise *d)
         mnet_scalar.depthwise(d);
         return;
     }
-    _Alignas(64) int8_t own[MOST_KERNEL * MOST_SHIFTS * 2 * QUAD_BYTES];
+    _Alignas(64) int8_t own[MOST_BLOCK_BYTES];
     struct block b;
+    b.bounds = bounds512_of(d->q.zero, d->q.low, d->q.high);
+    b.lean = lean512(&d->q, d->first, d->last, d->kh * d->kw);
     for (int c = d->first; c < d->last;) {
         const int left = d->last - c, channels = left >= 64 ? 64 : left >= 32 ? 32 : left >= 16 ? 16 : 8;
         assemble(&b, d, c, channels, channels >= 16 ? 64 / channels : 4, own);
-        (channels == 64 ? block_64 : channels == 32 ? block_32 : channels == 16 ? block_16 : block_8)(d, &b, c);
+        if (b.lean)
+            (channels == 64 ? lean_64 : channels == 32 ? lean_32 : channels == 16 ? lean_16 : lean_8)(d, &b, c);
+        else
+            (channels == 64 ? full_64 : channels == 32 ? full_32 : channels == 16 ? full_16 : full_8)(d, &b, c);
         c += channels;
     }
     for (int r = 0; d->q.lut && r < d->n; r++)

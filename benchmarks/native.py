@@ -1,0 +1,103 @@
+"""Our own engine beside the others, network by network: how many times as fast as the best of them.
+
+    python benchmarks/native.py OUT.csv [--networks v1,v2] [--every 1] [--precision int8] [--threads 1] [--batch 1]
+
+The networks are the grid of `choose` with 1000 classes, random weights (no time depends on them), each as every
+engine's file of one precision. The files of a network are measured in turn in one run, each in a process of its own
+(see `mobilenets bench`). Milliseconds are the median of the quietest round; `ratio` is the median over the rounds of
+the best other engine's median divided by ours. Rows that are in OUT.csv are skipped. Prints the geometric mean of the
+ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import math
+import statistics
+import tempfile
+from pathlib import Path
+
+from mobilenets import console, files
+from mobilenets.arch import cost
+from mobilenets.arch.spec import Arch
+from mobilenets.deploy import bench, choose, engines, latency
+from mobilenets.errors import UserError
+from mobilenets.model.bundle import random_bundle
+
+OWN = "native"
+OTHERS = ("onnxruntime", "openvino", "litert", "ncnn", "executorch")
+KEY = ("network", "precision", "threads", "batch")
+COLUMNS = (*KEY, "macs_m", OWN, *OTHERS, "best_other", "ratio")
+
+
+def measured(arch: Arch, names: list[str], a: argparse.Namespace) -> dict[str, str]:
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = random_bundle(arch, a.precision)
+        subjects, used = [], []
+        for name in names:
+            path = Path(folder) / engines.file_name(name, a.precision)
+            try:
+                engines.module(name).write(bundle, path, None)
+            except UserError as e:
+                console.note(str(e))
+                continue
+            subjects.append(bench.Subject(path, a.threads))
+            used.append(name)
+        timings = bench.time_files(subjects, (a.batch,), a.rounds)
+    ms = {n: t.median_ms for n, t in zip(used, timings, strict=True)}
+    rounds = {n: t.rounds_ms for n, t in zip(used, timings, strict=True)}
+    best = min((n for n in used if n != OWN), key=lambda n: ms[n])
+    pairs = [min(rounds[n][i] for n in used if n != OWN) / rounds[OWN][i] for i in range(a.rounds)]
+    return {
+        "network": arch.title, "precision": a.precision, "threads": str(a.threads), "batch": str(a.batch),
+        "macs_m": f"{cost.count(arch).macs / 1e6:.2f}", **{n: f"{v:.3f}" for n, v in ms.items()},
+        "best_other": best, "ratio": f"{statistics.median(pairs):.3f}",
+    }  # fmt: skip
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as f:
+        return list(csv.DictReader(f))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--networks", default="", help="names or titles of the zoo, with commas between; all, if empty")
+    parser.add_argument("--every", type=int, default=1, help="every n-th network of the grid")
+    parser.add_argument("--precision", default="int8")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--others", default=",".join(OTHERS))
+    a = parser.parse_args()
+    names = [n for n in (OWN, *a.others.split(",")) if a.precision in engines.runtime(n).precisions]
+    console.note(f"{latency.machine()}; " + ", ".join(f"{n} {engines.version(n)}" for n in names))
+    wanted = a.networks.split(",") if a.networks else []
+    grid = [g for g in choose.grid(1000) if "hybrid" not in g.name and (not wanted or {g.name, g.title} & {*wanted})][
+        :: a.every
+    ]
+    for arch in grid:
+        key = (arch.title, a.precision, str(a.threads), str(a.batch))
+        if any(tuple(r[k] for k in KEY) == key for r in read(a.out)):
+            continue
+        rows = [*read(a.out), measured(arch, names, a)]
+        with files.atomic_file(a.out) as tmp, tmp.open("w", newline="", encoding="utf-8") as f:
+            writer = csv.DictWriter(f, COLUMNS)
+            writer.writeheader()
+            writer.writerows(rows)
+        console.note(f"{arch.title}: {rows[-1][OWN]} ms, {rows[-1]['ratio']} times as fast as {rows[-1]['best_other']}")
+    ratios = [
+        float(r["ratio"])
+        for r in read(a.out)
+        if tuple(r[k] for k in KEY[1:]) == (a.precision, str(a.threads), str(a.batch))
+    ]
+    mean = math.exp(statistics.mean(map(math.log, ratios)))
+    console.note(f"{len(ratios)} networks: geometric mean {mean:.2f}, least {min(ratios):.2f}")
+
+
+if __name__ == "__main__":
+    main()

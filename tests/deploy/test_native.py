@@ -76,13 +76,14 @@ def steps_apart(bundle: Bundle, images: Pixels, folder: Path) -> dict[str, np.nd
 def test_whole_numbers_are_the_simulations(
     name: str, padding: str, make_bundle: Callable[..., Bundle], pixels: Pixels, tmp_path: Path
 ) -> None:
-    """But for sums that fall half-way between two values, where the simulation's floats have no say either."""
+    """What is added up, to the byte; activations and what joins scales within a step, and hardly ever that."""
     bundle = quantize_bundle(make_bundle(name, padding), pixels)
     apart = steps_apart(bundle, pixels[:4], tmp_path)
     assert len(apart) > 10
     for op, steps in apart.items():
-        assert steps.max() < 1.01, op
-    assert np.mean(np.concatenate([steps.ravel() > 0.5 for steps in apart.values()])) < 5e-4
+        kind = bundle.card.graph.op(op).kind
+        assert steps.max() < (0.01 if kind in ("conv", "depthwise", "pointwise", "linear", "pool") else 1.01), op
+    assert np.mean(np.concatenate([steps.ravel() > 0.5 for steps in apart.values()])) < 1e-5
 
 
 @built

@@ -193,6 +193,6 @@ def write(bundle: Bundle, path: Path, batch: int | None) -> None:  # noqa: ARG00
 
 def stored_precision(path: Path) -> Precision:
     """What the layers of the file at `path` read their weights from."""
-    from mobilenets.deploy.writers.native import stored_precision
+    from mobilenets.deploy.writers.native_file import stored_precision
 
     return stored_precision(path)

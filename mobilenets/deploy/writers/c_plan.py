@@ -6,7 +6,7 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from mobilenets.deploy.writers.native import HEADER, INT8, OPERATION, PREFIX, VALUE_WORDS
+from mobilenets.deploy.writers.native_file import HEADER, INT8, OPERATION, PREFIX, VALUE_WORDS
 from mobilenets.deploy.writers.native_plan import F32, KINDS, NONE, SLACK, SPATIAL, U8, UNIT, WINDOW
 
 SMALL_GATHER, GATHER = 2 * 1024, 24 * 1024  # bytes of a convolution's windows at a time: in plain C, and with vectors

@@ -15,7 +15,7 @@ import numpy as np
 from mobilenets.deploy.writers import c_engine
 from mobilenets.deploy.writers.c_array import comment, framing, string
 from mobilenets.deploy.writers.c_plan import Parsed, gather_bytes, memory, parse
-from mobilenets.deploy.writers.native import FLOAT16, FLOAT32, INT8
+from mobilenets.deploy.writers.native_file import FLOAT16, FLOAT32, INT8
 from mobilenets.deploy.writers.native_plan import F32, KINDS, NONE, U8
 from mobilenets.deploy.writers.tflite_metadata import class_names
 from mobilenets.errors import UserError

@@ -1,18 +1,14 @@
 """A lowered network -> the steps of our own engine (`native/`), and the .mnet file that it runs. No torch.
 
-The file: "MNET", version, size, SHA-256; a header; the card; names; records of maps, operations, groups and outputs;
-weights as the kernels read them (`native/src/plan.h` and `kernels.h` say where each lies). An int8 network's sums
-become bytes by one multiplier for each channel; activations that are rounded by themselves are tables of 256 bytes.
+An int8 network's sums become bytes by one multiplier for each channel; activations that are rounded by themselves are
+tables of 256 bytes.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import struct
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,20 +16,23 @@ import numpy as np
 from mobilenets.arch.graph import Op
 from mobilenets.deploy.lowering import Lowered, lower, unsupported
 from mobilenets.deploy.writers import native_plan
-from mobilenets.deploy.writers.native_plan import F32, IMAGE, KINDS, NONE, U8, UNIT, Plan, Step, Value
-from mobilenets.errors import UserError
-from mobilenets.files import parse_json
+from mobilenets.deploy.writers.native_file import (
+    FLOAT16,
+    FLOAT32,
+    INT8,
+    PANEL,
+    Constants,
+    Names,
+    filled,
+    joined,
+    laid,
+    record,
+)
+from mobilenets.deploy.writers.native_plan import F32, IMAGE, U8, Plan, Step, Value
 from mobilenets.model.bundle import Bundle
-from mobilenets.model.card import Precision
 from mobilenets.model.encodings import Array
 
 NAME = "native"
-MAGIC, VERSION, PREFIX = b"MNET", 1, 64
-HEADER = struct.Struct("<14I")
-OPERATION = struct.Struct("<10I3i7I2i4f")
-VALUE_WORDS, OUTPUT_WORDS = 11, 3
-PANEL = 16  # output channels that lie together in packed weights
-INT8, FLOAT32, FLOAT16 = 1, 2, 3
 ACTS = {"hard_swish": 1, "hard_sigmoid": 2, "gelu": 3}
 ONE = np.float32(1)
 
@@ -284,59 +283,10 @@ EMIT: dict[str, Callable[[_Writer, Op], None]] = {
 }
 
 
-# ---- bytes
+# ---- the file
 
 
-class _Weights:
-    """The part of the file that constants lie in, each at a multiple of UNIT."""
-
-    def __init__(self) -> None:
-        self.parts: list[bytes] = []
-        self.units = 0
-
-    def add(self, array: Array) -> int:
-        data = np.ascontiguousarray(array).tobytes()
-        at, units = self.units, -(-len(data) // UNIT)
-        self.parts.append(data.ljust(units * UNIT, b"\0"))
-        self.units += units
-        return at
-
-
-def panels(weights: Array, group: int) -> Array:
-    """Weights [cout, K] as [cout/16][K/group][16][group], both filled up with zeros."""
-    cout, k = weights.shape
-    full = np.zeros((-(-cout // PANEL) * PANEL, -(-k // group) * group), weights.dtype)
-    full[:cout, :k] = weights
-    return full.reshape(-1, PANEL, full.shape[1] // group, group).transpose(0, 2, 1, 3)
-
-
-def laid(step: Step, op: Op, values: Array, pitch: int) -> Array:
-    """A layer's weights [cout, cin/groups, KH, KW] as its kernel reads them; `pitch`: numbers a pixel of its input."""
-    if step.kind == "depthwise":
-        out = np.zeros((math.prod(op.kernels), pitch), values.dtype)
-        out[:, : op.cout] = values.reshape(op.cout, -1).T
-        return out
-    if op.groups > 1:  # as one of all inputs: nearly all of its weights are zeros
-        each_in, each_out = op.cin // op.groups, op.cout // op.groups
-        dense = np.zeros((op.cout, op.cin, *op.kernels), values.dtype)
-        for g in range(op.groups):
-            rows, columns = slice(g * each_out, (g + 1) * each_out), slice(g * each_in, (g + 1) * each_in)
-            dense[rows, columns] = values[rows]
-        values = dense
-    wide = values.shape[1] if step.kind == "pointwise" else pitch
-    spread = np.zeros((op.cout, *op.kernels, wide), values.dtype)
-    spread[..., : values.shape[1]] = values.transpose(0, 2, 3, 1)
-    return panels(spread.reshape(op.cout, -1), 4 if values.dtype == np.int8 else 1)
-
-
-def filled(numbers: Array, dtype: str) -> Array:
-    """Of each channel, up to a whole panel."""
-    out = np.zeros(-(-len(numbers) // PANEL) * PANEL, dtype)
-    out[: len(numbers)] = numbers
-    return out
-
-
-def _constants(writer: _Writer, step: Step, weights: _Weights) -> dict[str, int]:
+def _constants(writer: _Writer, step: Step, weights: Constants) -> dict[str, int]:
     """Where a step's constants lie."""
     found: dict[str, int] = {}
     if "lut" in step.numbers:
@@ -362,32 +312,6 @@ def _constants(writer: _Writer, step: Step, weights: _Weights) -> dict[str, int]
     return found
 
 
-class _Names:
-    def __init__(self) -> None:
-        self.data = b""
-        self.at: dict[str, int] = {}
-
-    def add(self, name: str) -> int:
-        if name not in self.at:
-            self.at[name] = len(self.data)
-            self.data += name.encode() + b"\0"
-        return self.at[name]
-
-
-def _record(step: Step, name: int, index: dict[str, int], found: dict[str, int]) -> bytes:
-    n = step.numbers
-    inputs = [index[i] for i in step.inputs] + [NONE]
-    return OPERATION.pack(
-        KINDS.index(step.kind) + 1, name, inputs[0], inputs[1], index[step.out],
-        *step.kernels, step.stride, step.top, step.left,
-        n.get("zero", 0), n.get("low", 0), n.get("high", 255),
-        n.get("act", 0), found.get("encoding", 0),
-        *(found.get(k, NONE) for k in ("weights", "bias", "multiplier", "lut")), n.get("first", 0),
-        n.get("za", 0), n.get("zb", 0),
-        n.get("a", 0.0), n.get("b", 0.0), n.get("least", -math.inf), n.get("most", math.inf),
-    )  # fmt: skip
-
-
 def native_model(bundle: Bundle, planned: Callable[..., Plan] = native_plan.plan) -> bytes:
     """The network as a file: uint8 [N, H, W, 3] to the card's outputs, float32, for any N.
 
@@ -405,9 +329,9 @@ def _file(writer: _Writer, card: bytes, planned: Callable[..., Plan]) -> bytes:
     given = [writer.alias.get(o.op, o.op) for o in graph.outputs]
     plan = planned(steps, values, given)
     index = {name: i for i, name in enumerate(values)}
-    names, weights = _Names(), _Weights()
+    names, weights = Names(), Constants()
     records = [native_plan.value_record(v) for v in values.values()]
-    operations = [_record(s, names.add(s.name), index, _constants(writer, s, weights)) for s in steps]
+    operations = [record(s, names.add(s.name), index, _constants(writer, s, weights)) for s in steps]
     outputs = [
         [names.add(o.name), index[v], len(graph.shapes[o.op])] for o, v in zip(graph.outputs, given, strict=True)
     ]
@@ -415,48 +339,5 @@ def _file(writer: _Writer, card: bytes, planned: Callable[..., Plan]) -> bytes:
         (np.array(records, "<u4").tobytes(), *operations, native_plan.group_records(plan.groups),
          np.array(outputs, "<u4").tobytes())
     )  # fmt: skip
-    return _joined(writer, plan, card, names.data, body, weights, len(outputs))
-
-
-def _joined(
-    writer: _Writer, plan: Plan, card: bytes, names: bytes, body: bytes, weights: _Weights, outputs: int
-) -> bytes:
-    parts: list[bytes] = []
-    at = 2 * PREFIX // UNIT
-
-    def place(data: bytes) -> int:
-        nonlocal at
-        here, units = at, -(-len(data) // UNIT)
-        parts.append(data.ljust(units * UNIT, b"\0"))
-        at += units
-        return here
-
-    header = HEADER.pack(
-        place(card), len(card), place(names), len(names), place(body), len(writer.values), len(writer.steps),
-        len(plan.groups), outputs, place(b"".join(weights.parts)), weights.units, plan.arena_units, plan.window_units,
-        list(writer.values).index(writer.image),
-    )  # fmt: skip
-    rest = header.ljust(PREFIX, b"\0") + b"".join(parts)
-    size = PREFIX + len(rest)
-    return MAGIC + struct.pack("<IQ", VERSION, size) + hashlib.sha256(rest).digest() + bytes(16) + rest
-
-
-def stored_precision(path: Path) -> Precision:
-    """What the layers of a file read their weights from, but for those that its card keeps in float."""
-    data = path.read_bytes()
-    try:
-        head = HEADER.unpack_from(data, PREFIX)
-        card, card_bytes, names, names_bytes, plan, values, operations = head[:7]
-        told = parse_json(data[card * UNIT : card * UNIT + card_bytes])
-        text = data[names * UNIT : names * UNIT + names_bytes]
-        found = set()
-        for i in range(operations):
-            record = OPERATION.unpack_from(data, plan * UNIT + values * VALUE_WORDS * 4 + i * OPERATION.size)
-            name = text[record[1] : text.index(b"\0", record[1])].decode()
-            if record[14] and name not in told.get("float_ops", ()):
-                found.add(record[14])
-    except (struct.error, ValueError, AttributeError) as e:
-        raise UserError(f"{path}: not a readable .mnet file: {e}") from e
-    if found == {INT8}:
-        return "int8"
-    return "float16" if found == {FLOAT16} else "float32"
+    counts = len(values), len(steps), len(plan.groups), len(outputs)
+    return joined(plan, counts, list(values).index(writer.image), card, names.data, body, weights)

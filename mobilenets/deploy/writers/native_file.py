@@ -1,0 +1,154 @@
+"""A .mnet file, byte by byte: "MNET", version, size, SHA-256; a header; the card; names; records of maps, operations,
+groups and outputs; weights as the kernels read them. `native/src/plan.h` and `kernels.h` say where each lies. No torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import struct
+from pathlib import Path
+
+import numpy as np
+
+from mobilenets.arch.graph import Op
+from mobilenets.deploy.writers.native_plan import KINDS, NONE, UNIT, Plan, Step
+from mobilenets.errors import UserError
+from mobilenets.files import parse_json
+from mobilenets.model.card import Precision
+from mobilenets.model.encodings import Array
+
+MAGIC, VERSION, PREFIX = b"MNET", 1, 64
+HEADER = struct.Struct("<14I")
+OPERATION = struct.Struct("<10I3i7I2i4f")
+VALUE_WORDS = 11
+PANEL = 16  # output channels that lie together in packed weights
+INT8, FLOAT32, FLOAT16 = 1, 2, 3
+
+
+class Constants:
+    """The part of the file that constants lie in, each at a multiple of UNIT."""
+
+    def __init__(self) -> None:
+        self.parts: list[bytes] = []
+        self.units = 0
+
+    def add(self, array: Array) -> int:
+        data = np.ascontiguousarray(array).tobytes()
+        at, units = self.units, -(-len(data) // UNIT)
+        self.parts.append(data.ljust(units * UNIT, b"\0"))
+        self.units += units
+        return at
+
+
+def panels(weights: Array, group: int) -> Array:
+    """Weights [cout, K] as [cout/16][K/group][16][group], both filled up with zeros."""
+    cout, k = weights.shape
+    full = np.zeros((-(-cout // PANEL) * PANEL, -(-k // group) * group), weights.dtype)
+    full[:cout, :k] = weights
+    return full.reshape(-1, PANEL, full.shape[1] // group, group).transpose(0, 2, 1, 3)
+
+
+def laid(step: Step, op: Op, values: Array, pitch: int) -> Array:
+    """A layer's weights [cout, cin/groups, KH, KW] as its kernel reads them; `pitch`: numbers a pixel of its input."""
+    if step.kind == "depthwise":
+        out = np.zeros((math.prod(op.kernels), pitch), values.dtype)
+        out[:, : op.cout] = values.reshape(op.cout, -1).T
+        return out
+    if op.groups > 1:  # as one of all inputs: nearly all of its weights are zeros
+        each_in, each_out = op.cin // op.groups, op.cout // op.groups
+        dense = np.zeros((op.cout, op.cin, *op.kernels), values.dtype)
+        for g in range(op.groups):
+            rows, columns = slice(g * each_out, (g + 1) * each_out), slice(g * each_in, (g + 1) * each_in)
+            dense[rows, columns] = values[rows]
+        values = dense
+    wide = values.shape[1] if step.kind == "pointwise" else pitch
+    spread = np.zeros((op.cout, *op.kernels, wide), values.dtype)
+    spread[..., : values.shape[1]] = values.transpose(0, 2, 3, 1)
+    return panels(spread.reshape(op.cout, -1), 4 if values.dtype == np.int8 else 1)
+
+
+def filled(numbers: Array, dtype: str) -> Array:
+    """Of each channel, up to a whole panel."""
+    out = np.zeros(-(-len(numbers) // PANEL) * PANEL, dtype)
+    out[: len(numbers)] = numbers
+    return out
+
+
+class Names:
+    """Names one after another, each ended by a zero byte."""
+
+    def __init__(self) -> None:
+        self.data = b""
+        self.at: dict[str, int] = {}
+
+    def add(self, name: str) -> int:
+        if name not in self.at:
+            self.at[name] = len(self.data)
+            self.data += name.encode() + b"\0"
+        return self.at[name]
+
+
+def record(step: Step, name: int, index: dict[str, int], found: dict[str, int]) -> bytes:
+    """An operation's; `index`: the values' places, `found`: its constants'."""
+    n = step.numbers
+    inputs = [index[i] for i in step.inputs] + [NONE]
+    return OPERATION.pack(
+        KINDS.index(step.kind) + 1, name, inputs[0], inputs[1], index[step.out],
+        *step.kernels, step.stride, step.top, step.left,
+        n.get("zero", 0), n.get("low", 0), n.get("high", 255),
+        n.get("act", 0), found.get("encoding", 0),
+        *(found.get(k, NONE) for k in ("weights", "bias", "multiplier", "lut")), n.get("first", 0),
+        n.get("za", 0), n.get("zb", 0),
+        n.get("a", 0.0), n.get("b", 0.0), n.get("least", -math.inf), n.get("most", math.inf),
+    )  # fmt: skip
+
+
+def joined(
+    plan: Plan,
+    counts: tuple[int, int, int, int],
+    image: int,
+    card: bytes,
+    names: bytes,
+    records: bytes,
+    weights: Constants,
+) -> bytes:
+    """The whole file. `counts`: of values, operations, groups and outputs; `image`: which of the values that is."""
+    parts: list[bytes] = []
+    at = 2 * PREFIX // UNIT
+
+    def place(data: bytes) -> int:
+        nonlocal at
+        here, units = at, -(-len(data) // UNIT)
+        parts.append(data.ljust(units * UNIT, b"\0"))
+        at += units
+        return here
+
+    header = HEADER.pack(
+        place(card), len(card), place(names), len(names), place(records), *counts,
+        place(b"".join(weights.parts)), weights.units, plan.arena_units, plan.window_units, image,
+    )  # fmt: skip
+    rest = header.ljust(PREFIX, b"\0") + b"".join(parts)
+    size = PREFIX + len(rest)
+    return MAGIC + struct.pack("<IQ", VERSION, size) + hashlib.sha256(rest).digest() + bytes(16) + rest
+
+
+def stored_precision(path: Path) -> Precision:
+    """What the layers of a file read their weights from, but for those that its card keeps in float."""
+    data = path.read_bytes()
+    try:
+        head = HEADER.unpack_from(data, PREFIX)
+        card, card_bytes, names, names_bytes, plan, values, operations = head[:7]
+        told = parse_json(data[card * UNIT : card * UNIT + card_bytes])
+        text = data[names * UNIT : names * UNIT + names_bytes]
+        found = set()
+        for i in range(operations):
+            record = OPERATION.unpack_from(data, plan * UNIT + values * VALUE_WORDS * 4 + i * OPERATION.size)
+            name = text[record[1] : text.index(b"\0", record[1])].decode()
+            if record[14] and name not in told.get("float_ops", ()):
+                found.add(record[14])
+    except (struct.error, ValueError, AttributeError) as e:
+        raise UserError(f"{path}: not a readable .mnet file: {e}") from e
+    if found == {INT8}:
+        return "int8"
+    return "float16" if found == {FLOAT16} else "float32"

@@ -115,9 +115,11 @@ class Card:
             raise UserError("the card's images are {} pixels, its network's {}".format(*sizes))
         if not self.head.outputs:
             raise UserError("the card names no outputs")
-        wide = self.outputs.get(PROBABILITIES, (len(labels),))
-        if labels and wide != (len(labels),):
-            raise UserError(f"the card has {len(labels)} labels for {wide[0]} probabilities")
+        given = next((o.op for o in self.head.outputs if o.name == PROBABILITIES), "")
+        if labels and given in self.graph.by_name and self.graph.op(given).kind in ("softmax", "sigmoid"):
+            wide = self.outputs[PROBABILITIES]
+            if wide != (len(labels),):
+                raise UserError(f"the card has {len(labels)} labels for {wide[0]} probabilities")
         if len(Trust.of(self.config).thresholds) not in (0, len(labels)):
             raise UserError("the card's thresholds aren't one for each label")
         for name in self.float_ops:

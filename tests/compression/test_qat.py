@@ -35,9 +35,14 @@ def logits(net: Walker, x: torch.Tensor) -> torch.Tensor:
     return net.run({"input": x}, ["logits"])["logits"]
 
 
+def trained_in(bundle: Bundle) -> Walker:
+    """The bundle in floats, as training computes it."""
+    return simulate.SimulatedInt8(bundle).eval() if bundle.card.precision == "int8" else simulate.module(bundle)
+
+
 def answers(bundle: Bundle, pixels: Pixels) -> torch.Tensor:
     with torch.inference_mode():
-        return logits(simulate.module(bundle), torch.from_numpy(bundle.card.preprocess.normalize(pixels)))
+        return logits(trained_in(bundle), torch.from_numpy(bundle.card.preprocess.normalize(pixels)))
 
 
 def divergence(bundle: Bundle, source: Bundle, pixels: Pixels) -> float:

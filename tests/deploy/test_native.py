@@ -22,7 +22,7 @@ from mobilenets.deploy.engines.torch import TorchEngine
 from mobilenets.errors import UserError
 from mobilenets.model.bundle import Bundle, random_bundle
 from mobilenets.model.images import Pixels
-from mobilenets.model.reference import SimulatedInt8
+from mobilenets.model.reference import ExactInt8
 
 pytestmark = pytest.mark.usefixtures("ours")
 built = pytest.mark.skipif(not native_library.built(), reason="the native engine isn't built here")
@@ -55,7 +55,7 @@ def steps_apart(bundle: Bundle, images: Pixels, folder: Path) -> dict[str, np.nd
     """
     bundle = tapped(bundle)
     got = {k: torch.from_numpy(np.array(v)) for k, v in engine(bundle, folder)(images).items()}
-    simulated = SimulatedInt8(bundle).eval()
+    simulated = ExactInt8(bundle).eval()
     pixels = torch.from_numpy(bundle.card.preprocess.normalize(images))
     values = {"input": pixels}
     found = {}

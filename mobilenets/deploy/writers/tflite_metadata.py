@@ -36,7 +36,7 @@ def normalization(card: Card) -> tuple[float, float]:
 
 def class_names(card: Card) -> tuple[str, ...]:
     """What probabilities are of; nothing where there are none, whatever is called labels there."""
-    return card.labels if PROBABILITIES in card.outputs else ()
+    return card.labels if card.outputs.get(PROBABILITIES) == (len(card.labels),) else ()
 
 
 class _Tables:

@@ -216,7 +216,7 @@ def test_without_a_compiler(
     monkeypatch.setattr(native_library, "LIBRARY", tmp_path / "nothing.so")
     here = dataclasses.replace(RUNTIMES["native"], runs_here=native_library.built())
     monkeypatch.setitem(RUNTIMES, "native", here)
-    native_library.library.cache_clear()
+    native_library.opened.cache_clear()
     try:
         assert "native" not in engines.installed()
         made = export.export_bundle(make_bundle("v1"), pixels, tmp_path / "m.mnet", "noise", "native")
@@ -226,7 +226,7 @@ def test_without_a_compiler(
         with pytest.raises(UserError, match="isn't built"):
             engines.version("native")
     finally:
-        native_library.library.cache_clear()
+        native_library.opened.cache_clear()
 
 
 @built

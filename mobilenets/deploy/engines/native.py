@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from mobilenets.deploy.engines import Outputs, check_card, parse_card
 from mobilenets.deploy.engines.guard import Guarded
-from mobilenets.deploy.engines.native_library import library
+from mobilenets.deploy.engines.native_library import opened
 from mobilenets.errors import UserError
 from mobilenets.model.bundle import Bundle
 from mobilenets.model.card import Precision
@@ -32,7 +32,7 @@ def version() -> str:
     """The package's own: the library is a part of it."""
     from mobilenets import __version__
 
-    library()
+    opened()
     return str(__version__)
 
 
@@ -40,7 +40,7 @@ class Model:
     """A file in memory, verified: what sessions are made of."""
 
     def __init__(self, path: Path) -> None:
-        self.lib = library()
+        self.lib = opened()
         try:
             with path.open("rb") as f:
                 data = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)

@@ -23,7 +23,7 @@ def built() -> bool:
 
 
 @functools.cache
-def library() -> ctypes.CDLL:
+def opened() -> ctypes.CDLL:
     """The built library. Raises `UserError` where there is none."""
     if not LIBRARY.is_file():
         raise UserError(MISSING)

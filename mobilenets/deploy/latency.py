@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mobilenets import __version__, console, files
 from mobilenets.arch.spec import Arch
-from mobilenets.deploy import engines, load
+from mobilenets.deploy import engines, load, processor
 from mobilenets.deploy.bench import best_round_ms, pinned, time_calls
 from mobilenets.errors import UserError, unknown
 from mobilenets.model.bundle import random_bundle
@@ -101,11 +101,7 @@ def machine() -> str:
 @functools.cache
 def _instructions() -> str:
     """A digest of the processor's feature flags: two machines may share a name and differ in instructions."""
-    try:
-        with Path("/proc/cpuinfo").open(encoding="utf-8") as f:
-            flags = next((line for line in f if line.startswith(("flags", "Features"))), "")
-    except OSError:
-        flags = platform.machine()
+    flags = processor.features() or platform.machine()
     return hashlib.sha256(flags.encode()).hexdigest()[:8]
 
 

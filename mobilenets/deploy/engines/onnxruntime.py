@@ -11,6 +11,7 @@ from pathlib import Path
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime as ort
 
+from mobilenets.deploy import processor
 from mobilenets.deploy.engines import Outputs, check_card, parse_card, run_batched
 from mobilenets.deploy.engines.guard import Guarded
 from mobilenets.errors import UserError
@@ -33,12 +34,7 @@ def exact_everywhere() -> bool:
 @functools.cache
 def exact_by_itself() -> bool:
     """Whether this processor multiplies bytes exactly (VNNI): the exact way of others would only take longer here."""
-    try:
-        with Path("/proc/cpuinfo").open(encoding="utf-8") as f:
-            flags = next((line for line in f if line.startswith("flags")), "")
-    except OSError:
-        return False
-    return bool({"avx512_vnni", "avx_vnni"} & {*flags.split()})
+    return bool({"avx512_vnni", "avx_vnni"} & {*processor.features().split()})
 
 
 def session(model: str | bytes, threads: int, widen: bool = False) -> ort.InferenceSession:

@@ -141,6 +141,18 @@ def _concatenated(_op: Op, inputs: Sequence[Shape]) -> Shape:
     return (sum(s[0] for s in inputs), *inputs[0][1:])
 
 
+def _in_rows(op: Op, inputs: Sequence[Shape]) -> Shape:
+    return (math.prod(inputs[0]) // op.cout, op.cout)
+
+
+def _stacked(op: Op, inputs: Sequence[Shape]) -> Shape:
+    return (sum(s[0] for s in inputs), op.cout)
+
+
+def _resized(op: Op, inputs: Sequence[Shape]) -> Shape:
+    return (op.cout, *inputs[1][1:])
+
+
 def _planes_first(_op: Op, inputs: Sequence[Shape]) -> Shape:
     height, width, planes = inputs[0]
     return planes, height, width
@@ -165,7 +177,11 @@ KINDS: dict[str, Kind] = {
     "attend": Kind(_attended),  # attention of query, key, value
     "concat": Kind(_concatenated),  # of channels
     "flatten": Kind(_flattened, rounded=False),  # to one number after the other, channels first
-    "softmax": Kind(_kept, rounded=False),  # over the first axis, as l2norm
+    # Of a map [K * cout, H, W], what is said of each of K things at every position: [H * W * K, cout].
+    "rows": Kind(_in_rows, rounded=False),
+    "stack": Kind(_stacked, rounded=False),  # rows, one input's after another's
+    "upsample": Kind(_resized),  # to the second input's height and width, each pixel the nearest one's
+    "softmax": Kind(_kept, rounded=False),  # of a vector, or of each row; as l2norm
     "sigmoid": Kind(_kept, rounded=False),  # of each number by itself
     "l2norm": Kind(_kept, rounded=False),
     # What lowering makes explicit. "pixels" reads the bytes as the numbers they stand for, "normalize" makes them.

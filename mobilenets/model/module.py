@@ -62,17 +62,35 @@ class Linear(nn.Linear):
 
 
 class Concat(nn.Module):
-    """Maps of one size, their channels one after another."""
+    """Maps of one size, their channels one after another; or rows."""
 
     def forward(self, *maps: Tensor) -> Tensor:
         return torch.cat(maps, 1)
 
 
-class Softmax(nn.Module):
-    """Numbers [N, K, ...] as probabilities."""
+class Rows(nn.Module):
+    """What a map says of each of K things at every position: [N, K * width, H, W] -> [N, H * W * K, width]."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.softmax(x, 1)
+        return x.permute(0, 2, 3, 1).reshape(len(x), -1, self.width)
+
+
+class Upsample(nn.Module):
+    """A map in the size of another, of each pixel the nearest."""
+
+    def forward(self, x: Tensor, like: Tensor) -> Tensor:
+        return F.interpolate(x, like.shape[2:])
+
+
+class Softmax(nn.Module):
+    """Numbers [N, K], or rows of them [N, R, K], as probabilities; of a map [N, K, H, W], at each position."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.softmax(x, 1 if x.ndim == 4 else -1)
 
 
 class Sigmoid(nn.Module):
@@ -143,6 +161,9 @@ MODULES: dict[str, Callable[[Op, Arch], nn.Module]] = {
     "attend": lambda op, _: Attend(op.heads),
     "concat": lambda _op, _: Concat(),
     "flatten": lambda _op, _: nn.Flatten(),
+    "rows": lambda op, _: Rows(op.cout),
+    "stack": lambda _op, _: Concat(),
+    "upsample": lambda _op, _: Upsample(),
     "softmax": lambda _op, _: Softmax(),
     "sigmoid": lambda _op, _: Sigmoid(),
     "l2norm": lambda _op, _: L2Norm(),

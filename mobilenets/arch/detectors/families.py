@@ -90,7 +90,7 @@ def detector_arch(
     *,
     reduced_tail: bool | None = None,
 ) -> Arch:
-    """The backbone that a family's head goes on, without a classifier, as those who published the family build it.
+    """The backbone that a family's head goes on, up to its last map, as those who published the family build it.
 
     `backbone` and `resolution` (a side in pixels, or height and width) are the family's own, if left out.
     `reduced_tail` halves the channels behind V3's stride of 16 (V3 paper, section 6.3 and table 6); left out, it is as
@@ -103,7 +103,7 @@ def detector_arch(
     if reduced_tail and not v3:
         raise UserError(f"the reduced tail is V3's: {network.name} has none")
     side = how.resolutions[0] if resolution is None else resolution
-    arch = spec.scale(network, alpha, side, 0, **dataclasses.asdict(how.variant(network.name)))
+    arch = spec.scale(network, alpha, side, 0, **dataclasses.asdict(how.variant(network.name))).replace(head=())
     tail = how.convention == "torchvision" and v3 if reduced_tail is None else reduced_tail
     return reduce_tail(arch) if tail else arch
 

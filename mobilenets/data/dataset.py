@@ -312,7 +312,10 @@ def in_order(data: Data, labels: tuple[str, ...]) -> Data:
         )
     to = np.array([names.index(c) for c in data.labels], np.int64)
     for s in data.splits.values():
-        s.targets = renumbered(s.targets, to, len(labels))
+        if isinstance(s.targets, np.ndarray):
+            s.targets = renumbered(s.targets, to, len(labels))
+        else:
+            s.targets = [t.renumbered(to) for t in s.targets]
     data.labels = labels
     return data
 

@@ -12,6 +12,7 @@ from mobilenets.tasks.detect.config import Anchors
 
 Floats = npt.NDArray[np.float32]
 ROUNDS = 100  # of k-means at most
+LEAST = 0.7  # of a map's cell: a smaller anchor would miss what lies between two of its positions
 WORTH = 8  # boxes for each shape that is fitted to them: of fewer it would be chance
 
 
@@ -65,7 +66,8 @@ def fitted(like: Anchors, boxes: Floats) -> Anchors:
     """Anchors of the sizes that `boxes` [M, 4] (x1 y1 x2 y2, fractions of the input) have, on the maps of `like`.
 
     Each box is of the map whose shapes are nearest to its size; a map's boxes are clustered by the overlap of their
-    shapes (k-means, Redmon and Farhadi 2017, section 2). A map that few boxes are of keeps its shapes.
+    shapes (k-means, Redmon and Farhadi 2017, section 2), none smaller than LEAST. A map that few boxes are of keeps its
+    shapes.
     """
     sizes = (boxes[:, 2:] - boxes[:, :2]).astype(np.float64)
     sizes = sizes[(sizes > 0).all(1)]
@@ -76,7 +78,9 @@ def fitted(like: Anchors, boxes: Floats) -> Anchors:
     for m, shapes in enumerate(like.boxes):
         mine = sizes[own == m]
         k = min(most, len(mine) // WORTH)
-        made.append(_clusters(mine, k) if k >= len(shapes) else shapes)
+        rows, columns = like.maps[m]
+        least = np.array([LEAST / columns, LEAST / rows])
+        made.append(_clusters(np.maximum(mine, least), k) if k >= len(shapes) else shapes)
     return Anchors(like.maps, tuple(made), "fitted", like.offset, like.clip, like.grids)
 
 

@@ -11,6 +11,7 @@ from torchvision.models.detection import ssdlite320_mobilenet_v3_large
 import mobilenets
 from mobilenets.arch.spec import Variant
 from mobilenets.errors import UserError
+from mobilenets.model.bundle import with_random_weights
 
 GREEN = torch.tensor([0.1, 0.8, 0.2])
 
@@ -123,6 +124,19 @@ def test_a_detector_is_a_bundle_and_starts_from_one(tmp_path):
     extra = "detect.extra.0.reduce.conv.weight"
     assert torch.equal(other.state_dict()[extra], first.state_dict()[extra])
     assert isinstance(pickle.loads(pickle.dumps(again)), mobilenets.Detector)
+
+
+def test_a_pyramids_bundle_has_what_its_maps_share(tmp_path):
+    net = mobilenets.create("ssd-fpnlite", backbone="v1", alpha=0.25, resolution=64, num_classes=2).eval()
+    saved = net.bundle().save(tmp_path / "b")
+    first, last = (f"detect.tower.{i}.0.pointwise.conv.weight" for i in (0, 4))
+    assert np.array_equal(saved.tensors[first], saved.tensors[last])
+    again = mobilenets.create("ssd-fpnlite", pretrained=tmp_path / "b").eval()
+    image = picture(1)[0]
+    assert torch.equal(net([image])[0]["scores"], again([image])[0]["scores"])
+    made = with_random_weights(net.card)
+    assert np.array_equal(made.tensors[first], made.tensors[last])
+    assert torch.equal(made.module().state_dict()[first], torch.from_numpy(made.tensors[first]))
 
 
 def test_it_starts_from_a_classifier(make_bundle):

@@ -142,7 +142,7 @@ def open_shards(source: str) -> Data:
         fields.check(ids, dict[str, int], "category_ids")
         return Data(
             source, labels, splits, index["kind"], val_fraction=index["val_fraction"], scan=scan, images=images,
-            category_ids=ids,
+            category_ids=ids, form="shards",
         )  # fmt: skip
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, OSError, MemoryError) as e:
         raise UserError(

@@ -78,7 +78,7 @@ def settled(source: str, said: Annotations, listing: Listing) -> Data:
         empty=tuple(label for i, label in enumerate(said.labels) if i not in used),
         left_out=(*said.notes, *notes, *lines),
         images=identity.summary(s.marks for s in splits.values()),
-        category_ids=said.ids, faults={k: tuple(v) for k, v in faults.found.items()},
+        category_ids=said.ids, form=said.kind, faults={k: tuple(v) for k, v in faults.found.items()},
     )  # fmt: skip
 
 

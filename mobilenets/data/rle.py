@@ -89,6 +89,8 @@ def to_text(counts: npt.NDArray[Any]) -> str:
 
 def from_text(text: str) -> Counts:
     """The inverse of `to_text`. Raises ValueError for what is no such text."""
+    if not isinstance(text, str):  # of a file from outside
+        raise ValueError("run lengths that are no text")
     letters = np.frombuffer(text.encode("ascii", "replace"), np.uint8).astype(np.int64) - 48
     if not len(letters):
         return np.empty(0, np.int64)

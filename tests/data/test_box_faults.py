@@ -267,6 +267,7 @@ def test_json_that_is_no_coco(change, message, tmp_path):
         {"size": [10**9, 10**9], "counts": "0"},
         {"size": [48, 65], "counts": [3120]},
         {"size": "ab", "counts": [3072]},
+        {"size": [48, 64], "counts": 3072},
         {"counts": [3072]},
         [[0, 0, 1]],
         [[NAN] * 6],

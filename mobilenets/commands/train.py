@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
-from mobilenets import tasks
+from mobilenets import console, tasks
 from mobilenets.arguments import DataSource, StrPath, as_path, checked, seconds, several
 from mobilenets.commands import folds as cross
 from mobilenets.commands.options import Words
@@ -76,7 +77,8 @@ def train(
         or detect for a detector.
     init
         What to start from: a bundle or run, a file of weights of any kind that import takes, or published weights by
-        name (keras:v2-1.0-224): its network, and its weights as far as the classes allow.
+        name (keras:v2-1.0-224): its network, and its weights as far as the classes allow. A detector starts from
+        pretrained weights of its network, where some are at hand, if left out.
     weights
         Folder of pretrained weights, where published ones may be before they are fetched.
     seed
@@ -132,6 +134,9 @@ def train(
     loggers.check(log)
     start = starts.opened(init, as_path(weights)) if init else None
     asked = tasks.with_options(tasks.find_trained(task), detector, start)
+    if start is None and recipe is None and isinstance(asked, Shaped):
+        start = _pretrained(asked, arch, alpha, as_path(weights))
+        arch, alpha = (arch, alpha) if start is None else (None, None)
     usual = asked.recipes if isinstance(asked, Shaped) else ("finetune", "modern")
     chosen = recipes.recipe(recipe or usual[start is None], overrides)
     data = asked.open(source, root, seed, val)
@@ -165,3 +170,22 @@ def train(
         return None
     run.say_where(out)
     return trained
+
+
+def _pretrained(asked: Shaped, arch: str | None, alpha: float | None, folder: Path | None) -> Bundle | None:
+    """The pretrained network that a task starts from where nothing is said; None where there is none. A line says so.
+
+    Boxes are few, mostly: from nothing, a detector of a few hundred images finds next to nothing.
+    """
+    net = asked.network(arch, alpha, None)
+    found = starts.nearest(starts.available(folder), net)
+    if found is None:
+        console.note(
+            f"no pretrained weights of {net.title} are at hand (--weights takes a folder of some): it is trained from "
+            "nothing, which takes many times the images and the time"
+        )
+        return None
+    console.note(
+        f"it starts from pretrained weights, {Path(found.source).name} (--recipe detect-scratch: from nothing)"
+    )
+    return found.load(folder)

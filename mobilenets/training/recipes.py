@@ -43,6 +43,7 @@ class Recipe:
         "none", "balanced: every class counts the same in the loss, and in choosing the best epoch, however few images."
     )
     mixup: float = _doc(0.1, "Beta parameter of mixup; 0 is off.")
+    mosaic: float = _doc(0.0, "Share of a detector's batches that are mosaics of four images each; 0 is off.")
     cutmix: float = _doc(0.0, "Beta parameter of CutMix; 0 is off. With mixup too, each batch has one of them.")
     augment: Literal["auto", "photo", "shift", "glyph", "none"] = _doc(
         "auto",
@@ -90,6 +91,8 @@ class Recipe:
             raise UserError(f"randaugment must be from 0 to 30, not {self.randaugment}")
         if self.batch % self.accumulate:
             raise UserError(f"a batch of {self.batch} can't be split into {self.accumulate} equal pieces")
+        if not 0 <= self.mosaic <= 1:
+            raise UserError(f"mosaic must be from 0 to 1, not {self.mosaic}")
         for name in ("warmup", "label_smoothing", "erasing", "ema", "dropout", "frozen_rows"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"{name} must be in [0, 1), not {getattr(self, name)}")

@@ -138,7 +138,7 @@ class Detect:
     def objective(self, config: Mapping[str, Any], recipe: Any, training: Split) -> DetectionLoss:  # noqa: ARG002
         from mobilenets.tasks.detect.loss import DetectionLoss
 
-        return DetectionLoss(Config.of(config))
+        return DetectionLoss(Config.of(config), recipe.mosaic)
 
     def validation(self, config: Mapping[str, Any]) -> nn.ModuleDict:
         from torch import nn

@@ -129,7 +129,7 @@ V2_PAPER = Recipe(
     dropout=0.2,
 )
 DETECT = Recipe(
-    epochs=40,
+    epochs=60,
     batch=16,
     lr=2e-3,
     frozen_rows=0.25,

@@ -74,7 +74,7 @@ def train(
         or less for images that are smaller.
     recipe
         modern (from scratch), finetune, cifar, v1-paper, v2-paper or v3-paper; by default modern, finetune with --init,
-        or detect for a detector.
+        or detect for a detector from pretrained weights.
     init
         What to start from: a bundle or run, a file of weights of any kind that import takes, or published weights by
         name (keras:v2-1.0-224): its network, and its weights as far as the classes allow. A detector starts from
@@ -185,7 +185,5 @@ def _pretrained(asked: Shaped, arch: str | None, alpha: float | None, folder: Pa
             "nothing, which takes many times the images and the time"
         )
         return None
-    console.note(
-        f"it starts from pretrained weights, {Path(found.source).name} (--recipe detect-scratch: from nothing)"
-    )
+    console.note(f"it starts from pretrained weights, {Path(found.source).name} (--recipe modern: from nothing)")
     return found.load(folder)

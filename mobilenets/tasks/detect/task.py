@@ -44,7 +44,7 @@ class Detect:
     primary: MetricSpec | None = PRIMARY
     taps: tuple[str, ...] = (OFFSETS, LOGITS)
     ragged = True
-    recipes = ("detect", "detect-scratch")
+    recipes = ("detect", "modern")
     framing: Framing = "stretch"
 
     def __init__(

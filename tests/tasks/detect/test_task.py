@@ -156,7 +156,9 @@ def test_images_of_another_size_are_refused():
         DetectionLoss(made)(outputs, [])
 
 
-QUICK = dataclasses.replace(RECIPES["detect-scratch"], epochs=1, batch=8, workers=0, ema=0.0, patience=0)
+QUICK = dataclasses.replace(
+    RECIPES["detect"], epochs=1, batch=8, workers=0, ema=0.0, patience=0, frozen_rows=0.0, layer_decay=1.0
+)
 
 
 def test_one_epoch(shown, tmp_path):

@@ -1,9 +1,9 @@
 """MobileNets, exact and practical: from your data, device and budget to a file that runs there.
 
 Every name here is imported when first used, so `import mobilenets` loads no torch. The functions are the command line's
-verbs (`list` is `list_networks`, `import` is `import_weights`, `eval` is `evaluate`, `push` is `push_to_hub`), and
-return what those print. `create` and `load` give a network to train on and one to run. A wrong call or a wrong file is
-a `UserError`, one line that says what to do.
+verbs (`data check` is `check_data`, `list` is `list_networks`, `import` is `import_weights`, `eval` is `evaluate`,
+`push` is `push_to_hub`), and return what those print. `create` and `load` give a network to train on and one to run. A
+wrong call or a wrong file is a `UserError`, one line that says what to do.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mobilenets.arch.spec import Arch as Arch
     from mobilenets.arch.spec import Variant as Variant
     from mobilenets.commands.bench import bench as bench
+    from mobilenets.commands.check_data import check_data as check_data
     from mobilenets.commands.choose import choose as choose
     from mobilenets.commands.choose import latency_table as latency_table
     from mobilenets.commands.cost import cost as cost
@@ -62,6 +63,7 @@ __version__ = "0.1.0"
 _HOMES = {
     # the verbs
     "bench": "commands.bench",
+    "check_data": "commands.check_data",
     "choose": "commands.choose",
     "cost": "commands.cost",
     "distill": "commands.distill",

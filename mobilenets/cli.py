@@ -40,6 +40,7 @@ VERBS = {
         "reproduce:reproduce",
         "The papers' tables: printed beside counted, errata named.",
     ),
+    "data": ("check_data:check_data", "What is wrong with images, labels and boxes: `data check DATA`."),
     "shards": ("shards:shards", "A large data set as tar files that stream, with an index."),
     "recipes": (
         "recipes:recipes",
@@ -72,6 +73,7 @@ VERBS = {
     "report": ("report:report", "A run's report, one HTML page."),
 }
 TRAINING = ("fit", "train", "sweep", "tune", "distill", "quantize", "export")  # need PyTorch, whatever is asked of them
+PARTS = {"data": "check"}  # verbs that are said with a second word
 # Options that say which network, which `fit` finds out.
 NETWORK = ("--arch", "--alpha", "--resolution")
 HELP = """MobileNets, exact and practical: from your data, device and budget to a file that runs there.
@@ -149,7 +151,11 @@ def _call(arguments: list[str]) -> Any:
         suppress_keyboard_interrupt=False,  # else it ends without a word
     )
     for name, (target, summary) in VERBS.items():
-        app.command(f"mobilenets.commands.{target}", name=name, help=summary)
+        home = app
+        if name in PARTS:
+            home = cyclopts.App(name=name, help=summary)
+            app.command(home)
+        home.command(f"mobilenets.commands.{target}", name=PARTS.get(name, name), help=summary)
     try:
         with needed_by(arguments[0] if arguments else "help"):
             return app(arguments or ["--help"], exit_on_error=False, print_error=False)

@@ -88,6 +88,7 @@ def test_type_checkers_see_every_name():
 
 def test_every_verb_is_a_function():
     renamed = {
+        "data": "check_data",
         "list": "list_networks",
         "import": "import_weights",
         "eval": "evaluate",

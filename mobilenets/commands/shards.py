@@ -14,12 +14,15 @@ from mobilenets import console, files
 from mobilenets.arguments import DataSource, StrPath, as_path, checked
 from mobilenets.data import checks
 from mobilenets.data import shard_reader as sharded
+from mobilenets.data.annotations.open import open_boxes
 from mobilenets.data.checks import Scan
-from mobilenets.data.open import open_data
+from mobilenets.data.open import Opener, open_data
 from mobilenets.data.shard_reader import INDEX, Part
 from mobilenets.data.shard_writer import Writer
 from mobilenets.data.source import Reading, spelled
-from mobilenets.errors import UserError
+from mobilenets.errors import UserError, unknown
+
+OPENERS: dict[str, Opener] = {"classify": open_data, "detect": open_boxes}  # what shards can hold
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -56,7 +59,8 @@ class Sharded(console.Notebook):
             lines.append(
                 f"{console.many(len(self.left_out), 'damaged image')} left out: {'; '.join(self.left_out[:10])}"
             )
-        lines.append(f"try next mobilenets train {self.out} --out runs/new")
+        task = " --task detect" if self.found.boxes else ""
+        lines.append(f"try next mobilenets train {self.out}{task} --out runs/new")
         return Group(t, *map(Text, lines))
 
 
@@ -65,6 +69,7 @@ def shards(
     source: DataSource,
     out: StrPath,
     *,
+    task: str = "classify",
     shard_mb: float = 100.0,
     short_side: int = 0,
     workers: int = -1,
@@ -84,9 +89,11 @@ def shards(
     Parameters
     ----------
     source
-        Folder or zip of class folders, or a set's name.
+        Folder or zip of class folders, or of images with boxes, or a set's name.
     out
         Folder for the shards.
+    task
+        What the images are labelled for: classify, or detect, of images with boxes.
     shard_mb
         Megabytes in a shard, roughly.
     short_side
@@ -131,7 +138,9 @@ def shards(
         raise UserError(f"workers must be 1 or more, or -1 for all cores, not {workers}")
     if sharded.find(source):
         raise UserError(f"{source} is shards already")
-    data = open_data(source, root, seed)
+    if task not in OPENERS:
+        raise unknown("task", task, OPENERS)
+    data = OPENERS[task](source, root, seed, None)
     writer = Writer(data, out, short_side)
     checks.stop_at_doubts(data, yes)
     plan = writer.prepare({"source": source, "seed": seed, "short_side": short_side, "shard_mb": shard_mb})

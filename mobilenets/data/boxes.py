@@ -20,6 +20,7 @@ from mobilenets.data.rle import Polygon, Rle
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
+MOST_SIDE = 1 << 20  # pixels of an image
 
 
 class Masks(Sequence[Rle]):
@@ -73,7 +74,10 @@ class Masks(Sequence[Rle]):
                 rle.check(rle.from_text(shape["counts"]), size[1], size[0])
                 made.append({"size": [size[1], size[0]], "counts": shape["counts"]})
             else:
-                made.append([np.array(p, np.float64).reshape(-1, 2) for p in shape])
+                polygons = [np.array(p, np.float64).reshape(-1, 2) for p in shape]
+                if not all(np.abs(p).max(initial=0) < MOST_SIDE for p in polygons):
+                    raise ValueError("a polygon far outside of its image")
+                made.append(polygons)
         return cls(made, size)
 
 
@@ -185,13 +189,16 @@ class Boxes:
     def from_json(cls, d: dict[str, Any]) -> Boxes:
         """The inverse of `to_json`. Raises KeyError, TypeError, ValueError or OverflowError for what it can't be."""
         width, height = (int(n) for n in d["size"])
+        if not (0 < width <= MOST_SIDE and 0 < height <= MOST_SIDE):
+            raise ValueError(f"an image of {width}x{height} pixels")
         masks = Masks.from_json(d["masks"], (width, height)) if "masks" in d else None
         made = cls.of(
             d["boxes"], d["classes"], (width, height),
             crowd=d.get("crowd"), area=d.get("area"), masks=masks, ids=d.get("ids"),
         )  # fmt: skip
-        if not np.isfinite(made.xyxy).all() or (len(made) and made.classes.min() < 0):
-            raise ValueError("boxes that can't be")
+        inside = (made.xyxy >= 0).all() and (made.xyxy <= np.array([width, height] * 2) + 0.001).all()  # of no NaN
+        if not inside or not (made.area >= 0).all() or (made.classes < 0).any():
+            raise ValueError("boxes outside of their image, or of no class or area")
         return made
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 from mobilenets import console
 from mobilenets.arch import fields
 from mobilenets.data import duplicates
+from mobilenets.data.boxes import Boxes
 from mobilenets.data.dataset import CACHE_BYTES, CACHE_SIDE, Data, Split, shrink
 from mobilenets.data.duplicates import Thumbs
 from mobilenets.errors import UserError
@@ -32,7 +33,8 @@ FLAT = 16  # of 255
 class Scan(console.Notebook):
     """What a look at every image found. `native_side`: the median short side in pixels.
 
-    `counts`: by split, the images of each class; `images`: of each split, where an image may have several tags or none.
+    `counts`: by split, the images of each class, or its boxes; `images`: of each split, where an image may have several
+    tags or boxes, or none. `boxes`: of each split, where there are any.
     """
 
     source: str
@@ -49,6 +51,7 @@ class Scan(console.Notebook):
     flat: list[str] = field(default_factory=list)
     images: dict[str, int] = field(default_factory=dict)
     alike: list[str] = field(default_factory=list)
+    boxes: dict[str, int] = field(default_factory=dict)
 
     @property
     def totals(self) -> dict[str, int]:
@@ -76,12 +79,14 @@ class Scan(console.Notebook):
             t.add_row(c, *(str(per.get(c, 0)) for per in self.counts.values()))
         if len(classes) > 20:
             t.add_row(f"... {len(classes) - 20} more", *("" for _ in self.counts))
-        t.add_row("all", *map(str, self.totals.values()))
+        if self.boxes:
+            t.add_row("all boxes", *map(str, self.boxes.values()))
+        t.add_row("images" if self.boxes else "all", *map(str, self.totals.values()))
         return Group(t, *map(Text, self.findings()))  # Text: a [bracket] in a file's name is no markup
 
     @property
     def _noun(self) -> str:
-        return "tag" if self.images else "class"
+        return "tag" if self.images and not self.boxes else "class"
 
     def findings(self) -> Iterator[str]:
         """A line for each thing that isn't as it should be."""
@@ -204,6 +209,11 @@ def compare(
             if name == "train":
                 every = zip(data.labels, split.targets.T, strict=True)
                 found.alike = [c for c, said in every if len({*said[~np.isnan(said)].tolist()}) < 2]
+        elif split.targets and all(isinstance(t, Boxes) for t in split.targets):
+            each = np.concatenate([t.classes for t in split.targets])
+            holds = np.bincount(each, minlength=len(data.labels)).tolist()
+            found.counts[name] = {c: int(n) for c, n in zip(data.labels, holds, strict=True)}
+            found.images[name], found.boxes[name] = len(split), len(each)
         else:  # what isn't a class has no counts but the images'
             found.counts[name] = {"images": len(split)}
     train = hashes.get("train", {})

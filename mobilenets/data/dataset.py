@@ -132,7 +132,7 @@ class Data:
     classes. `as_trained`: val is what was held out when the network at hand was trained. `limit`: training images of a
     class, at most. `fold`: (which, of how many), where the data is one fold of a cross-validation. `category_ids`: of
     boxes, the classes' own numbers by label, where they have some. `faults`: of boxes, what was found, by kind (see
-    `annotations.faults`).
+    `annotations.faults`). `form`: of boxes, what kind of annotations they were read from.
     """
 
     source: str
@@ -153,6 +153,7 @@ class Data:
     fold: tuple[int, int] | None = None
     category_ids: dict[str, int] = field(default_factory=dict)
     faults: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    form: str = ""
 
     @property
     def held_out(self) -> str:

@@ -77,6 +77,8 @@ def _opened(asked: Source, root: Path | None, labelling: Labelling) -> Data:
     path = Path(asked.path)
     if sharded.find(asked.path):
         data = sharded.open_shards(asked.path)
+        if not all(isinstance(s.targets, np.ndarray) for s in data.splits.values()):
+            raise UserError(f"{asked.path}: shards of images with boxes: --task detect reads them")
     elif path.is_file() or path.is_dir():
         listing = _listed(path)
         found, place = _tables(path, listing, asked.reading, root, labelling)

@@ -19,7 +19,7 @@ Polygon = npt.NDArray[np.float64]
 
 FINE = 5  # COCO's tools draw a polygon's outline on a grid so many times as fine as the pixels'
 MOST_PIXELS = 100_000_000  # of a mask: as of an image
-MOST_OUTLINE = 50_000_000  # points of the fine grid on a polygon's outline
+MOST_OUTLINE = 4_000_000  # points of the fine grid on a polygon's outline: each takes 100 bytes while it is drawn
 
 
 class Rle(TypedDict):
@@ -125,6 +125,13 @@ def polygon_area(polygons: Sequence[Polygon]) -> float:
     return total
 
 
+def check_polygon(polygon: Polygon) -> None:
+    """Raises ValueError for an outline so long that it leaves any image."""
+    steps = FINE * np.abs(np.diff(polygon, axis=0, append=polygon[:1])).max(1)
+    if not np.isfinite(polygon).all() or steps.sum() + 2 * len(steps) > MOST_OUTLINE:
+        raise ValueError("a polygon far outside of its image")
+
+
 def of_polygons(polygons: Sequence[Polygon], height: int, width: int) -> Rle:
     """The pixels in any of the polygons, [K, 2] as x and y in pixels.
 
@@ -156,11 +163,8 @@ def _runs(polygon: Polygon, height: int, width: int) -> Counts:
     The outline is drawn on the fine grid; where it goes from one column of it to the next in the middle of a pixel's,
     what lies below changes sides.
     """
-    fine = np.trunc(FINE * polygon + 0.5)
-    steps = np.abs(np.diff(fine, axis=0, append=fine[:1])).max(1)
-    if not np.isfinite(steps).all() or steps.sum() + len(steps) > MOST_OUTLINE:
-        raise ValueError("a polygon far outside of its image")
-    x, y = _outline(fine.astype(np.int64))
+    check_polygon(polygon)
+    x, y = _outline(np.trunc(FINE * polygon + 0.5).astype(np.int64))
     turn = np.flatnonzero(x[1:] != x[:-1]) + 1
     column = np.minimum(x[turn], x[turn - 1]) - FINE // 2
     row = (np.minimum(y[turn], y[turn - 1]) + 0.5) / FINE - 0.5

@@ -1,6 +1,7 @@
 """Reading shards: tar files whose index says where each image is, in a folder or on a web server.
 
-The index is `index.json`, and for each split an .npz of its images' places, sizes, classes and names, in shard order.
+The index is `index.json`, and for each split an .npz of its images' places, sizes, classes (or boxes) and names, in
+shard order.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import numpy.typing as npt
 from mobilenets import files, web
 from mobilenets.arch import fields
 from mobilenets.data import remote
+from mobilenets.data.boxes import Boxes
 from mobilenets.data.checks import Scan
 from mobilenets.data.dataset import Data, Kind, Split
 from mobilenets.data.folder import MOST_UNPACKED
@@ -33,6 +35,7 @@ from mobilenets.model.convert.formats import one_line
 from mobilenets.model.images import TIMES, BadImage
 
 INDEX, FORMAT = "index.json", "mobilenets-shards-1"
+BOXES = "boxes"  # of an index: what its images' targets are, where they aren't classes
 PLAN = "plan.json"  # in a folder whose shards are still being written
 INDEX_BYTES = 256 << 20  # at most
 TABLE_BYTES = 64 << 20  # that a table may unpack to, however small it is
@@ -125,7 +128,7 @@ def open_shards(source: str) -> Data:
         splits = {}
         for name, entry in index["splits"].items():
             table, shards = Part(**entry["table"]), tuple(Part(**s) for s in entry["shards"])
-            splits[name] = _split(name, place, table, shards, len(labels))
+            splits[name] = _split(name, place, table, shards, len(labels), index.get("targets") == BOXES)
         found = Scan.from_json(index["scan"]).to_json()
         pairs = {kind: [(a, b) for a, b in found[kind]] for kind in ("leaks", "near")}
         scan = {**found, "empty": tuple(found["empty"]), **pairs}
@@ -135,7 +138,12 @@ def open_shards(source: str) -> Data:
         fields.check(labels, tuple[str, ...], "labels")
         fields.check(index["kind"], Kind, "kind")
         fields.check(index["val_fraction"], float | None, "val_fraction")
-        return Data(source, labels, splits, index["kind"], val_fraction=index["val_fraction"], scan=scan, images=images)
+        ids = index.get("category_ids", {})
+        fields.check(ids, dict[str, int], "category_ids")
+        return Data(
+            source, labels, splits, index["kind"], val_fraction=index["val_fraction"], scan=scan, images=images,
+            category_ids=ids, form="shards",
+        )  # fmt: skip
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, OSError, MemoryError) as e:
         raise UserError(
             f"{source}: its index isn't one of shards, or is damaged ({one_line(e)}); write them anew"
@@ -158,8 +166,11 @@ def _index(where: str) -> dict[str, Any]:
     return dict(index)
 
 
-def _split(name: str, place: Place, table: Part, shards: tuple[Part, ...], num_classes: int) -> Split:
-    columns = read_table(place.path(table), {"offset": "iu", "size": "iu", "target": "iu", "names": "u"})
+def _split(
+    name: str, place: Place, table: Part, shards: tuple[Part, ...], num_classes: int, boxed: bool
+) -> Split:  # fmt: skip
+    kinds = {"offset": "iu", "size": "iu", "target": "iu", "names": "u", **({"boxes": "u"} if boxed else {})}
+    columns = read_table(place.path(table), kinds)
     offsets, sizes, targets = (columns[k].astype(np.int64) for k in ("offset", "size", "target"))
     names = Names(columns["names"])
     counts = tuple(s.count for s in shards)
@@ -169,10 +180,16 @@ def _split(name: str, place: Place, table: Part, shards: tuple[Part, ...], num_c
     room = np.repeat([s.bytes for s in shards], counts)
     if len(targets) and not (
         offsets.min() >= 0 and sizes.min() >= 0 and (sizes <= room).all() and (offsets <= room - sizes).all()
-        and targets.min() >= 0 and targets.max() < num_classes
+        and targets.min() >= 0
     ):  # fmt: skip
         raise ValueError(f"{table.file} points outside of its shards or classes")
-    return Split(name, names, targets, Reader(place, shards, names, offsets, sizes), shards=counts)
+    boxes = [Boxes.from_json(files.parse_json(line)) for line in Names(columns["boxes"])] if boxed else []
+    if boxed and [len(b) for b in boxes] != targets.tolist():
+        raise ValueError(f"{table.file} has other numbers of boxes than it says")
+    classes = np.concatenate([b.classes for b in boxes]) if boxes else targets
+    if len(classes) and classes.max() >= num_classes:
+        raise ValueError(f"{table.file} has classes that aren't named")
+    return Split(name, names, boxes if boxed else targets, Reader(place, shards, names, offsets, sizes), shards=counts)
 
 
 def read_table(path: Path, columns: Mapping[str, str]) -> dict[str, npt.NDArray[Any]]:

@@ -1,10 +1,14 @@
-"""A data set as shards: tar files of a size that streams well, with an index. WebDataset readers read them too."""
+"""A data set as shards: tar files of a size that streams well, with an index. WebDataset readers read them too.
+
+Beside each image is its class, `.cls`, or its boxes, `.json` (see `Boxes.to_json`).
+"""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import io
+import json
 import math
 import tarfile
 import threading
@@ -20,10 +24,11 @@ from PIL import Image
 
 from mobilenets import console, files
 from mobilenets.data import checks
+from mobilenets.data.boxes import Boxes
 from mobilenets.data.checks import Look, Scan, look
 from mobilenets.data.dataset import CACHE_SIDE, Data, Split
 from mobilenets.data.duplicates import COLUMNS, ROWS, Thumbs
-from mobilenets.data.shard_reader import FORMAT, INDEX, PLAN, Names, Part
+from mobilenets.data.shard_reader import BOXES, FORMAT, INDEX, PLAN, Names, Part
 from mobilenets.errors import UserError
 from mobilenets.model.images import BadImage, open_rgb
 
@@ -31,7 +36,7 @@ PROBE = 256  # images whose sizes say how many go into a shard
 LOSSLESS_SIDE = 64  # images that have no file are kept as PNG up to this short side, beyond as JPEG
 QUALITY = 95
 NUMBERS = ("offset", "size", "target", "side", "low", "high")  # of each image, in a shard's table
-TEXTS = ("digest", "thumb", "names", "left_out", "sha256")  # what else is in one
+TEXTS = ("digest", "thumb", "names", "left_out", "boxes", "sha256")  # what else is in one
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,7 @@ class Writer:
         """The plan, recorded in the folder: how many shards each split has. One that is there must be of the same."""
         digest = hashlib.sha256()
         for name, split in self.data.splits.items():
-            digest.update("\n".join([name, *split.names, ""]).encode(errors="replace") + split.targets.tobytes())
+            digest.update("\n".join([name, *split.names, ""]).encode(errors="replace") + _bytes(split.targets))
         asked = {"format": FORMAT, **arguments, "images": digest.hexdigest()}
         for path in (self.out / INDEX, self.out / PLAN):
             if path.exists():
@@ -120,9 +125,13 @@ class Writer:
             sides.append(joined["side"])
             spreads = zip(names, joined["low"].tolist(), joined["high"].tolist(), strict=True)
             found.flat += [f"{n} ({low}..{high})" for n, low, high in spreads if high - low < checks.FLAT]
-            good[name] = Split(name, names, joined["target"], self.data.splits[name].read)
-            path = self.out / f"{name}.npz"
             kept: dict[str, Any] = {k: joined[k] for k in ("offset", "size", "target")}
+            targets: Any = joined["target"]
+            if self._of_boxes:
+                said = [b for t in tables for b in Names(t["boxes"])]
+                targets, kept["boxes"] = [Boxes.from_json(json.loads(b)) for b in said], Names.join(said)
+            good[name] = Split(name, names, targets, self.data.splits[name].read)
+            path = self.out / f"{name}.npz"
             with files.atomic_file(path) as tmp, tmp.open("wb") as f:
                 np.savez_compressed(f, names=Names.join(names), **kept)
             entries[name] = {"table": asdict(_part(path, len(names), files.sha256(path))), "shards": parts}
@@ -131,7 +140,8 @@ class Writer:
         index = {
             "format": FORMAT, "source": self.data.source, "labels": self.data.labels, "kind": self.data.kind,
             "val_fraction": self.data.val_fraction, "left_out": left_out, "scan": found.to_json(), "plan": plan,
-            "splits": entries,
+            "splits": entries, "category_ids": self.data.category_ids,
+            **({"targets": BOXES} if self._of_boxes else {}),
         }  # fmt: skip
         files.write_json(self.out / INDEX, index)
 
@@ -153,22 +163,26 @@ class Writer:
 
     def _shard(self, split: Split, k: int, images: Iterator[int], skip_bad: bool) -> list[str]:
         """Write one shard, and its table unless an image is damaged that is not to be left out."""
-        damaged, left_out, names = [], [], []
+        damaged, left_out, names, said = [], [], [], []
         rows: list[tuple[int, ...]] = []
         digests, thumbs = bytearray(), bytearray()
         path = self._path(split.name, k)
         with files.atomic_file(path) as tmp, tarfile.open(tmp, "w", format=tarfile.USTAR_FORMAT) as tar:
             for i in images:
                 try:
-                    content, suffix, seen = self._encode(split, i)
+                    content, suffix, seen, size = self._encode(split, i)
                 except BadImage as e:
                     damaged.append(str(e))
                     left_out.append(split.names[i])
                     continue
-                target = int(split.targets[i])
-                offset = _add(tar, f"{i:08d}.{suffix}", content)
-                _add(tar, f"{i:08d}.cls", str(target).encode())
-                rows.append((offset, len(content), target, seen.side, *seen.spread))
+                offset, target = _add(tar, f"{i:08d}.{suffix}", content), split.targets[i]
+                if isinstance(target, Boxes):
+                    said.append(json.dumps((target.resized(size) if size else target).to_json()))
+                    target = len(target)
+                    _add(tar, f"{i:08d}.json", said[-1].encode())
+                else:
+                    _add(tar, f"{i:08d}.cls", str(int(target)).encode())
+                rows.append((offset, len(content), int(target), seen.side, *seen.spread))
                 names.append(split.names[i])
                 digests += seen.digest
                 thumbs += seen.thumb.tobytes()
@@ -184,12 +198,20 @@ class Writer:
                 thumb=np.frombuffer(thumbs, np.uint8).reshape(len(rows), ROWS * COLUMNS),
                 names=Names.join(names),
                 left_out=Names.join(left_out),
+                boxes=Names.join(said),
                 sha256=np.array(files.sha256(path)),
             )
         return damaged
 
-    def _encode(self, split: Split, i: int) -> tuple[bytes, str, Look]:
-        """Image i as it goes into a shard: its file as it is, where there is one and it needn't shrink."""
+    @property
+    def _of_boxes(self) -> bool:
+        return not all(isinstance(s.targets, np.ndarray) for s in self.data.splits.values())
+
+    def _encode(self, split: Split, i: int) -> tuple[bytes, str, Look, tuple[int, int] | None]:
+        """Image i as it goes into a shard: its file as it is, where there is one and it needn't shrink.
+
+        Last is its new (width, height), if it has shrunk.
+        """
         source, name = split.read(i), split.names[i]
         if isinstance(source, Path):
             try:
@@ -200,17 +222,18 @@ class Writer:
             img = open_rgb(source, name, max(self.short_side, CACHE_SIDE))
         else:
             img = source.convert("RGB")
-        seen, side = look(img), min(img.size)
+        seen, side, size = look(img), min(img.size), None
         if self.short_side and side > self.short_side:
             f = self.short_side / side
-            img = img.resize((round(img.width * f), round(img.height * f)), Image.Resampling.LANCZOS)
+            size = round(img.width * f), round(img.height * f)
+            img = img.resize(size, Image.Resampling.LANCZOS)
         elif isinstance(source, bytes):
             suffix = Path(name).suffix.lower().lstrip(".")
-            return source, "jpg" if suffix == "jpeg" else suffix, seen
+            return source, "jpg" if suffix == "jpeg" else suffix, seen, None
         buffer = io.BytesIO()
         lossless = not self.short_side and side <= LOSSLESS_SIDE
         img.save(buffer, "PNG" if lossless else "JPEG", **({} if lossless else {"quality": QUALITY, "subsampling": 0}))
-        return buffer.getvalue(), "png" if lossless else "jpg", seen
+        return buffer.getvalue(), "png" if lossless else "jpg", seen, size
 
     def _mean_bytes(self, split: Split) -> float:
         """What an image takes in a shard, from a few; two tar headers and the class included."""
@@ -236,6 +259,13 @@ class Writer:
 
 class Stopped(Exception):
     """Another shard failed, or Ctrl-C: this one needn't be finished."""
+
+
+def _bytes(targets: Any) -> bytes:
+    """Targets as bytes, the same for the same."""
+    if isinstance(targets, np.ndarray):
+        return targets.tobytes()
+    return json.dumps([t.to_json() for t in targets]).encode()
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from mobilenets.console import many
 from mobilenets.data.annotations import raw
 from mobilenets.data.annotations.raw import Annotations, Picture, Shape, Thing
 from mobilenets.data.listing import Listing
@@ -49,7 +50,7 @@ def read(listing: Listing, name: str, tasks: Any) -> Annotations:
             _add(picture, result, faults)
         pictures.append(picture)
     keys = raw.by_name({str(t.key) for p in pictures for t in p.things})
-    notes = [f"{several:,} images have annotations of several people: one's count"] if several else []
+    notes = [f"{many(several, 'image')} annotated by several people: one's boxes count"] if several else []
     labels = raw.check_labels(name, keys)
     return Annotations("Label Studio JSON", pictures, keys, labels, True, notes=notes, faults=faults)
 

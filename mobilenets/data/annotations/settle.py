@@ -78,7 +78,7 @@ def settled(source: str, said: Annotations, listing: Listing) -> Data:
         empty=tuple(label for i, label in enumerate(said.labels) if i not in used),
         left_out=(*said.notes, *notes, *lines),
         images=identity.summary(s.marks for s in splits.values()),
-        category_ids=said.ids, faults={k: tuple(v) for k, v in faults.found.items()},
+        category_ids=said.ids, form=said.kind, faults={k: tuple(v) for k, v in faults.found.items()},
     )  # fmt: skip
 
 
@@ -231,7 +231,7 @@ def _boxes(
         first = np.unique(rounded, axis=0, return_index=True)[1]
         for i in np.setdiff1d(np.arange(len(rounded)), first):
             faults.add("duplicate", f"{row.name}: {', '.join(f'{v:.6g}' for v in xyxy[i].tolist())}")
-    shapes = [_shape(t, way, size) for t in things]
+    shapes = [_shape(row.name, t, way, size, faults) for t in things]
     areas = [_area(t, s, box, way, relative) for t, s, box in zip(things, shapes, xyxy, strict=True)]
     masks = None
     if masked:
@@ -256,13 +256,22 @@ def _known(row: _Found, index: dict[str | int, int], faults: _Faults) -> list[Th
     return known
 
 
-def _shape(t: Thing, way: _Way, size: tuple[int, int]) -> Rle | list[Polygon] | None:
+def _shape(name: str, t: Thing, way: _Way, size: tuple[int, int], faults: _Faults) -> Rle | list[Polygon] | None:
     if t.shape is None:
         return None
-    if not isinstance(t.shape, dict):
-        return [way.points(p) for p in t.shape]
-    made = way.mask(t.shape)
-    return made if made["size"] == [size[1], size[0]] else None
+    try:
+        if isinstance(t.shape, dict):
+            made = way.mask(t.shape)
+            if made["size"] != [size[1], size[0]]:
+                raise ValueError("a mask of another size than its image")
+            return made
+        polygons = [way.points(p) for p in t.shape]
+        for p in polygons:
+            rle.check_polygon(p)
+    except ValueError as e:
+        faults.add("bad_mask", f"{name} ({e})")
+        return None
+    return polygons
 
 
 def _area(

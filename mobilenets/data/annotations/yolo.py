@@ -123,6 +123,8 @@ def _names(
         pairs = list(said.items() if isinstance(said, dict) else enumerate(said))
         if not all(type(k) is int and k >= 0 for k, _ in pairs):
             raise UserError(f"{description[0]}: names has to give each class's number, from 0 on, and its name")
+        if strange := [v for _, v in pairs if isinstance(v, bool) or not isinstance(v, str | int | float)]:
+            raise UserError(f"{description[0]}: the class {ascii(strange[0])[:60]} is no text: put quotes around it")
         return {int(k): str(v) for k, v in sorted(pairs)}, []
     for name in listing.texts:
         if PurePosixPath(name).name.lower() == "classes.txt":

@@ -48,10 +48,11 @@ if TYPE_CHECKING:
     from mobilenets.errors import UserError as UserError
     from mobilenets.model.bundle import Bundle as Bundle
     from mobilenets.model.card import Card as Card
-    from mobilenets.model.create import create as create
     from mobilenets.model.images import Preprocess as Preprocess
     from mobilenets.model.net import Backbone as Backbone
     from mobilenets.model.net import Net as Net
+    from mobilenets.tasks.create import create as create
+    from mobilenets.tasks.detect.module import Detector as Detector
     from mobilenets.training.calibrated import Calibration as Calibration
     from mobilenets.training.fitted import Fitted as Fitted
     from mobilenets.training.recipes import Distillation as Distillation
@@ -87,7 +88,7 @@ _HOMES = {
     "train": "commands.train",
     "tune": "commands.tune",
     # networks
-    "create": "model.create",
+    "create": "tasks.create",
     "load": "deploy.predict",
     # what they take and give
     "Arch": "arch.spec",
@@ -97,6 +98,7 @@ _HOMES = {
     "Calibration": "training.calibrated",
     "Card": "model.card",
     "Choice": "deploy.choose",
+    "Detector": "tasks.detect.module",
     "Distillation": "training.recipes",
     "Export": "deploy.export",
     "Fitted": "training.fitted",

@@ -69,6 +69,45 @@ V2_PARAMS = {1.4: 6_108_776, 1.3: 5_386_792, 1.0: 3_504_872, 0.75: 2_636_424, 0.
 
 
 @dataclass(frozen=True)
+class Detector:
+    """A detector that somebody published: mAP on COCO's validation images (0.50 to 0.95), None where nobody did.
+
+    The zoos measure a part of them. `classes` has the background in; `reduced_tail` as `detector_arch` takes it.
+    """
+
+    name: str
+    backbone: str
+    alpha: float
+    resolution: int
+    coco_map: float | None
+    source: str
+    classes: int = 91
+    reduced_tail: bool = False
+
+
+_TF1, _TF2, _TORCHVISION = "TF 1 detection zoo", "TF 2 detection zoo", "torchvision"
+DETECTORS = (
+    Detector("ssd", "v1", 1.0, 300, 19.3, "V1 table 13"),
+    Detector("ssd", "v1", 1.0, 300, 21.0, _TF1),
+    Detector("ssd", "v1", 0.75, 300, 18.0, _TF1),
+    Detector("ssd", "v2", 1.0, 300, 22.0, _TF1),
+    Detector("ssdlite", "v1", 1.0, 320, 22.2, "V2 table 6", 81),
+    Detector("ssdlite", "v2", 1.0, 320, 22.1, "V2 table 6", 81),
+    Detector("ssdlite", "v2", 1.0, 300, 22.0, _TF1),
+    Detector("ssdlite", "v3-large", 1.0, 320, 22.6, _TF1, reduced_tail=True),
+    Detector("ssdlite", "v3-small", 1.0, 320, 15.4, _TF1, reduced_tail=True),
+    Detector("ssdlite-torchvision", "v3-large", 1.0, 320, 21.3, _TORCHVISION, reduced_tail=True),
+    Detector("ssd-fpnlite", "v2", 1.0, 320, 22.2, _TF2),
+    Detector("ssd-fpnlite", "v2", 1.0, 640, 28.2, _TF2),
+    Detector("faster-rcnn", "v1", 1.0, 300, 16.4, "V1 table 13"),
+    Detector("faster-rcnn", "v1", 1.0, 600, 19.8, "V1 table 13"),
+    Detector("faster-rcnn-fpn", "v3-large", 1.0, 320, 22.8, _TORCHVISION),
+    Detector("faster-rcnn-fpn", "v3-large", 1.0, 800, 32.8, _TORCHVISION),
+    Detector("mask-rcnn", "v3-large", 1.0, 320, None, _TORCHVISION),
+)
+
+
+@dataclass(frozen=True)
 class Top1:
     """ImageNet top-1 in percent; `extrapolated` where nobody published that resolution."""
 

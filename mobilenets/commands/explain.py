@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from mobilenets import files
 from mobilenets.arch import cost, zoo
+from mobilenets.arch.detectors import counting as detectors
 from mobilenets.arguments import StrPath, as_path, checked
 from mobilenets.commands.options import NumClasses
+from mobilenets.errors import UserError
 from mobilenets.reports.explain.explanation import Explanation
 
 
@@ -52,6 +54,10 @@ def explain(
     >>> mobilenets.explain("v3-small", html="v3-small.html").cost.macs
     56510400
     """
+    if arch in detectors.NAMES:
+        raise UserError(
+            f"explain is of networks: {arch} stands on one (v1, v2, ...), and mobilenets cost {arch} has its parts"
+        )
     out = Explanation(cost.count(zoo.arch(arch, alpha, resolution, num_classes)), blocks, as_path(html))
     if html:
         from mobilenets.reports.explain.page import page

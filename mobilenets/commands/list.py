@@ -1,4 +1,4 @@
-"""`mobilenets list`: every network, width and resolution that somebody published an accuracy of. No torch."""
+"""`mobilenets list`: every network and detector that somebody published an accuracy of. No torch."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from mobilenets.arch import cost, published, zoo
+from mobilenets.arch.detectors import counting
 from mobilenets.arguments import checked
 from mobilenets.console import Notebook
-from mobilenets.errors import unknown
+from mobilenets.errors import UserError, unknown
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -47,6 +48,23 @@ class Weight(Notebook):
     bytes: int
     licence: str
     path: str | None
+
+
+@dataclass(frozen=True)
+class DetectorEntry(Notebook):
+    """A detector as published. `coco_map` in percent, None where nobody published one; `classes` has the background."""
+
+    detector: str
+    backbone: str
+    alpha: float
+    resolution: int
+    classes: int
+    coco_map: float | None
+    macs: int
+    params: int
+    weight_bytes: int
+    weight_bytes_int8: int
+    source: str
 
 
 @dataclass(frozen=True)
@@ -116,7 +134,39 @@ class Catalogue(Listing):
                 megabytes(e.weight_bytes_int8),
                 e.source,
             )
-        t.caption = "top-1: ImageNet's, published, never ours; macs and params: counted, exact; MB: weights alone"
+        t.caption = (
+            "top-1: ImageNet's, published, never ours; macs and params: counted, exact; MB: weights alone\n"
+            f"detectors ({', '.join(counting.NAMES)}): mobilenets list --detectors"
+        )
+        return t
+
+
+@dataclass(frozen=True)
+class Detectors(Listing):
+    """Detectors, in the order asked for."""
+
+    entries: tuple[DetectorEntry, ...]
+
+    def __rich__(self) -> RenderableType:
+        from mobilenets.console import megabytes, table
+
+        t = table(
+            f"{len(self.entries)} detectors, as published",
+            ["detector", "on", "input", "classes", "mAP %", "macs M", "params M", "MB", "MB int8", "source"],
+            left=("detector", "on", "source"),
+        )
+        for column in (t.columns[0], t.columns[1], t.columns[-1]):
+            column.no_wrap = True
+        for e in self.entries:
+            t.add_row(
+                e.detector, f"{e.backbone} {e.alpha:g}", str(e.resolution), str(e.classes),
+                "" if e.coco_map is None else f"{e.coco_map:.1f}", f"{e.macs / 1e6:,.0f}", f"{e.params / 1e6:.2f}",
+                megabytes(e.weight_bytes), megabytes(e.weight_bytes_int8), e.source,
+            )  # fmt: skip
+        t.caption = (
+            "mAP: COCO's, published, never ours; classes: with the background; macs and params: counted, exact;\n"
+            "any of them on any network: mobilenets cost DETECTOR --backbone NETWORK"
+        )
         return t
 
 
@@ -144,27 +194,30 @@ def list_networks(
     max_macs_m: float | None = None,
     max_params_m: float | None = None,
     weights: bool = False,
-) -> Catalogue | Weights:
+    detectors: bool = False,
+) -> Catalogue | Weights | Detectors:
     """Every network there is, with its published accuracy and its exact cost; or every set of published weights.
 
     Parameters
     ----------
     name
-        Only networks whose name has this in it: v1, v3, small, hybrid, ...
+        Only networks whose name has this in it: v1, v3, small, hybrid, ...; of a detector, or of the network it is on.
     sort
-        By name, top1 (best first), macs or params (least first).
+        By name, top1 (best first; of detectors, mAP), macs or params (least first).
     min_top1
-        Only networks of at least this published ImageNet top-1, percent.
+        Only networks of at least this published ImageNet top-1, percent; of detectors, COCO mAP.
     max_macs_m
         Only networks of at most so many million mult-adds.
     max_params_m
         Only networks of at most so many million trainable parameters.
     weights
         What `import`, `create` and `fetch` get by name instead: names, accuracy, size, licence, what is here already.
+    detectors
+        Detectors instead: on what, at which resolution, with what mAP they were published.
 
     Returns
     -------
-    Catalogue or Weights
+    Catalogue, Weights or Detectors
         `entries`: each network's name, alpha, resolution in pixels, published top-1 in percent (None where there is
         none), macs, params, bytes of its weights in 32 and in 8 bits, and the paper.
 
@@ -180,23 +233,49 @@ def list_networks(
     >>> best.arch, best.alpha, best.resolution, best.imagenet_top1
     ('v2', 0.5, 224, 65.4)
     """
-    found: Sequence[Entry | Weight] = _weights(name) if weights else _networks(name)
+    if weights and detectors:
+        raise UserError("list takes --weights or --detectors, not both: no detector's weights can be had by name")
+    found: Sequence[Entry | Weight | DetectorEntry] = (
+        _weights(name) if weights else _detectors(name) if detectors else _networks(name)
+    )
     if not found:
-        raise unknown("network", name or "", zoo.NETWORKS)
+        raise unknown("detector" if detectors else "network", name or "", counting.NAMES if detectors else zoo.NETWORKS)
     entries = [
         e
         for e in found
-        if (e.imagenet_top1 or 0.0) >= min_top1
+        if _score(e) >= min_top1
         and (max_macs_m is None or e.macs <= max_macs_m * 1e6)
         and (max_params_m is None or e.params <= max_params_m * 1e6)
     ]
     if sort == "top1":
-        entries.sort(key=lambda e: -(e.imagenet_top1 or 0.0))
+        entries.sort(key=lambda e: -_score(e))
     elif sort != "name":
         entries.sort(key=lambda e: getattr(e, sort))
     if weights:
         return Weights(tuple(e for e in entries if isinstance(e, Weight)))
+    if detectors:
+        return Detectors(tuple(e for e in entries if isinstance(e, DetectorEntry)))
     return Catalogue(tuple(e for e in entries if isinstance(e, Entry)))
+
+
+def _score(e: Entry | Weight | DetectorEntry) -> float:
+    return (e.coco_map if isinstance(e, DetectorEntry) else e.imagenet_top1) or 0.0
+
+
+def _detectors(name: str | None) -> list[DetectorEntry]:
+    """Published detectors; `name` may be their networks' too."""
+    entries = []
+    for d in published.DETECTORS:
+        if not name or name in d.name or zoo.canonical(name) in d.backbone:
+            tail = d.reduced_tail or None
+            c = counting.count(d.name, d.backbone, d.alpha, d.resolution, d.classes, reduced_tail=tail)
+            sizes = c.weight_bytes(32), c.weight_bytes(8)
+            entries.append(
+                DetectorEntry(
+                    d.name, d.backbone, d.alpha, d.resolution, d.classes, d.coco_map, c.macs, c.params, *sizes, d.source
+                )
+            )  # fmt: skip
+    return entries
 
 
 def _weights(name: str | None) -> list[Weight]:

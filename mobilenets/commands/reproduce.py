@@ -21,7 +21,7 @@ def reproduce(*names: str, html: StrPath | None = None, foreign: bool = False) -
     Parameters
     ----------
     names
-        v1-table1 to v1-table14, v2-table2 to v2-table4, v3-costs, v4-costs, v1-models, v2-models, errata; all if left
+        v1-table1 to v1-table14, v2-table2 to v2-table6, v3-costs, v4-costs, v1-models, v2-models, errata; all if left
         out.
     html
         Write them to this file too, one page with the papers' figures redrawn.

@@ -213,6 +213,10 @@ def with_random_weights(card: Card, precision: Precision = "float32") -> Bundle:
         else:
             ones = name.endswith(("norm.weight", "running_var"))
             tensors[name] = (np.ones if ones else np.zeros)(shape, np.float32 if shape else np.int64)
+    for op in graph.layers:
+        for part in ("weight", "bias") if op.shares else ():
+            if f"{op.name}.conv.{part}" in tensors:
+                tensors[f"{op.name}.conv.{part}"] = tensors[f"{op.shares}.conv.{part}"]
     if precision == "int8":
         clipped = {op.name for op in graph.ops if op.activation in CLIPS}
         ranges = {op.name: (0.0, 6.0) if op.name in clipped else (-3.0, 3.0) for op in graph.ops}

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, TypeAlias, overload
+from typing import Literal, TypeAlias
 
 from mobilenets.arch import spec, zoo
 from mobilenets.arch.spec import Arch, Variant
-from mobilenets.arguments import StrPath, checked
+from mobilenets.arguments import StrPath
 from mobilenets.errors import UserError
 from mobilenets.model import hub
 from mobilenets.model.bundle import Bundle, find_bundle, packaged
@@ -19,31 +19,6 @@ from mobilenets.model.encodings import tensor_shapes
 from mobilenets.model.net import Backbone, Net, card_of, of_tensors
 
 
-@overload
-def create(
-    name: str,
-    *,
-    alpha: float | None = None,
-    resolution: int | None = None,
-    num_classes: int | None = None,
-    pretrained: Bundle | StrPath | bool | None = None,
-    features_only: Literal[False] = False,
-    out_indices: None = None,
-    variant: Variant | None = None,
-) -> Net: ...
-@overload
-def create(
-    name: str,
-    *,
-    alpha: float | None = None,
-    resolution: int | None = None,
-    num_classes: int | None = None,
-    pretrained: Bundle | StrPath | bool | None = None,
-    features_only: Literal[True],
-    out_indices: Sequence[int] | None = None,
-    variant: Variant | None = None,
-) -> Backbone: ...
-@checked
 def create(
     name: str,
     *,
@@ -55,57 +30,7 @@ def create(
     out_indices: Sequence[int] | None = None,
     variant: Variant | None = None,
 ) -> Net | Backbone:
-    """A network as a `torch.nn.Module`, in training mode: images [N, 3, H, W], as `preprocess` makes them, to logits.
-
-    Parameters
-    ----------
-    name
-        v1, v2, v3-large, ... (`mobilenets.list_networks` has them all), "mobilenet_v2" and such too.
-    alpha
-        Width multiplier, above 0 and at most 2 (V1 paper, section 3.3); 1, or that of the weights, if left out.
-    resolution
-        Input height and width in pixels, 32 or more; the one the network's paper leads with, or that of the weights, if
-        left out. The network takes images of other sizes too.
-    num_classes
-        Logits that it gives, 1000, or those of the weights, if left out; 0: features [N, num_features] instead. Another
-        number than that of the weights gets a new classifier.
-    pretrained
-        Where its weights are: a `Bundle` or its folder, a run's, a file of weights (as `import_weights` takes them),
-        published weights by name (keras:v2-1.0-224, torchvision:mobilenet_v2, ..., fetched once), a bundle of the Hub
-        (hf://user/name), or the name of a network that comes with the package. Random, from torch's global generator,
-        if left out.
-    features_only
-        The maps instead of logits, as detectors and segmenters take them.
-    out_indices
-        Which maps, from 0 for the one at stride 2; all if left out.
-    variant
-        How it is built where it isn't as its paper has it.
-
-    Returns
-    -------
-    Net or Backbone
-        Logits [N, num_classes]; with `features_only`, a list of maps [N, C, H/2, W/2] to [N, C, H/32, W/32]. Both have
-        `card`, `preprocess`, `feature_info` and `num_features`, under the names and with the meaning of timm's.
-
-    Raises
-    ------
-    UserError
-        For an unknown network (it suggests the nearest), a width or resolution that can't be, weights that aren't there
-        or are of another network.
-
-    Examples
-    --------
-    >>> import mobilenets, torch
-    >>> net = mobilenets.create("v2", alpha=0.5, resolution=160, num_classes=10)
-    >>> net(torch.zeros(2, 3, 160, 160)).shape, net.num_features
-    (torch.Size([2, 10]), 1280)
-    >>> maps = mobilenets.create("v3-small", features_only=True, out_indices=(2, 3, 4))
-    >>> [tuple(m.shape[1:]) for m in maps(torch.zeros(1, 3, 224, 224))], maps.feature_info.reduction()
-    ([(24, 28, 28), (48, 14, 14), (576, 7, 7)], [8, 16, 32])
-    >>> trained = mobilenets.create("v1-cifar", pretrained="cifar10-v1-0.25", num_classes=3)
-    >>> trained.card.arch.title, trained.num_classes
-    ('v1-cifar 0.25-32', 3)
-    """
+    """A network in training mode, or its maps; `mobilenets.create` says what each parameter is. Raises `UserError`."""
     if out_indices is not None and not features_only:
         raise UserError("out_indices names maps: with features_only=True")
 
@@ -116,7 +41,9 @@ def create(
     if pretrained is None or pretrained is False:
         net = Net(card_of(built(1000 if num_classes is None else num_classes)))
     else:
-        net = _load(pretrained, built) or _of_bundle(name, alpha, resolution, variant, _bundle(pretrained), pretrained)
+        net = _load(pretrained, built) or _of_bundle(
+            name, alpha, resolution, variant, bundle_of(pretrained), pretrained
+        )
         if num_classes is not None and num_classes != net.num_classes:
             net.reset_classifier(num_classes)
     return Backbone(net.train(), out_indices) if features_only else net.train()
@@ -147,8 +74,8 @@ def _load(weights: Weights, built: Callable[[int], Arch]) -> Net | None:
     return of_tensors(card, {tensor: tensors[tensor] for tensor in expected})
 
 
-def _bundle(weights: Weights) -> Bundle:
-    """The bundle of what was given as weights."""
+def bundle_of(weights: Weights) -> Bundle:
+    """The bundle of what was given as weights, as `create` takes them. Raises `UserError`."""
     if isinstance(weights, Bundle):
         return weights
     if weights is True:

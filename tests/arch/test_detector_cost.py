@@ -81,10 +81,11 @@ def test_what_runs_for_each_proposal():
     assert counting.count("faster-rcnn-fpn", resolution=800).proposals == 1000
 
 
-def test_the_peak_has_waiting_taps():
-    """At 32 pixels the extras' maps are single positions: what waits is seen."""
+def test_peaks():
+    """A backbone's first layers hold the most, where its head is small; every proposal's maps are there at once."""
     arch = detector_arch("ssdlite", "v2", resolution=320)
-    assert counting.of_arch(arch, "ssdlite", 91).peak_activation_elements >= cost.count(arch).peak_activation_elements
+    assert counting.of_arch(arch, "ssdlite", 91).peak_activation_elements == cost.count(arch).peak_activation_elements
+    assert counting.count("faster-rcnn").peak_activation_elements == 300 * (1024 + 1024) * 7 * 7
 
 
 def test_the_command(command):
@@ -118,6 +119,12 @@ def test_mistakes(command, arguments, said):
     assert ran.code == 2
     assert ran.err.count("\n") == 1
     assert said in ran.err
+
+
+def test_explain_says_where_a_detectors_parts_are(command):
+    ran = command("explain", "ssd")
+    assert ran.code == 2
+    assert "mobilenets cost ssd has its parts" in ran.err
 
 
 def test_no_torch_and_no_numpy():

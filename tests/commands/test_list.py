@@ -4,6 +4,7 @@ import sys
 import pytest
 
 from mobilenets.arch import cost, published, zoo
+from mobilenets.arch.detectors import counting
 from mobilenets.commands.list import catalogue, list_networks
 
 
@@ -51,6 +52,25 @@ def test_the_command(command):
     assert ran.code == 2
     assert ran.err.count("\n") == 1
     assert "unknown network 'resnet'" in ran.err
+
+
+def test_detectors(command):
+    listed = list_networks(detectors=True).entries
+    assert {e.detector for e in listed} == set(counting.NAMES)
+    ours = next(e for e in listed if e.detector == "ssdlite-torchvision")
+    assert (ours.backbone, ours.coco_map, ours.params, ours.macs) == ("v3-large", 21.3, 3_440_060, 583_171_904)
+    assert {e.backbone for e in list_networks("v2", detectors=True).entries} == {"v2"}
+    best = list_networks(detectors=True, sort="top1", max_macs_m=1300).entries
+    assert [e.coco_map for e in best] == sorted((e.coco_map for e in best), reverse=True)
+    assert all(e.macs <= 1.3e9 for e in best)
+    printed = command("list", "--detectors").out
+    assert "faster-rcnn-fpn" in printed
+    assert "mask-rcnn" in command("list").out
+    assert command("list", "ssd-fpnlite", "--detectors", "--json").json[1]["coco_map"] == 28.2
+    for wrong, said in ((("sdd",), "unknown detector 'sdd'"), (("--weights",), "not both")):
+        ran = command("list", "--detectors", *wrong)
+        assert ran.code == 2
+        assert said in ran.err
 
 
 @pytest.mark.parametrize(

@@ -114,6 +114,28 @@ def test_nothing_heavy_is_imported() -> None:
         assert "568,740,352" in ran.stdout or "568740352" in ran.stdout
 
 
+@pytest.mark.parametrize(
+    ("table", "row", "macs", "params"),
+    [
+        ("v1-table13", "SSD300, MobileNet", 1_237_129_408, 6_819_839),
+        ("v1-table13", "Faster-RCNN 300, MobileNet", 25_224_412_096, 6_065_995),
+        ("v1-table13", "Faster-RCNN 600, MobileNet", 30_493_700_224, 6_065_995),
+        ("v2-table6", "MNet V1 + SSDLite", 1_309_162_944, 5_100_661),
+        ("v2-table6", "MNet V2 + SSDLite", 788_830_144, 4_337_013),
+    ],
+)
+def test_detectors(table: str, row: str, macs: int, params: int) -> None:
+    found = {c: cell(table, row, c) for c in ("mult-adds", "params")}
+    assert (found["mult-adds"].exact, found["params"].exact) == (macs, params)
+    assert {c.status for c in found.values()} == {"agrees"}
+
+
+def test_what_a_head_adds() -> None:
+    ssd, lite = (cell("v2-table5", row, "mult-adds") for row in ("SSD", "SSDLite"))
+    assert (ssd.status, lite.status) == ("agrees", "erratum")
+    assert agreement(lite.printed, 2 * int(str(lite.exact)), "G", "rounded or truncated") == "truncated"
+
+
 # ---- counts --------------------------------------------------------------------------------------------------------
 
 

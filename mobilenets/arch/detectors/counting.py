@@ -119,10 +119,12 @@ def count(
     resolution: int | None = None,
     classes: int = COCO_CLASSES,
     proposals: int | None = None,
+    reduced_tail: bool | None = None,
 ) -> DetectorCost:
     """Count a detector by its name, exactly; `backbone`, `resolution` and `proposals` are its own, if left out.
 
-    `classes` has the background in. Raises `UserError`.
+    `classes` has the background in. `reduced_tail`: of a one-stage one on V3, as `detector_arch` takes it. Raises
+    `UserError`.
     """
     if name not in NAMES:
         raise unknown("detector", name, NAMES)
@@ -131,7 +133,8 @@ def count(
     if name in FAMILIES:
         if proposals is not None:
             raise UserError(f"{name} makes no proposals: only {', '.join(TWO_STAGE)} do")
-        return of_arch(detector_arch(name, backbone, alpha, resolution), name, classes)
+        arch = detector_arch(name, backbone, alpha, resolution, reduced_tail=reduced_tail)
+        return of_arch(arch, name, classes)
     how = TWO_STAGE[name]
     network = zoo.network(backbone or how.backbone)
     side = resolution or how.resolutions[0]

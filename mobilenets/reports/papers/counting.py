@@ -9,6 +9,7 @@ from fractions import Fraction
 
 from mobilenets.arch import cost, spec, zoo
 from mobilenets.arch.cost import Cost
+from mobilenets.arch.detectors import counting as detectors
 from mobilenets.arch.rows import InvertedResidual, Separable
 from mobilenets.arch.spec import Arch
 from mobilenets.reports.papers.tables import Net, What
@@ -19,6 +20,8 @@ Value = int | Fraction | str  # a count, a share, a shape
 @functools.cache
 def counted(net: Net) -> Cost:
     """The cost of the whole network that `net` names, or names a part of."""
+    if net.detector:
+        return detectors.count(net.detector, net.arch, net.alpha, net.resolution, net.num_classes)
     network = zoo.network(net.arch)
     last = network.rows[-1]
     if isinstance(last, Separable):

@@ -56,6 +56,8 @@ ERRATA = (
     Erratum("v2-table4", "MobileNetV1", "mult-adds", f"V1's own paper prints 569; {_UNKNOWN}"),
     Erratum("v2-table4", "MobileNetV2 (1.4)", "mult-adds", f"the authors' README prints 582; {_UNKNOWN}"),
     Erratum("v2-table4", "MobileNetV2 (1.4)", "params", f"the authors' README prints 6.06; {_UNKNOWN}"),
+    Erratum("v2-table5", "SSDLite", "mult-adds",
+            "twice of it, truncated: operations, it seems, where the row above and table 6 count mult-adds"),
     Erratum("v3-costs", "Large 1.0, paper", "mult-adds", f"the authors' README prints 217; {_UNKNOWN}"),
     *(Erratum("v3-costs", f"Small {row}, {where}", column, cause) for where in ("paper", "TF-slim")
       for row, column, cause in (("1.0", "mult-adds", f"{_EARLIER}56"), ("1.0", "params", f"{_EARLIER}2.5"),

@@ -39,7 +39,8 @@ class Net:
     """A network of ours as a cell counts it.
 
     Only a part: `layers`, names or beginnings of them; `kind`, one layer type; `side`, maps of so many pixels a side.
-    `last_stride` is that of V1's last depthwise layer.
+    `last_stride` is that of V1's last depthwise layer. `detector`: the one that stands on it, the background among its
+    classes.
     """
 
     arch: str = "v1"
@@ -51,6 +52,7 @@ class Net:
     layers: tuple[str, ...] = ()
     kind: str | None = None
     side: int = 0
+    detector: str = ""
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,7 @@ _V1_CHANNELS = (64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 1024
 _V1_STRIDES = "1212121111122"  # the last as printed
 _BLOCK = ("blocks.7.",)  # of 512 channels, 14x14
 _GLOBE = Net(num_classes=10_000)  # cells
+_DETECTION = Column("mAP", "%"), Column("mult-adds", "G", "macs"), Column("params", "M", "params")
 V1_TABLES = (
     _v1_paper(1, "V1's body, block by block", (Column("stride", "", "stride"), MACS, WEIGHTS), (
         Row("0: conv 3x3, 32", Net(layers=("blocks.0.",)), ("2", "", "")),
@@ -202,16 +205,20 @@ V1_TABLES = (
         0.5-128   87.7   48  0.8
         0.25-128  86.4   15  0.2""", num_classes=0), *_rows("baseline | 86.9 | 1600 | 7.5")),
         "Ours are counted without a head."),
-    _v1_paper(13, "COCO detection", (Column("mAP", "%"), Column("mult-adds", "G"), Column("params", "M")), _rows("""
+    _v1_paper(13, "COCO detection", _DETECTION, (*_rows("""
         SSD300, deeplab-VGG           | 21.1 |  34.9 |  33.1
-        SSD300, Inception V2          | 22.0 |   3.8 |  13.7
-        SSD300, MobileNet             | 19.3 |   1.2 |   6.8
+        SSD300, Inception V2          | 22.0 |   3.8 |  13.7"""),
+        Row("SSD300, MobileNet", Net("v1", 1.0, 300, 91, detector="ssd"), ("19.3", "1.2", "6.8")), *_rows("""
         Faster-RCNN 300, VGG          | 22.9 |  64.3 | 138.5
-        Faster-RCNN 300, Inception V2 | 15.4 | 118.2 |  13.3
-        Faster-RCNN 300, MobileNet    | 16.4 |  25.2 |   6.1
+        Faster-RCNN 300, Inception V2 | 15.4 | 118.2 |  13.3"""),
+        Row("Faster-RCNN 300, MobileNet", Net("v1", 1.0, 300, 91, detector="faster-rcnn"), ("16.4", "25.2", "6.1")),
+        *_rows("""
         Faster-RCNN 600, VGG          | 25.7 | 149.6 | 138.5
-        Faster-RCNN 600, Inception V2 | 21.9 | 129.6 |  13.3
-        Faster-RCNN 600, MobileNet    | 19.8 |  30.5 |   6.1""")),
+        Faster-RCNN 600, Inception V2 | 21.9 | 129.6 |  13.3"""),
+        Row("Faster-RCNN 600, MobileNet", Net("v1", 1.0, 600, 91, detector="faster-rcnn"), ("19.8", "30.5", "6.1"))),
+        "Ours have 91 classes: COCO's ids, which go up to 90, and the background. BatchNorm's two parameters a channel "
+        "and biases are in. Faster R-CNN looks at 300 proposals, each through the last two blocks at stride 1, that is "
+        "93% of the mult-adds at 300 pixels; the authors' published code has stride 2 there, a third of that."),
     _v1_paper(14, "Face embedding, distilled from FaceNet",
               (Column("accuracy", "%"), MACS, Column("params", "M", why="can't be derived")), (
         *_rows("FaceNet | 83 | 1600 | 7.5"), *_v1("""
@@ -244,6 +251,7 @@ def _v2_whole(label: str, what: What, unit: str, v1: str = "", v2: str = "", shu
     return Row(label, None, ("", ours[0], "", ours[1], "", shufflenet))
 
 
+_HEAD = ("detect.",)  # a detector's layers beside its network's
 V2_TABLES = (
     Table("v2-table2", "V2's body, line by line", "Sandler et al., arXiv 1801.04381, table 2",
           (Column("input", "", "input"), MACS, WEIGHTS), (
@@ -286,6 +294,22 @@ V2_TABLES = (
         Row("MobileNetV2", Net("v2"), ("72.0", "300", "3.4", "75")),
         Row("MobileNetV2 (1.4)", Net("v2", 1.4), ("74.7", "585", "6.9", "143")),
     ), "rounded or truncated"),
+    Table("v2-table5", "What SSD adds to V2, with standard and with separable layers",
+          "Sandler et al., arXiv 1801.04381, table 5", (*_DETECTION[2:], *_DETECTION[1:2]), (
+        Row("SSD", Net("v2", 1.0, 320, 81, layers=_HEAD, detector="ssd"), ("14.8", "1.25")),
+        Row("SSDLite", Net("v2", 1.0, 320, 81, layers=_HEAD, detector="ssdlite"), ("2.1", "0.35")),
+    ), "rounded or truncated",
+        "Ours are the layers behind the network and the predictions, at 320 pixels with 81 classes: COCO's 80 kinds "
+        "and the background. With 91 classes, SSD's parameters would be 16.2 M."),
+    Table("v2-table6", "COCO detection", "Sandler et al., arXiv 1801.04381, table 6",
+          (*_DETECTION, Column("Pixel 1", "ms")), (*_rows("""
+        SSD300 | 23.2 | 35.2 | 36.1 |
+        SSD512 | 26.8 | 99.5 | 36.1 |
+        YOLOv2 | 21.6 | 17.5 | 50.7 |"""),
+        Row("MNet V1 + SSDLite", Net("v1", 1.0, 320, 81, detector="ssdlite"), ("22.2", "1.3", "5.1", "270")),
+        Row("MNet V2 + SSDLite", Net("v2", 1.0, 320, 81, detector="ssdlite"), ("22.1", "0.8", "4.3", "200")),
+    ), note="Ours are at 320 pixels, with 81 classes. At 300 pixels and with 91 classes, as the authors' released "
+        "network is, V2's are 0.75 G and 4.5 M."),
 )
 V3_COSTS = Table(
     "v3-costs", "V3's costs",

@@ -17,6 +17,7 @@ SCORES: tuple[Scores, ...] = ("sigmoid", "softmax")
 CONVENTIONS = ("tf", "torchvision", "tf-pyramid", "fitted")
 ORDERS = ("yxhw", "xywh")
 MOST_ANCHORS = 1_000_000
+LONGEST = 64  # times the input's side: a pyramid's last map has anchors of 725 pixels, whatever the input's size
 FOCAL = ("ssd-fpnlite",)  # families that TensorFlow trains by the focal loss, all anchors at once
 
 OFFSETS, LOGITS, SCORE, BOXES, CLASSES, COUNT = "offsets", "logits", "scores", "boxes", "classes", "count"
@@ -67,8 +68,8 @@ class Anchors:
         if self.grids is not None and len(self.grids) != len(self.maps):
             raise UserError(f"a detector's anchors have {len(self.grids)} grids for {len(self.maps)} maps")
         sides = [side for shapes in self.boxes for shape in shapes for side in shape]
-        if not all(0 < side <= 4 for side in sides):  # False of NaN too
-            raise UserError("an anchor's width and height are fractions of the input's, above 0 and at most 4")
+        if not all(0 < side <= LONGEST for side in sides):  # False of NaN too
+            raise UserError(f"an anchor's width and height are fractions of the input's, above 0, at most {LONGEST}")
         if not all(h > 0 and w > 0 for h, w in self.maps) or self.count > MOST_ANCHORS:
             raise UserError(f"a detector has from one to {MOST_ANCHORS:,} anchors")
 

@@ -46,6 +46,11 @@ class DetectionLoss(nn.Module):
 
     def forward(self, outputs: Mapping[str, Tensor], targets: Sequence[Mapping[str, Tensor]]) -> Tensor:
         """Offsets [N, A, 4] and logits [N, A, C]; see `targets`."""
+        boxes, kinds = self.parts(outputs, targets)
+        return boxes + kinds
+
+    def parts(self, outputs: Mapping[str, Tensor], targets: Sequence[Mapping[str, Tensor]]) -> tuple[Tensor, Tensor]:
+        """The losses of the offsets and of the logits, apart."""
         offsets, logits = outputs[OFFSETS].float(), outputs[LOGITS].float()
         if offsets.shape[1] != len(self.anchors):
             raise UserError(
@@ -56,7 +61,9 @@ class DetectionLoss(nn.Module):
         positive = classes >= 0
         wanted = encode(boxes[positive], self.anchors.expand(len(boxes), -1, -1)[positive], self.config.coder)
         off = F.smooth_l1_loss(offsets[positive], wanted, reduction="sum")
-        return (off + self._of_logits(logits, classes)) / positive.sum().clamp(min=1)
+        count = positive.sum().clamp(min=1)
+        kinds: Tensor = self._of_logits(logits, classes)
+        return off / count, kinds / count
 
     def _wanted(self, targets: Sequence[Mapping[str, Tensor]]) -> tuple[Tensor, Tensor]:
         """Of each anchor its object's class [N, A], BACKGROUND or IGNORED, and its object's box [N, A, 4]."""

@@ -18,7 +18,7 @@ from mobilenets.data.source import Reading, spelled
 from mobilenets.errors import UserError
 from mobilenets.model.bundle import Bundle
 from mobilenets.model.convert import starts
-from mobilenets.tasks.detect.config import Options
+from mobilenets.tasks.detect.config import DetectorOptions
 from mobilenets.tasks.task import Shaped
 from mobilenets.training import loggers, loop, recipes, run
 from mobilenets.training.calibrated import Calibration, recorded
@@ -41,7 +41,7 @@ def train(
     init: DataSource | None = None,
     weights: StrPath | None = None,
     calibration: Annotated[Calibration | None, Parameter(name="*")] = None,
-    detector: Annotated[Options | None, Parameter(name="*")] = None,
+    detector: Annotated[DetectorOptions | None, Parameter(name="*")] = None,
     seed: int = 0,
     val: float | None = None,
     time: str | float | None = None,
@@ -59,7 +59,8 @@ def train(
     Parameters
     ----------
     source
-        Folder or zip of class folders, shards (their folder or address), or a set's name (digits, cifar10, ...).
+        Folder or zip of class folders, shards (their folder or address), or a set's name (digits, cifar10, ...). For
+        detect, of images with boxes: COCO JSON, Pascal VOC XML, YOLO text, CSV, and others.
     out
         Folder of the run: checkpoints, logs, and the bundle in OUT/float. By default in runs/, by the names of the data
         and the network.

@@ -25,7 +25,7 @@ from mobilenets.model.bundle import Bundle, with_random_weights
 from mobilenets.model.card import Card
 from mobilenets.model.images import Preprocess
 from mobilenets.tasks.detect.answers import Detection, Detections, draw
-from mobilenets.tasks.detect.config import LOGITS, OFFSETS, Config, Options
+from mobilenets.tasks.detect.config import LOGITS, OFFSETS, Config, DetectorOptions
 from mobilenets.tasks.detect.loss import DetectionLoss, hardest
 from mobilenets.tasks.detect.task import Detect
 from mobilenets.tasks.detect.transforms import Augmentation, tensors
@@ -132,7 +132,7 @@ def test_losses_by_hand():
 
 @pytest.mark.parametrize("family", ["ssdlite", "ssdlite-torchvision"])
 def test_crowds_are_neither_objects_nor_background(family):
-    made = Config.of(detector(options=Options(family)).card.config)
+    made = Config.of(detector(options=DetectorOptions(family)).card.config)
     loss = DetectionLoss(made)
     whole = Boxes.of([[0, 0, 64, 64]], [0], (64, 64), crowd=[True])
     outputs = {OFFSETS: torch.randn(1, made.anchors.count, 4), LOGITS: torch.randn(1, made.anchors.count, made.columns)}
@@ -196,7 +196,7 @@ def test_a_training_of_seconds_finds_rectangles(family, tmp_path):
     data = shapes.data(256, 48)
     checks.scan(data)
     recipe = dataclasses.replace(QUICK, epochs=14, batch=16, lr=4e-3, ema=0.02)
-    made = train_bundle(data, SMALL, recipe, tmp_path / "r", task=Detect(Options(family)))
+    made = train_bundle(data, SMALL, recipe, tmp_path / "r", task=Detect(DetectorOptions(family)))
     scores = evaluate.score(TorchEngine(made, 1), data, "val")
     assert scores.ap50 > 50
     assert scores.value == pytest.approx(made.card.metrics[0].value, abs=0.5)  # what validation said of it
@@ -383,7 +383,7 @@ def test_it_starts_from_another_detector(bundle):
     np.testing.assert_allclose(bias[:, 1], was[:, 1:].mean(1), rtol=1e-6)
     more = detector(("a", "b", "c"))
     assert Detect().transfer(bundle, more.card.config)[f"{name}.conv.bias"].shape == (len(was) * 4,)
-    another = detector(options=Options("ssdlite-torchvision"))
+    another = detector(options=DetectorOptions("ssdlite-torchvision"))
     assert not any(k.startswith("detect.") for k in Detect().transfer(bundle, another.card.config))
 
 
@@ -397,10 +397,10 @@ def test_a_detector_goes_on_as_it_was(bundle, shown):
     arch = network(None, None, None, start, task, task.config(shown), shown)
     assert arch.resolution == 64
     assert tasks.config_of(task, shown, arch) == {**config, "labels": list(shown.labels)}
-    fresh = tasks.with_options(tasks.find("detect"), Options("ssdlite-torchvision"), start)
+    fresh = tasks.with_options(tasks.find("detect"), DetectorOptions("ssdlite-torchvision"), start)
     assert tasks.config_of(fresh, shown, arch)["scores"] == "softmax"
 
 
 def test_options_are_of_detectors():
     with pytest.raises(UserError, match="--anchors is for --task detect"):
-        tasks.with_options(tasks.find("classify"), Options(anchors="auto"), None)
+        tasks.with_options(tasks.find("classify"), DetectorOptions(anchors="auto"), None)

@@ -136,7 +136,7 @@ def train(
     start = starts.opened(init, as_path(weights)) if init else None
     asked = tasks.with_options(tasks.find_trained(task), detector, start)
     if start is None and recipe is None and isinstance(asked, Shaped):
-        start = _pretrained(asked, arch, alpha, as_path(weights))
+        start = pretrained(asked, arch, alpha, as_path(weights))
         arch, alpha = (arch, alpha) if start is None else (None, None)
     usual = asked.recipes if isinstance(asked, Shaped) else ("finetune", "modern")
     chosen = recipes.recipe(recipe or usual[start is None], overrides)
@@ -173,7 +173,7 @@ def train(
     return trained
 
 
-def _pretrained(asked: Shaped, arch: str | None, alpha: float | None, folder: Path | None) -> Bundle | None:
+def pretrained(asked: Shaped, arch: str | None, alpha: float | None, folder: Path | None) -> Bundle | None:
     """The pretrained network that a task starts from where nothing is said; None where there is none. A line says so.
 
     Boxes are few, mostly: from nothing, a detector of a few hundred images finds next to nothing.

@@ -16,6 +16,7 @@ from PIL import Image
 from mobilenets import tasks
 from mobilenets.arch.rows import Conv, Separable
 from mobilenets.arch.spec import Arch
+from mobilenets.commands import train
 from mobilenets.data import checks
 from mobilenets.data.boxes import Boxes
 from mobilenets.deploy import evaluate
@@ -404,3 +405,13 @@ def test_a_detector_goes_on_as_it_was(bundle, shown):
 def test_options_are_of_detectors():
     with pytest.raises(UserError, match="--anchors is for --task detect"):
         tasks.with_options(tasks.find("classify"), DetectorOptions(anchors="auto"), None)
+
+
+def test_a_detector_starts_from_pretrained_weights_where_there_are_some(make_bundle, tmp_path, capsys):
+    make_bundle("v1").save(tmp_path / "weights" / "v1")
+    task = tasks.with_options(tasks.find("detect"), None, None)
+    found = train.pretrained(task, "v1", 0.25, tmp_path / "weights")
+    assert found.card.arch.title.startswith("v1 0.25")
+    assert "it starts from pretrained weights, v1 " in capsys.readouterr().err
+    assert train.pretrained(task, "v1", 0.5, tmp_path / "weights") is None
+    assert "no pretrained weights of v1 0.5-320 are at hand" in capsys.readouterr().err

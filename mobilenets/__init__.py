@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from mobilenets.model.net import Backbone as Backbone
     from mobilenets.model.net import Net as Net
     from mobilenets.tasks.create import create as create
+    from mobilenets.tasks.detect.config import DetectorOptions as DetectorOptions
     from mobilenets.tasks.detect.module import Detector as Detector
     from mobilenets.training.calibrated import Calibration as Calibration
     from mobilenets.training.fitted import Fitted as Fitted
@@ -99,6 +100,7 @@ _HOMES = {
     "Card": "model.card",
     "Choice": "deploy.choose",
     "Detector": "tasks.detect.module",
+    "DetectorOptions": "tasks.detect.config",
     "Distillation": "training.recipes",
     "Export": "deploy.export",
     "Fitted": "training.fitted",

@@ -37,6 +37,7 @@ EXTRAS = {
     "pyarrow": ("pyarrow", "datasets"),
     "defusedxml": ("defusedxml", "detect"),
     "yaml": ("PyYAML", "detect"),
+    "faster_coco_eval": ("faster-coco-eval", "detect"),
     "tensorboard": ("TensorBoard", "train"),
     "mlflow": ("MLflow", "mlflow"),
     "wandb": ("Weights & Biases", "wandb"),

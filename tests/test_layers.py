@@ -30,7 +30,7 @@ NEED_TORCH = {
     "training.pace", "training.statistics", "training.teachers",
     "compression.calibrate", "compression.equalize", "compression.mixed", "compression.qat", "compression.sensitivity",
     "tasks.augment", "tasks.losses", "tasks.tag_losses",
-    "tasks.create", "tasks.detect.loss", "tasks.detect.matcher", "tasks.detect.module",
+    "tasks.create", "tasks.detect.loss", "tasks.detect.matcher", "tasks.detect.module", "tasks.detect.mosaic",
     "tasks.detect.transforms", "tasks.detect.validation",
     "reports.layers",
 }  # fmt: skip

@@ -40,7 +40,8 @@ def evaluate(
     model
         Exported file, bundle or run.
     source
-        Folder or zip of class folders, or a set's name; the data it was trained on, if left out.
+        Folder or zip of class folders, or a set's name; of a detector, of images with boxes; the data it was trained
+        on, if left out.
     split
         train, val, test or all. By default test where there is one, else val; all of data without splits of its own,
         unless the network was trained on it: then what was held out, however the folder is spelled or has changed.
@@ -61,7 +62,8 @@ def evaluate(
     Scores
         Its task's: a classifier's `top1`, `top5` and `balanced` accuracy in percent, `loss` in nats, `per_class` recall
         and `precision` in percent, the `confusion` matrix, `reliability` (`.ece()` in percent), `rejection` where that
-        was asked for; `value` is the primary metric. `skipped` names damaged images.
+        was asked for; a detector's `ap`, `ap50`, `ap75`, `ap_small`, ... `ar100`, as COCO has them, in percent, and
+        `per_class`. `value` is the primary metric. `skipped` names damaged images.
 
     Raises
     ------

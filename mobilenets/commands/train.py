@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
-from mobilenets import tasks
+from mobilenets import console, tasks
 from mobilenets.arguments import DataSource, StrPath, as_path, checked, seconds, several
 from mobilenets.commands import folds as cross
 from mobilenets.commands.options import Words
@@ -17,7 +18,7 @@ from mobilenets.data.source import Reading, spelled
 from mobilenets.errors import UserError
 from mobilenets.model.bundle import Bundle
 from mobilenets.model.convert import starts
-from mobilenets.tasks.detect.config import Options
+from mobilenets.tasks.detect.config import DetectorOptions
 from mobilenets.tasks.task import Shaped
 from mobilenets.training import loggers, loop, recipes, run
 from mobilenets.training.calibrated import Calibration, recorded
@@ -40,7 +41,7 @@ def train(
     init: DataSource | None = None,
     weights: StrPath | None = None,
     calibration: Annotated[Calibration | None, Parameter(name="*")] = None,
-    detector: Annotated[Options | None, Parameter(name="*")] = None,
+    detector: Annotated[DetectorOptions | None, Parameter(name="*")] = None,
     seed: int = 0,
     val: float | None = None,
     time: str | float | None = None,
@@ -58,7 +59,8 @@ def train(
     Parameters
     ----------
     source
-        Folder or zip of class folders, shards (their folder or address), or a set's name (digits, cifar10, ...).
+        Folder or zip of class folders, shards (their folder or address), or a set's name (digits, cifar10, ...). For
+        detect, of images with boxes: COCO JSON, Pascal VOC XML, YOLO text, CSV, and others.
     out
         Folder of the run: checkpoints, logs, and the bundle in OUT/float. By default in runs/, by the names of the data
         and the network.
@@ -73,10 +75,11 @@ def train(
         or less for images that are smaller.
     recipe
         modern (from scratch), finetune, cifar, v1-paper, v2-paper or v3-paper; by default modern, finetune with --init,
-        or detect for a detector.
+        or detect for a detector from pretrained weights.
     init
         What to start from: a bundle or run, a file of weights of any kind that import takes, or published weights by
-        name (keras:v2-1.0-224): its network, and its weights as far as the classes allow.
+        name (keras:v2-1.0-224): its network, and its weights as far as the classes allow. A detector starts from
+        pretrained weights of its network, where some are at hand, if left out.
     weights
         Folder of pretrained weights, where published ones may be before they are fetched.
     seed
@@ -132,6 +135,9 @@ def train(
     loggers.check(log)
     start = starts.opened(init, as_path(weights)) if init else None
     asked = tasks.with_options(tasks.find_trained(task), detector, start)
+    if start is None and recipe is None and isinstance(asked, Shaped):
+        start = pretrained(asked, arch, alpha, as_path(weights))
+        arch, alpha = (arch, alpha) if start is None else (None, None)
     usual = asked.recipes if isinstance(asked, Shaped) else ("finetune", "modern")
     chosen = recipes.recipe(recipe or usual[start is None], overrides)
     data = asked.open(source, root, seed, val)
@@ -165,3 +171,20 @@ def train(
         return None
     run.say_where(out)
     return trained
+
+
+def pretrained(asked: Shaped, arch: str | None, alpha: float | None, folder: Path | None) -> Bundle | None:
+    """The pretrained network that a task starts from where nothing is said; None where there is none. A line says so.
+
+    Boxes are few, mostly: from nothing, a detector of a few hundred images finds next to nothing.
+    """
+    net = asked.network(arch, alpha, None)
+    found = starts.nearest(starts.available(folder), net)
+    if found is None:
+        console.note(
+            f"no pretrained weights of {net.title} are at hand (--weights takes a folder of some): it is trained from "
+            "nothing, which takes many times the images and the time"
+        )
+        return None
+    console.note(f"it starts from pretrained weights, {Path(found.source).name} (--recipe modern: from nothing)")
+    return found.load(folder)

@@ -167,7 +167,7 @@ class Objective(Protocol):
     def __call__(self, outputs: Mapping[str, Tensor], targets: Any) -> Tensor:
         """The loss of the values of the task's `taps`."""
 
-    def mixes(self) -> Sequence[v2.Transform]:
+    def mixes(self) -> Sequence[nn.Module]:
         """Ways to mix the images of a batch with their targets, of which each step draws one; none is usual."""
 
     def parameters(self) -> Any: ...

@@ -25,7 +25,7 @@ OFFSETS, LOGITS, SCORE, BOXES, CLASSES, COUNT = "offsets", "logits", "scores", "
 
 @checked
 @dataclass(frozen=True)
-class Options:
+class DetectorOptions:
     """What a detector is built of, where that is neither the default nor what the network to start from has."""
 
     detector: Literal["ssd", "ssdlite", "ssdlite-torchvision", "ssd-fpnlite"] | None = field(

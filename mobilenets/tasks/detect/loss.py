@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import box_convert, sigmoid_focal_loss
-from torchvision.transforms import v2
 
 from mobilenets.errors import UserError
 from mobilenets.tasks.detect.anchors import centres_and_sizes
 from mobilenets.tasks.detect.coder import encode
 from mobilenets.tasks.detect.config import LOGITS, OFFSETS, Config
 from mobilenets.tasks.detect.matcher import BACKGROUND, IGNORED, match, within
+from mobilenets.tasks.detect.mosaic import Mosaic
 
 NEGATIVES = 3  # for each anchor that has an object (SSD, section 2.2); and of an image at least, so that one without
 # objects says something too, as in TensorFlow's SSDLite
@@ -32,9 +32,10 @@ class DetectionLoss(nn.Module):
     crowds are neither.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, mosaic: float = 0.0) -> None:
+        """`mosaic`: the share of batches that are mosaics."""
         super().__init__()
-        self.config = config
+        self.config, self.mosaic = config, mosaic
         self.register_buffer("anchors", torch.from_numpy(centres_and_sizes(config.anchors).copy()), persistent=False)
 
     anchors: Tensor
@@ -91,13 +92,13 @@ class DetectionLoss(nn.Module):
             told = column.clamp(min=0).unsqueeze(-1)
             wanted.scatter_(-1, told, (column >= 0).float().unsqueeze(-1))
             if self.config.focal:
-                each = sigmoid_focal_loss(logits, wanted, ALPHA, GAMMA)
+                each: Tensor = sigmoid_focal_loss(logits, wanted, ALPHA, GAMMA)
                 return (each.sum(-1) * (classes != IGNORED)).sum()
             losses = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").sum(-1)
         return losses[(classes >= 0) | hardest(losses.detach(), classes)].sum()
 
-    def mixes(self) -> Sequence[v2.Transform]:
-        return ()
+    def mixes(self) -> Sequence[nn.Module]:
+        return (Mosaic(self.mosaic),) if self.mosaic else ()
 
 
 def hardest(losses: Tensor, classes: Tensor) -> Tensor:

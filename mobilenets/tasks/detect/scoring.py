@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mobilenets.console import Notebook
-from mobilenets.errors import UserError
+from mobilenets.errors import needed_by
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -166,7 +166,7 @@ class Evaluation:
 
     def result(self) -> tuple[dict[str, float], tuple[LabelScore, ...]]:
         """COCO's twelve numbers by name and each label's, percent, NaN where there is nothing to find."""
-        coco, evaluator = _library()
+        coco, evaluator = library()
         images = [{"id": i + 1} for i in range(self.images)]
         categories = [{"id": i + 1, "name": name} for i, name in enumerate(self.labels)]
         nan = float("nan")
@@ -209,11 +209,10 @@ def _mean(values: Floats) -> float:
     return 100 * float(kept.mean()) if kept.size else float("nan")
 
 
-def _library() -> tuple[Any, Any]:
-    try:
+def library() -> tuple[Any, Any]:
+    """What computes the scores. Raises `UserError` where it isn't installed."""
+    with needed_by("a detector's score"):
         from faster_coco_eval import COCO, COCOeval_faster
-    except ImportError as e:
-        raise UserError("a detector's scores need faster-coco-eval: pip install 'mobilenets[detect]'") from e
     return COCO, COCOeval_faster
 
 

@@ -20,8 +20,8 @@ from mobilenets.errors import UserError
 from mobilenets.model.card import Card, Precision
 from mobilenets.model.images import Framing
 from mobilenets.tasks.detect import anchors, answers, decode, parity, start, zero
-from mobilenets.tasks.detect.config import LOGITS, OFFSETS, Config, Options
-from mobilenets.tasks.detect.scoring import DetectionScores, Evaluation, add_boxes, scores_of
+from mobilenets.tasks.detect.config import LOGITS, OFFSETS, Config, DetectorOptions
+from mobilenets.tasks.detect.scoring import DetectionScores, Evaluation, add_boxes, library, scores_of
 from mobilenets.tasks.task import Answer, MetricSpec, Outputs, Parity, Prior, Sizes, Task
 
 if TYPE_CHECKING:
@@ -44,14 +44,14 @@ class Detect:
     primary: MetricSpec | None = PRIMARY
     taps: tuple[str, ...] = (OFFSETS, LOGITS)
     ragged = True
-    recipes = ("detect", "detect-scratch")
+    recipes = ("detect", "modern")
     framing: Framing = "stretch"
 
     def __init__(
-        self, options: Options | None = None, like: Mapping[str, Any] | None = None, by: Config | None = None
+        self, options: DetectorOptions | None = None, like: Mapping[str, Any] | None = None, by: Config | None = None
     ) -> None:
         """`like`: the config of the detector that a training starts from. `by`: of the network at hand."""
-        self.options, self.like, self.known = options or Options(), like, by
+        self.options, self.like, self.known = options or DetectorOptions(), like, by
         self.fit: dict[str, Any] = {}  # anchors that were fitted already, by what they were fitted to
 
     @property
@@ -60,7 +60,7 @@ class Detect:
 
     # ---- what a detector has besides (see `task.Shaped`)
 
-    def asked(self, options: Options | None, start: Bundle | None) -> Detect:
+    def asked(self, options: DetectorOptions | None, start: Bundle | None) -> Detect:
         like = start.card.config if start is not None and start.card.task == self.name else None
         return Detect(options or self.options, like)
 
@@ -138,13 +138,14 @@ class Detect:
     def objective(self, config: Mapping[str, Any], recipe: Any, training: Split) -> DetectionLoss:  # noqa: ARG002
         from mobilenets.tasks.detect.loss import DetectionLoss
 
-        return DetectionLoss(Config.of(config))
+        return DetectionLoss(Config.of(config), recipe.mosaic)
 
     def validation(self, config: Mapping[str, Any]) -> nn.ModuleDict:
         from torch import nn
 
         from mobilenets.tasks.detect.validation import AveragePrecision
 
+        library()  # before the first epoch, not after it
         how = Config.of(config)
         return nn.ModuleDict({
             "val_ap": AveragePrecision(how, first=True),

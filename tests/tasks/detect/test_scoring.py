@@ -1,13 +1,16 @@
 """COCO's average precision: against its own tool, and by hand."""
 
 import contextlib
+import importlib.util
 import io
+import sys
 
 import numpy as np
 import pytest
 
+from mobilenets.errors import UserError
 from mobilenets.tasks.detect.decode import Found
-from mobilenets.tasks.detect.scoring import NUMBERS, Evaluation
+from mobilenets.tasks.detect.scoring import NUMBERS, Evaluation, library
 
 pytest.importorskip("faster_coco_eval")
 
@@ -76,6 +79,13 @@ def test_by_hand() -> None:
     assert numbers["ar1"] == numbers["ar100"] == pytest.approx(50)
     assert np.isnan(each[1].ap)
     assert each[0].objects == 2
+
+
+def test_a_missing_library_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+    with pytest.raises(UserError, match=r"a detector's score needs faster-coco-eval: pip install 'mobilenets\[detect"):
+        library()
 
 
 def test_nothing_to_find_is_no_number() -> None:

@@ -21,7 +21,7 @@ from mobilenets.arch.graph import Op, pads
 from mobilenets.deploy.lowering import Lowered, lower, unsupported
 from mobilenets.deploy.writers import tflite_detect
 from mobilenets.deploy.writers.tflite_graph import CARD_KEY, Graph, quantization
-from mobilenets.deploy.writers.tflite_metadata import KEY, class_names, metadata, normalization, with_labels
+from mobilenets.deploy.writers.tflite_metadata import KEY, class_names, detected_names, metadata, normalization, with_labels
 from mobilenets.model.bundle import Bundle
 
 Array = npt.NDArray[Any]
@@ -338,5 +338,5 @@ def tflite_model(bundle: Bundle, batch: int | None = None) -> bytes:
     """The network with all that is known of it: TFLite's own metadata, the labels behind it as a zip, the card."""
     entries = {KEY: metadata(bundle.card), CARD_KEY: json.dumps(bundle.card.to_json()).encode()}
     model = tflite_graph(bundle, batch, entries)
-    names = class_names(bundle.card)
+    names = class_names(bundle.card) or detected_names(bundle.card)
     return with_labels(model, names) if names else model

@@ -47,7 +47,7 @@ RAW = (
 )
 BOXES = Op("extra", "boxes", 4, 4, inputs=("offsets",), coder=Coder("yxhw", (10.0, 10.0, 5.0, 5.0)))
 SUPPRESS = Op(
-    "extra", "suppress", 3, 6, inputs=("boxes", "chances"), suppression=Suppression(0.3, 0.5, 20, 30, True)
+    "extra", "suppress", 3, 6, inputs=("boxes", "chances"), suppression=Suppression(0.3, 0.5, 30, 30, True)
 )  # fmt: skip
 FOUND = (*RAW, dataclasses.replace(BOXES, name="boxes"))
 
@@ -95,6 +95,10 @@ EXAMPLES: dict[str, tuple[Op, ...]] = {
     "boxes": (*RAW[:1], BOXES),
     "boxes xywh": (*RAW[:1], dataclasses.replace(BOXES, coder=Coder("xywh", (10.0, 8.0, 5.0, 4.0)))),
     "suppress": (*FOUND, SUPPRESS),
+    "suppress few of a class": (
+        *FOUND,
+        dataclasses.replace(SUPPRESS, suppression=Suppression(0.3, 0.5, 3, 30, False)),
+    ),
     **{
         f"detected {part}": (
             *FOUND,
@@ -148,7 +152,8 @@ def test_every_operation_in_every_runtime(kind: str, name: str, pixels: Pixels, 
     try:
         expected, got = answers(bundle, name, pixels[:3], tmp_path)
     except UserError as e:
-        assert f"has no {kind.partition(' ')[0]} (extra)" in str(e)  # noqa: PT017  (either is right)
+        missing = [f"has no {op.kind} ({op.name})" for op in EXAMPLES[kind]]
+        assert any(m in str(e) for m in missing)  # noqa: PT017  (either is right)
         return
     assert got.keys() == expected.keys() == {"answer"}
     assert got["answer"].shape == expected["answer"].shape == (3, *bundle.card.outputs["answer"])

@@ -251,6 +251,14 @@ class Settled(Protocol):
 
 
 @runtime_checkable
+class Finishing(Protocol):
+    """A task whose answers can be made inside a file, as boxes are of a detector's offsets and scores."""
+
+    def finished(self, bundle: Bundle) -> Bundle:
+        """The bundle with the operations and outputs that make them."""
+
+
+@runtime_checkable
 class Teaching(Protocol):
     """A task whose answers are probabilities of labels, which another network can learn (see `training.distill`).
 

@@ -57,5 +57,5 @@ def finished(bundle: Bundle) -> Bundle:
     )  # fmt: skip
     outputs = tuple(Output(part, f"{FOUND}.{part}", MEANINGS[part]) for part in PARTS)
     head = Head((*raw, *ops), outputs, card.head.own)
-    tensors = {**bundle.tensors, f"{BOXES}.anchors": centres_and_sizes(config.anchors)}
+    tensors = {**bundle.tensors, f"{BOXES}.anchors": centres_and_sizes(config.anchors).copy()}
     return Bundle(card.replace(head=head), tensors, bundle.digest)

@@ -107,6 +107,11 @@ EXAMPLES: dict[str, tuple[Op, ...]] = {
         )
         for part in PARTS
     },
+    "detected scores of many": (
+        *FOUND,
+        dataclasses.replace(SUPPRESS, name="found", suppression=Suppression(0.3, 0.9, 10, 10, True)),
+        Op("extra", "detected", 6, 1, inputs=("found",), part="scores"),
+    ),
     "softmax": (
         Op("mean", "pool", 16, 16, inputs=(LAST,)),
         Op("flat", "flatten", 16, 16, inputs=("mean",)),

@@ -19,6 +19,7 @@ NAME = "ncnn"
 DETECTIONS = "detections"
 CHANNELS_FIRST = 3  # an order of Permute: channels become the innermost axis
 NEAREST = 1  # of Interp
+LOOKED_AT = 2  # boxes of a class, for each that may be kept: the time that ncnn takes grows with their square
 Array = npt.NDArray[Any]
 
 
@@ -78,7 +79,7 @@ def suppress(w: Writer, op: Op, offsets: str, scores: str) -> None:
     w.floats(corners, np.tile(1 / np.array(coder.scales), count))
     prior = w.add("MemoryData", f"{before.name}.anchors", (), {0: 4 * count, 1: 2})
     flat = [w.add("Flatten", f"{op.name}.{k}", (x,)) for k, x in (("offsets", offsets), ("scores", scores))]
-    numbers = {0: classes, 1: float(how.iou), 2: count, 3: how.most, 4: float(how.score)}
+    numbers = {0: classes, 1: float(how.iou), 2: min(LOOKED_AT * how.most, count), 3: how.most, 4: float(how.score)}
     found = f"{op.name}.turned" if turned else DETECTIONS
     w.add("DetectionOutput", found, (*flat, prior), numbers)
     if turned:

@@ -6,7 +6,7 @@ these files too. Its regular suppression is by class, as ours.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,6 +21,7 @@ from mobilenets.deploy.writers.tflite_graph import Graph
 from mobilenets.errors import UserError
 
 NAME = "TFLite"
+LOOKED_AT = 5  # boxes, for each that may be kept: by class, TFLite suppresses 2,000 in three times the network's time
 POSTPROCESS = "TFLite_Detection_PostProcess"
 TURNED = [1, 0, 3, 2]  # columns y, x, ... as x, y, ...
 # The order in which TensorFlow's detectors give their answers.
@@ -128,11 +129,37 @@ def suppress(w: Writer, op: Op, _corners: int, scores: int) -> int:
     shapes = {"boxes": (how.most, 4), "classes": (how.most,), "scores": (how.most,), "count": ()}
     outs = {k: w.graph.value(f"{name}.{k}", shapes[k], "float32") for k in ORDER}
     inputs = [w.values[before.inputs[0]], scores, w.graph.const(f"{before.name}.anchors", anchors)]
+    if len(anchors) > (few := LOOKED_AT * how.most):
+        inputs = _best(w, name, few, inputs, how.background)
     w.graph.custom(POSTPROCESS, inputs, list(outs.values()), _flexible(options))
     if turned:
         outs["boxes"] = _turned(w, f"{name}.xyxy", outs["boxes"])
     w.parts[name] = outs
     return outs["scores"]
+
+
+def _best(w: Writer, name: str, count: int, inputs: Sequence[int], background: bool) -> list[int]:
+    """Offsets [1, A, 4], scores [1, A, C], anchors [A, 4] of the boxes that have the best score of any class."""
+    g, (offsets, scores, anchors) = w.graph, inputs
+    _, boxes, columns = map(int, g.tensors[scores].shape)
+    labels = columns - background
+    of_labels = scores
+    if background:
+        begin, size = (w.integers(f"{name}.{k}", *v) for k, v in (("begin", (0, 0, 1)), ("extent", (1, boxes, labels))))
+        of_labels = g.value(f"{name}.labels", (boxes, labels), "float32")
+        of_labels = g.op("SLICE", [scores, begin, size], of_labels, schema.SliceOptionsT())
+    most, axis = g.value(f"{name}.greatest", (boxes,), "float32"), w.integers(f"{name}.axis", 2)
+    most = g.op("REDUCE_MAX", [of_labels, axis], most, schema.ReducerOptionsT(keepDims=False))
+    top = [g.value(f"{name}.top", (count,), "float32"), g.value(f"{name}.places", (count,), "int32")]
+    _, places = g.ops("TOPK_V2", [most, g.scalar(w.integers(f"{name}.number", count))], top, schema.TopKV2OptionsT())
+    which = g.op("RESHAPE", [places, w.integers(f"{name}.vector", count)], g.alone(f"{name}.which", (count,), "int32"),
+                 schema.ReshapeOptionsT())  # fmt: skip
+    few = [
+        g.op("GATHER", [x, which], g.value(f"{name}.few.{k}", (count, n), "float32"), schema.GatherOptionsT(axis=1))
+        for k, x, n in (("offsets", offsets, 4), ("scores", scores, columns))
+    ]
+    own = g.alone(f"{name}.few.anchors", (count, 4), "float32")
+    return [*few, g.op("GATHER", [anchors, which], own, schema.GatherOptionsT(axis=0))]
 
 
 def detected(w: Writer, op: Op, _detections: int) -> int:

@@ -40,14 +40,17 @@ VERSIONS: dict[str, dict[str, tuple[int, str]]] = {
     "MUL": {"": (1, "1.5.0"), "int8": (2, "1.14.0")},
     "PAD": {"": (1, "1.5.0"), "int8": (2, "1.14.0")},
     "QUANTIZE": {"": (1, "1.14.0")},
+    "REDUCE_MAX": {"": (1, "1.14.0")},
     "RELU": {"": (1, "1.5.0"), "int8": (2, "1.14.0")},
     "RELU6": {"": (1, "1.5.0"), "int8": (2, "1.14.0")},
     "RESHAPE": {"": (1, "1.5.0")},
     "RESIZE_NEAREST_NEIGHBOR": {"": (1, "1.13.1"), "int8": (2, "2.0.0")},
     "REVERSE_V2": {"": (1, "1.14.0")},
+    "SLICE": {"": (1, "1.14.0")},
     "SOFTMAX": {"": (1, "1.5.0"), "int8": (2, "1.14.0")},
     "SPLIT": {"": (1, "1.5.0")},
     "SUB": {"": (1, "1.6.0")},
+    "TOPK_V2": {"": (1, "1.7.0")},
     "TRANSPOSE": {"": (1, "1.6.0")},
 }
 
@@ -103,6 +106,11 @@ class Graph:
                 type=getattr(schema.TensorType, dtype.upper()), quantization=quantized,
             )
         )  # fmt: skip
+
+    def alone(self, name: str, shape: Sequence[int], dtype: str) -> int:
+        """A tensor that is computed, whose shape has no batch."""
+        kind = getattr(schema.TensorType, dtype.upper())
+        return self._add(schema.TensorT(name=name, shape=np.array(shape, np.int32), type=kind))
 
     def const(self, name: str, value: Array, quantized: Any = None) -> int:
         self.buffers.append(_Buffer(value.tobytes()))

@@ -258,6 +258,9 @@ class Finishing(Protocol):
     def finished(self, bundle: Bundle) -> Bundle:
         """The bundle with the operations and outputs that make them."""
 
+    def fine(self, card: Card) -> tuple[str, ...]:
+        """The layers whose outputs 256 values are too few for: int8 keeps them in float."""
+
 
 @runtime_checkable
 class Shaped(Protocol):

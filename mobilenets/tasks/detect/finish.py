@@ -11,6 +11,7 @@ from mobilenets.arch.boxes import MOST, PARTS, Coder, Part, Suppression
 from mobilenets.arch.detectors.heads import OFFSETS, PREFIX, SCORES
 from mobilenets.arch.graph import Head, Op, Output
 from mobilenets.model.bundle import Bundle
+from mobilenets.model.card import Card
 from mobilenets.tasks.detect.anchors import centres_and_sizes
 from mobilenets.tasks.detect.config import Config
 
@@ -26,6 +27,20 @@ MEANINGS: dict[Part, str] = {
 def is_finished(bundle: Bundle) -> bool:
     """Whether a bundle's outputs are boxes already."""
     return BOXES in bundle.card.graph.by_name
+
+
+def box_layers(card: Card) -> tuple[str, ...]:
+    """The last layers before the offsets."""
+    graph = card.graph
+    found: list[str] = []
+    todo = [o.op for o in card.head.outputs if o.name == OFFSETS]
+    while todo:
+        op = graph.by_name.get(todo.pop())
+        if op is not None and op.is_layer:
+            found.append(op.name)
+        elif op is not None:
+            todo += op.inputs
+    return tuple(op.name for op in graph.ops if op.name in found)
 
 
 def finished(bundle: Bundle) -> Bundle:

@@ -188,6 +188,10 @@ class Detect:
         """With what makes boxes of offsets and scores (see `task.Finishing`)."""
         return finish.finished(bundle)
 
+    def fine(self, card: Card) -> tuple[str, ...]:
+        """Those that say where boxes are (see `task.Finishing`)."""
+        return finish.box_layers(card)
+
     def draw(self, image: Image.Image, answer: Answer) -> Image.Image:
         assert isinstance(answer, answers.Detections)
         return answers.draw(image, answer)

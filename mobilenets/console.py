@@ -272,8 +272,8 @@ def count(n: float) -> str:
 
 
 def many(n: int, what: str) -> str:
-    """A number of things: "1 image", "2 images", "1,000 classes"."""
-    return f"{n:,} {what}" if n == 1 else f"{n:,} {what}{'es' if what.endswith('s') else 's'}"
+    """A number of things: "1 image", "2 images", "1,000 classes", "3 boxes"."""
+    return f"{n:,} {what}" if n == 1 else f"{n:,} {what}{'es' if what.endswith(('s', 'x')) else 's'}"
 
 
 def share(percent: float) -> str:

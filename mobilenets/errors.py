@@ -35,6 +35,8 @@ EXTRAS = {
     "matplotlib": ("matplotlib", "train"),
     "jinja2": ("Jinja", "train"),
     "pyarrow": ("pyarrow", "datasets"),
+    "defusedxml": ("defusedxml", "detect"),
+    "yaml": ("PyYAML", "detect"),
     "tensorboard": ("TensorBoard", "train"),
     "mlflow": ("MLflow", "mlflow"),
     "wandb": ("Weights & Biases", "wandb"),

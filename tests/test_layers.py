@@ -30,6 +30,7 @@ NEED_TORCH = {
     "training.pace", "training.statistics", "training.teachers",
     "compression.calibrate", "compression.equalize", "compression.mixed", "compression.qat", "compression.sensitivity",
     "tasks.augment", "tasks.losses", "tasks.tag_losses",
+    "tasks.detect.loss", "tasks.detect.matcher", "tasks.detect.transforms", "tasks.detect.validation",
     "reports.layers",
 }  # fmt: skip
 NO_NUMPY = ("arch", "errors", "files", "console", "arguments", "web")

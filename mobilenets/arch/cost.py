@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mobilenets.arch.graph import Op, Shape
+from mobilenets.arch.graph import Graph, Op, Shape
 from mobilenets.arch.spec import Arch
 from mobilenets.console import Notebook
 
@@ -28,14 +28,20 @@ TYPE_NAMES: dict[str, str] = {
     "linear": "Fully connected",
     "norm": "BatchNorm",
     "attend": "Attention",
+    "transposed": "Transposed conv",
 }
 FLOAT_BYTES = 4
-IN_PLACE: tuple[str, ...] = ("activation", "add", "mul")  # write over an input
+# Write over an input, or read it in another order.
+IN_PLACE: tuple[str, ...] = ("activation", "add", "mul", "rows")
 
 
 @dataclass(frozen=True)
 class CostRow(Notebook):
-    """One layer. Shapes are (channels, height, width); `weights` has no BatchNorm and biases, `params` has."""
+    """One layer. Shapes are (channels, height, width); `weights` has no BatchNorm and biases, `params` has.
+
+    `times`: how often it runs for an image, which `macs` and `adds` have in; the layers of a two-stage detector that
+    look at proposals run for each. Weights that another layer's row has already aren't counted again.
+    """
 
     layer: str
     type: str
@@ -48,6 +54,7 @@ class CostRow(Notebook):
     weights: int
     params: int
     activation_bytes: int
+    times: int = 1
 
     @property
     def in_elements(self) -> int:
@@ -60,7 +67,7 @@ class CostRow(Notebook):
         return c * h * w
 
 
-def _row(op: Op, shapes: Mapping[str, Shape]) -> CostRow:
+def _row(op: Op, shapes: Mapping[str, Shape], times: int) -> CostRow:
     (_, height, width), (_, rows, columns) = shapes[op.inputs[0]], shapes[op.name]
     outputs = op.cout * rows * columns
     weights = 0
@@ -76,8 +83,9 @@ def _row(op: Op, shapes: Mapping[str, Shape]) -> CostRow:
             fan_in = math.prod(op.weight_shape[1:])
             weights = op.cout * fan_in
             macs, adds = outputs * fan_in, outputs * (fan_in - 1)
+    own = not op.shares
     # BatchNorm trains a scale and a shift per channel.
-    params = weights + 2 * op.cout * op.norm + op.cout * op.bias
+    params = own * (weights + op.cout * op.bias) + 2 * op.cout * op.norm
     return CostRow(
         layer=op.name,
         type=op.kind,
@@ -85,11 +93,12 @@ def _row(op: Op, shapes: Mapping[str, Shape]) -> CostRow:
         stride=op.stride,
         in_shape=(op.cin, height, width),
         out_shape=(op.cout, rows, columns),
-        macs=macs,
-        adds=adds,
-        weights=weights,
+        macs=times * macs,
+        adds=times * adds,
+        weights=own * weights,
         params=params,
         activation_bytes=outputs * FLOAT_BYTES,
+        times=times,
     )
 
 
@@ -107,6 +116,10 @@ class Cost(Notebook):
     peak_activation_elements: int
     peak_activation_elements_blockwise: int
     show_layers: bool = False
+
+    @property
+    def title(self) -> str:
+        return f"{self.arch.title}, {self.arch.num_classes} classes"
 
     @property
     def macs(self) -> int:
@@ -166,7 +179,7 @@ class Cost(Notebook):
         from mobilenets.console import table
 
         t = table(
-            f"{self.arch.title}, layer by layer",
+            f"{self.title}, layer by layer",
             [
                 "layer",
                 "type",
@@ -201,7 +214,7 @@ class Cost(Notebook):
     def _total_table(self) -> RenderableType:
         from mobilenets.console import megabytes, table
 
-        t = table(f"{self.arch.title}, {self.arch.num_classes} classes", ["", "value", "exactly"], left=("",))
+        t = table(self.title, ["", "value", "exactly"], left=("",))
         for name, n in (
             ("macs (M)", self.macs),
             ("additions (M)", self.adds),
@@ -234,15 +247,28 @@ def rows(arch: Arch) -> tuple[CostRow, ...]:
     return count(arch).rows
 
 
-def count(arch: Arch) -> Cost:
-    """Count `arch`: its rows and its peak memory. Exact integers."""
-    graph = arch.graph
-    rows = tuple(_row(op, graph.shapes) for op in graph.ops if op.is_layer or op.kind == "attend")
+def layers(graph: Graph, times: int = 1) -> tuple[CostRow, ...]:
+    """A `CostRow` for each layer of a graph that runs `times` for an image."""
+    return tuple(_row(op, graph.shapes, times) for op in graph.ops if op.is_layer or op.kind == "attend")
+
+
+def peak(graph: Graph) -> int:
+    """Most elements that are held at once when a graph runs layer by layer."""
     sizes = {name: math.prod(shape) for name, shape in graph.shapes.items()}
-    live, layerwise = {graph.source}, 0
+    live, most = {graph.source}, 0
     for op, unread in zip(graph.ops, graph.last_reads, strict=True):
         if op.kind not in IN_PLACE:
-            layerwise = max(layerwise, sum(sizes[name] for name in live) + sizes[op.name])
+            most = max(most, sum(sizes[name] for name in live) + sizes[op.name])
         live = (live | {op.name}) - set(unread)
-    blockwise = max(sizes[b.source] + sizes[b.output] for b in arch.blocks)
-    return Cost(arch, rows, layerwise, blockwise)
+    return most
+
+
+def peak_blockwise(arch: Arch) -> int:
+    """Most elements that are held at once when a block runs as one operation, of the blocks alone."""
+    shapes = arch.graph.shapes
+    return max(math.prod(shapes[b.source]) + math.prod(shapes[b.output]) for b in arch.blocks)
+
+
+def count(arch: Arch) -> Cost:
+    """Count `arch`: its rows and its peak memory. Exact integers."""
+    return Cost(arch, layers(arch.graph), peak(arch.graph), peak_blockwise(arch))

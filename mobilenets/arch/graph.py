@@ -34,7 +34,8 @@ class Op:
     if `bias`, then `activation` ("relu", "relu6" or none); "norm": a BatchNorm alone; "activation": `activation` alone.
     `kernel` is its height, and its width too unless `kernel_width` says otherwise; `grouped` the groups of a
     convolution that has some. `inputs` are names of earlier operations; in a row's own ops, "" is the block's input.
-    `pads` (above, left, below, right) are known once the graph is lowered.
+    `shares`: the earlier layer whose weights and bias it has, its BatchNorm being its own. `pads` (above, left, below,
+    right) are known once the graph is lowered.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Op:
     inputs: tuple[str, ...] = ()
     kernel_width: int = 0
     grouped: int = 0
+    shares: str = ""
     pads: tuple[int, int, int, int] | None = None
 
     @property
@@ -91,7 +93,8 @@ class Op:
             raise UserError(f"not an operation: its sizes must be whole numbers up to {MOST}, not {numbers}")
         inputs = d.get("inputs", [])
         names = [d.get("name"), *inputs] if isinstance(inputs, list) else [None]
-        if not all(isinstance(n, str) and n for n in names) or "pads" in d:
+        shared = isinstance(d.get("shares", ""), str)
+        if not (shared and all(isinstance(n, str) and n for n in names)) or "pads" in d:
             raise UserError(f"not an operation: {dict(d)}")
         return cls(**{**d, "inputs": tuple(inputs)})
 

@@ -9,7 +9,7 @@ from typing import Any, overload
 
 from mobilenets.arguments import DataSource, StrPath, checked
 from mobilenets.commands.options import as_task
-from mobilenets.deploy import answers, engines
+from mobilenets.deploy import answers, drawings, engines
 from mobilenets.deploy.answers import Written
 from mobilenets.deploy.predict import Model, Prediction, sources, spread, there
 from mobilenets.deploy.trust import Doubts, Views, seen, with_logits
@@ -28,6 +28,7 @@ def stream(
     tta: Views | None = None,
     nearest: int | None = None,
     among: DataSource | None = None,
+    draw: Path | None = None,
     out: Path | None = None,
 ) -> Iterator[Prediction] | Written:
     """Say what a network makes of images: files, folders, zips, any number of them.
@@ -48,7 +49,7 @@ def stream(
         --task features.
     reject_below
         The probability below which an answer is "unsure"; the card's if left out, where it has one (`mobilenets eval
-        --wanted-precision` finds it).
+        --wanted-precision` finds it). Of a detector, the least score of a box; 0.3 if left out.
     flag_unlike
         Say which images are unlike those of the training (5% of its own are), where the card knows: a bundle, by the
         energy of its logits; a file, which gives probabilities alone, by the best of them, a weaker sign.
@@ -58,6 +59,8 @@ def stream(
         Instead of labels, the images that are most alike by the bundle's features, this many.
     among
         Where --nearest looks: a folder, a zip or a set's name; the images it was trained on, if left out.
+    draw
+        Write each image with what was said of it, as its task draws that (a detector's boxes), into this folder.
     out
         Write them to this file instead of printing: .jsonl, .parquet, or .npy for features.
     """
@@ -66,7 +69,12 @@ def stream(
     if top < 1:
         raise UserError(f"top must be 1 or more, not {top}")
     asked = Asked(task, tap, reject_below, flag_unlike, tta, nearest, None if among is None else str(among))
-    found = asked.of(model)(sources(images), top)
+    if draw is not None and nearest is not None:
+        raise UserError("--draw draws answers, and --nearest gives images: leave out one of them")
+    if draw is None:
+        found = asked.of(model)(sources(images), top)
+    else:
+        found = drawings.drawn(asked.model(model), sources(images), top, draw)
     return answers.write(found, out) if out else found
 
 
@@ -129,7 +137,8 @@ def predict(
     tap
         The operation whose output the features are, by its name in `cost(arch).rows`; it implies task="features".
     reject_below
-        The probability below which an answer is unsure, its `label` None; the card's if left out, where it has one.
+        The probability below which an answer is unsure, its `label` None; the card's if left out, where it has one. Of
+        a detector, the least score of a box; 0.3 if left out.
     flag_unlike
         Say which images are unlike those of the training, where the card knows: a bundle, by the energy of its logits;
         a file, which gives probabilities alone, by the best of them, a weaker sign.
@@ -201,12 +210,16 @@ class Asked:
 
             count, found = self.nearest, gallery(Bundle.load(find_bundle(model)), self.among)
             return lambda images, _top: found.stream(images, count)
+        return self.model(model).stream
+
+    def model(self, model: Path) -> Model:
+        """The network that answers."""
         engine = _engine(model, self.task, self.tap)
         doubts = Doubts.of(engine.card, self.reject_below, self.flag_unlike)
         path = located(model)
         if self.flag_unlike and is_bundle(path) and engines.for_path(path) == "torch":
             engine = engines.module("torch").TorchEngine(with_logits(Bundle.load(path)), 1)
-        return Model(seen(engine, self.tta), doubts=doubts).stream
+        return Model(seen(engine, self.tta), doubts=doubts)
 
 
 def _engine(model: Path, task: str, tap: str) -> engines.Engine:

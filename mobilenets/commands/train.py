@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -16,6 +17,8 @@ from mobilenets.data.source import Reading, spelled
 from mobilenets.errors import UserError
 from mobilenets.model.bundle import Bundle
 from mobilenets.model.convert import starts
+from mobilenets.tasks.detect.config import Options
+from mobilenets.tasks.task import Shaped
 from mobilenets.training import loggers, loop, recipes, run
 from mobilenets.training.calibrated import Calibration, recorded
 from mobilenets.training.distributed import world
@@ -37,6 +40,7 @@ def train(
     init: DataSource | None = None,
     weights: StrPath | None = None,
     calibration: Annotated[Calibration | None, Parameter(name="*")] = None,
+    detector: Annotated[Options | None, Parameter(name="*")] = None,
     seed: int = 0,
     val: float | None = None,
     time: str | float | None = None,
@@ -59,7 +63,7 @@ def train(
         Folder of the run: checkpoints, logs, and the bundle in OUT/float. By default in runs/, by the names of the data
         and the network.
     task
-        What the network is for: classify, or attributes (tags, any number for an image).
+        What the network is for: classify, attributes (tags, any number for an image), or detect (boxes).
     arch
         Network: v1, v2, v3-large, ... (`mobilenets list`); v2 if left out.
     alpha
@@ -68,8 +72,8 @@ def train(
         Input height and width in pixels, 32 or more; if left out, that of --init, or the network's own (224 for most),
         or less for images that are smaller.
     recipe
-        modern (from scratch), finetune, cifar, v1-paper, v2-paper or v3-paper; by default modern, or finetune with
-        --init.
+        modern (from scratch), finetune, cifar, v1-paper, v2-paper or v3-paper; by default modern, finetune with --init,
+        or detect for a detector.
     init
         What to start from: a bundle or run, a file of weights of any kind that import takes, or published weights by
         name (keras:v2-1.0-224): its network, and its weights as far as the classes allow.
@@ -126,9 +130,10 @@ def train(
     limit = seconds(time, "--time")
     log = several(log)
     loggers.check(log)
-    chosen = recipes.recipe(recipe or ("finetune" if init else "modern"), overrides)
     start = starts.opened(init, as_path(weights)) if init else None
-    asked = tasks.find_trained(task)
+    asked = tasks.with_options(tasks.find_trained(task), detector, start)
+    usual = asked.recipes if isinstance(asked, Shaped) else ("finetune", "modern")
+    chosen = recipes.recipe(recipe or usual[start is None], overrides)
     data = asked.open(source, root, seed, val)
     if folds:
         cross.check(data, folds, asked, val)
@@ -137,7 +142,7 @@ def train(
         "verb": "train", "task": task, "source": source, "arch": net.to_json(), "recipe": chosen.to_json(),
         "seed": seed, "init": start.digest if start else None, "val": data.val_fraction, "time": limit,
         "folds": folds or None,
-        **recorded(calibration),
+        **recorded(calibration), **(dataclasses.asdict(detector) if detector else {}),
     }  # fmt: skip
     out = as_path(out) or run.folder(source, net.title)
     side = cache_side(max(net.input_size))

@@ -130,7 +130,9 @@ class Data:
     `pool`: the images that train and val were drawn from, where there was no val split. `images`: how many there are,
     and a digest of which, as they were opened; None of sets that never change. `doubts`: why the folders may not be
     classes. `as_trained`: val is what was held out when the network at hand was trained. `limit`: training images of a
-    class, at most. `fold`: (which, of how many), where the data is one fold of a cross-validation.
+    class, at most. `fold`: (which, of how many), where the data is one fold of a cross-validation. `category_ids`: of
+    boxes, the classes' own numbers by label, where they have some. `faults`: of boxes, what was found, by kind (see
+    `annotations.faults`).
     """
 
     source: str
@@ -149,6 +151,8 @@ class Data:
     as_trained: bool = False
     limit: int | None = None
     fold: tuple[int, int] | None = None
+    category_ids: dict[str, int] = field(default_factory=dict)
+    faults: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def held_out(self) -> str:
@@ -317,8 +321,10 @@ def in_order(data: Data, labels: tuple[str, ...]) -> Data:
     return data
 
 
-def renumbered(targets: npt.NDArray[Any], to: npt.NDArray[np.int64], count: int) -> npt.NDArray[Any]:
-    """Classes [N] by other numbers; or tags [N, C] in other columns of `count`, NaN where there were none."""
+def renumbered(targets: Any, to: npt.NDArray[np.int64], count: int) -> Any:
+    """Classes [N] by other numbers; tags [N, C] in other columns of `count`, NaN where there were none; or boxes."""
+    if not isinstance(targets, np.ndarray):
+        return [t.renumbered(to) for t in targets]
     if targets.ndim == 1:
         return np.asarray(to[targets])
     out = np.full((len(targets), count), np.nan, np.float32)

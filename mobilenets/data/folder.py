@@ -37,6 +37,8 @@ MOST_UNPACKED = 4 * MAX_PIXELS  # bytes, of any member
 SYSTEMS = {"__MACOSX", "@eaDir", "#recycle", "@Recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
 TABLES = (".csv", ".tsv", ".jsonl")  # of text
 LIST = ".txt"  # as CelebA's list_attr_celeba.txt
+NOTES = (".json", ".xml", ".yaml", ".yml")  # what boxes are annotated in
+HEAD = 256 << 10  # bytes of an image in which its size stands, but of a few kinds
 NAMED = 5  # files or folders named in a line of what was found
 
 
@@ -61,7 +63,7 @@ def list_folder(path: Path) -> Listing:
         rel = Path(here).relative_to(path).as_posix()
         folders.append(rel)
         names += [f"{rel}/{n}".removeprefix("./") for n in sorted(inside)]
-    return _listing(names, folders[1:], path.joinpath, lambda name: _size(path / name))
+    return _listing(names, folders[1:], path.joinpath, lambda name: _size(path / name), path.joinpath)
 
 
 def _size(path: Path) -> int:
@@ -81,7 +83,7 @@ def list_zip(path: Path) -> Listing:
     names = sorted(members)
     read = _Zip(path, {n: m.filename for n, m in members.items()})
     folders = sorted({n.rstrip("/") for n in names if n.endswith("/") and not is_hidden(n)})
-    return _listing(names, folders, read, lambda name: members[name].file_size)
+    return _listing(names, folders, read, lambda name: members[name].file_size, read.head)
 
 
 class _Zip:
@@ -92,24 +94,45 @@ class _Zip:
         self.local = threading.local()  # a ZipFile is not for several threads at once: one each
 
     def __call__(self, name: str) -> bytes:
+        return read_member(self._zip(name), self.members[name], name)
+
+    def head(self, name: str) -> bytes:
+        """The first bytes of a member, without the rest being unpacked; `BadImage` if they can't be."""
+        z = self._zip(name)
+        info = z.getinfo(self.members[name])
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others unpack more than is asked for
+            return self(name)
+        try:
+            with z.open(info) as f:
+                return f.read(HEAD)
+        except Exception as e:  # damaged zips raise many types
+            raise BadImage(f"{name}: can't be read from the zip ({e})") from e
+
+    def _zip(self, name: str) -> zipfile.ZipFile:
         if getattr(self.local, "pid", None) != os.getpid():  # nor for a forked worker
             self.local.zip, self.local.pid = zipfile.ZipFile(self.path), os.getpid()
         if name not in self.members:
             raise BadImage(f"{name}: no such file in the zip")
-        return read_member(self.local.zip, self.members[name], name)
+        opened: zipfile.ZipFile = self.local.zip
+        return opened
 
     def __reduce__(self) -> tuple[type[_Zip], tuple[Path, dict[str, str]]]:
         return _Zip, (self.path, self.members)
 
 
 def _listing(
-    names: Iterable[str], folders: list[str], read: Callable[[str], Path | bytes], size: Callable[[str], int]
+    names: Iterable[str],
+    folders: list[str],
+    read: Callable[[str], Path | bytes],
+    size: Callable[[str], int],
+    head: Callable[[str], Path | bytes],
 ) -> Listing:
     seen = [n for n in names if not is_hidden(n)]
     unreadable = [n for n in seen if n.lower().endswith(UNREADABLE)]
     tables = tuple(n for n in seen if n.lower().endswith(TABLES))
     texts = tuple(n for n in seen if n.lower().endswith(LIST))
-    return Listing([n for n in seen if is_image_name(n)], folders, unreadable, read, size, tables, texts)
+    notes = tuple(n for n in seen if n.lower().endswith(NOTES))
+    return Listing([n for n in seen if is_image_name(n)], folders, unreadable, read, size, head, tables, texts, notes)
 
 
 def open_zip(path: Path) -> zipfile.ZipFile:

@@ -11,7 +11,8 @@ from pathlib import Path
 class Listing:
     """What a folder or a zip holds, names with / between: images, folders, and other pictures, which can't be read.
 
-    `size`: of an image, in bytes. `tables`: of text, which may say what the images are; `texts` may be lists of it.
+    `size`: of a file, in bytes. `tables`: of text, which may say what the images are; `texts` may be lists of it,
+    `notes` annotations of boxes. `head`: a file, or its first bytes, enough for an image's size.
     """
 
     files: list[str]
@@ -19,5 +20,7 @@ class Listing:
     unreadable: list[str]
     read: Callable[[str], Path | bytes]
     size: Callable[[str], int]
+    head: Callable[[str], Path | bytes]
     tables: tuple[str, ...] = ()
     texts: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()

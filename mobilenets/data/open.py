@@ -39,22 +39,32 @@ def open_data(
     Raises `UserError` for one that isn't there or has fewer labels than `labelling` needs, and for `val` where
     there is a val split.
     """
-    if seed < 0:
-        raise UserError(f"seed must be 0 or more, not {seed}")
-    if val is not None and not 0 < val < 1:
-        raise UserError(f"val is a share of the training images, above 0 and below 1, not {val:g}")
+    check_split(seed, val)
     asked = Source.parse(source)
     labelling.check(asked)
     data = _opened(asked, root, labelling)
     data.source, data.seed, data.limit = source, seed, asked.reading.limit_per_class
     if asked.reading.val_from:
-        _take_val(data, asked, root, labelling)
+        take_val(data, asked, root, lambda other, at: _opened(other, at, labelling))
     if len(data.labels) < labelling.least:
         raise UserError(f"{source}: {labelling.too_few(data.labels)}")
+    return held_out(data, val)
+
+
+def check_split(seed: int, val: float | None) -> None:
+    """Raises `UserError` for a seed or a share of the images that can't be."""
+    if seed < 0:
+        raise UserError(f"seed must be 0 or more, not {seed}")
+    if val is not None and not 0 < val < 1:
+        raise UserError(f"val is a share of the training images, above 0 and below 1, not {val:g}")
+
+
+def held_out(data: Data, val: float | None) -> Data:
+    """The data with a val split: its own, or a share of train. Raises `UserError` for a share where it has its own."""
     if "train" in data.splits and "val" not in data.splits:
         _hold_out(data, val or (0.1 if "test" in data.splits else 0.2))
     elif val is not None:
-        raise UserError(f"{source} has a val split of its own: leave out --val")
+        raise UserError(f"{data.source} has a val split of its own: leave out --val")
     elif "train" in data.splits:
         data.limit_training()
     return data
@@ -118,8 +128,11 @@ def _tables(
     return text_tables.in_listing(listing, reading, str(path), labelling), place
 
 
-def _take_val(data: Data, asked: Source, root: Path | None, labelling: Labelling) -> None:
-    """Make all images of another source the val split. Raises `UserError` for one of other classes."""
+def take_val(data: Data, asked: Source, root: Path | None, opened: Callable[[Source, Path | None], Data]) -> None:
+    """Make all images of another source, which `opened` opens, the val split.
+
+    Raises `UserError` for one of other classes.
+    """
     if "val" in data.splits:
         raise UserError(f"{asked.path} has a val split of its own: leave out --val-from")
     other = Source.parse(str(asked.reading.val_from))
@@ -129,16 +142,16 @@ def _take_val(data: Data, asked: Source, root: Path | None, labelling: Labelling
             other = Source(other.path, reading)
         elif reading.class_from_name:
             other = Source(other.path, Reading(class_from_name=True))
-    opened = _opened(other, root, labelling)
-    opened.source = other.path
-    if strangers := [c for c in opened.labels if c not in data.labels]:
+    there = opened(other, root)
+    there.source = other.path
+    if strangers := [c for c in there.labels if c not in data.labels]:
         raise UserError(
             f"{other.path}: class {strangers[0]!r} isn't one of {asked.path} ({', '.join(data.labels[:8])})"
         )
-    val = in_order(opened, data.labels).split("all")
+    val = in_order(there, data.labels).split("all")
     data.splits = {**data.splits, "val": dataclasses.replace(val, name="val", groups=None)}
     data.images = identity.summary(s.marks for s in data.splits.values())
-    data.left_out += opened.left_out
+    data.left_out += there.left_out
 
 
 def _is_tabled(path: str) -> bool:

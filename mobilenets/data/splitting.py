@@ -8,7 +8,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mobilenets.data.boxes import presence
+
 Ints = npt.NDArray[np.int64]
+
+
+def _rows(targets: Any) -> npt.NDArray[Any]:
+    """Targets as an array: boxes as which classes each image holds, as if they were tags."""
+    return targets if isinstance(targets, np.ndarray) else presence(targets)
 
 
 def _is_tags(targets: npt.NDArray[Any]) -> bool:
@@ -24,11 +31,12 @@ def _memberships(targets: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     return np.eye(len(classes))[which]
 
 
-def stratified(targets: npt.NDArray[Any], fraction: float, seed: int) -> Ints:
+def stratified(targets: Any, fraction: float, seed: int) -> Ints:
     """Indices of a seeded `fraction` of each class, at least one where the class has two images; sorted.
 
-    Of tags, which an image may have several of, as near to that as can be.
+    Of tags and boxes, of which an image may have several, as near to that as can be.
     """
+    targets = _rows(targets)
     if _is_tags(targets):
         part = in_whole_groups(targets, np.arange(len(targets)), (1 - fraction, fraction), seed)
         return np.flatnonzero(part == 1)
@@ -40,12 +48,12 @@ def stratified(targets: npt.NDArray[Any], fraction: float, seed: int) -> Ints:
     return np.sort(np.concatenate(held))
 
 
-def in_whole_groups(targets: npt.NDArray[Any], groups: Ints, shares: Sequence[float], seed: int) -> Ints:
+def in_whole_groups(targets: Any, groups: Ints, shares: Sequence[float], seed: int) -> Ints:
     """For each image the part, of as many as there are `shares`, that its group is in: [N].
 
     The largest groups first, each goes where its classes are filled least; as seats go to parties by Webster's method.
     """
-    member = _memberships(targets)
+    member = _memberships(_rows(targets))
     _, group = np.unique(groups, return_inverse=True)
     counts = np.zeros((group.max(initial=-1) + 1, member.shape[1]))
     np.add.at(counts, group, member)
@@ -62,8 +70,9 @@ def in_whole_groups(targets: npt.NDArray[Any], groups: Ints, shares: Sequence[fl
     return part[group]
 
 
-def folds(targets: npt.NDArray[Any], groups: Ints | None, count: int, seed: int) -> Ints:
+def folds(targets: Any, groups: Ints | None, count: int, seed: int) -> Ints:
     """For each image its fold, below `count`: [N]. Every class is spread evenly, or as evenly as whole groups allow."""
+    targets = _rows(targets)
     if groups is not None:
         return in_whole_groups(targets, groups, [1 / count] * count, seed)
     if _is_tags(targets):

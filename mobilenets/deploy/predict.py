@@ -27,6 +27,7 @@ from mobilenets.errors import UserError
 from mobilenets.model.images import UNREADABLE, BadImage, Pixels
 from mobilenets.model.pictures import Picture, is_batch, is_picture, pictures, rgb_image
 from mobilenets.tasks.classify import Labels
+from mobilenets.tasks.detect.answers import Detection, Detections
 from mobilenets.tasks.task import Answer
 
 OneImage: TypeAlias = bytes | bytearray | memoryview | BinaryIO | Image.Image
@@ -46,6 +47,11 @@ class Prediction:
     def top(self) -> tuple[tuple[str, float], ...]:
         """A classifier's best labels with their probabilities, best first; none of an image that couldn't be read."""
         return self.answer.top if isinstance(self.answer, Labels) else ()
+
+    @property
+    def boxes(self) -> tuple[Detection, ...]:
+        """A detector's objects, the surest first: `label`, `score`, `box` x1, y1, x2, y2 in pixels; else none."""
+        return self.answer.boxes if isinstance(self.answer, Detections) else ()
 
     @property
     def label(self) -> str | None:
@@ -258,7 +264,7 @@ class Model:
         """An image as the network takes it, and its own (width, height)."""
         p = self.card.preprocess
         if isinstance(item, Source):
-            return p.read_sized(item.path if isinstance(item.path, Path) else _member(item.path, item), item.name)
+            return p.read_sized(content(item), item.name)
         if isinstance(item, str | Path):
             return p.read_sized(files.local(item))
         if isinstance(item, bytes | bytearray | memoryview):
@@ -314,9 +320,12 @@ def _content(file: Any) -> bytes:
     raise UserError(f"{_name(file, 0)}: opened as text; open it with mode 'rb'")
 
 
-def _member(z: zipfile.ZipFile, item: Source) -> bytes:
+def content(item: Source) -> Path | bytes:
+    """What an image is read from: its file, or the bytes of a zip's member."""
+    if isinstance(item.path, Path):
+        return item.path
     with _zip_turn:
-        return read_member(z, item.member, item.name)
+        return read_member(item.path, item.member, item.name)
 
 
 @checked
@@ -332,7 +341,7 @@ def load(path: StrPath, threads: int = 1, reject_below: float | None = None) -> 
         Threads that the runtime may use.
     reject_below
         The probability below which a classifier's answer is unsure, its `label` None; that of its card if left out, if
-        it has one.
+        it has one. Of a detector, the least score of its boxes, 0.3 if left out.
 
     Returns
     -------

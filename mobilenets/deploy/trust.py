@@ -18,6 +18,7 @@ from mobilenets.model.card import Card
 from mobilenets.model.images import Pixels
 from mobilenets.model.trust import Trust
 from mobilenets.tasks.classify import LIMITS, Labels
+from mobilenets.tasks.detect.answers import Detections
 from mobilenets.tasks.task import Answer
 
 Views = Literal["flip"]
@@ -71,7 +72,8 @@ class Doubts:
         """Those asked for; by default, the card's threshold."""
         check_threshold(reject_below)
         known = card.trust
-        if (reject_below is not None or flag_unlike) and card.task != "classify":
+        boxes = card.task == "detect" and not flag_unlike
+        if (reject_below is not None or flag_unlike) and card.task != "classify" and not boxes:
             raise UserError(f"doubts are a classifier's: a network for {card.task} gives no probabilities")
         if flag_unlike and known.least_probability is None:
             raise UserError(
@@ -82,6 +84,8 @@ class Doubts:
 
     def judge(self, answer: Answer, outputs: Outputs) -> Answer:
         """An answer to one image with what there is to doubt; `outputs`: what it was read from."""
+        if isinstance(answer, Detections) and self.reject_below is not None:
+            return dataclasses.replace(answer, least=self.reject_below)
         if not isinstance(answer, Labels):
             return answer
         unsure = None if self.reject_below is None else answer.top[0][1] < self.reject_below

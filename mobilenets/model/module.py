@@ -281,9 +281,23 @@ class MobileNet(Walker):
         self.answering = nn.ModuleDict()
         for op in head.ops if head else ():
             if op.is_layer:
-                _place(self, op.name, module_for(op, self.arch))
+                module = module_for(op, self.arch)
+                if op.shares:
+                    module.conv = self._shared(op)
+                _place(self, op.name, module)
             else:
                 self.answering[op.name.replace(".", "_")] = module_for(op, self.arch)
+
+    def _shared(self, op: Op) -> nn.Module:
+        """The convolution of the layer whose weights `op` has. Raises `UserError` where there is none such."""
+        like = self.graph.op(op.shares)
+        if (like.weight_shape, like.bias) != (op.weight_shape, op.bias) or like.kind not in (
+            "conv",
+            "depthwise",
+            "pointwise",
+        ):
+            raise UserError(f"{op.name} can't have the weights of {like.name}, which are of another shape")
+        return self.get_submodule(f"{like.name}.conv")
 
     def of(self, op: Op) -> nn.Module:
         key = op.name.replace(".", "_")

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from mobilenets.arch.spec import Arch
 from mobilenets.data.dataset import Data
 from mobilenets.data.open import of_card, open_unlabelled
 from mobilenets.data.source import Source
 from mobilenets.errors import UserError, unknown
 from mobilenets.model.card import Card
-from mobilenets.tasks.task import Settled, Task
+from mobilenets.tasks.task import Settled, Shaped, Task
+
+if TYPE_CHECKING:
+    from mobilenets.model.bundle import Bundle
 
 TASKS = {
     "classify": "mobilenets.tasks.classify",
     "features": "mobilenets.tasks.features",
     "attributes": "mobilenets.tasks.attributes",
+    "detect": "mobilenets.tasks.detect.task",
 }
 
 
@@ -38,7 +45,31 @@ def find_trained(name: str) -> Task:
 def of(card: Card) -> Task:
     """The task of a network, as its card has it."""
     task = find(card.task)
+    if isinstance(task, Shaped):
+        return task.by(card.config)
     return task.of(card) if isinstance(task, Settled) else task
+
+
+def with_options(task: Task, options: Any, start: Bundle | None) -> Task:
+    """The task with options of its own, where it has any, of a training that starts from a network, or from nothing.
+
+    Raises `UserError` for options of another task's.
+    """
+    if isinstance(task, Shaped):
+        return task.asked(options, start)
+    if (
+        given := [f.name for f in dataclasses.fields(options) if getattr(options, f.name) is not None]
+        if options
+        else []
+    ):
+        raise UserError(f"--{given[0].replace('_', '-')} is for --task detect")
+    return task
+
+
+def config_of(task: Task, data: Data, arch: Arch) -> dict[str, Any]:
+    """What a network of this task for this data has on its card."""
+    config = task.config(data)
+    return task.shaped(config, arch, data) if isinstance(task, Shaped) else config
 
 
 def data_of(card: Card, source: str | None, root: Path | None = None) -> Data:

@@ -19,6 +19,7 @@ from mobilenets.arch.graph import Head
 from mobilenets.arch.spec import Arch
 from mobilenets.data.dataset import Data, Split
 from mobilenets.model.card import Card, Precision
+from mobilenets.model.images import Framing
 from mobilenets.model.trust import Trust
 
 if TYPE_CHECKING:
@@ -248,6 +249,39 @@ class Settled(Protocol):
 
     def of(self, card: Card) -> Task:
         """The task by what a card has of that."""
+
+
+@runtime_checkable
+class Shaped(Protocol):
+    """A task whose answers are bound to its network's shape, as a detector's anchors are to the sizes of its maps.
+
+    Its `config` of data alone isn't whole: `shaped` completes it. `recipes`: those that it is trained by where none is
+    named, from another network and from nothing; `framing`: how its images are fitted to the input.
+    """
+
+    recipes: tuple[str, str]
+    framing: Framing
+
+    def asked(self, options: Any, start: Bundle | None) -> Task:
+        """The task with its own options, of a training that starts from a network."""
+
+    def network(self, arch: str | None, alpha: float | None, resolution: int | None) -> Arch:
+        """The network of this name as the task has it from nothing, without a head."""
+
+    def resolution(self) -> int:
+        """The input's side in pixels where none is asked for."""
+
+    def shaped(self, config: Mapping[str, Any], arch: Arch, data: Data) -> dict[str, Any]:
+        """`config` with what depends on the network."""
+
+    def by(self, config: Mapping[str, Any]) -> Task:
+        """The task of a network with this config, whole."""
+
+    def begin(self, network: nn.Module, head: Head, config: Mapping[str, Any]) -> None:
+        """Give the head's own layers the weights that they begin with."""
+
+    def tensors(self, target: Any) -> Any:
+        """What is known of an image, on it as it is: boxes, masks and points as `tv_tensors`."""
 
 
 @runtime_checkable

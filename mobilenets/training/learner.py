@@ -18,7 +18,7 @@ from mobilenets.arch.graph import Graph, Op
 from mobilenets.errors import UserError
 from mobilenets.model.images import Preprocess
 from mobilenets.model.module import Taps, Walker
-from mobilenets.tasks.task import Objective, Task
+from mobilenets.tasks.task import Objective, Shaped, Task
 from mobilenets.training.loader import mix
 from mobilenets.training.optim import OPTIMIZERS, ROW, STRAIGHT_DOWN, parameter_groups, schedule
 from mobilenets.training.recipes import Recipe
@@ -63,7 +63,8 @@ class Learner(pl.LightningModule):
         own: Collection[str] = (),
     ) -> None:
         super().__init__()
-        self.model, self.recipe, self.seed, self.task, self.own = model, recipe, seed, task, tuple(own)
+        self.task: Task = task.by(config) if isinstance(task, Shaped) else task
+        self.model, self.recipe, self.seed, self.own = model, recipe, seed, tuple(own)
         self.objective = objective
         self.taps = tuple(dict.fromkeys((*task.taps, *getattr(objective, "taps", ()))))
         self.own_ops, border = own_part(model.graph, self.own, self.taps)

@@ -10,7 +10,7 @@ import itertools
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -127,8 +127,9 @@ class TrainImages(Dataset[tuple[Any, ...]]):
 class HeldOutImages(Dataset[tuple[Tensor, Any]]):
     """Images as a prediction sees them: index -> uint8 [3, H, W], target on it. In memory where they fit."""
 
-    def __init__(self, split: Split, preprocess: Preprocess) -> None:
-        self.split, self.preprocess = split, preprocess
+    def __init__(self, split: Split, preprocess: Preprocess, tensors: Callable[[Any], Any] | None = None) -> None:
+        """`tensors`: makes a target one that can be placed, where it isn't."""
+        self.split, self.preprocess, self.tensors = split, preprocess, tensors
         self.batch = None
         rows, columns = preprocess.input_size
         if len(split) * rows * columns * 3 <= MATERIALIZE_BYTES:
@@ -140,7 +141,9 @@ class HeldOutImages(Dataset[tuple[Tensor, Any]]):
     def __getitem__(self, i: int) -> tuple[Tensor, Any]:
         pixels = self.split.pixels(i, self.preprocess) if self.batch is None else self.batch.pixels[i]
         targets = self.split.targets if self.batch is None else self.batch.targets
-        return torch.from_numpy(np.array(pixels)).permute(2, 0, 1), placed(_target(targets, i), self.preprocess)
+        target = _target(targets, i)
+        whole = self.tensors(target) if self.tensors else target
+        return torch.from_numpy(np.array(pixels)).permute(2, 0, 1), placed(whole, self.preprocess)
 
 
 def ragged_batch(samples: Sequence[tuple[Any, ...]]) -> list[Any]:
@@ -220,9 +223,15 @@ def train_loader(images: TrainImages, recipe: Recipe, world: int, rank: int) -> 
 
 
 def held_out_loader(
-    split: Split, preprocess: Preprocess, batch: int, world: int, rank: int, ragged: bool = False
+    split: Split,
+    preprocess: Preprocess,
+    batch: int,
+    world: int,
+    rank: int,
+    ragged: bool = False,
+    tensors: Callable[[Any], Any] | None = None,
 ) -> DataLoader[Any]:
-    images = HeldOutImages(split, preprocess)
+    images = HeldOutImages(split, preprocess, tensors)
     sampler: Any = DistributedSampler(images, world, rank, shuffle=False) if world > 1 else None
     workers = 0 if images.batch else (os.cpu_count() or 1) // world
     collate = ragged_batch if ragged else None

@@ -14,6 +14,7 @@ from mobilenets import console
 from mobilenets.data.dataset import Split
 from mobilenets.errors import Interrupted, disk_errors
 from mobilenets.model.images import Preprocess
+from mobilenets.tasks.task import Shaped
 from mobilenets.training.distributed import environment, machines, world
 
 if TYPE_CHECKING:
@@ -69,7 +70,8 @@ def train(
     learner, recipe, last = setup.learner, setup.learner.recipe, folder / LAST
     batches = loader.train_loader(setup.images, recipe, size, rank)
     ragged, at_once = learner.task.ragged, max(recipe.batch, 128) // size
-    held_out = loader.held_out_loader(val, setup.preprocess, at_once, size, rank, ragged)
+    tensors = learner.task.tensors if isinstance(learner.task, Shaped) else None
+    held_out = loader.held_out_loader(val, setup.preprocess, at_once, size, rank, ragged, tensors)
     assert isinstance(batches.sampler, loader.EpochSampler)
     every: list[pl.Callback] = [
         *callbacks,

@@ -125,6 +125,20 @@ V2_PAPER = Recipe(
     clip=0.0,
     dropout=0.2,
 )
+DETECT = Recipe(
+    epochs=40,
+    batch=16,
+    lr=2e-3,
+    frozen_rows=0.25,
+    layer_decay=0.85,
+    weight_decay=0.02,
+    warmup=0.1,
+    label_smoothing=0.0,
+    mixup=0.0,
+    ema=0.02,
+    clip=10.0,
+    patience=15,
+)
 RECIPES: dict[str, Recipe] = {
     "modern": Recipe(patience=20),
     # V1 paper, sections 3.2 and 4: RMSprop, no label smoothing, light augmentation, no decay on depthwise filters. It
@@ -162,6 +176,8 @@ RECIPES: dict[str, Recipe] = {
         ema=0.05,
         patience=6,
     ),
+    "detect": DETECT,
+    "detect-scratch": dataclasses.replace(DETECT, epochs=200, lr=2e-3, frozen_rows=0.0, layer_decay=1.0, patience=40),
 }
 
 

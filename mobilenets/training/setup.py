@@ -12,7 +12,7 @@ from mobilenets.data.dataset import Data, Split, cache_side
 from mobilenets.errors import UserError
 from mobilenets.model.bundle import Bundle
 from mobilenets.model.images import Preprocess
-from mobilenets.tasks.task import Objective, Task
+from mobilenets.tasks.task import Objective, Shaped, Task
 from mobilenets.training.distributed import world
 from mobilenets.training.loop import Setup
 from mobilenets.training.recipes import Recipe
@@ -41,16 +41,20 @@ def setup(
     from mobilenets.training.learner import Learner, own_part
 
     task = task or tasks.find("classify")
-    config = task.config(data)
     arch = arch.replace(dropout=recipe.dropout)
+    config = tasks.config_of(task, data, arch)
     head = task.head(arch, config)
     kind = data.kind if recipe.augment == "auto" else recipe.augment
     preprocess = (
         init.card.preprocess if init else Preprocess(arch.resolution, crop=1.0 if kind == "shift" else data.crop)
     )
     preprocess = dataclasses.replace(preprocess, resolution=arch.resolution, size=arch.size)
+    if isinstance(task, Shaped) and (init is None or init.card.task != task.name):
+        preprocess = dataclasses.replace(preprocess, framing=task.framing, crop=1.0)
     torch.manual_seed(seed)
     net = model.build(arch, head)
+    if isinstance(task, Shaped):
+        task.begin(net, head, config)
     pixels = [net.graph.shapes[op.name][1:] for op in net.graph.ops if op.norm]
     if loader.at_once(recipe, len(training), world()[0]) == 1 and (1, 1) in pixels:
         raise UserError(

@@ -17,7 +17,7 @@ from mobilenets.errors import UserError
 from mobilenets.model.bundle import Bundle, is_bundle
 from mobilenets.model.card import Card, Metric
 from mobilenets.model.encodings import tensor_shapes
-from mobilenets.tasks.task import Task
+from mobilenets.tasks.task import Shaped, Task
 from mobilenets.training import calibrated, loggers, loop, run
 from mobilenets.training.calibrated import Calibration
 from mobilenets.training.distributed import from_rank_0, world
@@ -47,6 +47,10 @@ def network(
     A resolution that isn't given is the network's own, or what the images are worth if that is less, or `most`, as a
     teacher's is. Raises `UserError`.
     """
+    if isinstance(task, Shaped):
+        resolution = resolution or _bound_to(task, start)
+    if start is None and isinstance(task, Shaped):
+        return task.arch(task.network(arch, alpha, resolution), config)
     if start is None:
         made = zoo.arch(arch or "v2", 1.0 if alpha is None else alpha, resolution)
         if resolution is None:
@@ -55,6 +59,12 @@ def network(
     if arch is not None or alpha is not None:
         raise UserError("--init brings its own network: leave out --arch and --alpha")
     return task.arch(initial_arch(start, resolution or start.card.arch.resolution), config)
+
+
+def _bound_to(task: Shaped, start: Bundle | None) -> int:
+    """The resolution of a network that starts from one for the same task, or else the task's own."""
+    same = start is not None and start.card.task == getattr(task, "name", "")
+    return start.card.arch.resolution if start is not None and same else task.resolution()
 
 
 def _resolution(arch: Arch, data: Data, most: int | None) -> int:
@@ -112,7 +122,8 @@ def train_bundle(
     primary = task.primary
     if primary is None:
         raise UserError(f"the task {task.name} has no score to train for")
-    config, arch = task.config(data), arch.replace(dropout=recipe.dropout)
+    arch = arch.replace(dropout=recipe.dropout)
+    config = tasks.config_of(task, data, arch)
     head = task.head(arch, config)
     start = _begin(init, arch, data, task, recipe, seed, out)
     init = start or init

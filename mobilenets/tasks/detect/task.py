@@ -1,0 +1,255 @@
+"""Detection, as the rest of the package asks a task. No torch but in what training asks for."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from mobilenets import console
+from mobilenets.arch import detectors
+from mobilenets.arch.graph import Head
+from mobilenets.arch.spec import Arch
+from mobilenets.data.dataset import Data, Split
+from mobilenets.errors import UserError
+from mobilenets.model.card import Card, Precision
+from mobilenets.model.images import Framing
+from mobilenets.tasks.detect import anchors, answers, decode, parity, start, zero
+from mobilenets.tasks.detect.config import LOGITS, OFFSETS, Config, Options
+from mobilenets.tasks.detect.scoring import DetectionScores, Evaluation, add_boxes, scores_of
+from mobilenets.tasks.task import Answer, MetricSpec, Outputs, Parity, Prior, Sizes, Task
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from torchvision.transforms import v2
+
+    from mobilenets.model.bundle import Bundle
+    from mobilenets.model.images import Preprocess
+    from mobilenets.tasks.detect.loss import DetectionLoss
+    from mobilenets.tasks.linear import Probe
+
+PRIMARY = MetricSpec("ap", "AP")
+FAMILY = "ssdlite"
+
+
+class Detect:
+    """Boxes of labels: `config` is a `Config` as JSON, once the network is known (see `shaped`)."""
+
+    name = "detect"
+    primary: MetricSpec | None = PRIMARY
+    taps: tuple[str, ...] = (OFFSETS, LOGITS)
+    ragged = True
+    recipes = ("detect", "detect-scratch")
+    framing: Framing = "stretch"
+
+    def __init__(
+        self, options: Options | None = None, like: Mapping[str, Any] | None = None, by: Config | None = None
+    ) -> None:
+        """`like`: the config of the detector that a training starts from. `by`: of the network at hand."""
+        self.options, self.like, self.known = options or Options(), like, by
+        self.fit: dict[str, Any] = {}  # anchors that were fitted already, by what they were fitted to
+
+    @property
+    def family(self) -> str:
+        return self.options.detector or (str(self.like["family"]) if self.like else FAMILY)
+
+    # ---- what a detector has besides (see `task.Shaped`)
+
+    def asked(self, options: Options | None, start: Bundle | None) -> Detect:
+        like = start.card.config if start is not None and start.card.task == self.name else None
+        return Detect(options or self.options, like)
+
+    def network(self, arch: str | None, alpha: float | None, resolution: int | None) -> Arch:
+        return detectors.detector_arch(self.family, arch, 1.0 if alpha is None else alpha, resolution)
+
+    def resolution(self) -> int:
+        return detectors.family(self.family).resolutions[0]
+
+    def shaped(self, config: Mapping[str, Any], arch: Arch, data: Data) -> dict[str, Any]:
+        """`config` with what depends on the network: its maps, and with them the anchors."""
+        like = self.like if self.like and self.like["family"] == self.family else None
+        boxes = like["anchors"]["boxes"] if like else None
+        made = detectors.detection_config(arch, list(config["labels"]), self.family, boxes)
+        if like:
+            kept = {k: like[k] for k in ("background", "scores", "coder", "suppression")}
+            same = {k: v for k, v in like["anchors"].items() if k in ("convention", "offset", "clip")}
+            made = {**made, **kept, "anchors": {**made["anchors"], **same}}
+        if self.options.anchors != "auto":
+            return made
+        key = f"{arch.digest}{data.source}"
+        if key not in self.fit:
+            self.fit[key] = self._fitted(Config.of(made), data)
+        return {**made, "anchors": self.fit[key]}
+
+    def _fitted(self, made: Config, data: Data) -> dict[str, Any]:
+        """Anchors fitted to the training's boxes, where they fit these better; a line says how well."""
+        boxes = [t.xyxy[~t.crowd] / np.array([*t.size, *t.size], np.float32) for t in data.split("train").targets]
+        fitted = anchors.fitted(made.anchors, np.concatenate([np.empty((0, 4), np.float32), *boxes]))
+        before, after, line = anchors.fit_line(made.anchors, fitted, boxes)
+        console.note(line if after > before else f"{line}: the default ones stay")
+        return (fitted if after > before else made.anchors).to_json()
+
+    def begin(self, network: nn.Module, head: Head, config: Mapping[str, Any]) -> None:
+        from mobilenets.tasks.detect.loss import initialise
+
+        initialise(network, head.own, [n for n in head.own if n.startswith(start.CLASSES)], Config.of(config))
+
+    def by(self, config: Mapping[str, Any]) -> Task:
+        return Detect(self.options, self.like, Config.of(config))
+
+    def tensors(self, target: Any) -> Any:
+        from mobilenets.tasks.detect.transforms import tensors
+
+        width, height = target.size
+        return tensors(target, (height, width))
+
+    # ---- data
+
+    def open(self, source: str, root: Path | None, seed: int, val: float | None) -> Data:
+        from mobilenets.data.annotations.open import open_boxes
+
+        return open_boxes(source, root, seed, val)
+
+    def transforms(self, preprocess: Preprocess, recipe: Any, kind: str) -> v2.Transform:  # noqa: ARG002
+        from mobilenets.tasks.detect.transforms import Augmentation
+
+        return Augmentation(preprocess, kind)
+
+    # ---- network
+
+    def config(self, data: Data) -> dict[str, Any]:
+        return {"labels": list(data.labels), "family": self.family}
+
+    def arch(self, arch: Arch, config: Mapping[str, Any]) -> Arch:  # noqa: ARG002
+        return arch.replace(num_classes=0)
+
+    def head(self, arch: Arch, config: Mapping[str, Any]) -> Head:
+        how = Config.of(config)
+        made = detectors.ssd_head(arch, how.columns, how.family, per_cell=[len(s) for s in how.anchors.boxes])
+        return dataclasses.replace(made, own=tuple(op.name for op in made.ops if op.is_layer))
+
+    # ---- training
+
+    def objective(self, config: Mapping[str, Any], recipe: Any, training: Split) -> DetectionLoss:  # noqa: ARG002
+        from mobilenets.tasks.detect.loss import DetectionLoss
+
+        return DetectionLoss(Config.of(config))
+
+    def validation(self, config: Mapping[str, Any]) -> nn.ModuleDict:
+        from torch import nn
+
+        from mobilenets.tasks.detect.validation import AveragePrecision
+
+        how = Config.of(config)
+        return nn.ModuleDict({
+            "val_ap": AveragePrecision(how, first=True),
+            "val_ap50": AveragePrecision(how, "ap50"),
+        })  # fmt: skip
+
+    def validation_loss(self, outputs: Mapping[str, Tensor], targets: Any) -> Tensor:
+        """The training's, of boxes in pixels of the input."""
+        from mobilenets.tasks.detect.loss import DetectionLoss, fractions
+
+        loss: Tensor = DetectionLoss(self._config()).to(outputs[OFFSETS].device)(outputs, [*map(fractions, targets)])
+        return loss
+
+    def _config(self) -> Config:
+        if self.known is None:
+            raise UserError("which anchors a detector has isn't known before its network is")
+        return self.known
+
+    def monitor(self, recipe: Any) -> str:  # noqa: ARG002
+        return "val_ap"
+
+    def transfer(self, bundle: Bundle, config: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
+        return start.transferred(bundle, config, self.name)
+
+    def probe(self, features: Any, targets: Any, config: Any, seed: int, balanced: bool = False) -> Probe | None:  # noqa: ARG002
+        return None
+
+    def teach(self, teacher: Mapping[str, Tensor], student: Mapping[str, Tensor], temperature: float = 1.0) -> Tensor:
+        from mobilenets.tasks.detect.loss import difference
+
+        return difference(teacher, student, self._config().scores, temperature)
+
+    # ---- answers
+
+    def decode(self, outputs: Outputs, card: Card, sizes: Sizes, top: int) -> list[Answer]:  # noqa: ARG002
+        every = decode.on_images(decode.found(outputs, _config(card, outputs)), card.preprocess, sizes)
+        least = card.trust.reject_below
+        return [_said(one, card.labels, answers.LEAST if least is None else least) for one in every]
+
+    def draw(self, image: Image.Image, answer: Answer) -> Image.Image:
+        assert isinstance(answer, answers.Detections)
+        return answers.draw(image, answer)
+
+    def metrics(self, card: Card) -> DetectionTally:
+        return DetectionTally(card)
+
+    # ---- proof and choice
+
+    def parity(
+        self, reference: Outputs, other: Outputs, precision: Precision, limits: tuple[float, float] | None = None
+    ) -> Parity:
+        return parity.parity(reference, other, precision, limits)
+
+    def prior(self, arch: Arch) -> Prior | None:
+        """ImageNet's top-1 as published, of the body: it ranks networks, it promises nothing."""
+        from mobilenets.tasks import classify
+
+        return classify.TASK.prior(arch)
+
+
+class DetectionTally:
+    """Adds up batches of outputs and `Boxes` into `DetectionScores`; boxes alone are kept."""
+
+    def __init__(self, card: Card) -> None:
+        self.card, self.evaluation = card, Evaluation(card.labels)
+        self.cases: list[zero.Case] = []
+        self.config: Config | None = None
+
+    def update(self, outputs: Outputs, targets: Sequence[Any]) -> None:
+        self.config = _config(self.card, outputs)
+        sizes = [t.size for t in targets]
+        every = decode.on_images(decode.found(outputs, self.config), self.card.preprocess, sizes)
+        for one, target in zip(every, targets, strict=True):
+            add_boxes(self.evaluation, one, target)
+            if len(self.cases) < zero.LOOKED_AT:
+                unit = np.array([*target.size, *target.size], np.float32)
+                true = target.xyxy[~target.crowd] / unit
+                shown = dataclasses.replace(one, boxes=one.boxes / unit)
+                self.cases.append(zero.Case(shown, true, target.classes[~target.crowd]))
+
+    def compute(self, data: str, split: str, skipped: tuple[str, ...] = ()) -> DetectionScores:
+        numbers, labels = self.evaluation.result()
+        found_any = numbers["ap50"] >= zero.NOTHING
+        why = "" if found_any else zero.why(self.cases, self.config)
+        return scores_of(numbers, labels, self.evaluation.images, split, data, skipped, why)
+
+
+def _config(card: Card, outputs: Outputs) -> Config | None:
+    """How to read raw outputs; None of a file that decodes by itself. Raises `UserError`."""
+    if decode.is_finished(outputs):
+        return None
+    if OFFSETS not in outputs:
+        raise UserError(f"a detector gives offsets and scores, or boxes; this one gives {', '.join(outputs)}")
+    return Config.of(card.config)
+
+
+def _said(one: decode.Found, labels: Sequence[str], least: float) -> answers.Detections:
+    every = zip(one.boxes.tolist(), one.scores.tolist(), one.classes.tolist(), strict=True)
+    return answers.Detections(
+        tuple(
+            answers.Detection(labels[c] if 0 <= c < len(labels) else f"class {c}", s, (x1, y1, x2, y2), index=c)
+            for (x1, y1, x2, y2), s, c in every
+        ),
+        least,
+    )
+
+
+TASK: Task = Detect()

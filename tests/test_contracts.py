@@ -10,6 +10,7 @@ import torch
 
 from mobilenets import tasks
 from mobilenets.arch import graph as graphs
+from mobilenets.arch.boxes import PARTS, Coder, Suppression
 from mobilenets.arch.graph import ACTIVATIONS, KINDS, Head, Kind, Op, Output
 from mobilenets.arch.rows import Conv, Separable
 from mobilenets.arch.spec import Arch
@@ -35,6 +36,20 @@ OF_LOWERING = {"pixels", "normalize", "quantize", "dequantize", "pad"}  # in eve
 
 def layer(kind: str, **how: object) -> tuple[Op, ...]:
     return (Op("extra", kind, 16, 16, bias=True, inputs=(LAST,), **how),)  # type: ignore[arg-type]
+
+
+SMALLER = Op("smaller", "conv", 16, 16, kernel=3, stride=3, bias=True, inputs=(LAST,))  # 3x3
+RAW = (
+    Op("offsets", "rows", 16, 4, inputs=(LAST,)),
+    Op("wide", "pointwise", 16, 12, bias=True, inputs=(LAST,)),
+    Op("logits", "rows", 12, 3, inputs=("wide",)),
+    Op("chances", "softmax", 3, 3, inputs=("logits",)),
+)
+BOXES = Op("extra", "boxes", 4, 4, inputs=("offsets",), coder=Coder("yxhw", (10.0, 10.0, 5.0, 5.0)))
+SUPPRESS = Op(
+    "extra", "suppress", 3, 6, inputs=("boxes", "chances"), suppression=Suppression(0.3, 0.5, 30, 30, True)
+)  # fmt: skip
+FOUND = (*RAW, dataclasses.replace(BOXES, name="boxes"))
 
 
 # Of each kind, operations that end in "made"'s place, on maps of 16 channels.
@@ -64,6 +79,39 @@ EXAMPLES: dict[str, tuple[Op, ...]] = {
     ),
     "concat": (Op("extra", "concat", 24, 24, inputs=(LAST, MIDDLE)),),
     "flatten": (Op("extra", "flatten", 16 * 64, 16 * 64, inputs=(LAST,)),),
+    "rows": (Op("extra", "rows", 16, 4, inputs=(LAST,)),),
+    "stack": (
+        Op("rows", "rows", 16, 4, inputs=(LAST,)),
+        SMALLER,
+        Op("fewer", "rows", 16, 4, inputs=("smaller",)),
+        Op("extra", "stack", 4, 4, inputs=("rows", "fewer")),
+    ),
+    "upsample": (Op("extra", "upsample", 16, 16, inputs=(LAST, "blocks.0.conv")),),
+    "upsample 3 to 8": (SMALLER, Op("extra", "upsample", 16, 16, inputs=("smaller", LAST))),
+    "softmax of rows": (
+        Op("rows", "rows", 16, 4, inputs=(LAST,)),
+        Op("extra", "softmax", 4, 4, inputs=("rows",)),
+    ),
+    "boxes": (*RAW[:1], BOXES),
+    "boxes xywh": (*RAW[:1], dataclasses.replace(BOXES, coder=Coder("xywh", (10.0, 8.0, 5.0, 4.0)))),
+    "suppress": (*FOUND, SUPPRESS),
+    "suppress few of a class": (
+        *FOUND,
+        dataclasses.replace(SUPPRESS, suppression=Suppression(0.3, 0.5, 3, 30, False)),
+    ),
+    **{
+        f"detected {part}": (
+            *FOUND,
+            dataclasses.replace(SUPPRESS, name="found"),
+            Op("extra", "detected", 6, 1, inputs=("found",), part=part),
+        )
+        for part in PARTS
+    },
+    "detected scores of many": (
+        *FOUND,
+        dataclasses.replace(SUPPRESS, name="found", suppression=Suppression(0.3, 0.9, 10, 10, True)),
+        Op("extra", "detected", 6, 1, inputs=("found",), part="scores"),
+    ),
     "softmax": (
         Op("mean", "pool", 16, 16, inputs=(LAST,)),
         Op("flat", "flatten", 16, 16, inputs=("mean",)),
@@ -109,7 +157,8 @@ def test_every_operation_in_every_runtime(kind: str, name: str, pixels: Pixels, 
     try:
         expected, got = answers(bundle, name, pixels[:3], tmp_path)
     except UserError as e:
-        assert f"has no {kind.partition(' ')[0]} (extra)" in str(e)  # noqa: PT017  (either is right)
+        missing = [f"has no {op.kind} ({op.name})" for op in EXAMPLES[kind]]
+        assert any(m in str(e) for m in missing)  # noqa: PT017  (either is right)
         return
     assert got.keys() == expected.keys() == {"answer"}
     assert got["answer"].shape == expected["answer"].shape == (3, *bundle.card.outputs["answer"])

@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from mobilenets.arch.boxes import COLUMNS, PARTS, Coder, Part, Suppression
 from mobilenets.errors import UserError, unknown
 
 Activation = Literal["relu", "relu6", "hard_swish", "hard_sigmoid", "gelu"]
@@ -35,7 +36,7 @@ class Op:
     `kernel` is its height, and its width too unless `kernel_width` says otherwise; `grouped` the groups of a
     convolution that has some. `inputs` are names of earlier operations; in a row's own ops, "" is the block's input.
     `shares`: the earlier layer whose weights and bias it has, its BatchNorm being its own. `pads` (above, left, below,
-    right) are known once the graph is lowered.
+    right) are known once the graph is lowered. `coder`, `suppression` and `part` are of what makes detections.
     """
 
     name: str
@@ -53,6 +54,9 @@ class Op:
     grouped: int = 0
     shares: str = ""
     pads: tuple[int, int, int, int] | None = None
+    coder: Coder | None = None
+    suppression: Suppression | None = None
+    part: Part | None = None
 
     @property
     def groups(self) -> int:
@@ -75,7 +79,7 @@ class Op:
     def to_json(self) -> dict[str, Any]:
         """Its fields, those left out that are as they are by default."""
         values = ((f, getattr(self, f.name)) for f in dataclasses.fields(self))
-        return {f.name: list(v) if isinstance(v, tuple) else v for f, v in values if v != f.default}
+        return {f.name: _plain(v) for f, v in values if v != f.default}
 
     @classmethod
     def from_json(cls, d: Mapping[str, Any]) -> Op:
@@ -96,7 +100,22 @@ class Op:
         shared = isinstance(d.get("shares", ""), str)
         if not (shared and all(isinstance(n, str) and n for n in names)) or "pads" in d:
             raise UserError(f"not an operation: {dict(d)}")
-        return cls(**{**d, "inputs": tuple(inputs)})
+        if (d.get("part") in PARTS) != (d["kind"] == "detected"):
+            raise UserError(f"not an operation: {dict(d)}")
+        own: dict[str, Any] = {"inputs": tuple(inputs)}
+        for key, of, kind in (("coder", Coder, "boxes"), ("suppression", Suppression, "suppress")):
+            if (key in d) != (d["kind"] == kind):
+                raise UserError(f"not an operation: {dict(d)}")
+            if key in d:
+                own[key] = of.from_json(d[key])
+        return cls(**{**d, **own})
+
+
+def _plain(value: Any) -> Any:
+    """A field as JSON has it."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {k: _plain(v) for k, v in vars(value).items()}
+    return list(value) if isinstance(value, tuple) else value
 
 
 # ---- kinds of operation
@@ -108,11 +127,13 @@ class Kind:
 
     `shape`: the output's, of the operation and its inputs' shapes. `layer`: it has weights. `rounded`: an int8 network
     rounds its output, which has a scale; what comes after the network's own operations, answers, stays float.
+    `constant`: the name of numbers that it reads beside its inputs, in the shape of its output.
     """
 
     shape: Callable[[Op, Sequence[Shape]], Shape]
     layer: bool = False
     rounded: bool = True
+    constant: str = ""
 
 
 def _strided(op: Op, inputs: Sequence[Shape]) -> Shape:
@@ -156,6 +177,16 @@ def _resized(op: Op, inputs: Sequence[Shape]) -> Shape:
     return (op.cout, *inputs[1][1:])
 
 
+def _detections(op: Op, _inputs: Sequence[Shape]) -> Shape:
+    assert op.suppression is not None
+    return (op.suppression.most, COLUMNS)
+
+
+def _part(op: Op, inputs: Sequence[Shape]) -> Shape:
+    (most, _) = inputs[0]
+    return {"boxes": (most, 4), "count": ()}.get(op.part or "", (most,))
+
+
 def _planes_first(_op: Op, inputs: Sequence[Shape]) -> Shape:
     height, width, planes = inputs[0]
     return planes, height, width
@@ -187,6 +218,13 @@ KINDS: dict[str, Kind] = {
     "softmax": Kind(_kept, rounded=False),  # of a vector, or of each row; as l2norm
     "sigmoid": Kind(_kept, rounded=False),  # of each number by itself
     "l2norm": Kind(_kept, rounded=False),
+    # Offsets [A, 4] from anchors as boxes [A, 4], x1, y1, x2, y2 in fractions of the input, by the `coder`.
+    "boxes": Kind(_kept, rounded=False, constant="anchors"),
+    # Boxes [A, 4] and their scores [A, C] -> detections [most, 6], best first: x1, y1, x2, y2, score, class (from 0 on,
+    # the background not counted), by the `suppression`. Of equal scores, the first class is first, then the first box.
+    # Rows that are left over are zeros.
+    "suppress": Kind(_detections, rounded=False),
+    "detected": Kind(_part, rounded=False),  # of detections a `part`: boxes [most, 4], scores, classes, their count []
     # What lowering makes explicit. "pixels" reads the bytes as the numbers they stand for, "normalize" makes them.
     "pixels": Kind(_planes_first),
     "normalize": Kind(_planes_first),
@@ -307,6 +345,15 @@ class Graph:
     def layers(self) -> tuple[Op, ...]:
         """The operations with weights, in order."""
         return tuple(op for op in self.ops if op.is_layer)
+
+    @property
+    def constants(self) -> dict[str, Shape]:
+        """What operations read besides their inputs and weights, by the tensor's name: its shape."""
+        return {
+            f"{op.name}.{KINDS[op.kind].constant}": self.shapes[op.name]
+            for op in self.ops
+            if KINDS[op.kind].constant
+        }  # fmt: skip
 
     @property
     def activations(self) -> tuple[str, ...]:

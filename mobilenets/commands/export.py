@@ -26,6 +26,7 @@ def export(
     to: str = "",
     precision: str = "",
     batch: int = 0,
+    raw: bool = False,
     task: str = "",
     tap: str = "",
     reading: Annotated[Reading | None, Parameter(name="*")] = None,
@@ -53,7 +54,9 @@ def export(
         float32, float16, int8, dynamic (int8 weights alone) or int4 (4-bit weights alone), as the format has them; by
         default the bundle's own. int8 of a float bundle quantizes it first, on training images.
     batch
-        Images in every call of the file; 0 leaves them open.
+        Images in every call of the file; 0 leaves them open (but for TFLite's and ncnn's that give boxes: one).
+    raw
+        A detector's offsets and scores of every anchor, in place of the boxes that they come to.
     task
         features: what the network sees instead of its answers, the pooled vector that its classifier reads.
     tap
@@ -92,6 +95,6 @@ def export(
     seen = find_evidence(source.card, given, as_path(root), wanted if wanted in CALIBRATED else "")
     made = in_precision(source, wanted, seen.data)
     beside.check(out, made.card)
-    exported = make_file(made, seen, out, engine, wanted, batch or None).export
+    exported = make_file(made, seen, out, engine, wanted, batch or None, raw).export
     beside.write(out, made.card.replace(precision=wanted, parent=made.digest))
     return exported

@@ -92,13 +92,19 @@ def find_evidence(card: Card, source: str | None, root: Path | None, needed_for:
 
 
 def make_file(
-    source: Bundle, seen: Evidence, path: Path, engine: str, precision: Precision, batch: int | None = None
+    source: Bundle,
+    seen: Evidence,
+    path: Path,
+    engine: str,
+    precision: Precision,
+    batch: int | None = None,
+    raw: bool = False,
 ) -> Made:
     """A bundle (see `in_precision`) as a file for `engine`: exported, proved, scored on what was held out.
 
     Raises `UserError`, and keeps no file, where the proof fails.
     """
-    made = export_bundle(source, seen.images, path, seen.name, engine, precision, batch)
+    made = export_bundle(source, seen.images, path, seen.name, engine, precision, batch, raw)
     if made.agreement is None or seen.data is None or not seen.labelled or tasks.of(source.card).primary is None:
         return Made(made, None)
     scores = evaluate.score(engines.load(path), seen.data, seen.data.held_out)

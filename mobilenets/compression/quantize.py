@@ -19,12 +19,14 @@ import dataclasses
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from mobilenets import tasks
 from mobilenets.compression.scheme import DEFAULT, Scheme
 from mobilenets.errors import UserError, unknown
 from mobilenets.model.bundle import Bundle
 from mobilenets.model.card import Card, Precision
 from mobilenets.model.encodings import Folded, Ranges, fold, for_pixels, pack, rounded, unpack
 from mobilenets.model.images import Pixels
+from mobilenets.tasks.task import Finishing
 
 
 @dataclass(frozen=True)
@@ -81,8 +83,13 @@ def measure_ranges(source: Bundle, images: Pixels, scheme: Scheme = DEFAULT) -> 
 
 
 def quantize_bundle(source: Bundle, images: Pixels, scheme: Scheme = DEFAULT) -> Bundle:
-    """Int8 bundle from a float one, its activation ranges measured on `images`, uint8 [N, H, W, 3]."""
-    return measure_ranges(source, images, scheme).bundle(scheme.float_ops)
+    """Int8 bundle from a float one, its activation ranges measured on `images`, uint8 [N, H, W, 3].
+
+    Layers that the task can't do with 256 values of stay in float, besides the scheme's own.
+    """
+    task = tasks.find(source.card.task)
+    fine = task.fine(source.card) if isinstance(task, Finishing) else ()
+    return measure_ranges(source, images, scheme).bundle((*scheme.float_ops, *fine))
 
 
 def correct_bundle(source: Bundle, precision: Precision, images: Pixels) -> Bundle:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from mobilenets import files, tasks
 from mobilenets.console import Notebook
-from mobilenets.deploy import engines, trust
+from mobilenets.deploy import engines, finish, trust
 from mobilenets.deploy.engines import Engine, trial
 from mobilenets.errors import UserError
 from mobilenets.model.bundle import Bundle
@@ -106,10 +106,12 @@ def export_bundle(
     engine: str = "onnxruntime",
     precision: Precision | None = None,
     batch: int | None = None,
+    raw: bool = False,
 ) -> Export:
     """Write `source` to `path` for `engine`, proved on `images`, uint8 [N, H, W, 3]; a failed proof leaves no file.
 
-    `precision`: of the file, the bundle's own if None; an int8 bundle gives int8 files, a float one all others.
+    `precision`: of the file, the bundle's own if None; an int8 bundle gives int8 files, a float one all others. `raw`:
+    the file gives what the bundle gives, its task adds nothing (see `finish`).
     Raises `UserError` where the file's answers differ from PyTorch's by more than the task allows, or the file isn't of
     the precision asked for.
     """
@@ -126,7 +128,7 @@ def export_bundle(
     if path.suffix != runtime.suffix:  # by which its engine is found
         raise UserError(f"{path}: for {runtime.format}, its name has to end in {runtime.suffix}")
     with written(path, runtime.folder) as tmp:
-        module.write(made, tmp, batch)
+        made = finish.write(module, made, tmp, batch, raw)
         found = module.stored_precision(tmp)
         if found != precision:
             raise UserError(f"{path} was not kept: {engine} made it {found}, not the {precision} that was asked for")

@@ -158,6 +158,14 @@ def _with_pads(graph: Graph, same_only: bool) -> Graph:
     return graph.replace(ops=tuple(out), integers=frozenset(integers))
 
 
+class Unsupported(UserError):
+    """A runtime lacks an operation."""
+
+    def __init__(self, runtime: str, op: Op) -> None:
+        super().__init__(f"{runtime} has no {op.kind} ({op.name}); export to another format")
+        self.op = op
+
+
 def unsupported(runtime: str, op: Op) -> UserError:
     """The error that says which operation a runtime hasn't got."""
-    return UserError(f"{runtime} has no {op.kind} ({op.name}); export to another format")
+    return Unsupported(runtime, op)

@@ -207,7 +207,9 @@ def with_random_weights(card: Card, precision: Precision = "float32") -> Bundle:
     graph = card.graph
     tensors: dict[str, Array] = {}
     for name, shape in tensor_shapes(card.replace(precision="float32")).items():
-        if len(shape) > 1:
+        if name in graph.constants:  # anchors, whose sizes are positive
+            tensors[name] = rng.random(shape, np.float32)
+        elif len(shape) > 1:
             fan_in = math.prod(shape[1:])
             tensors[name] = rng.standard_normal(shape, np.float32) * np.float32(np.sqrt(2 / fan_in))
         else:
@@ -216,5 +218,7 @@ def with_random_weights(card: Card, precision: Precision = "float32") -> Bundle:
     if precision == "int8":
         clipped = {op.name for op in graph.ops if op.activation in CLIPS}
         ranges = {op.name: (0.0, 6.0) if op.name in clipped else (-3.0, 3.0) for op in graph.ops}
-        return Bundle(card.replace(precision=precision), pack(graph, card.preprocess, fold(card, tensors), ranges))
+        packed = pack(graph, card.preprocess, fold(card, tensors), ranges)
+        packed |= {name: tensors[name] for name in graph.constants}
+        return Bundle(card.replace(precision=precision), packed)
     return Bundle(card.replace(precision=precision), tensors)

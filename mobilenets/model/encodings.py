@@ -50,6 +50,7 @@ def tensor_shapes(card: Card) -> dict[str, tuple[int, ...]]:
             if op.norm:
                 shapes |= {f"{name}.norm.{k}": (op.cout,) for k in NORM_TENSORS}
                 shapes[f"{name}.norm.num_batches_tracked"] = ()
+    shapes |= card.graph.constants
     for name, encoding in card.encodings.items():
         key = weight_name(card.graph.op(name))
         stored = find(encoding).shapes(shapes.pop(key))

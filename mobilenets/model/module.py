@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mobilenets.arch.graph import Activation, Graph, Head, Op, same_padding
+from mobilenets.arch.graph import KINDS, Activation, Graph, Head, Op, same_padding
 from mobilenets.arch.spec import Arch, Block
 from mobilenets.errors import UserError
 from mobilenets.model.conv import Conv2d
+from mobilenets.model.detections import Boxes, Detected, Suppress
 
 Taps = dict[str, Tensor]  # values by the names of operations, or outputs by theirs
 ACTIVATIONS: dict[Activation, type[nn.Module]] = {
@@ -167,6 +168,9 @@ MODULES: dict[str, Callable[[Op, Arch], nn.Module]] = {
     "softmax": lambda _op, _: Softmax(),
     "sigmoid": lambda _op, _: Sigmoid(),
     "l2norm": lambda _op, _: L2Norm(),
+    "boxes": lambda op, _: Boxes(op),
+    "suppress": lambda op, _: Suppress(op),
+    "detected": lambda op, _: Detected(op),
 }
 
 
@@ -280,7 +284,7 @@ class MobileNet(Walker):
         """Make a task's operations modules of the network: those without weights, whose names are free, apart."""
         self.answering = nn.ModuleDict()
         for op in head.ops if head else ():
-            if op.is_layer:
+            if op.is_layer or KINDS[op.kind].constant:
                 module = module_for(op, self.arch)
                 if op.shares:
                     module.conv = self._shared(op)

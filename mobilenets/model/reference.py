@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mobilenets.arch.graph import Graph, Op, with_rounding
+from mobilenets.arch.graph import KINDS, Graph, Op, with_rounding
 from mobilenets.arch.spec import Arch
 from mobilenets.model.bundle import Bundle
 from mobilenets.model.encodings import Array, Folded, Tensors, fold, rounded, unpack
@@ -53,9 +53,10 @@ class FoldedNetwork(Walker):
     `layers` has a module for each of the graph's operations, in their order.
     """
 
-    def __init__(self, arch: Arch, graph: Graph, folded: Folded) -> None:
+    def __init__(self, arch: Arch, graph: Graph, folded: Folded, constants: Tensors | None = None) -> None:
+        """`constants`: what the graph's operations read besides weights, by the tensors' names."""
         super().__init__()
-        self.arch, self.graph = arch, graph
+        self.arch, self.graph, self.constants = arch, graph, constants or {}
         self.layers = nn.ModuleList(
             Layer(op, arch, *folded[op.name]) if op.is_layer else self.joint(op) for op in graph.ops
         )
@@ -63,7 +64,10 @@ class FoldedNetwork(Walker):
 
     def joint(self, op: Op) -> nn.Module:
         """What computes an operation without weights."""
-        return module_for(op, self.arch)
+        made = module_for(op, self.arch)
+        if constant := KINDS[op.kind].constant:
+            made.load_state_dict({constant: torch.from_numpy(self.constants[f"{op.name}.{constant}"])})
+        return made
 
     def of(self, op: Op) -> nn.Module:
         return self.layers[self.at[op.name]]
@@ -116,7 +120,7 @@ class SimulatedInt8(RoundedNetwork):
     def __init__(self, bundle: Bundle) -> None:
         card = bundle.card
         graph = with_rounding(card.graph, card.float_ops)
-        super().__init__(card.arch, graph, unpack(card, bundle.tensors))
+        super().__init__(card.arch, graph, unpack(card, bundle.tensors), bundle.tensors)
         self.affine = {
             a: (float(bundle.tensors[f"{a}.scale"]), int(bundle.tensors[f"{a}.zero_point"]))
             for a in card.graph.activations
@@ -185,8 +189,8 @@ def float_model(bundle: Bundle) -> MobileNet:
 def folded_network(bundle: Bundle) -> FoldedNetwork:
     """A float bundle's network with BatchNorm folded and its weights rounded as its card's precision says."""
     card = bundle.card
-    folded = rounded(fold(card, bundle.dense().tensors), card.precision)
-    return FoldedNetwork(card.arch, card.graph, folded).eval()
+    tensors = bundle.dense().tensors
+    return FoldedNetwork(card.arch, card.graph, rounded(fold(card, tensors), card.precision), tensors).eval()
 
 
 def module(bundle: Bundle) -> Walker:

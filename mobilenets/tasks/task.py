@@ -252,6 +252,17 @@ class Settled(Protocol):
 
 
 @runtime_checkable
+class Finishing(Protocol):
+    """A task whose answers can be made inside a file, as boxes are of a detector's offsets and scores."""
+
+    def finished(self, bundle: Bundle) -> Bundle:
+        """The bundle with the operations and outputs that make them."""
+
+    def fine(self, card: Card) -> tuple[str, ...]:
+        """The layers whose outputs 256 values are too few for: int8 keeps them in float."""
+
+
+@runtime_checkable
 class Shaped(Protocol):
     """A task whose answers are bound to its network's shape, as a detector's anchors are to the sizes of its maps.
 

@@ -34,7 +34,8 @@ MNET_API void mnet_close(struct mnet_model *model); /* after its sessions' end *
 MNET_API const char *mnet_card(const struct mnet_model *model, size_t *size); /* JSON, not terminated */
 MNET_API void mnet_image(const struct mnet_model *model, int *height, int *width);
 MNET_API int mnet_outputs(const struct mnet_model *model);
-/* An output's name; its shape is 1 or 3 numbers (channels, height, width), how many is in `rank`. */
+/* An output's name; its shape, how many numbers in `rank`: none, channels, or rows and columns, or channels, height and
+ * width. */
 MNET_API const char *mnet_output(const struct mnet_model *model, int i, int *rank, int shape[3]);
 
 /* Memory and threads to run a model with. `isa`: a table of kernels by its name, or NULL for the best that there is. */

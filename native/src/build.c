@@ -57,6 +57,10 @@ static void need(struct needs *n, const struct mnet_session *s, const struct op 
         const size_t windows = pixels * mnet_gather_stride(m, o) + 2 * SLACK;
         gather = windows > gather ? windows : gather;
     }
+    if (o->kind == SUPPRESS) {
+        const size_t heap = in->width * sizeof(struct candidate);
+        gather = heap > gather ? heap : gather;
+    }
     n->gather = gather > n->gather ? gather : n->gather;
     if ((o->kind == CONV || o->kind == POINTWISE) && out->type == U8) {
         const size_t scratch = KERNELS(s)->pointwise_scratch(o->inputs);

@@ -306,13 +306,6 @@ static void vectors(const struct value *v, const uint8_t *x, uint8_t *y, size_t 
         of((void *)y, (const void *)x, v->channels);
 }
 
-/* A case of a switch over kinds. */
-#define ON(kind, call) \
-    case kind: \
-        if (HAS(kind)) \
-            call; \
-        break
-
 /* What is computed pixel by pixel: `n` of them, one after another. */
 static void alike(const struct context *c, const struct op *o, int row, size_t n)
 {
@@ -371,7 +364,9 @@ void mnet_rows(const struct context *c, uint32_t op, int from, int to, int first
         ON(FLATTEN, flatten(c, o));
         ON(PIXELS, pixels(c, o, from, to));
         ON(COPY, copy(c, o, from, to));
-    default: each_row(c, o, from, to); break;
+    default:
+        if (!mnet_detect(c, o, from, to))
+            each_row(c, o, from, to);
     }
     if (first == 0)
         fill_around(c, o->out, from, to);

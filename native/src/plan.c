@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MOST_CHANNELS = 1 << 24, MOST_SIDE = 1 << 16, MOST_KERNEL = 255, MOST_RECORDS = 1 << 16, MOST_AROUND = 255 };
+enum { MOST_CHANNELS = 1 << 24, MOST_SIDE = 1 << 20, MOST_KERNEL = 255, MOST_RECORDS = 1 << 16, MOST_AROUND = 255 };
 static const uint64_t MOST_MEMORY = (uint64_t)1 << 33; /* bytes of one arena, or of one thread's windows */
 
 static int refuse(char *why, size_t room, const char *format, ...)
@@ -168,6 +168,29 @@ static int check_layer(const struct mnet_model *m, struct op *o, char *why, size
     return 1;
 }
 
+/* Whether an operation of a detector's has maps of the sizes it needs. */
+static int check_detect(const struct op *o, const struct value *in, const struct value *two, const struct value *out)
+{
+    const int listed = in->type == F32 && in->height == 1 && out->type == F32 && out->height == 1;
+    switch (o->kind) {
+    case SPREAD:
+        return in->type == F32 && out->type == F32 && out->height == 1 && in->channels % out->channels == 0 &&
+               (uint64_t)in->height * in->width * (in->channels / out->channels) + o->first <= out->width;
+    case UPSAMPLE: return in->type == out->type && in->channels == out->channels && in->pitch == out->pitch;
+    case BOXES: return listed && in->channels == 4 && out->channels == 4 && in->width == out->width;
+    case SUPPRESS:
+        return listed && in->channels == 4 && out->channels == 6 && two->type == F32 && two->height == 1 &&
+               two->width == in->width && o->first < two->channels && o->stride && o->act < SCORES &&
+               (o->act != SOFTMAXED || (o->first == 1 && two->channels > 1));
+    case PART:
+        if (!listed || o->first >= in->channels)
+            return 0;
+        return out->width == in->width ? out->channels <= in->channels - o->first
+                                       : out->width == 1 && out->channels == in->width;
+    default: return listed && o->first < in->channels && out->width == 1 && out->channels == 1;
+    }
+}
+
 static int check_op(struct mnet_model *m, uint32_t i, char *why, size_t room)
 {
     struct op *o = &m->ops[i];
@@ -178,17 +201,25 @@ static int check_op(struct mnet_model *m, uint32_t i, char *why, size_t room)
     const char *name = m->names + o->name;
     const struct value *in = &m->values[o->in], *out = &m->values[o->out];
     const struct value *two = o->in2 == NONE ? NULL : &m->values[o->in2];
-    if ((o->in == h->image) != (o->kind == PIXELS) || (two != NULL) != (o->kind == ADD || o->kind == MUL) ||
-        o->in2 == h->image)
+    if ((o->in == h->image) != (o->kind == PIXELS) || o->in2 == h->image ||
+        (two != NULL) != (o->kind == ADD || o->kind == MUL || o->kind == SUPPRESS))
         REFUSE("damaged: the inputs of %s", name);
     if (o->zero < 0 || o->zero > 255 || o->low < 0 || o->low > o->high || o->high > 255 || o->act >= ACTS ||
         o->za < 0 || o->za > 255 || o->zb < 0 || o->zb > 255)
         REFUSE("damaged: the numbers of %s", name);
-    const uint64_t table = o->kind == PIXELS ? 3 * 256 * (out->type == F32 ? 4 : 1) : 256;
-    if ((o->lut != NONE || o->kind == PIXELS || o->kind == LUT) && !in_weights(m, o->lut, table))
+    const uint64_t table = o->kind == PIXELS  ? 3 * 256 * (out->type == F32 ? 4 : 1)
+                           : o->kind == BOXES ? (uint64_t)in->width * ANCHOR_WORDS * 4
+                                              : 256;
+    const int has_table = o->kind == PIXELS || o->kind == LUT || o->kind == BOXES;
+    if ((o->lut != NONE || has_table) && !in_weights(m, o->lut, table))
         REFUSE("damaged: the table of %s", name);
     if (spatial(o->kind))
         return check_layer(m, o, why, room);
+    if (o->kind >= SPREAD) {
+        if (!check_detect(o, in, two, out))
+            REFUSE("damaged: the maps of %s", name);
+        return 1;
+    }
     const int alike = in->type == out->type && in->pitch == out->pitch && wide(out);
     int good = 0;
     switch (o->kind) {
@@ -250,7 +281,7 @@ static int check_group(struct mnet_model *m, const struct group *g, uint8_t *mad
             }
         }
         const struct value *out = &m->values[o->out];
-        if ((out->place == ARENA) != (i == last) || (made[o->out] && o->kind != COPY) ||
+        if ((out->place == ARENA) != (i == last) || (made[o->out] && o->kind != COPY && o->kind != SPREAD) ||
             (out->place == WINDOW && made[o->out]))
             REFUSE("damaged: %s writes where it can't", name);
         made[o->out] = 1;
@@ -300,11 +331,11 @@ static int check_plan(struct mnet_model *m, uint8_t *made, uint32_t *need, char 
         REFUSE("damaged: its groups");
     for (uint32_t i = 0; i < h->outputs; i++) {
         const struct output *o = &m->outputs[i];
-        if (o->name >= h->names_bytes || o->value >= h->values || (o->rank != 1 && o->rank != 3))
+        if (o->name >= h->names_bytes || o->value >= h->values || o->rank > 3)
             REFUSE("damaged: output %u", i);
         const struct value *v = &m->values[o->value];
         if (v->type != F32 || v->place != ARENA || !made[o->value] ||
-            (o->rank == 1 && (v->height != 1 || v->width != 1)))
+            (o->rank < 3 && v->height != 1) || (o->rank < 2 && v->width != 1) || (o->rank == 0 && v->channels != 1))
             REFUSE("damaged: output %s", m->names + o->name);
     }
     return 1;
@@ -371,9 +402,10 @@ const char *mnet_output(const struct mnet_model *m, int i, int *rank, int shape[
 {
     const struct output *o = &m->outputs[i];
     const struct value *v = &m->values[o->value];
+    const int rows = o->rank == 2;
     *rank = (int)o->rank;
-    shape[0] = (int)v->channels;
-    shape[1] = (int)v->height;
+    shape[0] = (int)(rows ? v->width : v->channels);
+    shape[1] = (int)(rows ? v->channels : v->height);
     shape[2] = (int)v->width;
     return m->names + o->name;
 }

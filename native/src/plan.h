@@ -32,15 +32,21 @@ enum { VALUE_WORDS = 11 };
 
 enum kind {
     PIXELS = 1, POINTWISE, CONV, DEPTHWISE, ADD, MUL, LUT, ACT, POOL, QUANTIZE, DEQUANTIZE, COPY, FLATTEN, SOFTMAX,
-    L2NORM, SIGMOID, KINDS
+    L2NORM, SIGMOID, SPREAD, UPSAMPLE, BOXES, SUPPRESS, PART, COUNT, KINDS
 };
+/* What the scores of a suppression are; logits become scores where they are asked for alone. */
+enum scores { READY, LOGITS, SOFTMAXED, SCORES };
+enum { ANCHOR_WORDS = 6 };
 enum encoding { NO_WEIGHTS, INT8, FLOAT32, FLOAT16 };
 enum { ACT_GELU = ACT_HARD_SIGMOID + 1, ACTS };
 
 /* zero, low, high: of the bytes that come out (low, high of floats: in `least`, `most`). a, b: factors, za, zb: zero
  * points of the inputs. ADD: a, b of the two. MUL: a, of both together. POOL: of bytes a, the input's, and b, one by the
  * output's; of floats a. QUANTIZE, DEQUANTIZE: a. COPY: to the channel `first`. PIXELS: the table lut[3][256], bytes or
- * floats. */
+ * floats. SPREAD: to the row `first`. BOXES: anchors in lut[A][6]; a, b, one by the scales of width and height; `first`:
+ * whether y comes before x. SUPPRESS: a, what scores have to be above (its logit, where they are no scores yet), b, the
+ * largest overlap, `first` columns without a class, of one class `stride` boxes at most. PART, COUNT: from the column
+ * `first` on. */
 struct op {
     uint32_t kind, name, in, in2, out, kh, kw, stride, top, left;
     int32_t zero, low, high;
@@ -85,9 +91,9 @@ static inline int spatial(uint32_t kind) /* reads other rows than it writes */
 {
     return kind == POINTWISE || kind == CONV || kind == DEPTHWISE;
 }
-static inline int is_whole(uint32_t kind) /* its one row depends on all rows of its input */
+static inline int is_whole(uint32_t kind) /* its rows depend on all rows of its input */
 {
-    return kind == POOL || kind == FLATTEN;
+    return kind == POOL || kind == FLATTEN || kind >= SPREAD;
 }
 static inline uint64_t weight_count(const struct mnet_model *m, const struct op *o)
 {

@@ -101,11 +101,12 @@ void mnet_give(const struct context *c, float *const outputs[], int image)
         const struct value *v = &m->values[m->outputs[i].value];
         const size_t plane = (size_t)v->height * v->width;
         float *out = outputs[i] + (size_t)image * v->channels * plane;
+        const int rows = m->outputs[i].rank == 2; /* whose columns come last */
         for (int r = 0; r < (int)v->height; r++) {
             const float *x = (const void *)mnet_row(c, m->outputs[i].value, r);
             for (size_t w = 0; w < v->width; w++, x += v->pitch)
                 for (size_t k = 0; k < v->channels; k++)
-                    out[k * plane + (size_t)r * v->width + w] = x[k];
+                    out[rows ? w * v->channels + k : k * plane + (size_t)r * v->width + w] = x[k];
         }
     }
 }

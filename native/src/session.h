@@ -16,12 +16,24 @@
 #define IN_BYTES(kind, value) (USES(kind, U8) && (!USES(kind, F32) || (value)->type == U8))
 #define HAS(kind) (USES(kind, U8) || USES(kind, F32))
 
+/* A case of a switch over kinds. */
+#define ON(kind, call) \
+    case kind: \
+        if (HAS(kind)) \
+            call; \
+        break
 
 struct thread {
     uint8_t *windows, *gather; /* gather: a convolution's windows, or a channel's numbers each */
     void *scratch;             /* the kernels' */
     int *from;                 /* of each map: the first row that its window holds */
     int *done;                 /* of each operation: rows that it has computed */
+};
+
+/* A box by one of its classes. */
+struct candidate {
+    float score;
+    uint32_t label, box;
 };
 
 struct context;
@@ -59,6 +71,9 @@ size_t mnet_gather_stride(const struct mnet_model *m, const struct op *o); /* by
 
 /* Rows [from, to) of an operation's output, its channels [first, last). */
 void mnet_rows(const struct context *c, uint32_t op, int from, int to, int first, int last);
+
+/* The same, of the kinds that only detectors have; 0 for any other. */
+int mnet_detect(const struct context *c, const struct op *o, int from, int to);
 
 /* One thread's part of a group. */
 void mnet_group(const struct context *c, const struct group *g, int thread, int threads);

@@ -30,6 +30,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from mobilenets.deploy import finish
 from mobilenets.deploy.engines import native_library, trial
 from mobilenets.errors import UserError, unknown
 from mobilenets.files import parse_json, size_on_disk
@@ -280,5 +281,5 @@ def build(name: str, bundle: Bundle, precision: Precision, threads: int) -> tupl
     m, bundle = module(name), bundle.dense()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"model{runtime(name).suffix}"
-        m.write(Bundle(bundle.card.replace(precision=precision), bundle.tensors), path, None)
+        finish.write(m, Bundle(bundle.card.replace(precision=precision), bundle.tensors), path, None)
         return m.load(path, threads), size_on_disk(path)

@@ -5,19 +5,23 @@ from __future__ import annotations
 import importlib.metadata
 import json
 from pathlib import Path
+from typing import Any
 
 import ncnn
 import numpy as np
 
 from mobilenets import files
+from mobilenets.arch.boxes import COLUMNS
 from mobilenets.deploy.engines import Outputs
 from mobilenets.deploy.engines.guard import Guarded
+from mobilenets.deploy.writers.ncnn_detect import DETECTIONS
 from mobilenets.errors import UserError
 from mobilenets.model.bundle import Bundle
 from mobilenets.model.card import Card, Precision
 from mobilenets.model.images import Pixels
 
 NAME = "ncnn"
+NOTHING = -100  # what ncnn says of a blob that is empty
 PARAM, BIN, CARD = "model.param", "model.bin", "mobilenets.json"
 
 
@@ -62,12 +66,32 @@ class NcnnEngine(Guarded):
         extractor = self.net.create_extractor()
         extractor.set_light_mode(len(self.card.outputs) == 1)  # else it forgets what the next output needs
         extractor.input("image", pixels)
+        if any(op.kind == "suppress" for op in self.card.graph.ops):
+            return self._detections(extractor)
         out = {}
         for name, shape in self.card.outputs.items():
             failed, values = extractor.extract(name)
             if failed:
                 raise UserError(f"ncnn {version()} can't run this network (code {failed}); out of memory?")
             out[name] = np.array(values).reshape(shape)
+        return out
+
+    def _detections(self, extractor: Any) -> Outputs:
+        """The parts of one image's detections, of ncnn's own blob of them."""
+        failed, values = extractor.extract(DETECTIONS)
+        if failed not in (0, NOTHING):
+            raise UserError(f"ncnn {version()} can't run this network (code {failed}); out of memory?")
+        graph = self.card.graph
+        rows = np.array(values).reshape(-1, COLUMNS) if not failed else np.empty((0, COLUMNS), np.float32)
+        parts = {"boxes": rows[:, 2:], "scores": rows[:, 1], "classes": rows[:, 0] - 1}
+        out = {}
+        for o in self.card.head.outputs:
+            made = out[o.name] = np.zeros(self.card.outputs[o.name], np.float32)
+            part = graph.op(o.op).part
+            if part == "count":
+                made[...] = len(rows)
+            elif part is not None:
+                made[: len(rows)] = parts[part]
         return out
 
     def answer(self, images: Pixels) -> Outputs:

@@ -10,6 +10,7 @@ from mobilenets.deploy.writers.native_file import HEADER, INT8, OPERATION, PREFI
 from mobilenets.deploy.writers.native_plan import F32, KINDS, NONE, SLACK, SPATIAL, U8, UNIT, WINDOW
 
 SMALL_GATHER, GATHER = 2 * 1024, 24 * 1024  # bytes of a convolution's windows at a time: in plain C, and with vectors
+CANDIDATE = 12  # bytes of a box that suppression looks at
 POINTER = 8  # bytes; on a microcontroller half as many, and the rest of the arena stays empty
 
 
@@ -154,6 +155,8 @@ def memory(p: Parsed, table: str) -> int:
             n = gather_bytes(table) // stride
             pixels = n // out.width * out.width if n >= out.width else max(n, 12)
             gather = max(gather, pixels * stride + 2 * SLACK)
+        if o.kind == "suppress":
+            gather = max(gather, x.width * CANDIDATE)
         if o.kind in ("conv", "pointwise") and out.type == U8:
             scratch = max(scratch, scratch_of(o.inputs))
         if o.kind in SPATIAL:

@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from mobilenets.deploy.writers import native_plan
 from mobilenets.deploy.writers.native_plan import STREAMED, Group, Plan, Step, Value
 
-WHOLE = ("pool", "flatten", "copy", "softmax", "l2norm")  # whose output isn't read row by row
+# Whose output isn't read row by row.
+WHOLE = ("pool", "flatten", "copy", "softmax", "l2norm", "spread", "upsample", "boxes", "suppress", "part", "count")
 
 
 def _joints(steps: Sequence[Step], readers: Mapping[str, list[int]], outputs: Sequence[str]) -> list[int]:

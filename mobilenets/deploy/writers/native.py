@@ -15,7 +15,7 @@ import numpy as np
 
 from mobilenets.arch.graph import Op
 from mobilenets.deploy.lowering import Lowered, lower, unsupported
-from mobilenets.deploy.writers import native_plan
+from mobilenets.deploy.writers import native_detect, native_plan
 from mobilenets.deploy.writers.native_file import (
     FLOAT16,
     FLOAT32,
@@ -64,6 +64,7 @@ class _Writer:
         self.steps: list[Step] = []
         self.alias: dict[str, str] = {}  # a value that is another's bytes
         self.outputs = {o.op for o in self.graph.outputs}
+        self.scores: dict[str, int] = {}  # what is left of scores to compute, for the suppression that reads them
 
     # ---- values
 
@@ -75,8 +76,10 @@ class _Writer:
         return np.float32(scale), int(zero)
 
     def value(self, name: str) -> Value:
-        """The map that an operation gives; a vector is one of one pixel."""
-        channels, height, width = (*self.graph.shapes[name], 1, 1)[:3]
+        """The map that an operation gives; a vector is one of one pixel, rows are one row of pixels."""
+        shape = self.graph.shapes[name]
+        rows = (shape[1], 1, shape[0]) if len(shape) == 2 else (*(shape or (1,)), 1, 1)
+        channels, height, width = rows[:3]
         whole = self.whole(name)
         pad = self.affine(name)[1] if whole else 0
         v = self.values[name] = Value(name, U8 if whole else F32, channels, height, width, pad)
@@ -277,9 +280,8 @@ EMIT: dict[str, Callable[[_Writer, Op], None]] = {
     "mul": _Writer.mul,
     "concat": _Writer.concat,
     "flatten": _Writer.flatten,
-    "softmax": _Writer.each,
     "l2norm": _Writer.each,
-    "sigmoid": _Writer.each,
+    **native_detect.EMIT,
 }
 
 

@@ -23,7 +23,7 @@ ARENA, WINDOW, IMAGE = 0, 1, 2
 ROWS, CHANNELS = 0, 1
 KINDS = (
     "pixels", "pointwise", "conv", "depthwise", "add", "mul", "lut", "act", "pool", "quantize", "dequantize", "copy",
-    "flatten", "softmax", "l2norm", "sigmoid",
+    "flatten", "softmax", "l2norm", "sigmoid", "spread", "upsample", "boxes", "suppress", "part", "count",
 )  # fmt: skip
 SPATIAL = ("pointwise", "conv", "depthwise")  # which read other rows than they write
 STREAMED = (*SPATIAL, "add", "mul", "lut", "act", "quantize", "dequantize")  # row by row, of what came before

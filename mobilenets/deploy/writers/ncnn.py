@@ -26,6 +26,7 @@ import numpy.typing as npt
 
 from mobilenets.arch.graph import Activation, Op
 from mobilenets.deploy.lowering import Lowered, lower, unsupported
+from mobilenets.deploy.writers import ncnn_detect
 from mobilenets.model.bundle import Bundle
 from mobilenets.model.card import Precision
 from mobilenets.model.encodings import half
@@ -238,7 +239,8 @@ class _Writer:
             self.add("Flatten", op.name, (x,))
 
     def softmax(self, op: Op, x: str) -> None:
-        self.add("Softmax", op.name, (x,), {0: 0, 1: 1})
+        rows = len(self.graph.shapes[op.name]) == 2
+        self.add("Softmax", op.name, (x,), {0: int(rows), 1: 1})
 
     def sigmoid(self, op: Op, x: str) -> None:
         self.add("Sigmoid", op.name, (x,))
@@ -275,6 +277,8 @@ class _Writer:
             for name in (op.name, end.name):
                 self.blobs.setdefault(name, end.name)
         for o in self.graph.outputs:
+            if self.graph.by_name[o.op].kind == "detected":  # made of the blob of all detections
+                continue
             if self.blobs[o.op] != o.name:  # a dropout of nothing gives it the name that it is asked for by
                 self.add("Dropout", f"{o.name}.named", (self.blobs[o.op],), {0: 1.0}, o.name)
 
@@ -293,6 +297,8 @@ EMIT: dict[str, Callable[..., None]] = {
     "softmax": _Writer.softmax,
     "sigmoid": _Writer.sigmoid,
     "l2norm": _Writer.l2norm,
+    "stack": _Writer.concat,
+    **ncnn_detect.EMIT,
 }
 
 
@@ -329,6 +335,8 @@ def stored_precision(text: str, data: bytes, but: Collection[str] = ()) -> Preci
         given = dict(pair.split("=") for pair in rest[int(inputs) + int(outputs) :])
         if kind == "Scale":
             at += 4 * 2 * int(given["0"])
+        if kind == "MemoryData":
+            at += 4 * int(given["0"]) * int(given["1"])
         if kind not in WEIGHTS:
             continue
         (tag,) = struct.unpack_from("<I", data, at)

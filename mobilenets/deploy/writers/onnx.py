@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from mobilenets.arch.graph import Op
 from mobilenets.deploy.lowering import Lowered, Weights, lower, unsupported
-from mobilenets.deploy.writers import proto
+from mobilenets.deploy.writers import onnx_detect, proto
 from mobilenets.files import parse_json
 from mobilenets.model.bundle import Bundle
 from mobilenets.model.card import CARD_KEY, Precision
@@ -42,6 +42,7 @@ class _Writer:
         self.constants: dict[str, Array] = {}
         self.int4: set[str] = set()  # the constants that are packed two to a byte
         self.quantized: dict[str, str] = {}  # float value -> the whole numbers that it stands for
+        self.parts: dict[str, Mapping[str, str]] = {}  # of detections: the values that they are made of
 
     def const(self, name: str, value: Array) -> str:
         self.constants[name] = value
@@ -223,7 +224,7 @@ class _Writer:
         return self.node("Flatten", [x], op.name)
 
     def softmax(self, op: Op, x: str) -> str:
-        return self.node("Softmax", [x], op.name, axis=1)
+        return self.node("Softmax", [x], op.name, axis=1 if len(self.graph.shapes[op.name]) == 3 else -1)
 
     def sigmoid(self, op: Op, x: str) -> str:
         return self.node("Sigmoid", [x], op.name)
@@ -269,6 +270,12 @@ EMIT: dict[str, Callable[..., str]] = {
     "softmax": _Writer.softmax,
     "sigmoid": _Writer.sigmoid,
     "l2norm": _Writer.l2norm,
+    "rows": onnx_detect.rows,
+    "stack": _Writer.concat,
+    "upsample": onnx_detect.upsample,
+    "boxes": onnx_detect.boxes,
+    "suppress": onnx_detect.suppress,
+    "detected": onnx_detect.detected,
 }
 
 

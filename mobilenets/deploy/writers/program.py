@@ -110,6 +110,9 @@ class Network(nn.Module):
             maps = tuple(self._read(self._quantized(x, op.name), op.name) for x in maps)
         return torch.cat(maps, 1)
 
+    def rows(self, op: Op, x: Tensor) -> Tensor:
+        return x.permute(0, 2, 3, 1).contiguous().view(-1, *self.graph.shapes[op.name])
+
     def flatten(self, op: Op, x: Tensor) -> Tensor:
         if math.prod(x.shape[2:]) > 1:  # a map, whose channels may lie last in memory
             x = x.contiguous()
@@ -152,7 +155,7 @@ def over_channels(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
     Maps become [N, H*W, C]: with four axes, XNNPACK may take another for the last.
     """
-    if x.ndim == 2:
+    if x.ndim < 4:  # rows have what they are of last
         return function(x)
     channels, h, w = x.shape[1:]
     rows = x.contiguous().view(-1, channels, h * w).transpose(1, 2).contiguous()
@@ -187,6 +190,9 @@ COMPUTE: dict[str, Callable[..., Tensor]] = {
     "softmax": lambda _network, _op, x: over_channels(softmax, x),
     "sigmoid": lambda _network, _op, x: torch.sigmoid(x),
     "l2norm": lambda _network, _op, x: over_channels(normalized, x),
+    "rows": Network.rows,
+    "stack": lambda _network, _op, *rows: torch.cat(rows, 1),
+    "upsample": lambda _network, _op, x, like: F.interpolate(x, like.shape[2:]),
 }
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,8 +19,9 @@ from ai_edge_litert import schema_py_generated as schema
 from mobilenets.arch import graph as graphs
 from mobilenets.arch.graph import Op, pads
 from mobilenets.deploy.lowering import Lowered, lower, unsupported
+from mobilenets.deploy.writers import tflite_detect
 from mobilenets.deploy.writers.tflite_graph import CARD_KEY, Graph, quantization
-from mobilenets.deploy.writers.tflite_metadata import KEY, class_names, metadata, normalization, with_labels
+from mobilenets.deploy.writers.tflite_metadata import KEY, class_names, detected_names, metadata, normalization, with_labels
 from mobilenets.model.bundle import Bundle
 
 Array = npt.NDArray[Any]
@@ -36,6 +37,7 @@ class _Writer:
         self.lowered, self.source, self.turned = lowered, lowered.graph, turned
         self.graph = Graph(batch)
         self.values: dict[str, int] = {}
+        self.parts: dict[str, Mapping[str, int]] = {}  # of detections
 
     # ---- values
 
@@ -248,6 +250,8 @@ class _Writer:
         for o in source.outputs:
             x, shape = self.values[o.op], source.shapes[o.op]
             outputs[o.name] = self.channels_first(f"{o.name}.planes", x, shape) if len(shape) == 3 else x
+        if {*outputs} == {*tflite_detect.ORDER}:  # in which programs for TensorFlow's detectors look for them
+            outputs = {name: outputs[name] for name in tflite_detect.ORDER}
         return self.graph.write(card.arch.title, image, outputs, metadata)
 
 
@@ -268,6 +272,12 @@ EMIT: dict[str, Callable[..., int]] = {
     "softmax": _Writer.softmax,
     "sigmoid": _Writer.sigmoid,
     "l2norm": _Writer.l2norm,
+    "rows": tflite_detect.rows,
+    "stack": tflite_detect.stack,
+    "upsample": tflite_detect.upsample,
+    "boxes": tflite_detect.boxes,
+    "suppress": tflite_detect.suppress,
+    "detected": tflite_detect.detected,
 }
 
 
@@ -321,12 +331,12 @@ def tflite_graph(
     """
     turned = micro and can_be_turned(bundle.card.graph)
     lowered = lower(bundle, in_float=lambda op: computed_in_float(op, micro), same_only=not turned)
-    return _Writer(lowered, batch, turned).write(entries or {})
+    return _Writer(lowered, tflite_detect.check_batch(lowered.graph, batch), turned).write(entries or {})
 
 
 def tflite_model(bundle: Bundle, batch: int | None = None) -> bytes:
     """The network with all that is known of it: TFLite's own metadata, the labels behind it as a zip, the card."""
     entries = {KEY: metadata(bundle.card), CARD_KEY: json.dumps(bundle.card.to_json()).encode()}
     model = tflite_graph(bundle, batch, entries)
-    names = class_names(bundle.card)
+    names = class_names(bundle.card) or detected_names(bundle.card)
     return with_labels(model, names) if names else model

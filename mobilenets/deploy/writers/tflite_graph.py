@@ -30,6 +30,8 @@ VERSIONS: dict[str, dict[str, tuple[int, str]]] = {
     "CONCATENATION": {"": (1, "1.5.0"), "int8": (2, "1.14.0")},
     "DEPTHWISE_CONV_2D": {"": (1, "1.5.0"), "int8": (3, "1.14.0"), "hybrid": (6, "2.3.0")},
     "DEQUANTIZE": {"": (1, "1.13.1"), "int8": (2, "1.14.0"), "float16": (3, "1.15.0"), "channels": (5, "2.7.0")},
+    "EXP": {"": (1, "1.7.0")},
+    "GATHER": {"": (1, "1.6.0")},
     "GELU": {"": (1, "2.9.0"), "int8": (2, "2.9.0")},
     "HARD_SWISH": {"": (1, "1.15.0")},
     "L2_NORMALIZATION": {"": (1, "1.5.0")},
@@ -38,12 +40,17 @@ VERSIONS: dict[str, dict[str, tuple[int, str]]] = {
     "MUL": {"": (1, "1.5.0"), "int8": (2, "1.14.0")},
     "PAD": {"": (1, "1.5.0"), "int8": (2, "1.14.0")},
     "QUANTIZE": {"": (1, "1.14.0")},
+    "REDUCE_MAX": {"": (1, "1.14.0")},
     "RELU": {"": (1, "1.5.0"), "int8": (2, "1.14.0")},
     "RELU6": {"": (1, "1.5.0"), "int8": (2, "1.14.0")},
     "RESHAPE": {"": (1, "1.5.0")},
+    "RESIZE_NEAREST_NEIGHBOR": {"": (1, "1.13.1"), "int8": (2, "2.0.0")},
     "REVERSE_V2": {"": (1, "1.14.0")},
+    "SLICE": {"": (1, "1.14.0")},
     "SOFTMAX": {"": (1, "1.5.0"), "int8": (2, "1.14.0")},
+    "SPLIT": {"": (1, "1.5.0")},
     "SUB": {"": (1, "1.6.0")},
+    "TOPK_V2": {"": (1, "1.7.0")},
     "TRANSPOSE": {"": (1, "1.6.0")},
 }
 
@@ -100,6 +107,11 @@ class Graph:
             )
         )  # fmt: skip
 
+    def alone(self, name: str, shape: Sequence[int], dtype: str) -> int:
+        """A tensor that is computed, whose shape has no batch."""
+        kind = getattr(schema.TensorType, dtype.upper())
+        return self._add(schema.TensorT(name=name, shape=np.array(shape, np.int32), type=kind))
+
     def const(self, name: str, value: Array, quantized: Any = None) -> int:
         self.buffers.append(_Buffer(value.tobytes()))
         return self._add(
@@ -111,6 +123,10 @@ class Graph:
 
     def op(self, kind: str, inputs: Sequence[int], output: int, options: Any = None) -> int:
         """Append an operator; gives `output`."""
+        return self.ops(kind, inputs, [output], options)[0]
+
+    def ops(self, kind: str, inputs: Sequence[int], outputs: Sequence[int], options: Any = None) -> Sequence[int]:
+        """Append an operator of several outputs; gives them."""
         decides = self.type(inputs[0])
         if kind == "CONV_2D" and self.tensors[inputs[0]].shape[-1] != self.tensors[inputs[1]].shape[-1]:
             decides = "groups"
@@ -123,13 +139,28 @@ class Graph:
         operator = schema.OperatorT(
             opcodeIndex=self.codes.setdefault((kind, version), len(self.codes)),
             inputs=np.array(inputs, np.int32),
-            outputs=np.array([output], np.int32),
+            outputs=np.array(outputs, np.int32),
         )
         if options is not None:
             operator.builtinOptionsType = getattr(schema.BuiltinOptions, type(options).__name__.removesuffix("T"))
             operator.builtinOptions = options
         self.operators.append(operator)
-        return output
+        return outputs
+
+    def custom(self, kind: str, inputs: Sequence[int], outputs: Sequence[int], options: bytes) -> None:
+        """Append an operator of TFLite's own extensions, with its options as a flexbuffer."""
+        self.operators.append(
+            schema.OperatorT(
+                opcodeIndex=self.codes.setdefault((kind, 1), len(self.codes)),
+                inputs=np.array(inputs, np.int32), outputs=np.array(outputs, np.int32),
+                customOptions=np.frombuffer(options, np.uint8),
+            )
+        )  # fmt: skip
+
+    def scalar(self, const: int) -> int:
+        """A constant of one number without its axis."""
+        self.tensors[const].shape = np.empty(0, np.int32)
+        return const
 
     def unpacked(self, name: str, const: int) -> int:
         """A constant that is read as float32; runtimes convert it once, when they load the file."""
@@ -163,6 +194,9 @@ class Graph:
 
 
 def _code(kind: str, version: int) -> schema.OperatorCodeT:
+    if kind not in VERSIONS:
+        custom = schema.BuiltinOperator.CUSTOM
+        return schema.OperatorCodeT(deprecatedBuiltinCode=custom, builtinCode=custom, customCode=kind, version=version)
     number = getattr(schema.BuiltinOperator, kind)
     return schema.OperatorCodeT(deprecatedBuiltinCode=min(number, 127), builtinCode=number, version=version)
 

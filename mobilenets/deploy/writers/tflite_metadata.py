@@ -19,8 +19,12 @@ from mobilenets.model.card import Card
 
 KEY, IDENTIFIER, PARSER = "TFLITE_METADATA", b"M001", "1.0.0"
 LABELS = "labels.txt"
-TENSOR_AXIS_LABELS = 2  # AssociatedFileType
-FEATURE, IMAGE = 1, 2  # ContentProperties
+TENSOR_AXIS_LABELS, TENSOR_VALUE_LABELS = 2, 3  # AssociatedFileType
+FEATURE, IMAGE, BOUNDING_BOX = 1, 2, 3  # ContentProperties
+BOUNDARIES = 1  # BoundingBoxType: left, top, right, bottom, unless an index says otherwise; RATIO is CoordinateType 0
+# A detector's outputs, in TensorFlow's order, as Task Library and MediaPipe call them.
+DETECTIONS = {"boxes": "location", "classes": "category", "scores": "score", "count": "number of detections"}
+GROUP = "detection_result"
 RGB = 1  # ColorSpaceType
 NORMALIZATION = 1  # ProcessUnitOptions
 
@@ -39,6 +43,11 @@ def class_names(card: Card) -> tuple[str, ...]:
     return card.labels if card.outputs.get(PROBABILITIES) == (len(card.labels),) else ()
 
 
+def detected_names(card: Card) -> tuple[str, ...]:
+    """What a detector's classes are of; nothing where the file doesn't give detections."""
+    return card.labels if {*card.outputs} == {*DETECTIONS} else ()
+
+
 class _Tables:
     """Tables of one flatbuffer, inner ones first."""
 
@@ -46,7 +55,7 @@ class _Tables:
         self.builder = flatbuffers.Builder(2**12)
 
     def table(self, fields: dict[int, int], enums: dict[int, int] | None = None) -> int:
-        """By field number: what was written before, and bytes."""
+        """By field number: what was written before, and single bytes."""
         self.builder.StartObject(max([*fields, *(enums or {}), 0]) + 1)
         for i, offset in fields.items():
             self.builder.PrependUOffsetTRelativeSlot(i, offset, 0)
@@ -84,8 +93,41 @@ class _Tables:
             0: self.text(name), 1: self.text(meaning), 3: self.table({1: self.table({})}, {0: FEATURE}),
         })  # fmt: skip
 
+    def labels(self, kind: int) -> int:
+        return self.table({0: self.text(LABELS), 1: self.text("the classes, one a line")}, {2: kind})
+
+    def detections(self, card: Card) -> list[int]:
+        """A detector's outputs, one after another: no table may be begun inside another."""
+        meanings = {o.name: o.meaning for o in card.head.outputs}
+        out = []
+        for name, known_as in DETECTIONS.items():
+            if name == "boxes":
+                content = {1: self.table({}, {1: BOUNDARIES})}, {0: BOUNDING_BOX}
+            else:
+                content = {1: self.table({})}, {0: FEATURE}
+            fields = {0: self.text(known_as), 1: self.text(meanings[name])}
+            if name != "count":
+                content[0][2] = self.axis(2)
+            fields[3] = self.table(*content)
+            if name == "classes":
+                fields[6] = self.tables(self.labels(TENSOR_VALUE_LABELS))
+            out.append(self.table(fields))
+        return out
+
+    def axis(self, at: int) -> int:
+        """A ValueRange of one: what the properties are of."""
+        self.builder.StartObject(2)
+        self.builder.PrependInt32Slot(0, at, 0)
+        self.builder.PrependInt32Slot(1, at, 0)
+        return int(self.builder.EndObject())
+
+    def group(self) -> int:
+        """The tensors that say one thing together."""
+        names = [self.text(DETECTIONS[k]) for k in ("boxes", "classes", "scores")]
+        return self.tables(self.table({0: self.text(GROUP), 1: self.tables(*names)}))
+
     def probabilities(self) -> int:
-        labels = self.table({0: self.text(LABELS), 1: self.text("the classes, one a line")}, {2: TENSOR_AXIS_LABELS})
+        labels = self.labels(TENSOR_AXIS_LABELS)
         return self.table({
             0: self.text("probabilities"),
             1: self.text("one for each class"),
@@ -99,11 +141,14 @@ def metadata(card: Card) -> bytes:
     """The ModelMetadata table."""
     t, names = _Tables(), class_names(card)
     images = t.tables(t.image(card))
-    outputs = [
-        t.probabilities() if names and o.name == PROBABILITIES else t.plain(o.name, o.meaning)
-        for o in card.head.outputs
-    ]
-    graph = t.table({2: images, 3: t.tables(*outputs)})
+    if detects := {*card.outputs} == {*DETECTIONS}:
+        outputs = t.detections(card)
+    else:
+        outputs = [
+            t.probabilities() if names and o.name == PROBABILITIES else t.plain(o.name, o.meaning)
+            for o in card.head.outputs
+        ]
+    graph = t.table({2: images, 3: t.tables(*outputs), **({8: t.group()} if detects else {})})
     what = f"image classifier of {len(names)} classes" if card.task == "classify" else f"network for {card.task}"
     root = t.table({
         0: t.text(f"MobileNet {card.arch.title}"),

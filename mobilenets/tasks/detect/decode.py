@@ -57,7 +57,8 @@ def suppressed(offsets: Floats, scores: Floats, anchors: Floats, config: Config)
     """Non-maximum suppression of each class: of offsets [A, 4] and scores [A, L] of labels alone.
 
     The same as suppressing class by class and taking the best of what is left, as it goes down all candidates from the
-    best until it has enough: a worse one never pushes out a better one.
+    best until it has enough: a worse one never pushes out a better one. Boxes are cut at the edge when they are chosen,
+    as TensorFlow has it.
     """
     how = config.suppression
     columns = scores.shape[1]
@@ -70,13 +71,13 @@ def suppressed(offsets: Floats, scores: Floats, anchors: Floats, config: Config)
             some = where[np.argpartition(-flat[where], taken)[:taken]]
         order = some[np.lexsort((some, -flat[some]))]
         at, classes = np.divmod(order, columns)
-        boxes = coder.decode(offsets[at], anchors[at], config.coder).clip(0, 1)
+        boxes = coder.decode(offsets[at], anchors[at], config.coder)
         keep = _kept(boxes, classes, how)
         if len(keep) >= how.most or taken >= len(where):
             break
         taken *= 4
     keep = keep[: how.most]
-    return Found(boxes[keep], flat[order[keep]].astype(np.float32), classes[keep].astype(np.int64))
+    return Found(boxes[keep].clip(0, 1), flat[order[keep]].astype(np.float32), classes[keep].astype(np.int64))
 
 
 def _kept(boxes: Floats, classes: npt.NDArray[np.int64], how: Suppression) -> npt.NDArray[np.int64]:

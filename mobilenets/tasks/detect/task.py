@@ -19,7 +19,7 @@ from mobilenets.data.dataset import Data, Split
 from mobilenets.errors import UserError
 from mobilenets.model.card import Card, Precision
 from mobilenets.model.images import Framing
-from mobilenets.tasks.detect import anchors, answers, decode, parity, start, zero
+from mobilenets.tasks.detect import anchors, answers, decode, finish, parity, start, zero
 from mobilenets.tasks.detect.config import LOGITS, OFFSETS, Config, Options
 from mobilenets.tasks.detect.scoring import DetectionScores, Evaluation, add_boxes, scores_of
 from mobilenets.tasks.task import Answer, MetricSpec, Outputs, Parity, Prior, Sizes, Task
@@ -183,6 +183,14 @@ class Detect:
         every = decode.on_images(decode.found(outputs, _config(card, outputs)), card.preprocess, sizes)
         least = card.trust.reject_below
         return [_said(one, card.labels, answers.LEAST if least is None else least) for one in every]
+
+    def finished(self, bundle: Bundle) -> Bundle:
+        """With what makes boxes of offsets and scores (see `task.Finishing`)."""
+        return finish.finished(bundle)
+
+    def fine(self, card: Card) -> tuple[str, ...]:
+        """Those that say where boxes are (see `task.Finishing`)."""
+        return finish.box_layers(card)
 
     def draw(self, image: Image.Image, answer: Answer) -> Image.Image:
         assert isinstance(answer, answers.Detections)

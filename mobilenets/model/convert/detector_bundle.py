@@ -35,7 +35,9 @@ def detector_bundle(
     """The bundle of a detector. Raises `UserError` for labels or anchors that aren't its."""
     arch = found.arch.replace(resolution=preprocess.resolution)
     names = named(labels, found.classes - 1, where)
-    keep = _kept(names) if detectors.family(found.family).scores == "sigmoid" else [*range(len(names))]
+    # Where scores don't depend on each other, columns of ids that nothing has can go.
+    apart = detectors.family(found.family).scores == "sigmoid"
+    keep = [i for i, name in enumerate(names) if name is not None or not apart]
     tensors = _columns(found, keep) if len(keep) < len(names) else found.tensors
     shown = [name if name is not None else f"unused {i}" for i, name in enumerate(names, 1)]
     config = detectors.detection_config(arch, [shown[i] for i in keep], found.family, _shapes(found, said, arch, where))
@@ -66,18 +68,13 @@ def named(labels: tuple[str, ...] | None, count: int, where: str) -> list[str | 
     return [None if name.strip().lower() in UNUSED else name for name in labels]
 
 
-def _kept(names: Sequence[str | None]) -> list[int]:
-    """The classes that something has. Where scores don't depend on each other, the others can go."""
-    return [i for i, name in enumerate(names) if name is not None]
-
-
 def _columns(found: Detector, keep: Sequence[int]) -> dict[str, Array]:
     """The tensors, those that give logits for the background and the classes `keep` alone."""
     columns = [0, *(i + 1 for i in keep)]
     graph = found.arch.graph.with_head(found.head)
-    last = [op.name for op in graph.layers if any(r.kind == "rows" and r.cout == found.classes for r in graph.readers[op.name])]
+    rows = [op for op in graph.ops if op.kind == "rows" and op.name.startswith("detect.class.")]
     out = dict(found.tensors)
-    for name in last:
+    for name in (op.inputs[0] for op in rows):
         for part in ("weight", "bias"):
             tensor = out[f"{name}.conv.{part}"]
             each = tensor.reshape(-1, found.classes, *tensor.shape[1:])[:, columns]
@@ -95,7 +92,7 @@ def _shapes(found: Detector, said: PostProcessing, arch: Arch, where: str) -> Sh
     shapes = said.shapes
     if shapes is None:
         if [len(s) for s in usual] != counts:
-            raise UserError(f"{where}: its anchors, {counts} at a position of each map, aren't its family's, and unknown")
+            raise UserError(f"{where}: {counts} anchors at a position of each map, as no known detector of its family")
         return None
     if [len(s) for s in shapes] != counts:
         raise UserError(f"{where}: its anchors are of {[len(s) for s in shapes]} shapes, its layers for {counts}")

@@ -68,7 +68,7 @@ def from_graph(graph: tflite.Graph, where: str, name: str | None, alpha: float |
         if len(detectors.maps(arch, family)) != len(counts) or classes < 2:
             continue
         head = detectors.ssd_head(arch, classes, family, per_cell=counts, kernel=kernel)
-        layers = [op for op in arch.graph.with_head(head).layers]
+        layers = list(arch.graph.with_head(head).layers)
         numbers = _in_order(layers, boxes, kinds, wires)
         ours = [((op.cout, op.cin // op.groups, *op.kernels), op.stride) for op in layers]
         theirs = [(graph.layers[i].weight.shape, graph.layers[i].stride) if i is not None else None for i in numbers]
@@ -90,18 +90,16 @@ def _in_order(layers: list[Op], boxes: list[int], kinds: list[int], wires: _Wire
     predictors: dict[str, int | None] = {}
     for what, found in (("box", boxes), ("class", kinds)):
         for i, layer in enumerate(found):
-            own = [op.name for op in layers if op.name.startswith(f"detect.{what}.{i}.")]
-            for name in reversed(own):
-                predictors[name] = layer
-                layer = wires.source(layer) if name != own[0] else layer  # noqa: PLW2901
+            own = [op.name for op in layers if op.name.startswith(f"detect.{what}.{i}.")]  # depthwise before 1x1
+            predictors[own[-1]] = layer
+            if len(own) > 1:
+                predictors[own[0]] = wires.source(layer)
     taken = {*predictors.values()}
     left = iter([i for i in range(len(wires.at)) if i not in taken])
     return [predictors[op.name] if op.name in predictors else next(left, None) for op in layers]
 
 
-def _fed_alike(
-    arch: Arch, layers: list[Op], numbers: list[int | None], wires: _Wires, graph: tflite.Graph
-) -> bool:
+def _fed_alike(arch: Arch, layers: list[Op], numbers: list[int | None], wires: _Wires, graph: tflite.Graph) -> bool:
     """Whether each layer that reads one other layer does so in the file too; what is in between isn't compared."""
     number = {op.name: i for op, i in zip(layers, numbers, strict=True)}
     by_name = {op.name: op for op in (*arch.graph.ops, *layers)}

@@ -136,9 +136,7 @@ def _tries(
         if not op.is_layer:
             continue
         _, what, i, kind = op.name.split(".")
-        pattern = heads[f"{what}.{kind}"].format(
-            i=i, n=int(i) + 2, c=op.cout, wide=wide.get(i, ""), **fill
-        )
+        pattern = heads[f"{what}.{kind}"].format(i=i, n=int(i) + 2, c=op.cout, wide=wide.get(i, ""), **fill)
         if naming.style.layout == "hwio":
             pattern = f"{pattern}|{pattern}/BatchNorm"
         rows.append((op, pattern, ""))
@@ -149,7 +147,8 @@ def _of_tf(tensors: Arrays, name: str | None, alpha: float | None, resolution: i
     scope, version = next((m[2], m[3]) for n in tensors if (m := _TF_BODY.match(n)))
     lite = any("BoxEncodingPredictor_depthwise" in n for n in tensors)
     family = "ssdlite" if lite else "ssd"
-    counts, classes = _counts(tensors, "BoxPredictor_{i}/BoxEncodingPredictor/biases", "BoxPredictor_{i}/ClassPredictor/biases")
+    biases = "BoxPredictor_{{i}}/{}Predictor/biases".format
+    counts, classes = _counts(tensors, biases("BoxEncoding"), biases("Class"))
     first = tensors.get("BoxPredictor_0/BoxEncodingPredictor/weights")
     kernel = None if lite or first is None or first.ndim != 4 else 3 if first.shape[0] == 3 else 1
     slim = next(n for n in NAMINGS if (n.origin, n.family) == ("TF-slim", version.lower()))
@@ -181,8 +180,9 @@ class _Split(Naming):
         if i > self.cut:
             return f"backbone.features.1.{i - self.cut}.{rest}"
         inside = re.sub(r"^(block|conv)\.", "", rest)
-        expansion = inside.startswith("0.")
-        return f"backbone.features.0.{i}.{inside.removeprefix('0.')}" if expansion else f"backbone.features.1.0.{inside}"
+        if inside.startswith("0."):  # the expansion
+            return f"backbone.features.0.{i}.{inside.removeprefix('0.')}"
+        return f"backbone.features.1.0.{inside}"
 
 
 def _of_torchvision(tensors: Arrays, name: str | None, alpha: float | None, resolution: int | None) -> Iterator[Tried]:

@@ -79,7 +79,7 @@ class Foreign:
     said: Stated = Stated()
     metrics: tuple[Metric, ...] = ()
     facts: dict[str, str] = field(default_factory=dict)
-    boxes: PostProcessing = PostProcessing()
+    boxes: PostProcessing = field(default_factory=PostProcessing)
 
     @property
     def name(self) -> str:

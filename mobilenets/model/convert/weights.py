@@ -228,7 +228,7 @@ def _detector(foreign: Foreign, said: Stated) -> Bundle:
 def _of_detector(foreign: Foreign) -> Foreign:
     """A detector for its body alone, which is named as in a library's classifier, inside of something."""
     if isinstance(foreign.tensors, tflite.Graph):
-        raise UserError(f"{foreign.where}: a detector, of which the file doesn't say where its body ends: import it whole")
+        raise UserError(f"{foreign.where}: a detector, whose file doesn't say where its body ends: import it whole")
     body = unprefixed(foreign.tensors)
     if not detectors.has_two_stages(foreign.tensors):
         return dataclasses.replace(foreign, tensors=body)

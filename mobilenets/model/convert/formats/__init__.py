@@ -42,7 +42,10 @@ _SHARD = re.compile(r"\.data-\d{5}-of-\d{5}$")
 
 
 def reader(path: Path) -> str:
-    """The module that reads the file: hdf5, tflite, tf_checkpoint, frozen_graph or pytorch; by its first bytes, then by its name."""
+    """The module that reads the file: hdf5, tflite, tf_checkpoint, frozen_graph or pytorch.
+
+    Its first bytes say it, or its name.
+    """
     with path_errors(path):
         if _SHARD.search(path.name) or (not path.exists() and Path(f"{path}.index").is_file()):
             return "tf_checkpoint"

@@ -47,7 +47,8 @@ def of_operator(options: bytes) -> PostProcessing:
     found = flexbuffers.GetRoot(options).AsMap
 
     def number(name: str, least: float, most: float) -> float:
-        value = float(str(np.float32(found[name].AsFloat if found[name].IsFloat else found[name].AsInt)))  # .6 as written
+        given = found[name].AsFloat if found[name].IsFloat else found[name].AsInt
+        value = float(str(np.float32(given)))  # .6 as it was written
         if not least <= value <= most:
             raise ValueError(f"{OPERATOR}'s {name} is {value:g}")
         return value

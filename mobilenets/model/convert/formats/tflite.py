@@ -229,7 +229,8 @@ class _Reader:
         detector = bool(count) and self.op_name(self.main.Operators(count - 1)) == post_processing.OPERATOR
         if len(ends[0]) != 1 or len(ends[1]) != (4 if detector else 1):
             raise _Unsupported(
-                f"neither a classifier, of one input and one output, nor a detector that ends in {post_processing.OPERATOR}"
+                "neither a classifier, of one input and one output, nor a detector, whose last operator is "
+                f"{post_processing.OPERATOR}"
             )
         start, end = ends[0][0], ends[1][0]
         shape, out = self.shape(start), self.shape(end)

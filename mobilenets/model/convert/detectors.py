@@ -18,7 +18,7 @@ from mobilenets.arch.graph import Head, Op
 from mobilenets.arch.spec import Arch
 from mobilenets.errors import UserError
 from mobilenets.model.convert.namings import NAMINGS, Naming
-from mobilenets.model.convert.recognise import Array, Arrays, Match, convert, match, slots_of, widths
+from mobilenets.model.convert.recognise import Array, Arrays, Match, check_strides, convert, match, slots_of, widths
 
 TF, TORCHVISION = "TensorFlow's Object Detection API", "torchvision's detection"
 _TF_BODY = re.compile(r"^(.*?)FeatureExtractor/(Mobilenet(V\d))/")
@@ -87,9 +87,13 @@ def _library(tensors: Arrays) -> tuple[str, str] | None:
 
 
 def recognised(
-    tensors: Arrays, name: str | None = None, alpha: float | None = None, resolution: int | None = None
-) -> Detector:
-    """The detector that `tensors` are of; `name` and `alpha` are its body's, if known. Raises `UserError`."""
+    tensors: Arrays, name: str | None = None, alpha: float | None = None, resolution: int | None = None,
+    strides: Mapping[str, int] | None = None,
+) -> Detector:  # fmt: skip
+    """The detector that `tensors` are of; `name` and `alpha` are its body's, if known. Raises `UserError`.
+
+    `strides`: of convolutions, by the names of their weights.
+    """
     if has_two_stages(tensors):
         raise UserError("a detector of two stages, of which the body alone can be imported: --body-only")
     library, prefix = _library(tensors) or ("", "")
@@ -103,6 +107,7 @@ def recognised(
             f"the weights fit no detector; the nearest is {family} on {best.arch.name.upper()} at alpha "
             f"{best.arch.alpha:g} ({best.complaint})"
         )
+    check_strides(best, strides or {})
     return Detector(library, family, best.arch, head, classes, convert(best, tensors))
 
 

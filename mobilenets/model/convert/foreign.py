@@ -71,7 +71,7 @@ def prepared(p: Preprocess, **more: object) -> Stated:
 class Foreign:
     """What was read: tensors by their own names, or a TFLite graph; and what is known besides the weights.
 
-    `boxes`: what a detector's file says of its boxes.
+    `boxes`: what a detector's file says of its boxes. `strides`: of the convolutions that read tensors, in a graph.
     """
 
     where: str
@@ -80,6 +80,7 @@ class Foreign:
     metrics: tuple[Metric, ...] = ()
     facts: dict[str, str] = field(default_factory=dict)
     boxes: PostProcessing = field(default_factory=PostProcessing)
+    strides: dict[str, int] = field(default_factory=dict)
 
     @property
     def name(self) -> str:

@@ -140,6 +140,13 @@ def match(naming: Naming, arch: Arch, tensors: Arrays, wanted: Sequence[Slot] | 
     return Match(naming, arch, found, tuple(missing), extra, tuple(misshapen), pooled)
 
 
+def check_strides(m: Match, strides: Mapping[str, int]) -> None:
+    """`UserError` where a graph strides otherwise than the network: `strides` by names of convolutions' weights."""
+    for slot, name in m.found.items():
+        if strides.get(name, slot.op.stride) != slot.op.stride:
+            raise UserError(f"{name} is of a convolution of stride {strides[name]}, in {m} of {slot.op.stride}")
+
+
 def _x(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape)) or "a number"
 

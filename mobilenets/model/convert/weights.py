@@ -25,7 +25,7 @@ from mobilenets.model.convert.graphs import from_graph
 from mobilenets.model.convert.labels import shown, with_two_classes, without_background
 from mobilenets.model.convert.namings import PYTORCH, Naming
 from mobilenets.model.convert.prefixes import unprefixed
-from mobilenets.model.convert.recognise import Array, convert, identify
+from mobilenets.model.convert.recognise import Array, check_strides, convert, identify
 from mobilenets.model.images import Preprocess
 
 # What the networks of a library have as a rule: timm's V1 was trained by another mean.
@@ -123,7 +123,8 @@ def _of_frozen(path: Path, facts: dict[str, str]) -> Foreign:
     if sizes and 32 <= sizes[0][0] == sizes[0][1] <= 4096:
         said = dataclasses.replace(said, resolution=int(sizes[0][0]))
     boxes = post_processing.of_numbers(graph.numbers, graph.kinds, graph.wires)
-    return Foreign(str(path), graph.tensors, said, facts=facts, boxes=boxes)
+    strides = {c.weight: c.stride for c in graph.convolutions}
+    return Foreign(str(path), graph.tensors, said, facts=facts, boxes=boxes, strides=strides)
 
 
 def _of_pytorch(path: Path, facts: dict[str, str]) -> Foreign:
@@ -210,7 +211,7 @@ def _detector(foreign: Foreign, said: Stated) -> Bundle:
     else:
         precision, assumable = "float32", ("padding", "bn_eps", *BOX_FIELDS)
         try:
-            found = detectors.recognised(foreign.tensors, said.arch, said.alpha, said.resolution)
+            found = detectors.recognised(foreign.tensors, said.arch, said.alpha, said.resolution, foreign.strides)
         except UserError as e:
             raise UserError(f"{foreign.where}: {e}") from e
         arch = found.arch
@@ -239,6 +240,7 @@ def _identified(foreign: Foreign, said: Stated, body_only: bool) -> tuple[Naming
     assert not isinstance(foreign.tensors, tflite.Graph)
     try:
         found = identify(foreign.tensors, said.arch, said.alpha, body_only)
+        check_strides(found, foreign.strides)
     except UserError as e:
         config = f"; the {sidecars.CONFIG} beside it is of {foreign.said.called}" if foreign.said.called else ""
         raise UserError(f"{foreign.where}: {e}{config}") from e

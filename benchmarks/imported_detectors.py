@@ -2,8 +2,9 @@
 
     python benchmarks/imported_detectors.py DATA FILE [--out CSV] [--split val] [--runtimes onnx tflite ...]
 
-DATA: photos with boxes (see docs/data.md). FILE: a .tflite of TensorFlow's Object Detection API on COCO, run by its own interpreter (pip install ai-edge-litert), its own last operator choosing the boxes. It is imported, run in PyTorch,
-and exported to each runtime with its boxes finished inside where that can; all are scored by COCO's rules.
+DATA: photos with boxes (see docs/data.md). FILE: a .tflite of TensorFlow's Object Detection API on COCO, run by its own
+interpreter (pip install ai-edge-litert), its own last operator choosing the boxes. It is imported, run in PyTorch, and
+exported to each runtime with its boxes finished inside where that can; all are scored by COCO's rules.
 """
 
 from __future__ import annotations

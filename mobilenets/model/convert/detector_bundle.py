@@ -111,7 +111,8 @@ def _of_anchors(
     slack = SAME + step / 2
     if len(given) != sum(h * w * k for (h, w), k in zip(maps, counts, strict=True)):
         raise UserError(f"{where}: {len(given):,} anchors, and maps of {maps} with {counts} at a position")
-    own, shapes, start = True, [], 0
+    shapes: list[list[list[float]]] = []
+    own, start = True, 0
     for (rows, columns), k, theirs in zip(maps, counts, usual, strict=True):
         part = given[start : start + rows * columns * k].reshape(rows, columns, k, 4).astype(np.float64)
         start += rows * columns * k

@@ -117,12 +117,12 @@ Tried = tuple[Match, str, Head, int]
 def _counts(tensors: Arrays, box: str, kind: str) -> tuple[list[int], int]:
     """Anchors at a position of each map, and columns of the logits, by the predictors' biases. Raises `UserError`."""
     counts: list[int] = []
-    while f"{box.format(i=len(counts))}" in tensors:
-        counts.append(len(tensors[box.format(i=len(counts))]) // 4)
+    while box.format(i=len(counts)) in tensors:
+        counts.append(tensors[box.format(i=len(counts))].size // 4)
     logits = kind.format(i=0)
-    if logits not in tensors or not counts or min(counts) < 1 or len(tensors[logits]) % counts[0]:
+    if logits not in tensors or not counts or min(counts) < 1 or tensors[logits].size % counts[0]:
         raise UserError("a detector without predictors of boxes and classes")
-    return counts, len(tensors[logits]) // counts[0]
+    return counts, tensors[logits].size // counts[0]
 
 
 def _tries(
@@ -134,9 +134,8 @@ def _tries(
         return
     head = detectors.ssd_head(arch, classes, family, per_cell=counts, kernel=kernel)
     needed = arch.graph.with_head(head)
-    body = [(op, *names) for op, *names in naming.patterns(arch) if op.name in needed.by_name]
     wide = {op.name.split(".")[2]: str(op.cout) for op in head.ops if op.name.startswith("detect.extra.")}
-    rows: list[tuple[Op, str, str]] = [(op, pattern, scale) for op, pattern, scale in body]
+    rows = [row for row in naming.patterns(arch) if row[0].name in needed.by_name]
     for op in head.ops:
         if not op.is_layer:
             continue

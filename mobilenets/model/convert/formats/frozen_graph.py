@@ -98,8 +98,8 @@ class _Reader:
         if len(epsilons) > 1:
             raise ValueError("its BatchNorms have several epsilons")
         variables = {k: a for k, a in self.tensors.items() if self.kinds.get(f"{k}/read") == "Identity"}
-        found = ((kind, self.source(weight), *how) for kind, weight, *how in windows)
-        convolutions = tuple(Convolution(*c) for c in found if c[1] in variables)
+        every = (Convolution(kind, self.source(weight), stride, pads) for kind, weight, stride, pads in windows)
+        convolutions = tuple(c for c in every if c.weight in variables)
         bn_eps = epsilons.pop() if epsilons else None
         return FrozenGraph(variables, self.numbers, self.kinds, self.wires, convolutions, bn_eps)
 

@@ -143,7 +143,7 @@ def test_frozen_graph(tmp_path, family, request):
     assert " is of a convolution of stride 2, in V1 at alpha 0.5 in TensorFlow's " in line(imported, path)
     path.write_bytes(frozen(names, strides))
     body = foreign_bundle(open_foreign(str(path)), None, body_only=True)
-    assert (body.card.task, body.card.arch.title) == ("features", "v1 0.5-64")
+    assert (body.card.task, body.card.arch.title) == ("features", "v1 0.5-224")
 
 
 def test_a_checkpoint_of_the_api_is_its_frozen_graph(ssdlite):

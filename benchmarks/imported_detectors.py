@@ -109,7 +109,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for runtime in a.runtimes:
             file = Path(folder) / f"model.{runtime}"
-            export_bundle(bundle, pixels[:16], file, a.data)
+            export_bundle(bundle, pixels[:16], file, a.data, engines.for_suffix(file))
             add(f"exported, {runtime}", evaluate.score(engines.load(file), data, a.split))  # type: ignore[arg-type]
     table = console.table(f"{a.file.name} imported", list(rows[0]), left=("what",))
     for row in rows:

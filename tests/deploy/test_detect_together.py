@@ -80,7 +80,7 @@ def test_in_numpy_and_pytorch(bundle, images, expected):
 @pytest.mark.parametrize("runtime", WHOLE)
 def test_in_files(tmp_path, bundle, images, expected, runtime):
     file = tmp_path / f"m{RUNTIMES[runtime].suffix}"
-    export_bundle(bundle, images, file, "generated")
+    export_bundle(bundle, images, file, "generated", runtime)
     engine = engines.load(file)
     config = None if "boxes" in engine.card.outputs else Config.of(engine.card.config)
     same(decode.found(engine(images), config), expected)

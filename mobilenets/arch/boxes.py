@@ -46,6 +46,7 @@ class Coder:
 class Suppression:
     """Which boxes are detections: of each class those that score above `score` and overlap no better one of it by more
     than `iou`, `per_class` at most; of all classes the `most` best. `background`: column 0 of the scores is no class.
+    `together`: a better box of any class counts, and `per_class` doesn't.
     """
 
     score: float
@@ -53,11 +54,12 @@ class Suppression:
     per_class: int
     most: int
     background: bool
+    together: bool = False
 
     def __post_init__(self) -> None:
         numbers = _is_number(self.score) and _is_number(self.iou) and 0 <= self.score <= 1 and 0 <= self.iou <= 1
         counts = all(type(n) is int and 1 <= n <= MOST for n in (self.per_class, self.most))
-        if not numbers or not counts or type(self.background) is not bool:
+        if not numbers or not counts or {type(self.background), type(self.together)} != {bool}:
             raise UserError(f"not a suppression of boxes: {dataclasses.asdict(self)}")
 
     @classmethod

@@ -41,8 +41,8 @@ def import_weights(
     source
         Published weights by name: keras:v2-1.0-224, slim:v3-small-1.0-224, torchvision:mobilenet_v2,
         timm:mobilenetv4_conv_small (`mobilenets list --weights` has all), fetched once; or a file: PyTorch .pth or
-        .safetensors, Keras .h5 or .keras, TensorFlow checkpoint (.index), TFLite (float or quantized); or the folder of
-        a model from the Hub.
+        .safetensors, Keras .h5 or .keras, TensorFlow checkpoint (.index) or frozen graph (.pb), TFLite (float or
+        quantized); or the folder of a model from the Hub. Detectors too: TensorFlow's SSD and SSDLite, torchvision's.
     out
         Folder of the bundle.
     arch

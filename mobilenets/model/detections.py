@@ -84,11 +84,14 @@ def suppressed(boxes: Tensor, scores: Tensor, how: Suppression) -> Tensor:
     while len(order):
         best = order[:first]
         classes = best // number
-        kept = []
-        for c in classes.unique():
-            of_class = best[classes == c]
-            kept.append(of_class[nms(boxes[of_class % number], by_class[of_class], how.iou)[: how.per_class]])
-        found = torch.cat(kept)
+        if how.together:
+            found = best[nms(boxes[best % number], by_class[best], how.iou)]
+        else:
+            kept = []
+            for c in classes.unique():
+                of_class = best[classes == c]
+                kept.append(of_class[nms(boxes[of_class % number], by_class[of_class], how.iou)[: how.per_class]])
+            found = torch.cat(kept)
         if len(found) >= how.most or first == len(order):
             found = found[by_class[found].argsort(descending=True, stable=True)][: how.most]
             rows = boxes[found % number], by_class[found][:, None], (found // number)[:, None].to(boxes.dtype)

@@ -141,7 +141,8 @@ static int stays(const float *box, float label, const float *kept, int n, const 
 {
     uint32_t alike = 0;
     for (int i = 0; i < n; i++, kept += out->pitch)
-        if (kept[5] == label && (++alike >= o->stride || overlap(box, kept) > o->b))
+        if (!o->stride ? overlap(box, kept) > o->b
+                       : kept[5] == label && (++alike >= o->stride || overlap(box, kept) > o->b))
             return 0;
     return 1;
 }

@@ -180,7 +180,7 @@ static int check_detect(const struct op *o, const struct value *in, const struct
     case BOXES: return listed && in->channels == 4 && out->channels == 4 && in->width == out->width;
     case SUPPRESS:
         return listed && in->channels == 4 && out->channels == 6 && two->type == F32 && two->height == 1 &&
-               two->width == in->width && o->first < two->channels && o->stride && o->act < SCORES &&
+               two->width == in->width && o->first < two->channels && o->act < SCORES &&
                (o->act != SOFTMAXED || (o->first == 1 && two->channels > 1));
     case PART:
         if (!listed || o->first >= in->channels)

@@ -45,8 +45,8 @@ enum { ACT_GELU = ACT_HARD_SIGMOID + 1, ACTS };
  * output's; of floats a. QUANTIZE, DEQUANTIZE: a. COPY: to the channel `first`. PIXELS: the table lut[3][256], bytes or
  * floats. SPREAD: to the row `first`. BOXES: anchors in lut[A][6]; a, b, one by the scales of width and height; `first`:
  * whether y comes before x. SUPPRESS: a, what scores have to be above (its logit, where they are no scores yet), b, the
- * largest overlap, `first` columns without a class, of one class `stride` boxes at most. PART, COUNT: from the column
- * `first` on. */
+ * largest overlap, `first` columns without a class, of one class `stride` boxes at most, or 0 where those of all classes
+ * push each other out. PART, COUNT: from the column `first` on. */
 struct op {
     uint32_t kind, name, in, in2, out, kh, kw, stride, top, left;
     int32_t zero, low, high;

@@ -98,7 +98,7 @@ def write_lite(path, graph, appended=b""):
     """A TFLite file of {"tensors": [...], "ops": [...], "inputs": [0], "outputs": [7]}.
 
     A tensor is (name, type, shape, constant or None, (scales, zero points, axis) or None); an operator (its name, its
-    options or None, inputs, outputs).
+    options or None, inputs, outputs); one whose options are bytes is a custom one.
     """
     import flatbuffers
 
@@ -137,8 +137,10 @@ def write_lite(path, graph, appended=b""):
     for name, options, inputs, outputs in graph["ops"]:
         if name not in codes:
             codes.append(name)
-        made = kind = None
-        if options is not None:
+        made = kind = custom = None
+        if isinstance(options, bytes):
+            custom = b.CreateByteVector(options)
+        elif options is not None:
             kind = getattr(tflite.BuiltinOptions, options[0])
             made = built(options[0], **options[1])
         i = vector(tflite.OperatorStartInputsVector, inputs, "PrependInt32")
@@ -151,10 +153,15 @@ def write_lite(path, graph, appended=b""):
                 Outputs=o,
                 BuiltinOptionsType=kind,
                 BuiltinOptions=made,
+                CustomOptions=custom,
             )
         )
-    numbers = [getattr(tflite.BuiltinOperator, c) for c in codes]
-    all_codes = [built("OperatorCode", DeprecatedBuiltinCode=min(n, 127), BuiltinCode=n) for n in numbers]
+    own = {c: b.CreateString(c) for c in codes if not hasattr(tflite.BuiltinOperator, c)}
+    numbers = [getattr(tflite.BuiltinOperator, c, tflite.BuiltinOperator.CUSTOM) for c in codes]
+    all_codes = [
+        built("OperatorCode", DeprecatedBuiltinCode=min(n, 127), BuiltinCode=n, CustomCode=own.get(c))
+        for c, n in zip(codes, numbers, strict=True)
+    ]
     parts = {
         "Tensors": vector(tflite.SubGraphStartTensorsVector, tensors, "PrependUOffsetTRelative"),
         "Inputs": vector(tflite.SubGraphStartInputsVector, graph["inputs"], "PrependInt32"),

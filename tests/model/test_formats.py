@@ -68,7 +68,7 @@ def test_reader(tmp_path, arrays, slim, tensors):
     (tmp_path / "cut.h5").write_bytes(b"")
     assert formats.reader(tmp_path / "cut.h5") == "hdf5"
     (tmp_path / "notes.txt").write_text("hello")
-    said = "not a known weight file; known: Keras .h5 and .keras, TFLite .tflite, TensorFlow checkpoint (.index), PyTo"
+    said = "not a known weight file; known: Keras .h5 and .keras, TFLite .tflite, TensorFlow checkpoint (.index) and fr"
     assert line(formats.reader, tmp_path / "notes.txt").startswith(said)
 
 

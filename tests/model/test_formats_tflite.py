@@ -103,7 +103,7 @@ def changed(graph, tensor=None, op=None, **top):
         ({"op": ("CONV_2D", 1, None)}, "damaged TFLite file (conv1/Relu6: no options)"),
         ({"op": ("PAD", 2, [3, 0])}, "a PAD in it that isn't of height and width"),
         ({"graphs": 2}, "more than one graph in it, or none"),
-        ({"inputs": [0, 0]}, "not a classifier: it needs one input and one output"),
+        ({"inputs": [0, 0]}, "neither a classifier, of one input and one output, nor a detector"),
         ({"ops": []}, "no layers in it"),
         ({"outputs": [1], "tensors": None}, "its output is"),
     ],

@@ -94,7 +94,7 @@ def suppress(w: Writer, op: Op) -> None:
     how, kind = op.suppression, w.scores.get(op.inputs[1], READY)
     least = how.score if kind == READY else _logit(how.score)
     made = w.step(op, "suppress", a=least, b=how.iou, first=int(how.background), act=kind)
-    made.stride = how.per_class
+    made.stride = 0 if how.together else how.per_class
 
 
 def detected(w: Writer, op: Op) -> None:

@@ -67,7 +67,7 @@ def suppress(w: Writer, op: Op, offsets: str, scores: str) -> None:
     assert how is not None
     coder = before.coder if before is not None else None
     inside = all(reader.kind == "detected" for reader in w.graph.readers[op.name]) and op.name not in w.given
-    if coder is None or before is None or not inside or not how.background or how.per_class < how.most:
+    if coder is None or before is None or not inside or not how.background or how.per_class < how.most or how.together:
         raise unsupported(NAME, op)
     turned = coder.order == "yxhw"
     anchors = w.lowered.tensors[f"{before.name}.anchors"].reshape(-1, 2, 2)

@@ -127,14 +127,16 @@ def suppress(w: Writer, op: Op, corners: str, scores: str) -> str:
     label = w.node("Mod", [which, divisor], f"{name}.class")
     places = _gathered(w, f"{name}.of_pairs", corners, box)
     wide = w.node("Unsqueeze", [values, one], f"{name}.wide")  # [N, 1, pairs]
-    if how.per_class >= how.most:
+    if how.together:
+        separate, by_class = places, wide
+    elif how.per_class >= how.most:
         separate, by_class = _apart(w, name, places, label), wide
     else:  # [N, C, pairs]: each score in the row of its class
         numbers = w.const(f"{name}.numbers", np.arange(classes, dtype=np.int64)[None, :, None])
         own = w.node("Equal", [w.node("Unsqueeze", [label, one], f"{name}.row"), numbers], f"{name}.own")
         separate, by_class = places, w.node("Where", [own, wide, w.number("zero", 0)], f"{name}.by_class")
     limits = [
-        _whole(w, f"{name}.per_class", min(how.per_class, how.most)),
+        _whole(w, f"{name}.per_class", how.most if how.together else min(how.per_class, how.most)),
         w.const(f"{name}.iou", np.array([how.iou], np.float32)),
         w.const(f"{name}.least", np.array([how.score], np.float32)),
     ]

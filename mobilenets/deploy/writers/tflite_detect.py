@@ -120,7 +120,7 @@ def suppress(w: Writer, op: Op, _corners: int, scores: int) -> int:
         "max_detections": how.most,
         "max_classes_per_detection": 1,
         "detections_per_class": how.per_class,
-        "use_regular_nms": True,
+        "use_regular_nms": not how.together,
         "nms_score_threshold": how.score,
         "nms_iou_threshold": how.iou,
         "num_classes": columns - how.background,

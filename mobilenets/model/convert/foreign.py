@@ -10,6 +10,7 @@ from mobilenets.arch.graph import Padding
 from mobilenets.errors import UserError
 from mobilenets.model.card import Metric
 from mobilenets.model.convert.formats import tflite
+from mobilenets.model.convert.formats.post_processing import PostProcessing
 from mobilenets.model.convert.recognise import Arrays
 from mobilenets.model.images import Framing, Interpolation, Preprocess
 
@@ -68,13 +69,18 @@ def prepared(p: Preprocess, **more: object) -> Stated:
 
 @dataclass(frozen=True)
 class Foreign:
-    """What was read: tensors by their own names, or a TFLite graph; and what is known besides the weights."""
+    """What was read: tensors by their own names, or a TFLite graph; and what is known besides the weights.
+
+    `boxes`: what a detector's file says of its boxes. `strides`: of the convolutions that read tensors, in a graph.
+    """
 
     where: str
     tensors: Arrays | tflite.Graph
     said: Stated = Stated()
     metrics: tuple[Metric, ...] = ()
     facts: dict[str, str] = field(default_factory=dict)
+    boxes: PostProcessing = field(default_factory=PostProcessing)
+    strides: dict[str, int] = field(default_factory=dict)
 
     @property
     def name(self) -> str:

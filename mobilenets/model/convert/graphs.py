@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 
 import numpy as np
 
 from mobilenets.arch import zoo
-from mobilenets.arch.graph import Activation
+from mobilenets.arch.graph import Activation, Op
 from mobilenets.arch.spec import Arch
 from mobilenets.errors import UserError
 from mobilenets.model.convert.formats import tflite
@@ -61,8 +62,13 @@ def _activation(graph: tflite.Graph, arch: Arch) -> Activation:
 
 
 def _unfolded(graph: tflite.Graph, arch: Arch) -> dict[str, Array]:
+    return unfolded(zip(arch.layers, graph.layers, strict=True), arch.bn_eps)
+
+
+def unfolded(layers: Iterable[tuple[Op, tflite.Layer]], bn_eps: float) -> dict[str, Array]:
+    """Tensors of our layers from the file's, in whose biases BatchNorm is already."""
     out: dict[str, Array] = {}
-    for op, layer in zip(arch.layers, graph.layers, strict=True):
+    for op, layer in layers:
         bias = layer.bias
         if op.name.endswith("se_expand") and layer.activation == "relu6":
             bias = bias - np.float32(3)  # a hard sigmoid is relu6(x + 3) / 6; converters add the 3 to the bias
@@ -77,7 +83,7 @@ def _unfolded(graph: tflite.Graph, arch: Arch) -> dict[str, Array]:
             out |= {f"{op.name}.norm.weight": ones, f"{op.name}.norm.bias": bias}
             out |= {
                 f"{op.name}.norm.running_mean": zeros,
-                f"{op.name}.norm.running_var": ones - np.float32(arch.bn_eps),
+                f"{op.name}.norm.running_var": ones - np.float32(bn_eps),
             }
             out[f"{op.name}.norm.num_batches_tracked"] = np.asarray(0)
     return out

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from mobilenets.arch.graph import Op
 from mobilenets.arch.spec import Arch
 from mobilenets.errors import UserError
 from mobilenets.model.convert.formats import one_line
-from mobilenets.model.convert.namings import NAMINGS, Naming
+from mobilenets.model.convert.namings import NAMINGS, Naming, Style
 
 Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]
@@ -55,14 +55,19 @@ class Slot:
 
 def slots(naming: Naming, arch: Arch) -> list[Slot]:
     """Every tensor of `arch`, and its names in `naming`."""
+    return slots_of(naming.style, naming.patterns(arch))
+
+
+def slots_of(style: Style, patterns: Iterable[tuple[Op, str, str]]) -> list[Slot]:
+    """The tensors of layers, each with its pattern filled in and that of its scale (see `namings.Naming.patterns`)."""
     out = []
-    for op, pattern, scale in naming.patterns(arch):
+    for op, pattern, scale in patterns:
         conv, _, norm = pattern.partition("|")
         roles = [(conv, "weight")] if conv else []
         roles += [(conv, "bias")] if op.bias else []
-        roles += [(norm, role) for role in naming.style.roles if role.startswith("norm.") and op.norm]
+        roles += [(norm, role) for role in style.roles if role.startswith("norm.") and op.norm]
         roles += [(scale, "scale")] if scale else []
-        out += [Slot(op, role, tuple(prefix + s for s in naming.style.roles[role])) for prefix, role in roles]
+        out += [Slot(op, role, tuple(prefix + s for s in style.roles[role])) for prefix, role in roles]
     return out
 
 
@@ -113,12 +118,12 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(map(one_line, names[:SHOWN])) + more
 
 
-def match(naming: Naming, arch: Arch, tensors: Arrays) -> Match:
-    """Compare `tensors` with what `arch` needs, by name and shape."""
+def match(naming: Naming, arch: Arch, tensors: Arrays, wanted: Sequence[Slot] | None = None) -> Match:
+    """Compare `tensors` with what `arch` needs, or with other `wanted` ones, by name and shape."""
     found: dict[Slot, str] = {}
     missing, misshapen = [], []
     pooled = True
-    for slot in slots(naming, arch):
+    for slot in slots(naming, arch) if wanted is None else wanted:
         name = next((n for n in slot.theirs if n in tensors), None)
         if name is None:
             if slot.role not in OPTIONAL:
@@ -133,6 +138,13 @@ def match(naming: Naming, arch: Arch, tensors: Arrays) -> Match:
     used = set(found.values())
     extra = tuple(n for n in tensors if n not in used and not LEFTOVERS.search(n))
     return Match(naming, arch, found, tuple(missing), extra, tuple(misshapen), pooled)
+
+
+def check_strides(m: Match, strides: Mapping[str, int]) -> None:
+    """`UserError` where a graph strides otherwise than the network: `strides` by names of convolutions' weights."""
+    for slot, name in m.found.items():
+        if strides.get(name, slot.op.stride) != slot.op.stride:
+            raise UserError(f"{name} is of a convolution of stride {strides[name]}, in {m} of {slot.op.stride}")
 
 
 def _x(shape: tuple[int, ...]) -> str:
@@ -259,7 +271,7 @@ def convert(m: Match, tensors: Arrays) -> dict[str, Array]:
                 out[f"{op.name}.norm.{role}"] = out[f"{op.name}.norm.{role}"] * scale
         else:
             out[f"{op.name}.conv.weight"] = out[f"{op.name}.conv.weight"] * scale[:, None, None, None]
-    for op in m.arch.layers:
+    for op in {slot.op for slot in m.found}:
         if op.norm:
             out.setdefault(f"{op.name}.norm.num_batches_tracked", np.asarray(0))
         if op.kind == "linear":

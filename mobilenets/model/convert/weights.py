@@ -16,15 +16,17 @@ from mobilenets.errors import UserError
 from mobilenets.model import imagenet
 from mobilenets.model.bundle import Bundle, is_bundle
 from mobilenets.model.card import Card, Metric, classifier_card
-from mobilenets.model.convert import catalogue, fetched, formats, sidecars
+from mobilenets.model.convert import catalogue, detector_graphs, detectors, fetched, formats, sidecars
 from mobilenets.model.convert.catalogue import Published
+from mobilenets.model.convert.detector_bundle import detector_bundle
 from mobilenets.model.convert.foreign import IMAGENET_PREPROCESS, TF_PREPROCESS, Foreign, Stated
-from mobilenets.model.convert.formats import hdf5, pytorch, tf_checkpoint, tflite
+from mobilenets.model.convert.formats import frozen_graph, hdf5, post_processing, pytorch, tf_checkpoint, tflite
 from mobilenets.model.convert.graphs import from_graph
 from mobilenets.model.convert.labels import shown, with_two_classes, without_background
 from mobilenets.model.convert.namings import PYTORCH, Naming
 from mobilenets.model.convert.prefixes import unprefixed
-from mobilenets.model.convert.recognise import Array, convert, identify
+from mobilenets.model.convert.recognise import Array, check_strides, convert, identify
+from mobilenets.model.images import Preprocess
 
 # What the networks of a library have as a rule: timm's V1 was trained by another mean.
 USUAL = {
@@ -34,6 +36,9 @@ USUAL = {
     ),
 }
 IMAGE_FIELDS: tuple[str, ...] = ("resolution", "mean", "std", "crop", "interpolation")
+BOX_FIELDS: tuple[str, ...] = ("resolution", "mean", "std", "interpolation")  # of a detector, which crops nothing
+TWO_STAGE_EPS = 1e-5  # of torchvision's, whose BatchNorms aren't those of its V3
+USUAL_SIDE = {detectors.TF: 300, detectors.TORCHVISION: 320}
 IN_FOLDERS = ("model.safetensors", "pytorch_model.bin")  # as timm and the Hub call a network's weights
 LICENCES = dict.fromkeys(("Keras", "TF-slim", "TFLite"), "Apache-2.0")  # of the weights that TensorFlow published
 
@@ -61,7 +66,11 @@ def _open(path: Path) -> Foreign:
             return Foreign(str(path), tf_checkpoint.read(path), facts=facts)
         case "tflite":
             graph = tflite.read(path)
-            return Foreign(str(path), graph, _of_graph(graph), facts=facts)
+            return Foreign(
+                str(path), graph, _of_graph(graph), facts=facts, boxes=graph.boxes or post_processing.PostProcessing()
+            )
+        case "frozen_graph":
+            return _of_frozen(path, facts)
         case _:
             return _of_pytorch(path, facts)
 
@@ -101,8 +110,26 @@ def _of_graph(graph: tflite.Graph) -> Stated:
     return said
 
 
+def _of_frozen(path: Path, facts: dict[str, str]) -> Foreign:
+    graph = frozen_graph.read(path)
+    if any(c.padding != "SAME" for c in graph.convolutions):
+        raise UserError(f"{path}: convolutions that don't pad as TensorFlow's MobileNets do (SAME)")
+    said = Stated(padding="same", bn_eps=graph.bn_eps)
+    per_pixel, less = (graph.numbers.get(f"Preprocessor/{name}") for name in ("mul/x", "sub/y"))
+    if per_pixel is not None and less is not None and per_pixel.size == less.size == 1 and per_pixel > 0:
+        mean, std = float(less.item() / per_pixel.item()), float(1 / per_pixel.item())
+        said = dataclasses.replace(said, mean=(round(mean, 4),) * 3, std=(round(std, 4),) * 3)
+    sizes = [v for k, v in graph.numbers.items() if k.endswith("ResizeImage/stack") and v.shape == (2,)]
+    if sizes and 32 <= sizes[0][0] == sizes[0][1] <= 4096:
+        said = dataclasses.replace(said, resolution=int(sizes[0][0]))
+    boxes = post_processing.of_numbers(graph.numbers, graph.kinds, graph.wires)
+    strides = {c.weight: c.stride for c in graph.convolutions}
+    return Foreign(str(path), graph.tensors, said, facts=facts, boxes=boxes, strides=strides)
+
+
 def _of_pytorch(path: Path, facts: dict[str, str]) -> Foreign:
-    tensors = unprefixed(pytorch.read(path))
+    raw = pytorch.read(path)
+    tensors = raw if detectors.is_detector(raw) else unprefixed(raw)
     foreign = Foreign(str(path), tensors, sidecars.beside(path) or Stated(), facts=facts)
     entry = catalogue.of_digest(facts["sha256"]) if path.suffix == ".pth" else None
     return _published_as(entry, foreign) if entry else foreign
@@ -115,6 +142,11 @@ def foreign_bundle(foreign: Foreign, told: Stated | None = None, body_only: bool
     as "assumed". Raises `UserError`.
     """
     said = (told or Stated()).over(foreign.said)
+    if _is_detector(foreign):
+        if not body_only:
+            return _detector(foreign, said)
+        foreign = _of_detector(foreign)
+        said = said.over(foreign.said)
     if isinstance(foreign.tensors, tflite.Graph):
         library, precision, usual = "TFLite", str(foreign.tensors.precision), TF_PREPROCESS
         net, tensors = from_graph(foreign.tensors, foreign.where, said.arch, said.alpha)
@@ -143,14 +175,7 @@ def foreign_bundle(foreign: Foreign, told: Stated | None = None, body_only: bool
         said.of_images(dataclasses.replace(usual, resolution=net.resolution)),
         labels,
         metrics=metrics if net.num_classes else (),
-        recipe={
-            "imported_from": foreign.name,
-            "library": library,
-            **({"network": said.called} if said.called else {}),
-            "stored_as": precision,
-            **foreign.facts,
-            **({"assumed": unsaid} if (unsaid := [k for k in assumable if getattr(said, k) is None]) else {}),
-        },
+        recipe=_recipe(foreign, said, library, precision, assumable),
         licence=said.licence or _licence(net, library, labels),
     )
     if labels != names:
@@ -158,10 +183,64 @@ def foreign_bundle(foreign: Foreign, told: Stated | None = None, body_only: bool
     return Bundle(card, tensors)
 
 
+def _recipe(
+    foreign: Foreign, said: Stated, library: str, precision: str, assumable: tuple[str, ...]
+) -> dict[str, object]:
+    """Where weights are from, and as "assumed" what nobody said of their network."""
+    return {
+        "imported_from": foreign.name,
+        "library": library,
+        **({"network": said.called} if said.called else {}),
+        "stored_as": precision,
+        **foreign.facts,
+        **({"assumed": unsaid} if (unsaid := [k for k in assumable if getattr(said, k) is None]) else {}),
+    }
+
+
+def _is_detector(foreign: Foreign) -> bool:
+    if isinstance(foreign.tensors, tflite.Graph):
+        return foreign.tensors.boxes is not None
+    return detectors.is_detector(foreign.tensors)
+
+
+def _detector(foreign: Foreign, said: Stated) -> Bundle:
+    """The bundle of a detector of one stage."""
+    if isinstance(foreign.tensors, tflite.Graph):
+        precision, assumable = str(foreign.tensors.precision), BOX_FIELDS
+        found = detector_graphs.from_graph(foreign.tensors, foreign.where, said.arch, said.alpha)
+    else:
+        precision, assumable = "float32", ("padding", "bn_eps", *BOX_FIELDS)
+        try:
+            found = detectors.recognised(foreign.tensors, said.arch, said.alpha, said.resolution, foreign.strides)
+        except UserError as e:
+            raise UserError(f"{foreign.where}: {e}") from e
+        arch = found.arch
+        net = arch.replace(padding=said.padding or arch.padding, bn_eps=said.bn_eps or arch.bn_eps)
+        found = dataclasses.replace(found, arch=net)
+    side = said.resolution or USUAL_SIDE[found.library]
+    usual = Preprocess(side, 1.0, (127.5,) * 3, (127.5,) * 3, framing="stretch")
+    return detector_bundle(
+        dataclasses.replace(found, arch=found.arch.replace(resolution=side)), foreign.boxes, said.labels,
+        dataclasses.replace(said, resolution=side).of_images(usual), foreign.where,
+        recipe=_recipe(foreign, said, found.library, precision, assumable), licence=said.licence or "",
+    )  # fmt: skip
+
+
+def _of_detector(foreign: Foreign) -> Foreign:
+    """A detector for its body alone, which is named as in a library's classifier, inside of something."""
+    if isinstance(foreign.tensors, tflite.Graph):
+        raise UserError(f"{foreign.where}: a detector, whose file doesn't say where its body ends: import it whole")
+    body = unprefixed(foreign.tensors)
+    if not detectors.has_two_stages(foreign.tensors):
+        return dataclasses.replace(foreign, tensors=body)
+    return dataclasses.replace(foreign, tensors=body, said=foreign.said.over(Stated(bn_eps=TWO_STAGE_EPS)))
+
+
 def _identified(foreign: Foreign, said: Stated, body_only: bool) -> tuple[Naming, Arch, dict[str, Array]]:
     assert not isinstance(foreign.tensors, tflite.Graph)
     try:
         found = identify(foreign.tensors, said.arch, said.alpha, body_only)
+        check_strides(found, foreign.strides)
     except UserError as e:
         config = f"; the {sidecars.CONFIG} beside it is of {foreign.said.called}" if foreign.said.called else ""
         raise UserError(f"{foreign.where}: {e}{config}") from e

@@ -108,13 +108,15 @@ class Coder:
 class Suppression:
     """Which boxes are answers: of at least this `score`, and of those that overlap by more than `iou` the best.
 
-    `per_class` of one class at most, `most` in all.
+    `per_class` of one class at most, `most` in all. `together`: a better box of any class pushes one out, as TFLite's
+    operator has it unless it is told otherwise, and `per_class` doesn't count.
     """
 
     score: float = 0.01
     iou: float = 0.6
     per_class: int = 100
     most: int = 100
+    together: bool = False
 
     def __post_init__(self) -> None:
         if not (0 <= self.score < 1 and 0 < self.iou <= 1 and self.per_class > 0 and self.most > 0):
@@ -151,7 +153,7 @@ class Config:
             "labels": list(self.labels), "family": self.family, "background": self.background, "scores": self.scores,
             "anchors": self.anchors.to_json(),
             "coder": {"order": self.coder.order, "scales": list(self.coder.scales)},
-            "suppression": dataclasses.asdict(self.suppression),
+            "suppression": {k: v for k, v in vars(self.suppression).items() if k != "together" or v},
         }  # fmt: skip
 
     @classmethod

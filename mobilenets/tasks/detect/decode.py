@@ -54,7 +54,7 @@ def found(outputs: Outputs, config: Config | None) -> Iterator[Found]:
 
 
 def suppressed(offsets: Floats, scores: Floats, anchors: Floats, config: Config) -> Found:
-    """Non-maximum suppression of each class: of offsets [A, 4] and scores [A, L] of labels alone.
+    """Non-maximum suppression of each class, or of all together: of offsets [A, 4] and scores [A, L] of labels alone.
 
     The same as suppressing class by class and taking the best of what is left, as it goes down all candidates from the
     best until it has enough: a worse one never pushes out a better one. Boxes are cut at the edge when they are chosen,
@@ -90,12 +90,13 @@ def _kept(boxes: Floats, classes: npt.NDArray[np.int64], how: Suppression) -> np
             continue
         c = int(classes[i])
         of_class[c] = of_class.get(c, 0) + 1
-        if of_class[c] > how.per_class:
+        if of_class[c] > how.per_class and not how.together:
             continue
         kept.append(i)
         if len(kept) == how.most:
             break
-        rest = np.flatnonzero(alive[i + 1 :] & (classes[i + 1 :] == c)) + i + 1
+        near = alive[i + 1 :] if how.together else alive[i + 1 :] & (classes[i + 1 :] == c)
+        rest = np.flatnonzero(near) + i + 1
         if len(rest):
             alive[rest[overlaps(boxes[i : i + 1], boxes[rest])[0] > how.iou]] = False
     return np.array(kept, np.int64)

@@ -51,7 +51,7 @@ def finished(bundle: Bundle) -> Bundle:
     how = config.suppression
     coder = Coder("yxhw" if config.coder.order == "yxhw" else "xywh", config.coder.scales)
     counts = (min(n, MOST) for n in (how.per_class, how.most))
-    suppression = Suppression(how.score, how.iou, *counts, config.background)
+    suppression = Suppression(how.score, how.iou, *counts, config.background, how.together)
     given = {o.name: o.op for o in card.head.outputs}
     # An output is called scores too: a file has each name once.
     scores = f"{PREFIX}.{SCORES}"

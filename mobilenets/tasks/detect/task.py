@@ -76,7 +76,7 @@ class Detect:
         boxes = like["anchors"]["boxes"] if like else None
         made = detectors.detection_config(arch, list(config["labels"]), self.family, boxes)
         if like:
-            kept = {k: like[k] for k in ("background", "scores", "coder", "suppression")}
+            kept = {k: like[k] for k in ("background", "scores", "coder")}  # not how few boxes its file gave
             same = {k: v for k, v in like["anchors"].items() if k in ("convention", "offset", "clip")}
             made = {**made, **kept, "anchors": {**made["anchors"], **same}}
         if self.options.anchors != "auto":

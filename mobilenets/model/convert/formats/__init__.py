@@ -29,6 +29,7 @@ READERS = {
     ".tflite": "tflite",
     ".index": "tf_checkpoint",
     ".ckpt": "tf_checkpoint",
+    ".pb": "frozen_graph",
     ".pth": "pytorch",
     ".pt": "pytorch",
     ".bin": "pytorch",
@@ -41,7 +42,10 @@ _SHARD = re.compile(r"\.data-\d{5}-of-\d{5}$")
 
 
 def reader(path: Path) -> str:
-    """The module that reads the file: hdf5, tflite, tf_checkpoint or pytorch; by its first bytes, then by its name."""
+    """The module that reads the file: hdf5, tflite, tf_checkpoint, frozen_graph or pytorch.
+
+    Its first bytes say it, or its name.
+    """
     with path_errors(path):
         if _SHARD.search(path.name) or (not path.exists() and Path(f"{path}.index").is_file()):
             return "tf_checkpoint"
@@ -64,7 +68,7 @@ def reader(path: Path) -> str:
         return READERS[path.suffix.lower()]
     raise UserError(
         f"{path}: not a known weight file; known: Keras .h5 and .keras, TFLite .tflite, TensorFlow checkpoint "
-        "(.index), PyTorch .pth, .safetensors, .npz"
+        "(.index) and frozen graph (.pb), PyTorch .pth, .safetensors, .npz"
     )
 
 

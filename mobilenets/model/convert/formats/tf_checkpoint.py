@@ -17,14 +17,13 @@ import numpy.typing as npt
 
 from mobilenets.errors import UserError
 from mobilenets.model.convert.formats import Array, check, content, damaged, path_errors
+from mobilenets.model.convert.formats.protobuf import as_bytes, as_int, fields, varint
 
 _MAGIC = 0xDB4775248B80FB57.to_bytes(8, "little")
 _DTYPES = {1: "<f4", 2: "<f8", 14: "bfloat16", 19: "<f2"}  # tensorflow/core/framework/types.proto: the float ones
 _AVERAGED = "/ExponentialMovingAverage"
 _OBJECT = "/.ATTRIBUTES/VARIABLE_VALUE"  # how tf.train.Checkpoint ends its names
 _MAX_KEYS, _MAX_KEY = 65_536, 1_024  # a short entry can repeat a long key: together they bound the memory
-
-Message = dict[int, list[int | bytes]]
 
 
 def read(path: Path) -> dict[str, Array]:
@@ -43,10 +42,10 @@ def read(path: Path) -> dict[str, Array]:
         entries = list(_entries(table))
         if not entries or entries[0][0]:
             raise ValueError("no header, so not a version 2 checkpoint")
-        header = _message(entries[0][1])
-        if _int(header, 2):
+        header = fields(entries[0][1])
+        if as_int(header, 2):
             raise ValueError("a big-endian checkpoint")
-        arrays = _tensors(entries[1:], prefix, _int(header, 1))
+        arrays = _tensors(entries[1:], prefix, as_int(header, 1))
     except (ValueError, IndexError, OverflowError) as e:
         raise damaged(index, "TensorFlow checkpoint", e) from e
     averages = {k.removesuffix(_AVERAGED): a for k, a in arrays.items() if k.endswith(_AVERAGED)}
@@ -60,15 +59,15 @@ def _tensors(entries: list[tuple[bytes, bytes]], prefix: Path, shards: int) -> d
     left = {}  # bytes of a shard not yet claimed by a tensor
     arrays = {}
     for key, value in entries:
-        entry = _message(value)
+        entry = fields(value)
         name = key.decode()
-        dtype = _DTYPES.get(_int(entry, 1))
+        dtype = _DTYPES.get(as_int(entry, 1))
         if dtype is None:
             continue
         if 7 in entry:
             raise ValueError(f"{name} is split in slices")
-        shape = [_int(_message(d), 1) for d in _message(_bytes(entry, 2)).get(2, []) if isinstance(d, bytes)]
-        number, offset, size = _int(entry, 3), _int(entry, 4), _int(entry, 5)
+        shape = [as_int(fields(d), 1) for d in fields(as_bytes(entry, 2)).get(2, []) if isinstance(d, bytes)]
+        number, offset, size = as_int(entry, 3), as_int(entry, 4), as_int(entry, 5)
         if number >= shards:
             raise ValueError(f"{name} is in shard {number} of {shards}")
         shard = Path(f"{prefix}.data-{number:05d}-of-{shards:05d}")
@@ -84,7 +83,7 @@ def _tensors(entries: list[tuple[bytes, bytes]], prefix: Path, shards: int) -> d
             f.seek(offset)
             data = f.read(size)
         if 6 in entry:
-            _verify(data, _int(entry, 6), name)
+            _verify(data, as_int(entry, 6), name)
         if dtype == "bfloat16":
             array = (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32)
         else:
@@ -101,7 +100,7 @@ def _entries(table: bytes) -> Iterator[tuple[bytes, bytes]]:
     footer = table[-48:-8]
     at = 0
     for _ in range(2):  # of the meta-index, which is empty
-        _, at = _varint(footer, at)
+        _, at = varint(footer, at)
     end = keys = 0
     for _, handle in _block(table, *_handle(footer[at:])):
         offset, size = _handle(handle)
@@ -116,8 +115,8 @@ def _entries(table: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _handle(data: bytes) -> tuple[int, int]:
-    offset, at = _varint(data, 0)
-    return offset, _varint(data, at)[0]
+    offset, at = varint(data, 0)
+    return offset, varint(data, at)[0]
 
 
 def _block(table: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]:
@@ -132,63 +131,14 @@ def _block(table: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]
     end = size - 4 - 4 * int.from_bytes(block[-4:], "little")
     at, key = 0, b""
     while at < end:
-        shared, at = _varint(block, at)
-        fresh, at = _varint(block, at)
-        length, at = _varint(block, at)
+        shared, at = varint(block, at)
+        fresh, at = varint(block, at)
+        length, at = varint(block, at)
         if shared > len(key) or shared + fresh > _MAX_KEY or at + fresh + length > end:
             raise ValueError("an entry of its index reaches past its end")
         key = key[:shared] + block[at : at + fresh]
         at += fresh + length
         yield key, block[at - length : at]
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """A protocol buffer's integer, and where the next begins."""
-    value = 0
-    for shift in range(0, 70, 7):
-        byte = data[at]
-        at += 1
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value, at
-    raise ValueError("an integer has no end")
-
-
-def _message(data: bytes) -> Message:
-    """A protocol buffer's fields by number."""
-    fields: Message = {}
-    at = 0
-    while at < len(data):
-        tag, at = _varint(data, at)
-        value: int | bytes
-        if tag & 7 == 0:
-            value, at = _varint(data, at)
-        elif tag & 7 == 2:
-            length, at = _varint(data, at)
-            value, at = data[at : at + length], at + length
-        elif tag & 7 in (1, 5):
-            length = 8 if tag & 7 == 1 else 4
-            value, at = int.from_bytes(data[at : at + length], "little"), at + length
-        else:
-            raise ValueError(f"wire type {tag & 7}")
-        if at > len(data):
-            raise ValueError("a field reaches past its message's end")
-        fields.setdefault(tag >> 3, []).append(value)
-    return fields
-
-
-def _int(message: Message, field: int) -> int:
-    value = message.get(field, [0])[-1]
-    if not isinstance(value, int):
-        raise ValueError(f"field {field} isn't a number")
-    return value
-
-
-def _bytes(message: Message, field: int) -> bytes:
-    value = message.get(field, [b""])[-1]
-    if not isinstance(value, bytes):
-        raise ValueError(f"field {field} isn't a message")
-    return value
 
 
 def _verify(data: bytes, masked: int, name: str) -> None:

@@ -5,6 +5,7 @@ The flatbuffers library checks no offset, so every length is compared with the f
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import io
 import math
@@ -18,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mobilenets.errors import UserError
-from mobilenets.model.convert.formats import content, damaged, one_line
+from mobilenets.model.convert.formats import content, damaged, one_line, post_processing
+from mobilenets.model.convert.formats.post_processing import PostProcessing
 
 Floats = npt.NDArray[np.float32]
 Quantization = tuple[float, int]  # scale and zero point: real = scale x (stored - zero point)
@@ -57,7 +59,7 @@ class Layer:
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """A classifier: [1, input_size, input_size, 3] in, [1, classes] out.
+    """A classifier, [1, input_size, input_size, 3] in, [1, classes] out; or a detector, `boxes` then.
 
     `input_type` is what the graph takes, `precision` what its layers compute with. `ops` names every operator in order
     of execution, but for the DEQUANTIZE of a constant; `layers` are those of them that are CONV_2D, DEPTHWISE_CONV_2D
@@ -74,6 +76,7 @@ class Graph:
     ops: tuple[str, ...]
     wires: tuple[tuple[int, ...], ...]
     labels: tuple[str, ...] | None
+    boxes: PostProcessing | None = None
 
 
 def read(path: Path) -> Graph:
@@ -214,26 +217,33 @@ class _Reader:
             raise IndexError(f"operator code {op.OpcodeIndex()}")
         code = self.model.OperatorCodes(op.OpcodeIndex())
         number = max(code.DeprecatedBuiltinCode(), code.BuiltinCode())
+        if number == self.tflite.BuiltinOperator.CUSTOM:
+            return (code.CustomCode() or b"")[:100].decode(errors="replace")
         return str(self.tflite.BUILTIN_OPCODE2NAME.get(number, f"OPERATOR_{number}"))
 
     def graph(self) -> Graph:
         ends = [self.integers(self.main.InputsAsNumpy()), self.integers(self.main.OutputsAsNumpy())]
-        if [len(e) for e in ends] != [1, 1]:
-            raise _Unsupported("not a classifier: it needs one input and one output")
-        ((start,), (end,)) = ends
-        shape, out = self.shape(start), self.shape(end)
-        if len(shape) != 4 or shape[1] != shape[2] or shape[1] < 1 or shape[3] != 3:
-            raise _Unsupported(f"its input is {shape}, not [1, size, size, 3]")
-        if not out or out[-1] < 1 or math.prod(out[:-1]) != 1:
-            raise _Unsupported(f"its output is {out}, not [1, classes]")
         count = self.count(self.main.OperatorsLength)
         if count > _MAX_OPS:
             raise _Unsupported(f"it has {count:,} operators, over the limit of {_MAX_OPS:,}")
+        detector = bool(count) and self.op_name(self.main.Operators(count - 1)) == post_processing.OPERATOR
+        if len(ends[0]) != 1 or len(ends[1]) != (4 if detector else 1):
+            raise _Unsupported(
+                "neither a classifier, of one input and one output, nor a detector, whose last operator is "
+                f"{post_processing.OPERATOR}"
+            )
+        start, end = ends[0][0], ends[1][0]
+        shape, out = self.shape(start), self.shape(end)
+        if len(shape) != 4 or shape[1] != shape[2] or shape[1] < 1 or shape[3] != 3:
+            raise _Unsupported(f"its input is {shape}, not [1, size, size, 3]")
+        if not detector and (not out or out[-1] < 1 or math.prod(out[:-1]) != 1):
+            raise _Unsupported(f"its output is {out}, not [1, classes]")
         self.made[start] = -1
         layers: list[Layer] = []
         ops: list[str] = []
         wires: list[tuple[int, ...]] = []
         precision: Precision | None = None
+        boxes: PostProcessing | None = None
         for i in range(count):
             op = self.main.Operators(i)
             name = self.op_name(op)
@@ -246,6 +256,8 @@ class _Reader:
             elif name in _KINDS:
                 precision = precision or self.precision(inputs[0])
                 layers.append(self.layer(_KINDS[name], op, inputs, outputs[0]))
+            elif name == post_processing.OPERATOR:
+                boxes = self.boxes(op, inputs)
             wires.append(tuple(self.made[t] for t in inputs if t in self.made))
             self.made |= dict.fromkeys(outputs, len(ops))
             ops.append(name)
@@ -253,10 +265,29 @@ class _Reader:
             raise _Unsupported("no layers in it")
         if end not in self.made:
             raise ValueError("nothing makes its output")
+        classes = (boxes.classes or 0) if boxes else out[-1]
         return Graph(
-            shape[1], self.precision(start), self.quantization(start), out[-1], precision,
-            tuple(layers), tuple(ops), tuple(wires), self.labels(),
+            shape[1], self.precision(start), self.quantization(start), classes, precision,
+            tuple(layers), tuple(ops), tuple(wires), self.labels(), boxes,
         )  # fmt: skip
+
+    def boxes(self, op: Any, inputs: list[int]) -> PostProcessing:
+        """What a detector's last operator says: its inputs are boxes, scores and, constant, the anchors [A, 4]."""
+        raw = op.CustomOptionsAsNumpy()
+        if isinstance(raw, int) or len(inputs) != 3 or not {*inputs[:2]} <= self.made.keys():
+            raise ValueError(f"{post_processing.OPERATOR} without options, or without boxes, scores and anchors")
+        anchors = self.floats(inputs[2])
+        if anchors.ndim != 2 or anchors.shape[1] != 4 or not np.isfinite(anchors).all():
+            raise ValueError(f"anchors of shape {anchors.shape}")
+        rounded = self.precision(inputs[2]) != "float32"
+        step = float(self.tensor(inputs[2]).Quantization().ScaleAsNumpy()[0]) if rounded else 0.0
+        return dataclasses.replace(
+            post_processing.of_operator(raw.tobytes()),
+            anchors=anchors,
+            step=step,
+            boxes=self.made[inputs[0]],
+            scores=self.made[inputs[1]],
+        )
 
     def padding(self, index: int) -> tuple[int, int, int, int]:
         pads = self.stored(index)

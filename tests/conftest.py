@@ -159,6 +159,7 @@ def _quiet() -> Iterator[None]:
         patch.setattr(load, "OFF", 1000.0)
         patch.setattr(load, "waiting", lambda: 0)
         patch.setattr(load, "LOOP_SECONDS", 0.0001)
+        patch.setattr(load, "PATIENCE_SECONDS", 0.0)
         yield
 
 
@@ -272,6 +273,14 @@ def tiny_train(colours: Path) -> Callable[..., Run]:
         return Run(out, line, run_cli(*line))
 
     return train
+
+
+@pytest.fixture(scope="session")
+def learned(tiny_train: Callable[..., Run], tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run of 12 epochs, long enough to learn the colours; nothing changes it."""
+    run = tiny_train(tmp_path_factory.mktemp("learned") / "run", "--epochs", 12, "--lr", "0.01", "--batch", 12)
+    assert run.ran.code == 0, run.ran.err
+    return run
 
 
 @pytest.fixture

@@ -16,19 +16,21 @@ MEMORY = ("ram_kb", "flash_kb")
 SLOWNESS = {"onnxruntime": 1, "torch": 3, "int8": 1, "float32": 2}
 
 
+@functools.cache
+def counted(arch):
+    return cost.count(arch)
+
+
 @pytest.fixture
 def clock(monkeypatch, tmp_path):
     """Times that depend on the network, engine and precision alone, an empty cache, a record of what was measured."""
     monkeypatch.setenv("MOBILENETS_CACHE", str(tmp_path / "cache"))
     measured = []
 
-    counted = functools.cache(lambda title: cost.count(archs[title]))
-    archs = {}
-
     def build(engine, bundle, precision, _threads):
-        arch = archs[bundle.card.arch.title] = bundle.card.arch
-        seconds = counted(arch.title).macs * 1e-11 * SLOWNESS[engine] * SLOWNESS[precision]
-        return SimpleNamespace(arch=arch, seconds=seconds), counted(arch.title).weights
+        arch = bundle.card.arch
+        seconds = counted(arch).macs * 1e-11 * SLOWNESS[engine] * SLOWNESS[precision]
+        return SimpleNamespace(arch=arch, seconds=seconds), counted(arch).weights
 
     def time_calls(engine, _batch, _seconds):
         measured.append(engine.arch.title)

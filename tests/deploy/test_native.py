@@ -26,7 +26,8 @@ from mobilenets.model.reference import ExactInt8
 
 pytestmark = pytest.mark.usefixtures("ours")
 built = pytest.mark.skipif(not native_library.built(), reason="the native engine isn't built here")
-FAMILIES = [n for n in zoo.NETWORKS if "hybrid" not in n]
+LARGE = ("v1-full-conv", "v3-large-minimalistic", "v4-conv-m", "v4-conv-l")  # of operations that smaller ones have too
+FAMILIES = [pytest.param(n, marks=[pytest.mark.slow] if n in LARGE else []) for n in zoo.NETWORKS if "hybrid" not in n]
 
 
 def of_precision(bundle: Bundle, precision: str, pixels: Pixels) -> Bundle:
@@ -72,7 +73,9 @@ def steps_apart(bundle: Bundle, images: Pixels, folder: Path) -> dict[str, np.nd
 
 @built
 @pytest.mark.parametrize("padding", ["symmetric", "same"])
-@pytest.mark.parametrize("name", ["v1", "v2", "v3-large", "v3-small", "v4-conv-s"])
+@pytest.mark.parametrize(
+    "name", ["v1", "v2", pytest.param("v3-large", marks=pytest.mark.slow), "v3-small", "v4-conv-s"]
+)
 def test_whole_numbers_are_the_simulations(
     name: str, padding: str, make_bundle: Callable[..., Bundle], pixels: Pixels, tmp_path: Path
 ) -> None:
@@ -104,14 +107,14 @@ def test_floats_are_pytorchs(name: str, precision: str, tmp_path: Path) -> None:
 def test_threads_batches_and_instruction_sets_change_no_byte(name: str, precision: str, tmp_path: Path) -> None:
     bundle = random_bundle(scale(zoo.network(name), 0.35, 64, 10), precision)  # type: ignore[arg-type]
     images = smooth_images(5, 64)
-    expected = engine(bundle, tmp_path)(images)
-    alone = [engine(bundle, tmp_path)(images[i : i + 1]) for i in range(5)]
+    one = engine(bundle, tmp_path)
+    expected, alone = one(images), [one(images[i : i + 1]) for i in range(5)]
     for threads in (2, 3):
-        shared = engine(bundle, tmp_path, threads)
+        shared = native.NativeEngine(tmp_path / "m.mnet", threads)
         for got in (shared(images), engines.joined([shared(images[i : i + 1]) for i in range(5)])):
             assert all((got[k] == v).all() for k, v in expected.items())
     assert all((np.concatenate([a[k] for a in alone]) == v).all() for k, v in expected.items())
-    plain = engine(bundle, tmp_path, isa="scalar")(images)
+    plain = native.NativeEngine(tmp_path / "m.mnet", 1, "scalar")(images)
     for k, v in expected.items():
         if precision == "int8":
             assert (plain[k] == v).all()

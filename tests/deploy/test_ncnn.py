@@ -167,8 +167,18 @@ class Layers:
 
 @pytest.mark.usefixtures("ours")
 @pytest.mark.parametrize(
-    ("name", "padding"), [*((n, p) for n in NETWORKS for p in ("symmetric", "same")), ("v4-hybrid-m", "symmetric")]
-)
+    ("name", "padding"),
+    [
+        ("v1", "symmetric"), ("v2", "same"), ("v3-small", "symmetric"), ("v4-conv-s", "same"),
+        *(
+            pytest.param(name, padding, marks=pytest.mark.slow)
+            for name, padding in (
+                ("v1", "same"), ("v2", "symmetric"), ("v3-small", "same"), ("v4-conv-s", "symmetric"),
+                ("v4-hybrid-m", "symmetric"),
+            )
+        ),
+    ],
+)  # fmt: skip
 def test_int8_layers_are_the_bundles(make_bundle, pixels, tmp_path, name, padding):
     b = of_precision(make_bundle(name, padding), pixels, "int8")
     steps = dict(Layers(b, tmp_path / "m.ncnn", pixels[0]).differences())

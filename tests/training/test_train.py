@@ -21,8 +21,6 @@ from mobilenets.training import loader, run
 from mobilenets.training.callbacks import EpochLog
 from mobilenets.training.recipes import Recipe
 
-LEARN = ("--epochs", 12, "--lr", "0.01", "--batch", 12)
-
 
 def rows(out):
     with (out / "logs" / "metrics.csv").open(newline="") as f:
@@ -46,6 +44,10 @@ main()
 """
 
 
+# Everything that has a state.
+STATEFUL = ("--mixup", 0.3, "--dropout", 0.2, "--frozen-epochs", 2, "--ema", 0.3)
+
+
 def start(arguments):
     """`mobilenets ...` in a process of its own."""
     line = [sys.executable, "-c", HEARS_CTRL_C, *arguments]
@@ -60,14 +62,6 @@ def wait_for_checkpoint(process, out, epoch=1):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < end
         time.sleep(0.005)
-
-
-@pytest.fixture(scope="module")
-def learned(tiny_train, tmp_path_factory):
-    """A run long enough to learn the colours."""
-    run = tiny_train(tmp_path_factory.mktemp("learned") / "run", *LEARN)
-    assert run.ran.code == 0, run.ran.err
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -200,8 +194,7 @@ def test_a_loss_that_is_no_number_gives_advice(tiny_train, tmp_path):
 
 
 def test_a_killed_run_goes_on_to_the_same_weights(tiny_train, command, tmp_path):
-    epochs = ("--epochs", 5)
-    whole = tiny_train(tmp_path / "whole", *epochs)
+    whole = tiny_train(tmp_path / "whole", "--epochs", 6, *STATEFUL)
     out = tmp_path / "killed"
     line = [str(out) if a == str(whole.out) else a for a in whole.arguments]
     process = start(line)
@@ -212,12 +205,12 @@ def test_a_killed_run_goes_on_to_the_same_weights(tiny_train, command, tmp_path)
         process.communicate()
     assert process.returncode == -signal.SIGKILL
     assert not (out / "float").exists()
-    assert len(rows(out)) < 5
+    assert len(rows(out)) < 6
     ran = command(*line, "--resume")
     assert ran.code == 0, ran.err
     assert weights(out) == weights(whole.out)
     a, b = rows(out), rows(whole.out)
-    assert [int(r["epoch"]) for r in a] == list(range(1, 6))
+    assert [int(r["epoch"]) for r in a] == list(range(1, 7))
     for r in (*a, *b):
         del r["seconds"]
     assert a == b
@@ -227,11 +220,10 @@ def test_a_killed_run_goes_on_to_the_same_weights(tiny_train, command, tmp_path)
     assert cards[0]["metrics"] == cards[1]["metrics"]
 
 
-@pytest.mark.parametrize("stop", [2, *(pytest.param(epoch, marks=pytest.mark.slow) for epoch in (1, 5))])
+@pytest.mark.slow
+@pytest.mark.parametrize("stop", [1, 2, 5])
 def test_stopped_at_any_epoch_it_goes_on_to_the_same_weights(tiny_train, command, tmp_path, monkeypatch, stop):
-    """With everything that has a state: averaging, mixup, dropout, frozen epochs."""
-    more = ("--epochs", 6, "--mixup", 0.3, "--dropout", 0.2, "--frozen-epochs", 2, "--ema", 0.3)
-    whole = tiny_train(tmp_path / "whole", *more)
+    whole = tiny_train(tmp_path / "whole", "--epochs", 6, *STATEFUL)
     out = tmp_path / "stopped"
     line = [str(out) if a == str(whole.out) else a for a in whole.arguments]
     from mobilenets.training.learner import Learner

@@ -34,7 +34,7 @@ from mobilenets.model.images import Pixels, Preprocess
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-pytest.register_assert_rewrite("foreign_files", "damage")
+pytest.register_assert_rewrite("foreign_files", "damage", "layouts", "answers", "predicted")
 
 SMALL_ALPHA = {"v1": 0.25}
 SMALL_SHARD = 0.015  # MB: three of the colours' images
@@ -134,6 +134,44 @@ def short_bundle(make_bundle: Callable[..., Bundle], pixels: Pixels) -> Callable
 
     return make
 
+
+@pytest.fixture(scope="session")
+def model(make_bundle: Callable[..., Bundle], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """V1 .25-32 as a .onnx file."""
+    from mobilenets.deploy.writers import onnx as onnx_graph
+
+    path = tmp_path_factory.mktemp("model") / "model.onnx"
+    path.write_bytes(onnx_graph.onnx_model(make_bundle("v1")))
+    return path
+
+
+@pytest.fixture
+def photos(write_images: Callable[..., Path], tmp_path: Path) -> Path:
+    """30 different images in two folders."""
+    return write_images(tmp_path / "photos", {"a": 20, "b": 10}, side=40)
+
+
+@pytest.fixture(scope="session")
+def lite_bundle(make_bundle: Callable[..., Bundle]) -> Callable[..., Bundle]:
+    """`lite_bundle("int8", "v2")`: what a .tflite file of that precision is made from, the precision on its card."""
+    from mobilenets.compression import quantize
+
+    made: dict[tuple[Any, ...], Bundle] = {}
+
+    def make(precision: str, name: str = "v1", **options: Any) -> Bundle:
+        key = (precision, name, *sorted(options.items()))
+        if key not in made:
+            source = make_bundle(name, **options)
+            if precision == "int8":
+                made[key] = quantize.quantize_bundle(source, smooth_images(24, seed=100))
+            else:
+                made[key] = Bundle(source.card.replace(precision=precision), source.tensors)
+        return made[key]
+
+    return make
+
+
+# ---- the command line and training ---------------------------------------------------------------------------------
 
 # ---- the command line and training ---------------------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ from mobilenets.arch import zoo
 from mobilenets.arch.graph import Padding
 from mobilenets.arch.spec import scale
 from mobilenets.commands.shards import Sharded, shards
+from mobilenets.compression.scheme import DEFAULT, Scheme
 from mobilenets.deploy import bench, choose, latency, load
 from mobilenets.deploy.engines import trial
 from mobilenets.model.bundle import Bundle
@@ -111,6 +112,19 @@ def make_bundle() -> Callable[..., Bundle]:
     return make
 
 
+_QUANTIZED: dict[tuple[int, bytes, Any], tuple[Bundle, Bundle]] = {}
+
+
+def quantized(source: Bundle, images: Pixels, scheme: Scheme = DEFAULT) -> Bundle:
+    """`quantize_bundle`, once for each of `make_bundle`'s: what many tests begin with takes most of their time."""
+    from mobilenets.compression.quantize import quantize_bundle
+
+    key = (id(source), images.tobytes(), scheme)
+    if key not in _QUANTIZED:
+        _QUANTIZED[key] = source, quantize_bundle(source, images, scheme)
+    return _QUANTIZED[key][1]
+
+
 @pytest.fixture(scope="session")
 def short_bundle(make_bundle: Callable[..., Bundle], pixels: Pixels) -> Callable[..., Bundle]:
     """`short_bundle(2)`: V1's first two rows and a classifier that tells images apart by them: exported in moments.
@@ -154,19 +168,12 @@ def photos(write_images: Callable[..., Path], tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def lite_bundle(make_bundle: Callable[..., Bundle]) -> Callable[..., Bundle]:
     """`lite_bundle("int8", "v2")`: what a .tflite file of that precision is made from, the precision on its card."""
-    from mobilenets.compression import quantize
-
-    made: dict[tuple[Any, ...], Bundle] = {}
 
     def make(precision: str, name: str = "v1", **options: Any) -> Bundle:
-        key = (precision, name, *sorted(options.items()))
-        if key not in made:
-            source = make_bundle(name, **options)
-            if precision == "int8":
-                made[key] = quantize.quantize_bundle(source, smooth_images(24, seed=100))
-            else:
-                made[key] = Bundle(source.card.replace(precision=precision), source.tensors)
-        return made[key]
+        source = make_bundle(name, **options)
+        if precision == "int8":
+            return quantized(source, smooth_images(24, seed=100))
+        return Bundle(source.card.replace(precision=precision), source.tensors)
 
     return make
 

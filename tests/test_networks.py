@@ -6,6 +6,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 import torch
+from conftest import quantized
 from torch.utils.flop_counter import FlopCounterMode
 
 from mobilenets.arch import cost, spec, zoo
@@ -161,7 +162,7 @@ def test_the_int8_file_computes_its_simulation(make_bundle, pixels, name):
 def test_int8_convolutions_stay_integer_beside_hard_swish(make_bundle, pixels, tmp_path):
     import onnx
 
-    int8 = quantize_bundle(make_bundle("v3-small"), pixels)
+    int8 = quantized(make_bundle("v3-small"), pixels)
     o = ort.SessionOptions()
     o.add_session_config_entry("session.x64quantprecision", "1")  # exact where a processor has AVX2 alone
     o.log_severity_level, o.optimized_model_filepath = 3, str(tmp_path / "optimized.onnx")

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from answers import KEPT, nearly_equal, run_onnx, run_torch
+from conftest import quantized
 from torch.nn import functional as F
 
 from mobilenets.commands.quantize import quantize
@@ -261,7 +262,7 @@ def test_an_int8_bundle_saves_and_loads_and_names_its_parent(make_bundle, pixels
 
 
 def test_quantizing_twice_is_refused(make_bundle, pixels):
-    int8 = quantize_bundle(make_bundle("v1"), pixels)
+    int8 = quantized(make_bundle("v1"), pixels)
     with pytest.raises(UserError, match="int8 already"):
         quantize_bundle(int8, pixels)
 
@@ -313,7 +314,7 @@ def test_int8_is_near_float(make_bundle, pixels, name):
 
 def test_the_simulation_holds_nothing_but_int8_values(make_bundle, pixels):
     """Every tensor between the layers is one of the 256 values its scale and zero point allow."""
-    bundle = quantize_bundle(make_bundle("v2"), pixels)
+    bundle = quantized(make_bundle("v2"), pixels)
     module, seen = simulate.module(bundle), {}
     original = module.compute
     module.compute = lambda op, inputs: seen.setdefault(op.name, original(op, inputs))

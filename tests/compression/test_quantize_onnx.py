@@ -9,6 +9,7 @@ import onnxruntime as ort
 import pytest
 import torch
 from answers import KEPT, PREPROCESS, nearly_equal, onnx_session, optimized, run_onnx, run_torch
+from conftest import quantized
 from torch import nn
 
 from mobilenets.compression.quantize import quantize_bundle
@@ -65,13 +66,13 @@ def test_float_onnx_is_the_torch_network(make_bundle, pixels, name, variant):
 
 @pytest.mark.parametrize(("name", "variant"), VARIANTS)
 def test_int8_onnx_is_the_simulation(make_bundle, pixels, name, variant):
-    bundle = quantize_bundle(make_bundle(name, **variant), pixels)
+    bundle = quantized(make_bundle(name, **variant), pixels)
     nearly_equal(run_onnx(bundle, pixels), run_torch(bundle, pixels), run_torch(make_bundle(name, **variant), pixels))
 
 
 @pytest.mark.parametrize(("name", "variant"), VARIANTS)
 def test_every_int8_layer_runs_in_integers(make_bundle, pixels, name, variant, tmp_path):
-    bundle = quantize_bundle(make_bundle(name, **variant), pixels)
+    bundle = quantized(make_bundle(name, **variant), pixels)
     arch = bundle.card.arch
     kinds = Counter(n.op_type for n in optimized(bundle, tmp_path / "o.onnx").node)
     assert kinds["QLinearConv"] == len(arch.layers)
@@ -119,7 +120,7 @@ def test_weights_in_4_bits_are_widened_once(make_bundle, tmp_path, monkeypatch):
 def test_plain_relu_runs_in_integers_too(make_bundle, pixels, tmp_path):
     b = make_bundle("v1")
     source = Bundle(b.card.replace(arch=b.card.arch.replace(activation="relu")), b.tensors)
-    bundle = quantize_bundle(source, pixels)
+    bundle = quantized(source, pixels)
     kinds = Counter(n.op_type for n in optimized(bundle, tmp_path / "o.onnx").node)
     assert kinds["QLinearConv"] == 28
     assert "Relu" not in kinds
@@ -128,7 +129,7 @@ def test_plain_relu_runs_in_integers_too(make_bundle, pixels, tmp_path):
 
 @pytest.mark.parametrize("name", ["v1", "v2"])
 def test_the_graph_is_valid_and_carries_the_card(make_bundle, pixels, name):
-    for bundle in (make_bundle(name), quantize_bundle(make_bundle(name), pixels)):
+    for bundle in (make_bundle(name), quantized(make_bundle(name), pixels)):
         model = onnx.load_from_string(onnx_graph.onnx_model(bundle))
         onnx.checker.check_model(model, full_check=True)
         meta = {p.key: p.value for p in model.metadata_props}
@@ -154,7 +155,7 @@ def test_no_constant_takes_anothers_name(make_bundle, pixels, monkeypatch, name)
 
 
 def test_any_batch_gives_the_same_probabilities(make_bundle, pixels):
-    session = onnx_session(quantize_bundle(make_bundle("v2"), pixels))
+    session = onnx_session(quantized(make_bundle("v2"), pixels))
     whole = session.run(None, {"image": pixels})[0]
     single = np.concatenate([session.run(None, {"image": pixels[i : i + 1]})[0] for i in range(len(pixels))])
     np.testing.assert_allclose(whole, single, atol=1e-6)
@@ -172,7 +173,7 @@ def test_every_class_can_win(make_bundle, pixels):
 
 
 def test_simulated_layers_are_no_parameters(make_bundle, pixels):
-    module = simulate.module(quantize_bundle(make_bundle("v1"), pixels))
+    module = simulate.module(quantized(make_bundle("v1"), pixels))
     assert isinstance(module, nn.Module)
     assert not list(module.parameters())
     assert not module.training

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import smooth_images
+from conftest import quantized, smooth_images
 
 from mobilenets.arch import zoo
 from mobilenets.arch.graph import Head, Op, Output
@@ -31,7 +31,7 @@ FAMILIES = [pytest.param(n, marks=[pytest.mark.slow] if n in LARGE else []) for 
 
 
 def of_precision(bundle: Bundle, precision: str, pixels: Pixels) -> Bundle:
-    made = quantize_bundle(bundle, pixels) if precision == "int8" else bundle
+    made = quantized(bundle, pixels) if precision == "int8" else bundle
     return Bundle(made.card.replace(precision=precision), made.tensors)  # type: ignore[arg-type]
 
 
@@ -80,7 +80,7 @@ def test_whole_numbers_are_the_simulations(
     name: str, padding: str, make_bundle: Callable[..., Bundle], pixels: Pixels, tmp_path: Path
 ) -> None:
     """What is added up, to the byte; activations and what joins scales within a step, and hardly ever that."""
-    bundle = quantize_bundle(make_bundle(name, padding), pixels)
+    bundle = quantized(make_bundle(name, padding), pixels)
     apart = steps_apart(bundle, pixels[:4], tmp_path)
     assert len(apart) > 10
     for op, steps in apart.items():
@@ -126,7 +126,7 @@ def test_threads_batches_and_instruction_sets_change_no_byte(name: str, precisio
 def test_parts_in_float(make_bundle: Callable[..., Bundle], pixels: Pixels, tmp_path: Path) -> None:
     """A mixed network: some operations in float, the first layer among them."""
     source = make_bundle("v3-small")
-    whole = quantize_bundle(source, pixels)
+    whole = quantized(source, pixels)
     from mobilenets.compression.scheme import Scheme
 
     layers = [op.name for op in source.card.graph.layers]
@@ -158,7 +158,7 @@ def test_an_export_is_proved(
     precision: str, make_bundle: Callable[..., Bundle], pixels: Pixels, tmp_path: Path
 ) -> None:
     source = make_bundle("v1")
-    bundle = quantize_bundle(source, pixels) if precision == "int8" else source
+    bundle = quantized(source, pixels) if precision == "int8" else source
     made = export.export_bundle(bundle, pixels, tmp_path / "m.mnet", "noise", "native", precision)  # type: ignore[arg-type]
     assert made.agreement == 100
     assert native.stored_precision(tmp_path / "m.mnet") == made.precision == precision

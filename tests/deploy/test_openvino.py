@@ -67,7 +67,11 @@ def exported(make_bundle, pixels, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "precision"),
-    [*((n, p) for n in NETWORKS for p in ("float32", "int8")), ("v1", "float16"), ("v4-hybrid-m", "float32")],
+    [
+        *((n, p) for n in NETWORKS for p in ("float32", "int8")),
+        ("v1", "float16"),
+        pytest.param("v4-hybrid-m", "float32", marks=pytest.mark.slow),
+    ],
 )
 @pytest.mark.usefixtures("exact_int8")
 def test_a_folder_and_its_proof(exported, name, precision):

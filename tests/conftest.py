@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import io
 import json
@@ -157,6 +158,23 @@ def model(make_bundle: Callable[..., Bundle], tmp_path_factory: pytest.TempPathF
     path = tmp_path_factory.mktemp("model") / "model.onnx"
     path.write_bytes(onnx_graph.onnx_model(make_bundle("v1")))
     return path
+
+
+@pytest.fixture(scope="module")
+def trained(make_bundle: Callable[..., Bundle]) -> Callable[..., Bundle]:
+    """`trained("v2")`: a network as TensorFlow trains it, padding and epsilon too."""
+
+    def make(name: str, **options: Any) -> Bundle:
+        bundle = make_bundle(name, "same", **options)
+        return dataclasses.replace(bundle, card=bundle.card.replace(arch=bundle.card.arch.replace(bn_eps=1e-3)))
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def images() -> np.ndarray:
+    """Four preprocessed images, float32 [4, 3, 32, 32]."""
+    return np.random.default_rng(7).uniform(-1, 1, (4, 3, 32, 32)).astype(np.float32)
 
 
 @pytest.fixture

@@ -1,9 +1,6 @@
 """Networks as others name and lay out their weights, and what such a file's network answers."""
 
-import dataclasses
-
 import numpy as np
-import pytest
 import torch
 from torch import nn
 
@@ -39,17 +36,6 @@ def randomised(net, side=64, seed=0):
             m.running_mean += torch.randn_like(m.running_mean) * 0.05
             m.running_var.clamp_(min=0.05).mul_(torch.rand_like(m.running_var) * 0.4 + 0.8)
     return net.eval()
-
-
-@pytest.fixture(scope="module")
-def trained(make_bundle):
-    """`trained("v2")`: a network as TensorFlow trains it, padding and epsilon too."""
-
-    def make(name, **options):
-        bundle = make_bundle(name, "same", **options)
-        return dataclasses.replace(bundle, card=bundle.card.replace(arch=bundle.card.arch.replace(bn_eps=1e-3)))
-
-    return make
 
 
 def hwio(array, depthwise=False):
@@ -117,11 +103,6 @@ def logits(bundle, images):
     x = torch.from_numpy(np.ascontiguousarray(images))
     with torch.inference_mode():
         return simulate.float_model(bundle)(x)
-
-
-@pytest.fixture(scope="module")
-def images():
-    return np.random.default_rng(7).uniform(-1, 1, (4, 3, 32, 32)).astype(np.float32)
 
 
 def assert_same(bundle, source, images, limit=1e-5):

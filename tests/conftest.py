@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import io
 import json
@@ -24,6 +25,7 @@ from mobilenets.arch import zoo
 from mobilenets.arch.graph import Padding
 from mobilenets.arch.spec import scale
 from mobilenets.commands.shards import Sharded, shards
+from mobilenets.compression.scheme import DEFAULT, Scheme
 from mobilenets.deploy import bench, choose, latency, load
 from mobilenets.deploy.engines import trial
 from mobilenets.model.bundle import Bundle
@@ -34,7 +36,7 @@ from mobilenets.model.images import Pixels, Preprocess
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-pytest.register_assert_rewrite("foreign_files", "damage")
+pytest.register_assert_rewrite("foreign_files", "damage", "layouts", "answers", "predicted")
 
 SMALL_ALPHA = {"v1": 0.25}
 SMALL_SHARD = 0.015  # MB: three of the colours' images
@@ -111,6 +113,19 @@ def make_bundle() -> Callable[..., Bundle]:
     return make
 
 
+_QUANTIZED: dict[tuple[int, bytes, Any], tuple[Bundle, Bundle]] = {}
+
+
+def quantized(source: Bundle, images: Pixels, scheme: Scheme = DEFAULT) -> Bundle:
+    """`quantize_bundle`, once for each of `make_bundle`'s: what many tests begin with takes most of their time."""
+    from mobilenets.compression.quantize import quantize_bundle
+
+    key = (id(source), images.tobytes(), scheme)
+    if key not in _QUANTIZED:
+        _QUANTIZED[key] = source, quantize_bundle(source, images, scheme)
+    return _QUANTIZED[key][1]
+
+
 @pytest.fixture(scope="session")
 def short_bundle(make_bundle: Callable[..., Bundle], pixels: Pixels) -> Callable[..., Bundle]:
     """`short_bundle(2)`: V1's first two rows and a classifier that tells images apart by them: exported in moments.
@@ -134,6 +149,54 @@ def short_bundle(make_bundle: Callable[..., Bundle], pixels: Pixels) -> Callable
 
     return make
 
+
+@pytest.fixture(scope="session")
+def model(make_bundle: Callable[..., Bundle], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """V1 .25-32 as a .onnx file."""
+    from mobilenets.deploy.writers import onnx as onnx_graph
+
+    path = tmp_path_factory.mktemp("model") / "model.onnx"
+    path.write_bytes(onnx_graph.onnx_model(make_bundle("v1")))
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(make_bundle: Callable[..., Bundle]) -> Callable[..., Bundle]:
+    """`trained("v2")`: a network as TensorFlow trains it, padding and epsilon too."""
+
+    def make(name: str, **options: Any) -> Bundle:
+        bundle = make_bundle(name, "same", **options)
+        return dataclasses.replace(bundle, card=bundle.card.replace(arch=bundle.card.arch.replace(bn_eps=1e-3)))
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def images() -> np.ndarray:
+    """Four preprocessed images, float32 [4, 3, 32, 32]."""
+    return np.random.default_rng(7).uniform(-1, 1, (4, 3, 32, 32)).astype(np.float32)
+
+
+@pytest.fixture
+def photos(write_images: Callable[..., Path], tmp_path: Path) -> Path:
+    """30 different images in two folders."""
+    return write_images(tmp_path / "photos", {"a": 20, "b": 10}, side=40)
+
+
+@pytest.fixture(scope="session")
+def lite_bundle(make_bundle: Callable[..., Bundle]) -> Callable[..., Bundle]:
+    """`lite_bundle("int8", "v2")`: what a .tflite file of that precision is made from, the precision on its card."""
+
+    def make(precision: str, name: str = "v1", **options: Any) -> Bundle:
+        source = make_bundle(name, **options)
+        if precision == "int8":
+            return quantized(source, smooth_images(24, seed=100))
+        return Bundle(source.card.replace(precision=precision), source.tensors)
+
+    return make
+
+
+# ---- the command line and training ---------------------------------------------------------------------------------
 
 # ---- the command line and training ---------------------------------------------------------------------------------
 
@@ -159,6 +222,7 @@ def _quiet() -> Iterator[None]:
         patch.setattr(load, "OFF", 1000.0)
         patch.setattr(load, "waiting", lambda: 0)
         patch.setattr(load, "LOOP_SECONDS", 0.0001)
+        patch.setattr(load, "PATIENCE_SECONDS", 0.0)
         yield
 
 
@@ -272,6 +336,14 @@ def tiny_train(colours: Path) -> Callable[..., Run]:
         return Run(out, line, run_cli(*line))
 
     return train
+
+
+@pytest.fixture(scope="session")
+def learned(tiny_train: Callable[..., Run], tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run of 12 epochs, long enough to learn the colours; nothing changes it."""
+    run = tiny_train(tmp_path_factory.mktemp("learned") / "run", "--epochs", 12, "--lr", "0.01", "--batch", 12)
+    assert run.ran.code == 0, run.ran.err
+    return run
 
 
 @pytest.fixture

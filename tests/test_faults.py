@@ -4,6 +4,7 @@ import subprocess
 
 import pytest
 import torch
+from conftest import quantized
 
 from mobilenets import files
 from mobilenets.compression.quantize import quantize_bundle
@@ -76,7 +77,7 @@ def test_exporting(make_bundle, images, small_disk, command, tmp_path):
 )  # fmt: skip
 def test_exporting_to_any_runtime(make_bundle, pixels, small_disk, engine):
     disk = small_disk("60k")
-    b = quantize_bundle(make_bundle("v1"), pixels)
+    b = quantized(make_bundle("v1"), pixels)
     path = disk / f"m{engines.runtime(engine).suffix}"
     with pytest.raises(UserError, match=r"can't write .*: the disk is full; nothing was left half-written"):
         export.export_bundle(b, pixels, path, "noise", engine)

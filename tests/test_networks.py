@@ -6,6 +6,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 import torch
+from conftest import quantized
 from torch.utils.flop_counter import FlopCounterMode
 
 from mobilenets.arch import cost, spec, zoo
@@ -21,6 +22,9 @@ from mobilenets.model.encodings import tensor_shapes
 from mobilenets.model.images import Preprocess
 
 NAMES = list(zoo.NETWORKS)
+# Of the same operations as smaller ones, which are what is run by default.
+LARGE = ("v1-full-conv", "v3-large-minimalistic", "v4-conv-m", "v4-conv-l", "v4-hybrid-l")
+RUN = [pytest.param(n, marks=[pytest.mark.slow] * (n in LARGE)) for n in NAMES]
 # V2 and its ablations (V2 paper, figure 6).
 ABLATIONS = [
     {"shortcut": "none"}, {"shortcut": "expansion"}, {"linear_bottleneck": False},
@@ -28,7 +32,7 @@ ABLATIONS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", RUN)
 @pytest.mark.parametrize(
     ("alpha", "resolution"),
     [(0.75, 160), (1.25, 65), *(pytest.param(*usual, marks=pytest.mark.slow) for usual in ((0.35, 96), (1.0, 224)))],
@@ -138,7 +142,7 @@ def probabilities(bundle, pixels):
 
 
 @pytest.mark.parametrize("padding", ["symmetric", pytest.param("same", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", RUN)
 def test_the_float_file_computes_the_same(make_bundle, pixels, name, padding):
     bundle = make_bundle(name, padding)
     ours = probabilities(bundle, pixels)
@@ -146,7 +150,7 @@ def test_the_float_file_computes_the_same(make_bundle, pixels, name, padding):
     np.testing.assert_allclose(files_probabilities(bundle, pixels), ours, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * n.endswith("-l")) for n in NAMES])
+@pytest.mark.parametrize("name", RUN)
 def test_the_int8_file_computes_its_simulation(make_bundle, pixels, name):
     bundle = make_bundle(name)
     int8 = quantize_bundle(bundle, pixels)
@@ -161,7 +165,7 @@ def test_the_int8_file_computes_its_simulation(make_bundle, pixels, name):
 def test_int8_convolutions_stay_integer_beside_hard_swish(make_bundle, pixels, tmp_path):
     import onnx
 
-    int8 = quantize_bundle(make_bundle("v3-small"), pixels)
+    int8 = quantized(make_bundle("v3-small"), pixels)
     o = ort.SessionOptions()
     o.add_session_config_entry("session.x64quantprecision", "1")  # exact where a processor has AVX2 alone
     o.log_severity_level, o.optimized_model_filepath = 3, str(tmp_path / "optimized.onnx")

@@ -253,7 +253,7 @@ class Arch:
         except (KeyError, TypeError, ValueError, AttributeError) as e:
             raise UserError(f"not an Arch: {e}") from e
 
-    @property
+    @functools.cached_property
     def digest(self) -> str:
         import hashlib  # with OpenSSL, which what only counts needs not
 

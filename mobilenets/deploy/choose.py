@@ -19,7 +19,7 @@ from mobilenets.deploy.latency import Measured, Setting
 from mobilenets.errors import UserError, unknown
 from mobilenets.model.bundle import random_bundle
 from mobilenets.model.card import PRECISIONS, Precision
-from mobilenets.tasks import classify
+from mobilenets.tasks import classify, labelled
 from mobilenets.tasks.task import MetricSpec, Prior, Task
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ class Choice(console.Notebook):
     @classmethod
     def from_json(cls, d: Mapping[str, Any]) -> Choice:
         """The inverse of `to_json`. Raises KeyError and such for what isn't a choice: see `files.read_object`."""
-        metric = MetricSpec(**d["prior"]) if "prior" in d else classify.PRIOR  # of before there was another
+        metric = MetricSpec(**d["prior"]) if "prior" in d else labelled.PRIOR  # of before there was another
         precision = next((p for p in PRECISIONS if p == d["precision"]), None)
         if precision is None:
             raise unknown("precision", d["precision"], PRECISIONS)

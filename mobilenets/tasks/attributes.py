@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,22 +13,19 @@ from PIL import Image
 from mobilenets.arch.graph import Head
 from mobilenets.arch.heads import LOGITS, PROBABILITIES, tag_head
 from mobilenets.arch.spec import Arch
-from mobilenets.data.dataset import Data, Split
-from mobilenets.data.open import open_data
+from mobilenets.data.dataset import Split
 from mobilenets.data.tags import TAGS
 from mobilenets.model.card import Card, Precision
 from mobilenets.model.trust import Trust
 from mobilenets.tasks import linear, tagging
+from mobilenets.tasks.labelled import Labelled, captioned
 from mobilenets.tasks.linear import Probe
 from mobilenets.tasks.precision import HALF
-from mobilenets.tasks.task import Answer, MetricSpec, Outputs, Parity, Prior, Sizes, Task
+from mobilenets.tasks.task import Answer, MetricSpec, Outputs, Parity, Sizes, Task
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-    from torchvision.transforms import v2
 
-    from mobilenets.model.bundle import Bundle
-    from mobilenets.model.images import Preprocess
     from mobilenets.tasks.tag_losses import BinaryCrossEntropy
 
 PRIMARY = MetricSpec("map", "mAP")
@@ -77,13 +73,12 @@ class Tags:
         return "\t".join(f"{t.label} {100 * t.probability:.1f}%" for t in self.holding) or "none"
 
 
-class Attributes:
+class Attributes(Labelled):
     """`config["labels"]` are the tags' names, in the order of the probabilities."""
 
     name = "attributes"
+    labelling = TAGS
     primary: MetricSpec | None = PRIMARY
-    taps: tuple[str, ...] = (LOGITS,)
-    ragged = False
     agreeing = "of the tags"
 
     def __init__(self, at: tuple[float, ...] = ()) -> None:
@@ -93,24 +88,6 @@ class Attributes:
     def of(self, card: Card) -> Task:
         """The task as a network's card has it."""
         return Attributes(card.trust.thresholds)
-
-    # ---- data
-
-    def open(self, source: str, root: Path | None, seed: int, val: float | None) -> Data:
-        return open_data(source, root, seed, val, TAGS)
-
-    def transforms(self, preprocess: Preprocess, recipe: Any, kind: str) -> v2.Transform:
-        from mobilenets.tasks.augment import augmentation
-
-        return augmentation(kind, preprocess, recipe)
-
-    # ---- network
-
-    def config(self, data: Data) -> dict[str, Any]:
-        return {"labels": list(data.labels)}
-
-    def arch(self, arch: Arch, config: Mapping[str, Any]) -> Arch:
-        return arch.replace(num_classes=len(config["labels"]))
 
     def head(self, arch: Arch, config: Mapping[str, Any]) -> Head:  # noqa: ARG002
         return tag_head(arch)
@@ -135,13 +112,6 @@ class Attributes:
 
     def monitor(self, recipe: Any) -> str:  # noqa: ARG002
         return "val_map"
-
-    def transfer(self, bundle: Bundle, config: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
-        """Everything, or all but the classifier where the tags differ."""
-        tensors = bundle.dense().tensors
-        same = bundle.card.task == self.name and list(bundle.card.labels) == list(config["labels"])
-        own = tuple(f"{name}." for name in bundle.card.head.own)
-        return {k: np.array(v) for k, v in tensors.items() if same or not k.startswith(own or ("\0",))}
 
     def probe(
         self,
@@ -201,17 +171,10 @@ class Attributes:
 
     def draw(self, image: Image.Image, answer: Answer) -> Image.Image:
         """The image with the tags that hold in its corner, one below the other."""
-        from PIL import ImageDraw
-
         assert isinstance(answer, Tags)
-        out = image.convert("RGB")
         lines = [f"{t.label} {100 * t.probability:.1f}%" for t in answer.holding[:DRAWN]] or ["none"]
         more = len(answer.holding) - len(lines)
-        text = "\n".join([*lines, *[f"and {more} more"] * (more > 0)])
-        pen = ImageDraw.Draw(out)
-        pen.rectangle(pen.textbbox((4, 4), text), fill="white")
-        pen.text((4, 4), text, fill="black")
-        return out
+        return captioned(image, "\n".join([*lines, *[f"and {more} more"] * (more > 0)]))
 
     def metrics(self, card: Card) -> tagging.TagTally:
         return tagging.TagTally(card.labels, card.trust.thresholds)
@@ -234,12 +197,6 @@ class Attributes:
             f"{agreement:.2f}% of the tags agree, needs {least}%; largest difference {difference:.3g}, limit {most}"
         )
         return Parity(agreement, difference, "" if kept else reason, bounds, ties)
-
-    def prior(self, arch: Arch) -> Prior | None:
-        """ImageNet's top-1 as published, as for classifiers: it ranks networks, it promises nothing."""
-        from mobilenets.tasks import classify
-
-        return classify.TASK.prior(arch)
 
 
 TASK: Task = Attributes()

@@ -4,42 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from mobilenets.arch import published
 from mobilenets.arch.graph import Head
 from mobilenets.arch.heads import LOGITS, PROBABILITIES, classifier_head
 from mobilenets.arch.spec import Arch
 from mobilenets.console import Notebook
-from mobilenets.data.dataset import Data, Split
-from mobilenets.data.open import open_data
+from mobilenets.data.dataset import Split
+from mobilenets.data.labelling import CLASSES
 from mobilenets.model.card import Card, Precision
 from mobilenets.model.trust import Trust
 from mobilenets.tasks import linear
 from mobilenets.tasks.confusion import Confusion
+from mobilenets.tasks.labelled import Labelled, captioned
 from mobilenets.tasks.linear import Probe
 from mobilenets.tasks.reliability import Rejection, Reliability, tempered
-from mobilenets.tasks.task import Answer, MetricSpec, Outputs, Parity, Prior, Sizes, Task
+from mobilenets.tasks.task import Answer, MetricSpec, Outputs, Parity, Sizes, Task
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from torch import Tensor, nn
-    from torchvision.transforms import v2
 
-    from mobilenets.model.bundle import Bundle
-    from mobilenets.model.images import Preprocess
     from mobilenets.tasks.losses import CrossEntropy
 
 TOP = 5
 
 
 PRIMARY = MetricSpec("top1", "top-1", share=True)
-PRIOR = MetricSpec("imagenet_top1", "ImageNet top-1")
 # What a right export may differ by, in percent of top-1 and in probability: float sums are taken in another order. In
 # int8, roundings at a tie fall either way, layer after layer: on photos of ImageNet's classes, runtimes that agree with
 # each other differ from PyTorch's simulation in up to 3% of the top-1, and by .15 in an unsure image's probability.
@@ -229,32 +224,13 @@ class Tally:
         )
 
 
-class Classify:
+class Classify(Labelled):
     """One class per image: `config["labels"]` are their names, in the order of the probabilities."""
 
     name = "classify"
+    labelling = CLASSES
     primary: MetricSpec | None = PRIMARY
-    taps: tuple[str, ...] = (LOGITS,)
-    ragged = False
     agreeing = "top-1"
-
-    # ---- data
-
-    def open(self, source: str, root: Path | None, seed: int, val: float | None) -> Data:
-        return open_data(source, root, seed, val)
-
-    def transforms(self, preprocess: Preprocess, recipe: Any, kind: str) -> v2.Transform:
-        from mobilenets.tasks.augment import augmentation
-
-        return augmentation(kind, preprocess, recipe)
-
-    # ---- network
-
-    def config(self, data: Data) -> dict[str, Any]:
-        return {"labels": list(data.labels)}
-
-    def arch(self, arch: Arch, config: Mapping[str, Any]) -> Arch:
-        return arch.replace(num_classes=len(config["labels"]))
 
     def head(self, arch: Arch, config: Mapping[str, Any]) -> Head:  # noqa: ARG002
         return classifier_head(arch)
@@ -280,13 +256,6 @@ class Classify:
 
     def monitor(self, recipe: Any) -> str:
         return "val_balanced" if recipe.class_weights == "balanced" else "val_top1"
-
-    def transfer(self, bundle: Bundle, config: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
-        """Everything, or all but the classifier where the classes differ."""
-        tensors = bundle.dense().tensors
-        same = bundle.card.task == self.name and list(bundle.card.labels) == list(config["labels"])
-        own = tuple(f"{name}." for name in bundle.card.head.own)
-        return {k: np.array(v) for k, v in tensors.items() if same or not k.startswith(own)}
 
     def probe(
         self,
@@ -328,14 +297,7 @@ class Classify:
 
     def draw(self, image: Image.Image, answer: Answer) -> Image.Image:
         """The image with the best label in its corner."""
-        from PIL import ImageDraw
-
-        out = image.convert("RGB")
-        text = str(answer).partition("\t")[0]
-        pen = ImageDraw.Draw(out)
-        pen.rectangle(pen.textbbox((4, 4), text), fill="white")
-        pen.text((4, 4), text, fill="black")
-        return out
+        return captioned(image, str(answer).partition("\t")[0])
 
     def metrics(self, card: Card) -> Tally:
         return Tally(card.labels, card.trust.temperature)
@@ -357,11 +319,6 @@ class Classify:
         kept = (differ <= 1 or agreement >= least) and difference <= most
         reason = f"top-1 agreement {agreement:.2f}%, needs {least}%; largest difference {difference:.3g}, limit {most}"
         return Parity(agreement, difference, "" if kept else reason, bounds, ties)
-
-    def prior(self, arch: Arch) -> Prior | None:
-        """ImageNet's top-1 as published: it ranks networks, it promises nothing."""
-        found = published.imagenet_top1(arch.name, arch.alpha, arch.resolution)
-        return Prior(PRIOR, found.value, found.source) if found else None
 
 
 TASK: Task = Classify()

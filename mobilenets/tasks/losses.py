@@ -35,8 +35,8 @@ def class_weights(counts: Sequence[int]) -> Tensor:
     return torch.where(n > 0, n.sum() / ((n > 0).sum() * n.clamp(min=1)), 0.0)
 
 
-class CrossEntropy(nn.Module):
-    """Cross-entropy with the true classes, smoothed, weighted and mixed as the recipe says."""
+class LabelLoss(nn.Module):
+    """What losses of labels have in common: targets are a batch's second part; `weights` of the labels, as each has."""
 
     def __init__(self, recipe: Any, num_classes: int, weights: Tensor | None = None) -> None:
         super().__init__()
@@ -46,8 +46,12 @@ class CrossEntropy(nn.Module):
     weights: Tensor | None
 
     def targets(self, batch: Sequence[Any]) -> Tensor:
-        """Classes [N]."""
+        """Of the batch's images, [N] or [N, C]."""
         return cast(Tensor, batch[1])
+
+
+class CrossEntropy(LabelLoss):
+    """Cross-entropy with the true classes [N], smoothed, weighted and mixed as the recipe says."""
 
     def forward(self, outputs: Mapping[str, Tensor], targets: Tensor) -> Tensor:
         """Logits [N, C] and classes [N] or, mixed, [N, C] -> nats."""

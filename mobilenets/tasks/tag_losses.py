@@ -6,8 +6,7 @@ Targets [N, C] are 1, 0, something between where images were mixed, or NaN where
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +18,7 @@ from torchmetrics.utilities import dim_zero_cat
 from torchvision.transforms import v2
 
 from mobilenets.arch.heads import LOGITS
-from mobilenets.tasks.losses import mixes_of
+from mobilenets.tasks.losses import LabelLoss, mixes_of
 
 UNKNOWN = -1  # how torchmetrics is told of what counts nowhere
 
@@ -57,19 +56,8 @@ def tag_weights(targets: npt.NDArray[np.float32]) -> Tensor:
     return torch.tensor(np.stack(each), dtype=torch.float32)
 
 
-class BinaryCrossEntropy(nn.Module):
-    """Cross-entropy with each tag's yes or no, smoothed, weighted and mixed as the recipe says."""
-
-    def __init__(self, recipe: Any, num_classes: int, weights: Tensor | None = None) -> None:
-        super().__init__()
-        self.recipe, self.num_classes = recipe, num_classes
-        self.register_buffer("weights", weights, persistent=False)
-
-    weights: Tensor | None
-
-    def targets(self, batch: Sequence[Any]) -> Tensor:
-        """Tags [N, C]."""
-        return cast(Tensor, batch[1])
+class BinaryCrossEntropy(LabelLoss):
+    """Cross-entropy with each tag's yes or no [N, C], smoothed, weighted and mixed as the recipe says."""
 
     def forward(self, outputs: Mapping[str, Tensor], targets: Tensor) -> Tensor:
         """Logits [N, C] and tags [N, C] -> nats."""

@@ -1,7 +1,9 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from mobilenets.commands import bench as runtimes
 from mobilenets.commands import pipeline as exports
@@ -11,16 +13,27 @@ from mobilenets.errors import UserError
 from mobilenets.model.bundle import Bundle
 
 
-@pytest.fixture
-def run(make_bundle, pixels, write_images, tmp_path):
+@pytest.fixture(scope="module")
+def made(make_bundle, pixels, tmp_path_factory):
     """A run's folder with a float and an int8 bundle, and the data it was trained on."""
-    root = tmp_path
-    write_images(root / "data", {f"{s}/class {i}": 2 for s in ("train", "val") for i in range(10)}, side=32)
+    root = tmp_path_factory.mktemp("run")
+    for split in ("train", "val"):
+        for i in range(10):
+            folder = root / "data" / split / f"class {i}"
+            folder.mkdir(parents=True)
+            for j in range(2):
+                Image.fromarray(pixels[2 * i + j]).save(folder / f"{j:03d}.png")
     b = make_bundle("v2")
     b = Bundle(b.card.replace(data={"source": str(root / "data")}), b.tensors).save(root / "out" / "float")
     quantize_bundle(b, pixels).save(root / "out" / "int8")
     (root / "out" / "run.json").write_text("{}")
     return root / "out"
+
+
+@pytest.fixture
+def run(made, tmp_path):
+    """A test's own copy of it."""
+    return shutil.copytree(made, tmp_path / "out")
 
 
 @pytest.mark.slow

@@ -93,16 +93,6 @@ def test_from_scratch(colours, brought, command, tmp_path):
     assert "from scratch" in ran.err
 
 
-def test_without_weights_it_says_what_is_lost_and_ends_well(colours, command, tmp_path):
-    ran = command(*line(colours, tmp_path / "run", "--max-macs-m", 1))
-    assert ran.code == 0, ran.err
-    said = " ".join(ran.err.split())
-    assert said.count("no pretrained weights on this machine") == 1
-    assert "`mobilenets fetch" in said
-    assert "--weights weights/" in said
-    assert Bundle.load(tmp_path / "run" / "float").card.recipe["probe"] == "off"
-
-
 @pytest.mark.slow
 def test_a_budget_below_all_weights_trains_from_scratch(colours, brought, command, tmp_path):
     """And says why; resumed, it goes on as it was."""

@@ -198,7 +198,7 @@ def test_a_stopped_call_goes_on(written, colours, tmp_path, monkeypatch, how):
 
 
 def test_a_killed_call_goes_on(write_images, tmp_path):
-    root = write_images(tmp_path / "d", {f"{s}/{c}": 100 for s in ("train", "val") for c in "ab"}, side=128)
+    root = write_images(tmp_path / "d", {f"{s}/{c}": 40 for s in ("train", "val") for c in "ab"}, side=128)
     whole, out = tmp_path / "whole", tmp_path / "s"
     line = [sys.executable, "-m", "mobilenets", "shards", root, out, "--shard-mb", "0.2"]
     process = subprocess.Popen([*map(str, line)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

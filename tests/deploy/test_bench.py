@@ -2,8 +2,8 @@ import os
 
 import numpy as np
 import pytest
+from conftest import quantized
 
-from mobilenets.compression.quantize import quantize_bundle
 from mobilenets.deploy import bench, engines
 from mobilenets.deploy.writers import onnx as onnx_graph
 
@@ -14,7 +14,7 @@ def files(make_bundle, pixels, tmp_path_factory):
     root = tmp_path_factory.mktemp("run")
     b = make_bundle("v1")
     b.save(root / "float")
-    for name, x in (("model", b), ("model-int8", quantize_bundle(b, pixels))):
+    for name, x in (("model", b), ("model-int8", quantized(b, pixels))):
         (root / f"{name}.onnx").write_bytes(onnx_graph.onnx_model(x))
     return root
 

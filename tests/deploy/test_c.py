@@ -12,13 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import smooth_images
+from conftest import quantized, smooth_images
 
 from mobilenets.arch import zoo
 from mobilenets.arch.graph import Head, Op, Output
 from mobilenets.arch.rows import Conv, Separable
 from mobilenets.arch.spec import Arch
-from mobilenets.compression.quantize import quantize_bundle
 from mobilenets.deploy import engines, export
 from mobilenets.deploy.engines import RUNTIMES, c, native, native_library
 from mobilenets.deploy.engines.torch import TorchEngine
@@ -246,7 +245,7 @@ def test_the_header_in_cpp(tmp_path: Path) -> None:
 
 @compiles
 def test_a_folder_and_its_proof(make_bundle: Callable[..., Bundle], pixels: Pixels, tmp_path: Path) -> None:
-    bundle = quantize_bundle(make_bundle("v1"), pixels)
+    bundle = quantized(make_bundle("v1"), pixels)
     made = export.export_bundle(bundle, pixels[:8], tmp_path / "My 1st net.c-source", "noise", "c")
     assert (made.engine, made.precision) == ("c", "int8")
     assert sorted(p.name for p in made.path.iterdir()) == ["card.json", "my_1st_net.c", "my_1st_net.h"]
@@ -349,7 +348,5 @@ def test_wrong_numbers_are_not_kept(
     right = c_source.source
     monkeypatch.setattr(c_source, "source", lambda *a: right(*a).replace(",0xf", ",0x1"))
     with pytest.raises(UserError, match="it differs from PyTorch"):
-        export.export_bundle(
-            quantize_bundle(make_bundle("v1"), pixels), pixels[:8], tmp_path / "m.c-source", "noise", "c"
-        )
+        export.export_bundle(quantized(make_bundle("v1"), pixels), pixels[:8], tmp_path / "m.c-source", "noise", "c")
     assert not (tmp_path / "m.c-source").exists()

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from conftest import quantized
 from torch.nn import functional as F
 
 from mobilenets.arch.graph import Head, Op, Output
@@ -30,25 +31,28 @@ WEIGHTS = "Data/com.apple.CoreML/weights"
 HALF = ct.converters.mil.mil.types.fp16
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def bundle(make_bundle, pixels):
     """`bundle("v1", "int8")`: what a file of that precision is made from."""
 
     def make(name, precision, **variant):
         b = make_bundle(name, **variant)
-        return quantize_bundle(b, pixels) if precision == "int8" else b
+        return quantized(b, pixels) if precision == "int8" else b
 
     return make
 
 
-@pytest.fixture
-def package(bundle, pixels, tmp_path):
-    """`package("v1", "int8")`: the folder as exported."""
+@pytest.fixture(scope="module")
+def package(bundle, pixels, tmp_path_factory):
+    """`package("v1", "int8")`: the folder as exported, once."""
+    made = {}
 
     def make(name, precision, **variant):
-        path = tmp_path / f"{name}-{precision}.mlpackage"
-        export.export_bundle(bundle(name, precision, **variant), pixels, path, "noise", "coreml", precision)
-        return path
+        key = (name, precision, *sorted(variant.items()))
+        if key not in made:
+            made[key] = tmp_path_factory.mktemp("coreml") / f"{name}-{precision}.mlpackage"
+            export.export_bundle(bundle(name, precision, **variant), pixels, made[key], "noise", "coreml", precision)
+        return made[key]
 
     return make
 

@@ -6,8 +6,8 @@ import sys
 import numpy as np
 import onnx
 import pytest
+from conftest import quantized
 
-from mobilenets.compression.quantize import quantize_bundle
 from mobilenets.deploy import engines
 from mobilenets.deploy.writers import onnx as onnx_graph
 from mobilenets.errors import UserError
@@ -23,7 +23,7 @@ def write_onnx(bundle, path):
 def files(make_bundle, pixels, tmp_path):
     """A float and an int8 network, each as a bundle and as a .onnx file, laid out as a run."""
     source = make_bundle("v1")
-    int8 = quantize_bundle(source, pixels)
+    int8 = quantized(source, pixels)
     source.save(tmp_path / "float")
     int8.save(tmp_path / "int8")
     write_onnx(source, tmp_path / "model.onnx")

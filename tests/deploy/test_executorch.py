@@ -5,11 +5,11 @@ import sys
 
 import numpy as np
 import pytest
+from conftest import quantized
 
 from mobilenets.arch.graph import Head, Op, Output
 from mobilenets.arch.rows import Conv, Separable
 from mobilenets.arch.spec import Arch
-from mobilenets.compression.quantize import quantize_bundle
 from mobilenets.compression.scheme import Scheme
 from mobilenets.deploy import engines, export
 from mobilenets.deploy.engines.torch import TorchEngine
@@ -33,7 +33,7 @@ def exported(make_bundle, short_bundle, pixels, tmp_path_factory):
         if key not in made:
             b = short_bundle(2, **variant) if name == "short" else make_bundle(name, **variant)
             if precision == "int8":
-                b = quantize_bundle(b, pixels, Scheme(float_ops=float_ops))
+                b = quantized(b, pixels, Scheme(float_ops=float_ops))
             path = tmp_path_factory.mktemp("pte") / "m.pte"
             made[key] = path, export.export_bundle(b, pixels, path, "noise", "executorch", precision, batch), b
         return made[key]

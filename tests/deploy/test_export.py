@@ -4,10 +4,10 @@ import shutil
 import numpy as np
 import onnx
 import pytest
+from conftest import quantized
 
 from mobilenets.arch import zoo
 from mobilenets.commands.evaluate import evaluate
-from mobilenets.compression.quantize import quantize_bundle
 from mobilenets.deploy import engines, export, lowering
 from mobilenets.deploy.writers import onnx as onnx_graph
 from mobilenets.errors import UserError
@@ -24,7 +24,7 @@ def bundle(make_bundle, pixels, tmp_path):
     def make(precision, name="v1"):
         b = make_bundle(name)
         if precision == "int8":
-            b = quantize_bundle(b, pixels)
+            b = quantized(b, pixels)
         return b.save(tmp_path / precision)
 
     return make

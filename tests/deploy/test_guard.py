@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import quantized
 
 import mobilenets
-from mobilenets.compression.quantize import quantize_bundle
 from mobilenets.deploy import engines
 from mobilenets.deploy.engines.torch import TorchEngine
 from mobilenets.deploy.predict import Model
@@ -24,7 +24,7 @@ QUICK = [n for n in engines.installed() if engines.runtime(n).runs_here and n no
 
 @pytest.fixture(scope="module")
 def bundle(make_bundle, pixels):
-    return quantize_bundle(make_bundle("v1"), pixels)
+    return quantized(make_bundle("v1"), pixels)
 
 
 @pytest.fixture

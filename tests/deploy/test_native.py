@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import smooth_images
+from conftest import quantized, smooth_images
 
 from mobilenets.arch import zoo
 from mobilenets.arch.graph import Head, Op, Output
@@ -26,11 +26,12 @@ from mobilenets.model.reference import ExactInt8
 
 pytestmark = pytest.mark.usefixtures("ours")
 built = pytest.mark.skipif(not native_library.built(), reason="the native engine isn't built here")
-FAMILIES = [n for n in zoo.NETWORKS if "hybrid" not in n]
+LARGE = ("v1-full-conv", "v3-large-minimalistic", "v4-conv-m", "v4-conv-l")  # of operations that smaller ones have too
+FAMILIES = [pytest.param(n, marks=[pytest.mark.slow] if n in LARGE else []) for n in zoo.NETWORKS if "hybrid" not in n]
 
 
 def of_precision(bundle: Bundle, precision: str, pixels: Pixels) -> Bundle:
-    made = quantize_bundle(bundle, pixels) if precision == "int8" else bundle
+    made = quantized(bundle, pixels) if precision == "int8" else bundle
     return Bundle(made.card.replace(precision=precision), made.tensors)  # type: ignore[arg-type]
 
 
@@ -72,12 +73,14 @@ def steps_apart(bundle: Bundle, images: Pixels, folder: Path) -> dict[str, np.nd
 
 @built
 @pytest.mark.parametrize("padding", ["symmetric", "same"])
-@pytest.mark.parametrize("name", ["v1", "v2", "v3-large", "v3-small", "v4-conv-s"])
+@pytest.mark.parametrize(
+    "name", ["v1", "v2", pytest.param("v3-large", marks=pytest.mark.slow), "v3-small", "v4-conv-s"]
+)
 def test_whole_numbers_are_the_simulations(
     name: str, padding: str, make_bundle: Callable[..., Bundle], pixels: Pixels, tmp_path: Path
 ) -> None:
     """What is added up, to the byte; activations and what joins scales within a step, and hardly ever that."""
-    bundle = quantize_bundle(make_bundle(name, padding), pixels)
+    bundle = quantized(make_bundle(name, padding), pixels)
     apart = steps_apart(bundle, pixels[:4], tmp_path)
     assert len(apart) > 10
     for op, steps in apart.items():
@@ -104,14 +107,14 @@ def test_floats_are_pytorchs(name: str, precision: str, tmp_path: Path) -> None:
 def test_threads_batches_and_instruction_sets_change_no_byte(name: str, precision: str, tmp_path: Path) -> None:
     bundle = random_bundle(scale(zoo.network(name), 0.35, 64, 10), precision)  # type: ignore[arg-type]
     images = smooth_images(5, 64)
-    expected = engine(bundle, tmp_path)(images)
-    alone = [engine(bundle, tmp_path)(images[i : i + 1]) for i in range(5)]
+    one = engine(bundle, tmp_path)
+    expected, alone = one(images), [one(images[i : i + 1]) for i in range(5)]
     for threads in (2, 3):
-        shared = engine(bundle, tmp_path, threads)
+        shared = native.NativeEngine(tmp_path / "m.mnet", threads)
         for got in (shared(images), engines.joined([shared(images[i : i + 1]) for i in range(5)])):
             assert all((got[k] == v).all() for k, v in expected.items())
     assert all((np.concatenate([a[k] for a in alone]) == v).all() for k, v in expected.items())
-    plain = engine(bundle, tmp_path, isa="scalar")(images)
+    plain = native.NativeEngine(tmp_path / "m.mnet", 1, "scalar")(images)
     for k, v in expected.items():
         if precision == "int8":
             assert (plain[k] == v).all()
@@ -123,7 +126,7 @@ def test_threads_batches_and_instruction_sets_change_no_byte(name: str, precisio
 def test_parts_in_float(make_bundle: Callable[..., Bundle], pixels: Pixels, tmp_path: Path) -> None:
     """A mixed network: some operations in float, the first layer among them."""
     source = make_bundle("v3-small")
-    whole = quantize_bundle(source, pixels)
+    whole = quantized(source, pixels)
     from mobilenets.compression.scheme import Scheme
 
     layers = [op.name for op in source.card.graph.layers]
@@ -155,7 +158,7 @@ def test_an_export_is_proved(
     precision: str, make_bundle: Callable[..., Bundle], pixels: Pixels, tmp_path: Path
 ) -> None:
     source = make_bundle("v1")
-    bundle = quantize_bundle(source, pixels) if precision == "int8" else source
+    bundle = quantized(source, pixels) if precision == "int8" else source
     made = export.export_bundle(bundle, pixels, tmp_path / "m.mnet", "noise", "native", precision)  # type: ignore[arg-type]
     assert made.agreement == 100
     assert native.stored_precision(tmp_path / "m.mnet") == made.precision == precision

@@ -51,8 +51,9 @@ def fuzzer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 @pytest.mark.parametrize(
     ("name", "precision", "count"),
     [
-        ("tiny", "int8", 3000), ("tiny", "float16", 2000), ("v2", "int8", 300), ("v3-small", "int8", 300),
-        ("v3-small", "float32", 100),
+        ("tiny", "int8", 3000), ("tiny", "float16", 2000), ("v3-small", "int8", 300),
+        pytest.param("v2", "int8", 300, marks=pytest.mark.slow),
+        pytest.param("v3-small", "float32", 100, marks=pytest.mark.slow),
     ],
 )  # fmt: skip
 def test_thousands_of_mutations(fuzzer: Path, name: str, precision: str, count: int, tmp_path: Path) -> None:

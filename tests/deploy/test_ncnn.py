@@ -7,13 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from conftest import smooth_images
+from conftest import quantized, smooth_images
 
 from mobilenets import files
 from mobilenets.arch.graph import Head, Op, Output
 from mobilenets.arch.rows import Conv
 from mobilenets.arch.spec import Arch
-from mobilenets.compression.quantize import quantize_bundle
 from mobilenets.deploy import engines, export
 from mobilenets.errors import UserError
 from mobilenets.model.bundle import Bundle, with_random_weights
@@ -32,7 +31,7 @@ NETWORKS = ["v1", "v2", "v3-small", "v4-conv-s"]
 
 
 def of_precision(source, pixels, precision):
-    made = quantize_bundle(source, pixels) if precision == "int8" else source
+    made = quantized(source, pixels) if precision == "int8" else source
     return Bundle(made.card.replace(precision=precision), made.tensors)
 
 
@@ -167,8 +166,18 @@ class Layers:
 
 @pytest.mark.usefixtures("ours")
 @pytest.mark.parametrize(
-    ("name", "padding"), [*((n, p) for n in NETWORKS for p in ("symmetric", "same")), ("v4-hybrid-m", "symmetric")]
-)
+    ("name", "padding"),
+    [
+        ("v1", "symmetric"), ("v2", "same"), ("v3-small", "symmetric"), ("v4-conv-s", "same"),
+        *(
+            pytest.param(name, padding, marks=pytest.mark.slow)
+            for name, padding in (
+                ("v1", "same"), ("v2", "symmetric"), ("v3-small", "same"), ("v4-conv-s", "symmetric"),
+                ("v4-hybrid-m", "symmetric"),
+            )
+        ),
+    ],
+)  # fmt: skip
 def test_int8_layers_are_the_bundles(make_bundle, pixels, tmp_path, name, padding):
     b = of_precision(make_bundle(name, padding), pixels, "int8")
     steps = dict(Layers(b, tmp_path / "m.ncnn", pixels[0]).differences())

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from conftest import quantized
 
-from mobilenets.compression.quantize import quantize_bundle
 from mobilenets.deploy import engines
 from mobilenets.deploy.engines.torch import TorchEngine
 from mobilenets.deploy.writers.onnx import onnx_model
@@ -21,7 +21,7 @@ IMAGENET = {"mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375)}
 
 def in_precision(bundle, precision, pixels):
     if precision == "int8":
-        return quantize_bundle(bundle, pixels)
+        return quantized(bundle, pixels)
     return Bundle(bundle.card.replace(precision=precision), bundle.tensors)
 
 
@@ -47,7 +47,7 @@ def test_float_files_are_computed_to_the_last_digits(make_bundle, pixels, name, 
 @pytest.mark.parametrize("normalized", [{}, IMAGENET], ids=["pixels", "imagenet"])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_int8_files_are_computed_but_for_roundings(make_bundle, pixels, name, normalized):
-    bundle = quantize_bundle(make_bundle(name, **normalized), pixels)
+    bundle = quantized(make_bundle(name, **normalized), pixels)
     got, expected = by_opencv(onnx_model(bundle), pixels[:8]), TorchEngine(bundle, 1)(pixels[:8])["probabilities"]
     assert np.abs(got - expected).mean() < 0.01  # of ten classes, 0.1 or more where the image is read wrong
 
@@ -67,7 +67,7 @@ def test_float_files_normalize_in_float(make_bundle, pixels, precision):
 
 
 def test_int8_files_quantize_the_image_themselves(make_bundle, pixels):
-    kinds = [n.op_type for n in nodes(quantize_bundle(make_bundle("v1"), pixels))]
+    kinds = [n.op_type for n in nodes(quantized(make_bundle("v1"), pixels))]
     assert kinds[:4] == ["Transpose", "DequantizeLinear", "QuantizeLinear", "DequantizeLinear"]
 
 
@@ -77,7 +77,7 @@ def test_onnxruntime_leaves_that_out(make_bundle, pixels, tmp_path):
     options = ort.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
     options.log_severity_level = 3
-    ort.InferenceSession(onnx_model(quantize_bundle(make_bundle("v1"), pixels)), options)
+    ort.InferenceSession(onnx_model(quantized(make_bundle("v1"), pixels)), options)
     kinds = [n.op_type for n in onnx.load(tmp_path / "optimized.onnx").graph.node]
     assert set(kinds[: kinds.index("QLinearConv")]) <= {"Transpose"}
 

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import smooth_images
+from conftest import quantized, smooth_images
 
 from mobilenets.arch.graph import Head, Op, Output
-from mobilenets.compression.quantize import quantize_bundle
 from mobilenets.deploy import engines, export
 from mobilenets.errors import UserError
 from mobilenets.model.bundle import Bundle
@@ -28,7 +27,7 @@ NETWORKS = ["v1", "v2", "v3-small", "v4-conv-s"]
 
 
 def of_precision(source, pixels, precision):
-    made = quantize_bundle(source, pixels) if precision == "int8" else source
+    made = quantized(source, pixels) if precision == "int8" else source
     return Bundle(made.card.replace(precision=precision), made.tensors)
 
 
@@ -68,7 +67,11 @@ def exported(make_bundle, pixels, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "precision"),
-    [*((n, p) for n in NETWORKS for p in ("float32", "int8")), ("v1", "float16"), ("v4-hybrid-m", "float32")],
+    [
+        *((n, p) for n in NETWORKS for p in ("float32", "int8")),
+        ("v1", "float16"),
+        pytest.param("v4-hybrid-m", "float32", marks=pytest.mark.slow),
+    ],
 )
 @pytest.mark.usefixtures("exact_int8")
 def test_a_folder_and_its_proof(exported, name, precision):

@@ -7,8 +7,8 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from conftest import quantized
 
-from mobilenets.compression.quantize import quantize_bundle
 from mobilenets.compression.scheme import Scheme
 from mobilenets.deploy import engines, export
 from mobilenets.deploy.engines.torch import ProgramEngine, TorchEngine
@@ -22,7 +22,7 @@ PRECISIONS = ["float32", "float16", "int8", "dynamic"]
 def made_of(b, pixels, precision, float_ops=()):
     """What a file of that precision holds of a float bundle."""
     if precision == "int8":
-        return quantize_bundle(b, pixels, Scheme(float_ops=float_ops))
+        return quantized(b, pixels, Scheme(float_ops=float_ops))
     return Bundle(b.card.replace(precision=precision), b.tensors)
 
 

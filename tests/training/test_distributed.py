@@ -179,7 +179,7 @@ def test_two_processes_learn_what_one_does_with_twice_the_batch(colours, tmp_pat
     script.write_text(SAME)
     line = [
         "train", data, "--arch", "v1", "--alpha", "0.25", "--resolution", "32", "--batch", 32 if last else 24,
-        "--workers", "0", "--epochs", "3", "--mixup", "0", "--ema", "0", "--optimizer", "sgd", "--lr", "0.02",
+        "--workers", "0", "--epochs", "2", "--mixup", "0", "--ema", "0", "--optimizer", "sgd", "--lr", "0.02",
         "--training-precision", "float32",
     ]  # fmt: skip
     here = {k: v for k, v in os.environ.items() if k not in VARIABLES}
@@ -196,7 +196,7 @@ def test_two_processes_learn_what_one_does_with_twice_the_batch(colours, tmp_pat
         together([one, *((command(script, *two), rank) for rank in by_srun(env["two"]))])
     np.testing.assert_allclose(curve(tmp_path / "two"), curve(tmp_path / "one"), rtol=1e-5)
     both = seen(tmp_path / "seen two")
-    assert sorted(both) == [0, 1, 2]
+    assert sorted(both) == [0, 1]
     for epoch, images in seen(tmp_path / "seen one").items():
         assert sorted(both[epoch]) == sorted(images)
         assert len(set(images)) == len(images) == 72 - last

@@ -16,7 +16,7 @@ from mobilenets.deploy.choose import Budget, Candidate, Choice
 from mobilenets.deploy.latency import Setting
 from mobilenets.errors import UserError
 from mobilenets.model.convert.starts import Start
-from mobilenets.tasks import classify
+from mobilenets.tasks import labelled
 from mobilenets.tasks.linear import Probe
 from mobilenets.tasks.task import Prior
 from mobilenets.training import candidates, probing, trainer
@@ -108,7 +108,7 @@ def test_old_features_go(headed, data, make_bundle, monkeypatch):
 
 def candidate(name, alpha, resolution, latency, prior, engine="onnxruntime"):
     arch = zoo.arch(name, alpha, resolution)
-    ranked = Prior(classify.PRIOR, prior, "published")
+    ranked = Prior(labelled.PRIOR, prior, "published")
     return Candidate(arch, Setting(engine, "int8", 1), ranked, latency, 1.0, 10.0, 1.0, 1.0)
 
 

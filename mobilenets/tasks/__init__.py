@@ -16,6 +16,7 @@ TASKS = {
     "classify": "mobilenets.tasks.classify",
     "features": "mobilenets.tasks.features",
     "attributes": "mobilenets.tasks.attributes",
+    "geolocate": "mobilenets.tasks.geolocate",
 }
 
 

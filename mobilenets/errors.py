@@ -42,6 +42,7 @@ EXTRAS = {
     "mlflow": ("MLflow", "mlflow"),
     "wandb": ("Weights & Biases", "wandb"),
     "huggingface_hub": ("huggingface_hub", "hub"),
+    "s2sphere": ("s2sphere", "places"),
     "tflite_micro": ("TensorFlow Lite Micro", "micro"),
 }
 

@@ -202,7 +202,7 @@ def compare(
         if isinstance(split.targets, np.ndarray) and split.targets.dtype.kind == "i":
             count = np.bincount(split.targets, minlength=len(data.labels))
             found.counts[name] = {c: int(n) for c, n in zip(data.labels, count, strict=True)}
-        elif isinstance(split.targets, np.ndarray):  # tags
+        elif isinstance(split.targets, np.ndarray) and data.labels:  # tags
             holds = np.nansum(split.targets, 0).tolist()
             found.counts[name] = {c: int(n) for c, n in zip(data.labels, holds, strict=True)}
             found.images[name] = len(split)

@@ -64,7 +64,8 @@ class Split:
     each image, any sequence. `cache`: images in memory, none with a longer short side than `cached_at`. `shards`: how
     many lie together in each file, one file after another; empty if reading order doesn't matter. `marks`: which images
     these are (see `identity`), where that can change between two openings. `groups`: a number for each image, the same
-    for those that must not be parted.
+    for those that must not be parted. `strata`: classes [N] of which a
+    like share is held out, where targets aren't such.
     """
 
     name: str
@@ -76,6 +77,12 @@ class Split:
     cached_at: int = CACHE_SIDE
     marks: Marks | None = None
     groups: npt.NDArray[np.int64] | None = None
+    strata: npt.NDArray[Any] | None = None
+
+    @property
+    def spread(self) -> npt.NDArray[Any]:
+        """What is held out a like share of: classes [N], or tags [N, C]."""
+        return np.asarray(self.targets) if self.strata is None else self.strata
 
     def __len__(self) -> int:
         return len(self.names)
@@ -110,6 +117,7 @@ class Split:
             cached_at=self.cached_at,
             marks=None if self.marks is None else self.marks[index],
             groups=None if self.groups is None else self.groups[index],
+            strata=None if self.strata is None else self.strata[index],
         )
 
 
@@ -230,7 +238,7 @@ class Data:
         Of data without a val split of its own. What a scan took for damaged is in no fold.
         """
         assert self.pool is not None
-        drawn = splitting.folds(self.pool.targets, self.pool.groups, count, self.seed)
+        drawn = splitting.folds(self.pool.spread, self.pool.groups, count, self.seed)
         place = {name: i for i, name in enumerate(self.pool.names)}
         left = joined([self.splits["train"], self.splits["val"]], "train")
         at = np.array([place[name] for name in left.names])
@@ -280,6 +288,7 @@ def joined(splits: Sequence[Split], name: str) -> Split:
         cached_at=min((s.cached_at for s in splits if s.cache), default=CACHE_SIDE),
         marks=_all([s.marks for s in splits]),
         groups=_all([s.groups for s in splits]),
+        strata=_all([s.strata for s in splits]),
     )
 
 

@@ -260,6 +260,9 @@ def from_listing(source: str, listing: Listing, by_name: bool = False, labelling
         if len(parts) > at + 1:
             split = layout.splits[parts[layout.depth]] if layout.splits else "train"
             found.setdefault(split, []).append((f, parts[at]))
+        elif labelling.loose and len(parts) > at:
+            split = layout.splits[parts[layout.depth]] if layout.splits else "train"
+            found.setdefault(split, []).append((f, ""))
         else:
             loose.append(f)
     folders = sorted({c for rows in found.values() for _, c in rows})
@@ -281,7 +284,8 @@ def from_listing(source: str, listing: Listing, by_name: bool = False, labelling
             names = [f for f, _ in rows]
             targets = encode([what for _, what in rows])
             marks = identity.marks(names, [listing.size(f) for f in names])
-            splits[name] = Split(name, names, targets, Keyed(read, names), marks=marks)
+            strata = labelling.strata(targets)
+            splits[name] = Split(name, names, targets, Keyed(read, names), marks=marks, strata=strata)
     left_out = [f"{_some(layout.left_out)}: not a split, left out"] if layout.left_out else []
     if loose:
         where = "whose name says no class" if by_name else "in no class's folder"

@@ -24,11 +24,13 @@ Encode = Callable[[Sequence[Any]], npt.NDArray[Any]]  # what is said of images -
 class Labelling(Protocol):
     """How labels are read. What is said of an image is any value that can be compared; None where nothing is.
 
-    `noun`: what an image without any lacks. `least`: how many labels there have to be.
+    `noun`: what an image without any lacks. `least`: how many labels there have to be. `loose`: an image needs no
+    folder that names its label.
     """
 
     noun: str
     least: int
+    loose: bool
 
     def check(self, asked: Source) -> None:
         """Raises `UserError` for a way of reading that has no meaning here."""
@@ -57,11 +59,14 @@ class Labelling(Protocol):
     def targets(self, source: str, said: set[Any], tables: Sequence[Table] = ()) -> tuple[tuple[str, ...], Encode]:
         """All labels, in order, and how what is said becomes targets. Raises `UserError`."""
 
+    def strata(self, targets: Any) -> npt.NDArray[Any] | None:
+        """Classes [N] of which a like share is held out, where the targets aren't such themselves."""
+
 
 class Classes:
     """One class for each image: targets are int64 [N]."""
 
-    noun, least = "class", 2
+    noun, least, loose = "class", 2, False
 
     def check(self, asked: Source) -> None:
         if asked.reading.label_delimiter is not None:
@@ -94,6 +99,9 @@ class Classes:
         labels = _ordered(source, said, [t.order[c] for t in tables for c in t.order])
         known = {c: i for i, c in enumerate(labels)}
         return labels, lambda rows: np.array([known[c] for c in rows], np.int64)
+
+    def strata(self, targets: Any) -> npt.NDArray[Any] | None:  # noqa: ARG002
+        return None
 
 
 class Nothing(Classes):

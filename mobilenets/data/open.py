@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from mobilenets import console
@@ -15,6 +16,7 @@ from mobilenets.data.dataset import Data, Keyed, Split, in_order
 from mobilenets.data.folder import LIST, TABLES, from_listing, list_folder, list_zip
 from mobilenets.data.labelling import CLASSES, NOTHING, Labelling
 from mobilenets.data.listing import Listing
+from mobilenets.data.positions import POSITIONS
 from mobilenets.data.source import Reading, Source
 from mobilenets.data.table import Table
 from mobilenets.data.tables import Place
@@ -195,8 +197,8 @@ def _hold_out(data: Data, fraction: float) -> None:
 
 def _drawn(pool: Split, fraction: float, seed: int) -> splitting.Ints:
     if pool.groups is None:
-        return splitting.stratified(pool.targets, fraction, seed)
-    part = splitting.in_whole_groups(pool.targets, pool.groups, (1 - fraction, fraction), seed)
+        return splitting.stratified(pool.spread, fraction, seed)
+    part = splitting.in_whole_groups(pool.spread, pool.groups, (1 - fraction, fraction), seed)
     return np.flatnonzero(part == 1)
 
 
@@ -230,7 +232,7 @@ def _as_trained(data: Data, card: Card, same_name: bool) -> None:
     if pool is None or pool.marks is None:  # splits of its own, or a set that never changes
         data.as_trained = same_name
         if pool is not None and fold and 0 <= fold[0] < fold[1] <= len(pool):
-            number = splitting.folds(pool.targets, pool.groups, fold[1], data.seed)
+            number = splitting.folds(pool.spread, pool.groups, fold[1], data.seed)
             data.hold_out(np.flatnonzero(number == fold[0]))
         return
     known = identity.unpack(card.data.get("held_out"))
@@ -266,3 +268,16 @@ def _digits() -> Data:
     names = [f"digits/{i:04d}" for i in range(len(targets))]
     labels = tuple(str(i) for i in range(10))
     return Data("digits", labels, {"train": Split("train", names, targets, Keyed(Image.fromarray, pixels))}, "glyph")
+
+
+def open_positions(path: str) -> npt.NDArray[np.float64]:
+    """The positions of a table [N, 2], degrees, whatever else is in it. Raises `UserError`."""
+    where = Path(path)
+    if not where.is_file():
+        raise UserError(f"{path}: no such table of positions")
+    text = where.suffix.lower() in (*TABLES, LIST)
+    found = [text_tables.of_text(text_tables.read_bytes(where), path)] if text else arrow.find(where)
+    said = [p for table in found for p in POSITIONS.said(table, {}, Reading(), 0) if p is not None]
+    if not said:
+        raise UserError(f"{path}: no positions in it")
+    return np.array(said, np.float64)

@@ -44,9 +44,21 @@ class Reading:
         "others are trained on."
     )
     val_from: str | None = _doc("The validation images: another folder, zip or table of the same classes.")
+    cells: str | None = _doc(
+        "Of places, how the globe is parted: T_MAX,T_MIN photos that a cell may and must hold (PlaNet's rule), 50,5; "
+        "of several partitions, with ; between."
+    )
+    positions: str | None = _doc(
+        "Of places, a table of positions to part the globe by, instead of the training images'."
+    )
+    soft_cells: float | None = _doc(
+        "Of places, cells near the true one are partly right: by exp(-km / this) of their distance."
+    )
     limit_per_class: int | None = _doc("Training images of a class, at most; the fewer are among the more.")
 
     def __post_init__(self) -> None:
+        if self.soft_cells is not None and not 0 < self.soft_cells < float("inf"):
+            raise UserError(f"soft_cells is a distance in km, above 0, not {self.soft_cells:g}")
         if self.limit_per_class is not None and self.limit_per_class < 1:
             raise UserError(f"limit_per_class must be 1 or more, not {self.limit_per_class}")
         if self.label_delimiter is not None and not self.label_delimiter.strip():
@@ -68,6 +80,7 @@ class Reading:
 
 
 OPTIONS = {f"--{f.name.replace('_', '-')}": f.name for f in dataclasses.fields(Reading) if f.name != "class_from_name"}
+NUMBERS = {"limit_per_class": int, "soft_cells": float}  # all else is text
 _OPTIONS_BEGIN = re.compile(rf" (?=(?:{'|'.join(OPTIONS)}) )")
 
 
@@ -90,8 +103,9 @@ class Source:
         try:
             words = shlex.split(rest[0]) if rest else []
             given: dict[str, Any] = {OPTIONS[o]: value for o, value in zip(words[::2], words[1::2], strict=True)}
-            if "limit_per_class" in given:
-                given["limit_per_class"] = int(given["limit_per_class"])
+            for name, kind in NUMBERS.items():
+                if name in given:
+                    given[name] = kind(given[name])
         except (KeyError, ValueError) as e:
             raise UserError(f"{text}: not how a data set is named: {e}") from e
         return cls(path.removeprefix(BY_NAME), Reading(class_from_name=path.startswith(BY_NAME), **given))

@@ -11,6 +11,8 @@ CALLED = {
     "images": ("image", "img", "path", "file", "filename", "filepath", "imagepath", "imagefile", "imagename"),
     "label": ("label", "labels", "class", "classname", "category", "target"),
     "split": ("split", "set", "subset", "partition"),
+    "latitude": ("lat", "latitude", "gpslatitude", "latdeg", "decimallatitude"),
+    "longitude": ("lon", "lng", "long", "longitude", "gpslongitude", "londeg", "decimallongitude"),
 }
 Cell = str | None
 

@@ -176,13 +176,15 @@ def data_of(
         some = [r for r in rows if (r.split or "train") == split]
         if some:
             names = [r.name for r in some]
+            targets = encode([r.label for r in some])
             splits[split] = Split(
                 split,
                 names,
-                encode([r.label for r in some]),
+                targets,
                 Keyed(reader, [r.key for r in some]),
                 marks=identity.marks(names, [r.size or 0 for r in some]),
                 groups=np.array([group_of[r.group] for r in some], np.int64) if "group" in reading.columns else None,
+                strata=labelling.strata(targets),
             )
     if "group" in reading.columns:
         _check_groups(source, rows)

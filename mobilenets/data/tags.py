@@ -42,7 +42,7 @@ class Said(NamedTuple):
 class Tags:
     """Yes/no labels from columns of a table, a column that lists those that hold, or a folder for each."""
 
-    noun, least = "tag", 1
+    noun, least, loose = "tag", 1, False
 
     def check(self, asked: Source) -> None:
         if asked.reading.class_from_name:
@@ -125,6 +125,9 @@ class Tags:
             return out
 
         return labels, encode
+
+    def strata(self, targets: Any) -> npt.NDArray[Any] | None:  # noqa: ARG002
+        return None
 
 
 def _holding(tags: set[str]) -> Said:

@@ -33,7 +33,11 @@ METRICS = f"{LOGS}/metrics.csv"
 NEEDED = (CONFIG, CHOICE, SCAN, STEPS, f"{FLOAT}/{CARD}")
 RUN = ("command", "source", "recipe", "seed")  # of run.json
 # Tasks whose answers have more to show than their drawings.
-ANSWERS = {"classify": "mobilenets.reports.classes", "attributes": "mobilenets.reports.tags"}
+ANSWERS = {
+    "classify": "mobilenets.reports.classes",
+    "attributes": "mobilenets.reports.tags",
+    "geolocate": "mobilenets.reports.places",
+}
 BYTES = {"int8": 1, "float32": 4}
 
 

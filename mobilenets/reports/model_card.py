@@ -22,6 +22,7 @@ LICENCES = (
 PIPELINES = {
     "classify": "image-classification",
     "attributes": "image-classification",
+    "geolocate": "image-classification",
     "features": "image-feature-extraction",
 }
 DATASETS = {"cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100", "mnist": "ylecun/mnist"}

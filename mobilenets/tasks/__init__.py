@@ -23,6 +23,7 @@ TASKS = {
     "features": "mobilenets.tasks.features",
     "attributes": "mobilenets.tasks.attributes",
     "detect": "mobilenets.tasks.detect.task",
+    "geolocate": "mobilenets.tasks.geolocate.task",
 }
 
 

@@ -105,7 +105,7 @@ class Attributes(Labelled):
 
         return tag_scores(len(config["labels"]))
 
-    def validation_loss(self, outputs: Mapping[str, Tensor], targets: Tensor) -> Tensor:
+    def validation_loss(self, outputs: Mapping[str, Tensor], targets: Tensor, config: Mapping[str, Any]) -> Tensor:  # noqa: ARG002
         from mobilenets.tasks.tag_losses import binary_cross_entropy
 
         return binary_cross_entropy(outputs[LOGITS], targets)

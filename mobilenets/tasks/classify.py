@@ -249,7 +249,7 @@ class Classify(Labelled):
 
         return accuracies(len(config["labels"]))
 
-    def validation_loss(self, outputs: Mapping[str, Tensor], targets: Tensor) -> Tensor:
+    def validation_loss(self, outputs: Mapping[str, Tensor], targets: Tensor, config: Mapping[str, Any]) -> Tensor:  # noqa: ARG002
         from mobilenets.tasks.losses import cross_entropy
 
         return cross_entropy(outputs[LOGITS], targets)

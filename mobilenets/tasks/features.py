@@ -113,7 +113,7 @@ class FeaturesTask:
     def validation(self, config: Mapping[str, Any]) -> nn.ModuleDict:  # noqa: ARG002
         raise self._unscored()
 
-    def validation_loss(self, outputs: Mapping[str, Tensor], targets: Any) -> Tensor:  # noqa: ARG002
+    def validation_loss(self, outputs: Mapping[str, Tensor], targets: Any, config: Mapping[str, Any]) -> Tensor:  # noqa: ARG002
         raise self._unscored()
 
     def monitor(self, recipe: Any) -> str:  # noqa: ARG002

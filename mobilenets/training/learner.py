@@ -65,7 +65,7 @@ class Learner(pl.LightningModule):
         super().__init__()
         self.task: Task = task.by(config) if isinstance(task, Shaped) else task
         self.model, self.recipe, self.seed, self.own = model, recipe, seed, tuple(own)
-        self.objective = objective
+        self.objective, self.config = objective, config
         self.taps = tuple(dict.fromkeys((*task.taps, *getattr(objective, "taps", ()))))
         self.own_ops, border = own_part(model.graph, self.own, self.taps)
         ours = {op.name for op in model.graph.after(self.own)}
@@ -222,7 +222,7 @@ class Learner(pl.LightningModule):
         seen = outputs[self.task.taps[0]] if len(self.task.taps) == 1 else outputs
         for score in self.scores.values():
             cast(torchmetrics.Metric, score).update(seen, targets)
-        loss = self.task.validation_loss(outputs, targets)
+        loss = self.task.validation_loss(outputs, targets, self.config)
         self.log("val_loss", loss, on_epoch=True, sync_dist=True, batch_size=len(images))
 
     def on_validation_epoch_end(self) -> None:

@@ -83,7 +83,7 @@ class Colour(Classify):
     def validation(self, _config):
         return nn.ModuleDict({"val_other": OfRed(), "val_off": OfRed()})
 
-    def validation_loss(self, outputs, targets):
+    def validation_loss(self, outputs, targets, config):  # noqa: ARG002
         return Amounts()(outputs, targets)
 
     def monitor(self, _recipe):
@@ -299,7 +299,7 @@ class Ragged(Colour):
     def validation(self, _config):
         return nn.ModuleDict({"val_off": RedOfMeans()})
 
-    def validation_loss(self, outputs, targets):
+    def validation_loss(self, outputs, targets, config):  # noqa: ARG002
         return Amounts()(outputs, means(targets))
 
 

@@ -152,11 +152,11 @@ class Detect:
             "val_ap50": AveragePrecision(how, "ap50"),
         })  # fmt: skip
 
-    def validation_loss(self, outputs: Mapping[str, Tensor], targets: Any) -> Tensor:
+    def validation_loss(self, outputs: Mapping[str, Tensor], targets: Any, config: Mapping[str, Any]) -> Tensor:
         """The training's, of boxes in pixels of the input."""
         from mobilenets.tasks.detect.loss import DetectionLoss, fractions
 
-        loss: Tensor = DetectionLoss(self._config()).to(outputs[OFFSETS].device)(outputs, [*map(fractions, targets)])
+        loss: Tensor = DetectionLoss(Config.of(config)).to(outputs[OFFSETS].device)(outputs, [*map(fractions, targets)])
         return loss
 
     def _config(self) -> Config:

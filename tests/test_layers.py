@@ -24,7 +24,7 @@ MOST_AT_THE_TOP = 12
 NEED_TORCH = {
     "model.conv", "model.create", "model.module", "model.net", "model.reference",
     "deploy.engines.torch", "deploy.engines.executorch", "deploy.engines.coreml", "deploy.peers",
-    "deploy.writers.program", "deploy.writers.pt2", "deploy.writers.coreml",
+    "deploy.writers.program", "deploy.writers.pt2", "deploy.writers.coreml", "deploy.writers.coreml_detect",
     "training.callbacks", "training.deadline", "training.learner", "training.loader", "training.objectives",
     "training.optim",
     "training.pace", "training.statistics", "training.teachers",

@@ -1,4 +1,4 @@
-"""What detectors end in, in Core ML's intermediate language: rows of answers, boxes, and their suppression. No torch.
+"""What detectors end in, in Core ML's intermediate language: rows of answers, boxes, and their suppression.
 
 From the offsets and scores on, in 32-bit floats: 16 bits have three digits, too few for a box's place. Of the pairs of
 a box and a class the best are suppressed at once, those of two classes moved apart so that they never overlap.

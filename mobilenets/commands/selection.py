@@ -26,9 +26,8 @@ from mobilenets.training.calibrated import Calibration
 from mobilenets.training.candidates import Entrant, Table
 from mobilenets.training.distributed import world
 from mobilenets.training.recipes import Recipe
-from mobilenets.training.run import CANDIDATES, CHOICE, START
+from mobilenets.training.run import CANDIDATES, CHOICE, LATENCIES, START
 
-LATENCIES = "latencies.json"  # in a run's folder: what was measured, until the choice is made
 TRIALS = "trials"  # in a run's folder: what the halving trains
 SHORT = 2  # epochs of a halving
 LEAST = 30  # seconds for each, below which a halving says nothing

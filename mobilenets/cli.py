@@ -5,14 +5,16 @@ called, so `--help` is quick.
 from __future__ import annotations
 
 import codecs
+import contextlib
 import importlib.util
 import inspect
 import io
 import json
 import os
 import sys
+import typing
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mobilenets import __version__
@@ -147,7 +149,7 @@ def _call(arguments: list[str]) -> Any:
         version=__version__,
         result_action="return_value",
         help_format="markdown",
-        default_parameter=cyclopts.Parameter(negative=()),  # --resume needs no --no-resume
+        default_parameter=cyclopts.Parameter(negative=(), converter=_converted),  # --resume needs no --no-resume
         suppress_keyboard_interrupt=False,  # else it ends without a word
     )
     for name, (target, summary) in VERBS.items():
@@ -163,6 +165,18 @@ def _call(arguments: list[str]) -> Any:
         raise Missing(arguments[0], e.module) from e
     except cyclopts.CycloptsError as e:
         raise UserError(_said(arguments[0], e)) from e
+
+
+def _converted(kind: Any, tokens: Sequence[Any]) -> Any:
+    """What words of the command line stand for. Cyclopts rounds 1.5 to a whole number; here that is an error."""
+    import cyclopts
+
+    if int in (kind, *typing.get_args(kind)) and float not in typing.get_args(kind):
+        for t in tokens:
+            with contextlib.suppress(ValueError):
+                if not float(t.value).is_integer():
+                    raise UserError(f"{t.keyword or 'the argument'} takes a whole number, not {t.value}")
+    return cyclopts.convert(kind, tokens)
 
 
 def _said(verb: str, e: Any) -> str:

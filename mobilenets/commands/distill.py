@@ -72,7 +72,7 @@ def distill(
         Folder of the run: checkpoints, logs, and the bundle in OUT/float. By default in runs/, by the names of the data
         and the network.
     task
-        What the networks are for: classify, attributes (tags, any number for an image), geolocate.
+        What the networks are for: classify, attributes (tags, any number for an image), detect (boxes), or geolocate.
     arch
         Network: v1, v2, v3-large, ... (`mobilenets list`); v2 if left out.
     alpha

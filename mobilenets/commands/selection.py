@@ -26,7 +26,7 @@ from mobilenets.training.calibrated import Calibration
 from mobilenets.training.candidates import Entrant, Table
 from mobilenets.training.distributed import world
 from mobilenets.training.recipes import Recipe
-from mobilenets.training.run import CANDIDATES, CHOICE, START
+from mobilenets.training.run import CANDIDATES, CHOICE, LATENCIES, START
 
 TRIALS = "trials"  # in a run's folder: what the halving trains
 SHORT = 2  # epochs of a halving
@@ -88,12 +88,25 @@ def selected(
     config = task.config(data)
     grid = [task.arch(a, config) for a in choose.grid(1000, found.native_side, task)]
     if init:
-        choice = wanted.pick(_of_bundle(init, grid, task, data), task)
+        choice = _picked(out, wanted, _of_bundle(init, grid, task, data), task)
     else:
-        choice = _of_weights(out, data, task, wanted, recipe, seed, resume, begin, folder, grid) or wanted.pick(
-            grid, task
+        choice = _of_weights(out, data, task, wanted, recipe, seed, resume, begin, folder, grid) or _picked(
+            out, wanted, grid, task
         )
     console.note(choice)
+    files.write_json(path, choice.to_json())
+    (out / LATENCIES).unlink(missing_ok=True)
+    return choice
+
+
+def _picked(out: Path, wanted: Wanted, archs: Sequence[Arch], task: Task) -> Choice:
+    """The pick by what was measured; a run that is stopped before its choice goes on with the same latencies."""
+    path = out / LATENCIES
+    if path.exists():
+        kept = files.read_object(path, Choice.from_json, "a run of fit")
+        if {c.arch.title for c in kept.candidates} == {a.title for a in archs}:
+            return kept
+    choice = wanted.pick(archs, task)
     files.write_json(path, choice.to_json())
     return choice
 
@@ -127,7 +140,7 @@ def _of_weights(
         console.note("none of the pretrained weights is of a network for images of this size: training from nothing")
         return None
     try:
-        choice = wanted.pick(archs, task)
+        choice = _picked(out, wanted, archs, task)
     except UserError as e:
         console.note(f"{e}. Those are the networks with pretrained weights; choosing among all, to train from nothing")
         return None

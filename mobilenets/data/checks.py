@@ -249,6 +249,9 @@ def check(data: Data, skip_bad: bool = False, side: int = CACHE_SIDE, yes: bool 
     if "train" not in data.splits:
         raise UserError(f"{data.source} has no training images, only {', '.join(data.splits)}")
     if "val" not in data.splits or not len(data.split("val")):
+        groups = data.split("train").groups
+        if groups is not None and (groups == groups[0]).all():
+            raise UserError(f"{data.source}: all images are of one group: at least two are needed, to hold out one")
         raise UserError(
             f"{data.source}: no class has an image to hold out: at least two images of some class are needed, better "
             "many of each"

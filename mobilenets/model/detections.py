@@ -27,13 +27,13 @@ class Boxes(nn.Module):
         """The number of anchors is known once they are there."""
         if (given := state_dict.get(f"{prefix}anchors")) is not None:
             self.anchors = torch.empty_like(given, device=self.anchors.device)
-        super()._load_from_state_dict(state_dict, prefix, *rest)  # type: ignore[no-untyped-call]
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def forward(self, offsets: Tensor) -> Tensor:
         scaled = offsets / offsets.new_tensor(self.coder.scales)
         if self.coder.order == "yxhw":
             scaled = scaled[..., [1, 0, 3, 2]]
-        (at, size), (centre, wide) = scaled.split(2, -1), self.anchors.split(2, -1)
+        (at, size), (centre, wide) = torch.split(scaled, 2, -1), torch.split(self.anchors, 2, -1)
         middle, half = centre + at * wide, torch.exp(size) * wide / 2
         return torch.cat((middle - half, middle + half), -1)
 
@@ -88,7 +88,7 @@ def suppressed(boxes: Tensor, scores: Tensor, how: Suppression) -> Tensor:
             found = best[nms(boxes[best % number], by_class[best], how.iou)]
         else:
             kept = []
-            for c in classes.unique():
+            for c in torch.unique(classes):
                 of_class = best[classes == c]
                 kept.append(of_class[nms(boxes[of_class % number], by_class[of_class], how.iou)[: how.per_class]])
             found = torch.cat(kept)

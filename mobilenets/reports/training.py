@@ -162,12 +162,17 @@ class Training:
         )
 
     @property
+    def probe_kept(self) -> bool:
+        """Whether no epoch beat the linear probe that training began with, which is then what the bundle is."""
+        return bool(self.card and self.card.recipe.get("best_epoch") == 0)
+
+    @property
     def best_epoch(self) -> int:
-        """The epoch whose weights are kept, as yet."""
+        """The epoch whose weights are kept, as yet; where none is, the best."""
         if self.card and self.card.recipe.get("best_epoch") in self.scores:
             return int(self.card.recipe["best_epoch"])
         scores = self.columns.get(self.task.monitor(self.recipe), self.scores)
-        return max(scores, key=lambda e: self.metric.rank(scores[e]))
+        return max(scores, key=lambda e: (self.metric.rank(scores[e]), e))
 
     @property
     def balanced(self) -> dict[int, float]:

@@ -21,6 +21,7 @@ THRESHOLDS = (*(round(0.01 * i, 2) for i in range(100)), 0.995, 0.999)
 WARMEST = 20.0  # the highest temperature, and one over the lowest
 # The prior of log T: a normal deviation. Of images that are all right, nothing else keeps T from going to its end.
 SPREAD = 0.5
+CHANCE = 1.92  # nats over all images, which one in twenty calibrated networks seems to gain: half of chi-square's 3.84
 
 
 @dataclass(frozen=True)
@@ -167,9 +168,10 @@ def nats(probabilities: Floats, targets: npt.NDArray[np.int64], temperature: flo
 
 
 def fit_temperature(probabilities: Floats, targets: npt.NDArray[np.int64]) -> float:
-    """The temperature that makes probabilities [N, C] most likely for true classes [N]; 1 where none does better.
+    """The temperature that makes probabilities [N, C] most likely for true classes [N].
 
-    To three decimals. A weak prior draws it to 1.
+    To three decimals. A weak prior draws it to 1; and 1 it is where no other does better than by chance, as a
+    likelihood-ratio test has it (Wilks 1938).
     """
 
     def cost(log_t: float) -> float:
@@ -190,7 +192,8 @@ def fit_temperature(probabilities: Floats, targets: npt.NDArray[np.int64]) -> fl
             b = low + golden * (high - low)
             at_b = cost(b)
     found = round(math.exp((low + high) / 2), 3)
-    return found if nats(probabilities, targets, found) < nats(probabilities, targets) else 1.0
+    gain = len(targets) * (nats(probabilities, targets) - nats(probabilities, targets, found))
+    return found if gain > CHANCE else 1.0
 
 
 def _logs(probabilities: Floats) -> npt.NDArray[np.float64]:

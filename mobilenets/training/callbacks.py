@@ -17,7 +17,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
-from pytorch_lightning.callbacks import Checkpoint, WeightAveraging
+from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint, WeightAveraging
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.plugins import TorchCheckpointIO
 from torch import nn
@@ -94,6 +94,19 @@ class Checkpoints(TorchCheckpointIO):
         return read_checkpoint(Path(path))
 
 
+class Best(ModelCheckpoint):
+    """The checkpoint of the best epoch; of those alike, as many are where few images are held out, the latest.
+
+    By then the learning rate is lower and the average over more steps: `results/README.md` has what that is worth.
+    """
+
+    def check_monitor_top_k(self, trainer: pl.Trainer, current: torch.Tensor | None = None) -> bool:
+        alike = current is not None and self.best_model_score is not None and bool(current == self.best_model_score)
+        if trainer.strategy.reduce_boolean_decision(alike):  # all processes or none
+            return True
+        return super().check_monitor_top_k(trainer, current)
+
+
 NEEDED = ("state_dict", "epoch", "global_step", "loops", "callbacks", "optimizer_states", "lr_schedulers")
 
 
@@ -137,16 +150,21 @@ class EpochLog(pl.Callback):
                 return float(row[self.scores[0]])
         raise UserError(f"{self.path}: has no epoch {epoch}, from which the weights are; restore it, or start anew")
 
+    def since(self, epoch: int, column: str) -> int:
+        """The first epoch that was as good as `epoch`, both counted from 1."""
+        values = {int(r["epoch"]): r[column] for r in self.rows}
+        return min(e for e in values if values[e] == values[epoch])
+
     def on_train_start(self, trainer: pl.Trainer, _module: pl.LightningModule) -> None:
-        self.since = time.monotonic()
+        self.began = time.monotonic()
         self.rows = [r for r in self.rows if int(r["epoch"]) <= trainer.current_epoch]
 
     def on_train_epoch_end(self, trainer: pl.Trainer, _module: pl.LightningModule) -> None:
         now = time.monotonic()
         m = {k: f"{float(v):.6g}" for k, v in trainer.callback_metrics.items()}
         lr = trainer.optimizers[0].param_groups[-1]["lr"]
-        row = {**m, "epoch": str(trainer.current_epoch + 1), "lr": f"{lr:.6g}", "seconds": f"{now - self.since:.2f}"}
-        self.since = now
+        row = {**m, "epoch": str(trainer.current_epoch + 1), "lr": f"{lr:.6g}", "seconds": f"{now - self.began:.2f}"}
+        self.began = now
         self.rows.append({c: row.get(c, "") for c in self.columns})
         if trainer.is_global_zero:
             with files.atomic_file(self.path) as tmp, tmp.open("w", newline="", encoding="utf-8") as f:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 CANDIDATES = "candidates.json"
 CHOICE, SCAN, STEPS, REPORT = "choice.json", "scan.json", "steps.json", "report.html"
+LATENCIES = "latencies.json"  # what was measured, until the choice is made
 INT8 = "int8"
 RATE = "rate.json"  # what a range test found
 START = "start"  # a bundle: pretrained weights with a head fitted to the data, which training began with
@@ -73,9 +74,10 @@ def taken(out: Path, config: dict[str, Any], resume: bool, data: Data) -> Iterat
         try:
             yield
         except UserError:
-            if begun and {p.name for p in out.iterdir()} <= {CONFIG, LOCK, SCAN}:  # nothing came of it: none to resume
-                (out / CONFIG).unlink()
-                (out / SCAN).unlink(missing_ok=True)
+            known = {CONFIG, SCAN, LATENCIES}
+            if begun and {p.name for p in out.iterdir()} <= {LOCK, *known}:  # nothing came of it: none to resume
+                for name in known:
+                    (out / name).unlink(missing_ok=True)
             raise
 
 

@@ -112,9 +112,9 @@ def train_bundle(
     Ctrl-C: the last checkpoint is then in `out`.
     """
     import pytorch_lightning as pl
-    from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+    from pytorch_lightning.callbacks import EarlyStopping
 
-    from mobilenets.training.callbacks import EpochLog, read_checkpoint
+    from mobilenets.training.callbacks import Best, EpochLog, read_checkpoint
     from mobilenets.training.deadline import PLAN, Deadline, epochs_within, planned
 
     size, rank = world()
@@ -143,9 +143,7 @@ def train_bundle(
         made.learner.recipe = recipe
         callbacks.append(Deadline(seconds))
     monitor, mode = task.monitor(recipe), primary.mode
-    best = ModelCheckpoint(
-        folder, "best", monitor=monitor, mode=mode, enable_version_counter=False, save_on_train_epoch_end=True
-    )
+    best = Best(folder, "best", monitor=monitor, mode=mode, enable_version_counter=False, save_on_train_epoch_end=True)
     first = f"val_{primary.name}"
     epochs = EpochLog(out / LOGS / METRICS, [first, *(name for name in made.learner.scores if name != first)])
     callbacks += [best, epochs]
@@ -170,7 +168,7 @@ def train_bundle(
     }
     epoch = int(state["epoch"]) + 1
     if rank == 0:
-        _say_when(epoch, len(epochs.rows), recipe)
+        _say_when(epochs.since(epoch, monitor), epoch, len(epochs.rows), recipe)
     card = Card(
         arch=arch,
         preprocess=made.preprocess,
@@ -245,9 +243,9 @@ def complete(init: Bundle, data: Data, task: Task) -> bool:
     return init.card.task == task.name and kept.keys() == init.dense().tensors.keys()
 
 
-def _say_when(best: int, done: int, recipe: Recipe) -> None:
-    """A word where training was stopped early, or could have been."""
-    if done < recipe.epochs and recipe.patience and done - best >= recipe.patience:
+def _say_when(since: int, best: int, done: int, recipe: Recipe) -> None:
+    """A word where training was stopped early, or could have been: `since` is the first epoch as good as the best."""
+    if done < recipe.epochs and recipe.patience and done - since >= recipe.patience:
         console.note(f"stopped after epoch {done} of {recipe.epochs}: none of the last {recipe.patience} was better")
     elif done - best >= max(WASTED, done // 2):
         console.note(

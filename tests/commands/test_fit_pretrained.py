@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from mobilenets.commands import fit, selection
+from mobilenets.deploy import choose
 from mobilenets.model.bundle import Bundle
 from mobilenets.training import candidates
 from mobilenets.training import trainer as train
@@ -70,6 +71,21 @@ def test_a_finished_run_resumed_measures_nothing_again(fitted, colours, brought,
     monkeypatch.setattr(train, "train_bundle", lambda *_, **__: pytest.fail("trained again"))
     ran = command(*line(colours, fitted.out, "--weights", brought, "--precision", "float32", "--json", "--resume"))
     assert ran.code == 0, ran.err
+
+
+@pytest.mark.usefixtures("fitted")
+def test_a_run_stopped_before_its_choice_measures_no_latency_again(colours, brought, command, tmp_path, monkeypatch):
+    given = line(colours, tmp_path / "run", "--weights", brought, "--remeasure", "--halving", "off")
+    with monkeypatch.context() as stopped:
+        stopped.setattr(candidates, "probe_all", lambda *_: pytest.fail("killed"))
+        with pytest.raises(pytest.fail.Exception, match="killed"):
+            command(*given)
+    monkeypatch.setattr(choose, "pick", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(train, "train_bundle", lambda *_, **__: pytest.fail("chosen"))
+    with pytest.raises(pytest.fail.Exception, match="chosen"):
+        command(*given, "--resume")
+    assert (tmp_path / "run" / "choice.json").exists()
+    assert not (tmp_path / "run" / "latencies.json").exists()
 
 
 @pytest.mark.usefixtures("fitted")

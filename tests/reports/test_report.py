@@ -292,6 +292,13 @@ def test_other_classes_than_the_cards_are_refused(run: Path) -> None:
         report(run)
 
 
+def test_a_probe_that_no_epoch_beat_is_said_to_ship(run: Path) -> None:
+    bundle = Bundle.load(run / "float")
+    Bundle(bundle.card.replace(recipe={**bundle.card.recipe, "best_epoch": 0}), bundle.tensors).save(run / "float")
+    text = visible(report(run).path.read_text())
+    assert "No epoch beat the linear probe that training began with, so the probe is what ships" in text
+
+
 def _changed(run: Path, **scores: Any) -> str:
     """The page of a run whose shipped file's scores are others."""
     result = json.loads((run / "steps.json").read_text())

@@ -222,6 +222,17 @@ def test_epochs_of_an_older_version_have_no_mean_over_classes(tmp_path: Path) ->
     assert "mean over classes" not in text_of(run)[0]
 
 
+def test_a_probe_that_no_epoch_beat_is_what_was_kept(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    bundle = Bundle.load(run / "float")
+    card = bundle.card.replace(recipe={**bundle.card.recipe, "best_epoch": 0})
+    Bundle(card, bundle.tensors).save(run / "float")
+    page = text_of(run)[0]
+    assert "70.30% val split, the linear probe, which no epoch beat" in page
+    assert "so the probe is kept" in page
+    assert "weights kept" not in page
+
+
 def test_best_so_far_is_by_the_score_that_counts(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", 5, finished=False, recipe={**RECIPE.to_json(), "class_weights": "balanced"})
     log = run / "logs" / "metrics.csv"

@@ -52,6 +52,14 @@ def test_the_scale_of_features_changes_nothing():
     assert small.score == pytest.approx(large.score, abs=1.0)
 
 
+def test_the_mean_of_features_changes_nothing():
+    """Features behind an activation are all above 0; around their mean, a fit ends well before its limit of steps."""
+    x, y = blobs(3, 40, 0.7)
+    near, far = (linear._regression(x + off, y, 3, 1.0, False) for off in (0, 30))
+    assert np.allclose(near[0], far[0], atol=1e-3)
+    assert np.allclose(near[1] - far[1], 30 * far[0].sum(1), atol=0.02)
+
+
 def test_classes_with_few_images_or_none():
     x, y = blobs(3, 20, 3.0)
     x, y = np.concatenate([x, x[:1] + 50]), np.append(y, 4)  # class 3 has none, class 4 one

@@ -11,9 +11,10 @@ import time
 import pytest
 
 from mobilenets.data.dataset import Data
+from mobilenets.data.open import open_data
 from mobilenets.errors import UserError
 from mobilenets.tasks import classify
-from mobilenets.training import lock
+from mobilenets.training import lock, run
 from mobilenets.training.recipes import Recipe
 from mobilenets.training.trainer import _say_when, network
 
@@ -65,6 +66,19 @@ def test_a_run_of_before_images_were_recorded_goes_on(begun, photos, tiny_train)
     del config["data"]
     (begun / "run.json").write_text(json.dumps(config))
     assert tiny_train(begun, "--epochs", 1, "--resume", data=photos).ran.code == 0
+
+
+def test_a_choice_that_failed_is_no_run(photos, tmp_path):
+    """Its latencies are nothing to go on with: the corrected command is no other run's."""
+
+    def choose():
+        with run.taken(tmp_path / "run", {"source": str(photos)}, False, open_data(str(photos))):
+            (tmp_path / "run" / "latencies.json").write_text("{}")
+            raise UserError("damaged weights")
+
+    with pytest.raises(UserError, match="damaged weights"):
+        choose()
+    assert {p.name for p in (tmp_path / "run").iterdir()} <= {lock.LOCK}
 
 
 HOLD = """
@@ -165,12 +179,12 @@ def test_a_student_of_small_images_is_small(command, make_bundle, write_colours,
 
 
 def test_a_word_where_later_epochs_brought_nothing(capsys):
-    _say_when(2, 30, Recipe(epochs=30))
+    _say_when(2, 2, 30, Recipe(epochs=30))
     assert "epoch 2 of 30 was the best" in capsys.readouterr().err
-    _say_when(12, 22, Recipe(epochs=30, patience=10))
+    _say_when(12, 14, 22, Recipe(epochs=30, patience=10))
     assert "stopped after epoch 22 of 30: none of the last 10 was better" in capsys.readouterr().err
-    _say_when(28, 30, Recipe(epochs=30))
-    _say_when(1, 3, Recipe(epochs=3))
+    _say_when(28, 28, 30, Recipe(epochs=30))
+    _say_when(1, 1, 3, Recipe(epochs=3))
     assert capsys.readouterr().err == ""
 
 

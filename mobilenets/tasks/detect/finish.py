@@ -50,8 +50,8 @@ def finished(bundle: Bundle) -> Bundle:
     card, config = bundle.card, Config.of(bundle.card.config)
     how = config.suppression
     coder = Coder("yxhw" if config.coder.order == "yxhw" else "xywh", config.coder.scales)
-    counts = (min(n, MOST) for n in (how.per_class, how.most))
-    suppression = Suppression(how.score, how.iou, *counts, config.background, how.together)
+    per_class, most = (min(n, MOST) for n in (how.per_class, how.most))
+    suppression = Suppression(how.score, how.iou, per_class, most, config.background, how.together)
     given = {o.name: o.op for o in card.head.outputs}
     # An output is called scores too: a file has each name once.
     scores = f"{PREFIX}.{SCORES}"

@@ -9,7 +9,8 @@
  *     x0 w0 + x2 w2 = (x0 + w2)(x2 + w0) - x0 x2 - w0 w2
  * where the last two are known once for each pixel, and for each output. The sums of inputs and weights fit into int16,
  * the products' are exact in 32 bits, which may wrap on the way. That is as many instructions, but half as many
- * multiplications, which two of a core's four units can do, where all four can add: 25 macs a cycle where 22 were. */
+ * multiplications, which two of a core's four units can do, where all four can add: 25 macs a cycle where 22 were, with
+ * more than FEW_INPUTS of them. With fewer, what has to be taken away isn't worth it. */
 #if defined(__x86_64__) || defined(_M_X64)
 #include "avx2_requant.h"
 
@@ -18,8 +19,10 @@ TARGET_BEGIN(AVX2_FEATURES)
 enum {
     BLOCK_BYTES = 96 * 1024, /* of widened pixels: a part of L2 */
     BLOCK_MOST = 512,        /* pixels in a block */
-    TILE = 4,                /* pixels that one pass over a panel computes: 8 accumulators of 16 registers */
-    HALF_TILE = 12,          /* and over a panel that has 8 outputs left */
+    FEW_INPUTS = 32,         /* up to which pairs are multiplied as they are */
+    TILE = 4,                /* pixels that one pass over a panel computes: 8 accumulators of 16 registers, */
+    LARGE_TILE = 6,          /* 12 of few inputs, */
+    HALF_TILE = 12,          /* and 12 over a panel that has 8 outputs left */
     FEW = 3,                 /* so few pixels aren't worth a widened panel */
 };
 
@@ -39,8 +42,8 @@ size_t mnet_avx2_pointwise_scratch(int k)
 /* x0 x2 + x1 x3 of fours of inputs, each twice. */
 INLINE __m256i crossed(__m256i v) { return _mm256_madd_epi16(v, _mm256_shuffle_epi32(v, 0xb1)); }
 
-/* k inputs, a multiple of 4, as int16; returns the sum of their fours' x0 x2 + x1 x3. */
-static int32_t widen_pixel(const uint8_t *x, int16_t *y, int k)
+/* k inputs, a multiple of 4, as int16; returns the sum of their fours' x0 x2 + x1 x3, 0 for `few` inputs. */
+INLINE int32_t widen(const uint8_t *x, int16_t *y, int k, const int few)
 {
     static const int32_t last[16] = {0, 0, 0, 0, 0, 0, 0, 0, -1, -1, -1, -1, -1, -1, -1, -1};
     __m256i sum = _mm256_setzero_si256();
@@ -48,7 +51,8 @@ static int32_t widen_pixel(const uint8_t *x, int16_t *y, int k)
     for (; j + 16 <= k; j += 16) {
         const __m256i v = _mm256_cvtepu8_epi16(_mm_loadu_si128((const void *)(x + j)));
         _mm256_storeu_si256((void *)(y + j), v);
-        sum = _mm256_add_epi32(sum, crossed(v));
+        if (!few)
+            sum = _mm256_add_epi32(sum, crossed(v));
     }
     if (j < k && j) { /* some of the last block once more, rather than the rest by fours */
         const __m256i v = _mm256_cvtepu8_epi16(_mm_loadu_si128((const void *)(x + k - 16)));
@@ -64,8 +68,9 @@ static int32_t widen_pixel(const uint8_t *x, int16_t *y, int k)
         _mm_storel_epi64((void *)(y + j), v);
         all = _mm_add_epi32(all, _mm_madd_epi16(v, _mm_shuffle_epi32(v, 0xb1)));
     }
-    return _mm_cvtsi128_si32(all);
+    return few ? 0 : _mm_cvtsi128_si32(all);
 }
+
 
 /* What turns a panel's sums into bytes, in the order of its accumulators. */
 struct panel {
@@ -88,7 +93,7 @@ INLINE struct panel panel_of(const struct requant *q, int c)
     return s;
 }
 
-/* Weights as int16; of the biases, w0 w2 + w1 w3 of all fours is taken away. */
+/* Weights as int16; of the biases, w0 w2 + w1 w3 of all fours is taken away, but of few inputs. */
 static void widen_panel(const int8_t *w, int16_t *y, int k4, struct panel *s)
 {
     for (int j = 0; j < k4; j++, w += 64, y += 64) {
@@ -106,6 +111,8 @@ static void widen_panel(const int8_t *w, int16_t *y, int k4, struct panel *s)
         _mm256_store_si256((void *)(y + 16), b);
         _mm256_store_si256((void *)(y + 32), c);
         _mm256_store_si256((void *)(y + 48), d);
+        if (k4 * 4 <= FEW_INPUTS)
+            continue;
         s->bias[0] = _mm256_sub_epi32(s->bias[0], _mm256_madd_epi16(a, c));
         s->bias[1] = _mm256_sub_epi32(s->bias[1], _mm256_madd_epi16(b, d));
     }
@@ -144,20 +151,36 @@ INLINE void add_four_half(__m256i *sum, const int16_t *x, __m256i first, __m256i
             : "m"(*(const int32_t *)x), "m"(*(const int32_t *)(x + 2)), "x"(first), "x"(second));
 }
 
-/* n pixels of `stride` widened inputs each, times a widened panel; `cross` is what widen_pixel said of each. */
-INLINE void tile(const int n, const int16_t *x, const int32_t *cross, ptrdiff_t stride, const int16_t *w, int k4,
+/* The same of two inputs and 8 outputs, multiplied as they are. */
+INLINE void add_two(__m256i *sum, __m256i x, __m256i w)
+{
+    __m256i product;
+    __asm__("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+x"(*sum), "=&x"(product) : "x"(x), "x"(w));
+}
+
+/* n pixels of `stride` widened inputs each, times a widened panel; `cross` is what widening said of each. */
+INLINE void tile(const int few, const int n, const int16_t *x, const int32_t *cross, ptrdiff_t stride, const int16_t *w, int k4,
                  const struct panel *s, uint8_t *const *y, int c, int whole)
 {
-    __m256i sum[TILE][2];
-    const int16_t *in[TILE];
+    __m256i sum[LARGE_TILE][2];
+    const int16_t *in[LARGE_TILE];
     UNROLL
     for (int i = 0; i < n; i++) {
-        const __m256i less = _mm256_set1_epi32(cross[i]);
+        const __m256i less = few ? _mm256_setzero_si256() : _mm256_set1_epi32(cross[i]);
         sum[i][0] = _mm256_sub_epi32(s->bias[0], less);
         sum[i][1] = _mm256_sub_epi32(s->bias[1], less);
         in[i] = x + i * stride;
     }
-    for (ptrdiff_t j = 0; j < (ptrdiff_t)k4 * 4; j += 4) {
+    for (ptrdiff_t j = 0; few && j < (ptrdiff_t)k4 * 4; j += 2) {
+        const __m256i *at = (const void *)(w + j * PANEL), w0 = at[0], w1 = at[1];
+        UNROLL
+        for (int i = 0; i < n; i++) {
+            const __m256i v = _mm256_castps_si256(_mm256_broadcast_ss((const void *)(in[i] + j)));
+            add_two(&sum[i][0], v, w0);
+            add_two(&sum[i][1], v, w1);
+        }
+    }
+    for (ptrdiff_t j = 0; !few && j < (ptrdiff_t)k4 * 4; j += 4) {
         const __m256i *at = (const void *)(w + j * PANEL), four[4] = {at[0], at[1], at[2], at[3]};
         UNROLL
         for (int i = 0; i < n; i++)
@@ -174,14 +197,20 @@ INLINE void tile(const int n, const int16_t *x, const int32_t *cross, ptrdiff_t 
 }
 
 /* HALF_TILE pixels by the 8 outputs that a panel begins with. */
-INLINE void half_tile(const int16_t *x, const int32_t *cross, ptrdiff_t stride, const int16_t *w, int k4,
+INLINE void half_tile(const int few, const int16_t *x, const int32_t *cross, ptrdiff_t stride, const int16_t *w, int k4,
                       const struct panel *s, uint8_t *const *y, int c)
 {
     __m256i sum[HALF_TILE];
     UNROLL
     for (int i = 0; i < HALF_TILE; i++)
-        sum[i] = _mm256_sub_epi32(s->bias[0], _mm256_set1_epi32(cross[i]));
-    for (ptrdiff_t j = 0; j < (ptrdiff_t)k4 * 4; j += 4) {
+        sum[i] = few ? s->bias[0] : _mm256_sub_epi32(s->bias[0], _mm256_set1_epi32(cross[i]));
+    for (ptrdiff_t j = 0; few && j < (ptrdiff_t)k4 * 4; j += 2) {
+        const __m256i *at = (const void *)(w + j * PANEL);
+        UNROLL
+        for (int i = 0; i < HALF_TILE; i++)
+            add_two(&sum[i], _mm256_castps_si256(_mm256_broadcast_ss((const void *)(x + i * stride + j))), at[0]);
+    }
+    for (ptrdiff_t j = 0; !few && j < (ptrdiff_t)k4 * 4; j += 4) {
         const __m256i *at = (const void *)(w + j * PANEL);
         UNROLL
         for (int i = 0; i < HALF_TILE; i++)
@@ -201,25 +230,40 @@ INLINE void half_tile(const int16_t *x, const int32_t *cross, ptrdiff_t stride, 
     }
 }
 
-static void panel_of_block(const int16_t *x, const int32_t *cross, int pixels, const int16_t *w, int k4,
-                           const struct panel *s, uint8_t *const *y, int c, int whole)
+INLINE void block(const int few, const int16_t *x, const int32_t *cross, int pixels, const int16_t *w, int k4,
+                  const struct panel *s, uint8_t *const *y, int c, int whole)
 {
     const ptrdiff_t stride = (ptrdiff_t)k4 * 4;
+    const int each = few ? LARGE_TILE : TILE;
     int i = 0;
     if (!whole)
         for (; i + HALF_TILE <= pixels; i += HALF_TILE)
-            half_tile(x + i * stride, cross + i, stride, w, k4, s, y + i, c);
-    for (; i + TILE <= pixels; i += TILE)
-        tile(TILE, x + i * stride, cross + i, stride, w, k4, s, y + i, c, whole);
+            half_tile(few, x + i * stride, cross + i, stride, w, k4, s, y + i, c);
+    for (; i + each <= pixels; i += each)
+        tile(few, each, x + i * stride, cross + i, stride, w, k4, s, y + i, c, whole);
     x += i * stride;
     cross += i;
     y += i;
     switch (pixels - i) {
-    case 3: tile(3, x, cross, stride, w, k4, s, y, c, whole); break;
-    case 2: tile(2, x, cross, stride, w, k4, s, y, c, whole); break;
-    case 1: tile(1, x, cross, stride, w, k4, s, y, c, whole); break;
+    case 5: tile(few, few ? 5 : 1, x, cross, stride, w, k4, s, y, c, whole); break;
+    case 4: tile(few, few ? 4 : 1, x, cross, stride, w, k4, s, y, c, whole); break;
+    case 3: tile(few, 3, x, cross, stride, w, k4, s, y, c, whole); break;
+    case 2: tile(few, 2, x, cross, stride, w, k4, s, y, c, whole); break;
+    case 1: tile(few, 1, x, cross, stride, w, k4, s, y, c, whole); break;
     default: break;
     }
+}
+
+static void block_of_few(const int16_t *x, const int32_t *cross, int pixels, const int16_t *w, int k4,
+                         const struct panel *s, uint8_t *const *y, int c, int whole)
+{
+    block(1, x, cross, pixels, w, k4, s, y, c, whole);
+}
+
+static void block_of_many(const int16_t *x, const int32_t *cross, int pixels, const int16_t *w, int k4,
+                          const struct panel *s, uint8_t *const *y, int c, int whole)
+{
+    block(0, x, cross, pixels, w, k4, s, y, c, whole);
 }
 
 /* A pixel by packed weights as they lie: four outputs of four inputs in a register. For one pixel weights are read once,
@@ -246,17 +290,18 @@ static void panel_of_pixel(const int16_t *x, const int8_t *w, int k4, const stru
 
 void mnet_avx2_pointwise(const struct pointwise *p)
 {
-    const int k4 = (p->k + 3) / 4, block = block_pixels(k4), pixels = p->rows * p->width;
+    const int k4 = (p->k + 3) / 4, most = block_pixels(k4), pixels = p->rows * p->width, few = k4 * 4 <= FEW_INPUTS;
     int16_t *panel = (void *)(((uintptr_t)p->scratch + 63) & ~(uintptr_t)63);
     int16_t *wide = panel + (ptrdiff_t)k4 * 4 * PANEL;
-    uint8_t **y = (void *)(wide + (ptrdiff_t)k4 * 4 * block);
+    uint8_t **y = (void *)(wide + (ptrdiff_t)k4 * 4 * most);
     int32_t *cross = (void *)(y + BLOCK_MOST);
     struct walk x = walk_of(p->x.at, p->x.pixel, p->x.row, p->width);
     struct walk out = walk_of(p->y.at, p->y.pixel, p->y.row, p->width);
-    for (int from = 0; from < pixels; from += block) {
-        const int n = pixels - from < block ? pixels - from : block;
+    for (int from = 0; from < pixels; from += most) {
+        const int n = pixels - from < most ? pixels - from : most;
         for (int i = 0; i < n; i++) {
-            cross[i] = widen_pixel(walk_on(&x), wide + (ptrdiff_t)i * k4 * 4, k4 * 4);
+            cross[i] = few ? widen(walk_on(&x), wide + (ptrdiff_t)i * k4 * 4, k4 * 4, 1)
+                           : widen(walk_on(&x), wide + (ptrdiff_t)i * k4 * 4, k4 * 4, 0);
             y[i] = walk_on(&out);
         }
         for (int c = p->first; c < p->last; c += PANEL) {
@@ -268,7 +313,7 @@ void mnet_avx2_pointwise(const struct pointwise *p)
             } else {
                 struct panel s = panel_of(&p->q, c);
                 widen_panel(w, panel, k4, &s);
-                panel_of_block(wide, cross, n, panel, k4, &s, y, c, whole);
+                (few ? block_of_few : block_of_many)(wide, cross, n, panel, k4, &s, y, c, whole);
             }
         }
         if (p->q.lut)

@@ -39,9 +39,9 @@ TURN_SECONDS, LEAST_CALLS = 0.05, 3  # of an engine, before the next one's turn
 COLUMNS = (*KEY, "macs_m", OWN, *OTHERS, "best_other", "ratio")
 
 
-def worked(paths: Sequence[Path], batch: int, rounds: int) -> list[list[float]]:
+def worked(names: Sequence[str], paths: Sequence[Path], batch: int, rounds: int) -> list[list[float]]:
     """Milliseconds of processor time a call of each file's engine, the median of each round."""
-    loaded = [engines.load(p, 1) for p in paths]
+    loaded = [engines.module(n).load(p, 1) for n, p in zip(names, paths, strict=True)]
     side = loaded[0].card.preprocess.resolution
     images = np.random.default_rng(0).integers(0, 256, (batch, side, side, 3), dtype=np.uint8)
     found: list[list[float]] = [[] for _ in paths]
@@ -73,7 +73,7 @@ def measured(arch: Arch, names: list[str], a: argparse.Namespace) -> dict[str, s
             paths.append(path)
             used.append(name)
         if a.processor_time:
-            found = worked(paths, a.batch, a.rounds)
+            found = worked(used, paths, a.batch, a.rounds)
         else:
             timings = bench.time_files([bench.Subject(p, a.threads) for p in paths], (a.batch,), a.rounds)
             found = [list(t.rounds_ms) for t in timings]

@@ -134,7 +134,9 @@ def main() -> None:
         prepare(folder, a.ort, a.rounds, a.repeats)
         model = (folder / "v1_25_int8.mnet").stat().st_size
         for build in ("simd", "relaxed"):
-            engine = sum((folder / "browser" / n).stat().st_size for n in ("mnet.js", f"mnet-{build}.wasm"))
+            engine = sum(
+                (folder / "browser" / n).stat().st_size for n in ("mnet.js", "pictures.js", f"mnet-{build}.wasm")
+            )
             console.note(f"download: {engine / 1e3:.0f} kB ({build}) + V1 .25 int8 {model / 1e3:.0f} kB")
         if a.chromium:
             table += rows("Chromium", in_chromium(folder, a.chromium), machine)

@@ -1,4 +1,4 @@
-"""Builds the engine for browsers: three .wasm, of plain WebAssembly, with SIMD and with relaxed SIMD, and the module.
+"""Builds the engine for browsers: three .wasm, of plain WebAssembly, with SIMD and with relaxed SIMD, and the modules.
 
     python web/build.py [FOLDER]        by default into the package, mobilenets/browser
 
@@ -16,7 +16,7 @@ from pathlib import Path
 COMPILER = "0.17.1"
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGED = ROOT / "mobilenets" / "browser"
-MODULE = ROOT / "web" / "mnet.js"
+MODULES = tuple(ROOT / "web" / name for name in ("mnet.js", "pictures.js"))
 BUILDS = {"scalar": [], "simd": ["-msimd128"], "relaxed": ["-msimd128", "-mrelaxed-simd"]}
 EXPORTS = (
     "aligned_alloc", "mnet_open", "mnet_card", "mnet_image", "mnet_outputs", "mnet_output", "mnet_session", "mnet_isa",
@@ -49,7 +49,8 @@ def build(folder: Path) -> None:
         command = [sys.executable, "-m", "ziglang", "cc", *FLAGS, *features, *exports, *sources, "-o", str(out)]
         subprocess.run(command, cwd=ROOT, check=True)
         out.chmod(0o644)
-    shutil.copyfile(MODULE, folder / MODULE.name)
+    for module in MODULES:
+        shutil.copyfile(module, folder / module.name)
 
 
 if __name__ == "__main__":

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +21,7 @@ from mobilenets.arch import zoo
 from mobilenets.arch.graph import Head, Op, Output
 from mobilenets.arch.spec import scale
 from mobilenets.compression.quantize import quantize_bundle
-from mobilenets.deploy import engines, export
+from mobilenets.deploy import choose, engines, export
 from mobilenets.deploy.engines import RUNTIMES, native, native_library
 from mobilenets.deploy.engines.torch import TorchEngine
 from mobilenets.errors import UserError
@@ -262,3 +267,56 @@ def test_a_strange_number_of_threads(threads: int, tmp_path: Path) -> None:
 def test_an_instruction_set_that_is_not_here(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="this processor has no such instruction set"):
         engine(random_bundle(scale(zoo.network("v1"), 0.25, 32, 10)), tmp_path, isa="abacus")
+
+
+@built
+def test_a_program_in_c(tmp_path: Path) -> None:
+    """The one in docs/ship.md, linked with the library."""
+    compiler = shutil.which("gcc") or shutil.which("cc")
+    if compiler is None or sys.platform == "win32":
+        pytest.skip("no C compiler here")
+    root = Path(__file__).parents[2]
+    (source,) = re.findall(
+        r"```c[^\n]*\n(#include <mnet.h>\n.*?)```", (root / "docs/ship.md").read_text("utf-8"), re.DOTALL
+    )
+    (tmp_path / "label.c").write_text(source)
+    flags = ["-std=c11", "-Wall", "-Wextra", "-Werror", f"-I{root / 'native' / 'include'}"]
+    command = [compiler, *flags, tmp_path / "label.c", native_library.LIBRARY, "-o", tmp_path / "label"]
+    subprocess.run(command, check=True, capture_output=True)
+    bundle = random_bundle(scale(zoo.network("v1"), 0.25, 32, 10), "int8")
+    want = engine(bundle, tmp_path)(np.zeros((1, 32, 32, 3), np.uint8))["probabilities"][0]
+    said = subprocess.run([tmp_path / "label", tmp_path / "m.mnet"], check=True, capture_output=True, text=True)
+    assert said.stdout == f"probabilities of class {want.argmax()}: {want.max():.3f}\n"
+    (tmp_path / "m.mnet").write_bytes(b"MNET")
+    said = subprocess.run([tmp_path / "label", tmp_path / "m.mnet"], capture_output=True, text=True, check=False)
+    assert (said.returncode, said.stderr) == (1, "not a .mnet file\n")
+
+
+@built
+@pytest.mark.usefixtures("small_grid")
+def test_networks_are_chosen_by_its_times(
+    command: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MOBILENETS_CACHE", str(tmp_path))
+    two = [a for a in choose.grid(10) if (a.name, a.alpha) == ("v1", 0.25) and a.resolution < 192]
+    monkeypatch.setattr(choose, "grid", lambda *_: two)
+    ran = command("choose", "--engine", "native", "--max-latency-ms", 1000, "--json")
+    assert ran.code == 0, ran.err
+    picked = ran.json["pick"]
+    assert (picked["engine"], picked["resolution"]) == ("native", 160)
+    assert 0 < picked["latency_ms"] <= 1000
+
+
+@built
+@pytest.mark.slow
+@pytest.mark.usefixtures("small_grid")
+def test_a_fit_to_it(command: Callable[..., Any], colours: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    ran = command(
+        "fit", colours, "--out", out, "--engine", "native", "--max-latency-ms", 50, "--max-size-mb", 1, "--epochs", 2,
+        "--lr", 0.01, "--batch", 12, "--workers", 0, "--from-scratch", "--json",
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    assert ran.json["file"] == str(out / "model-int8.mnet")
+    assert [s["engine"] for s in ran.json["steps"]] == ["torch", "native", "torch", "native"]
+    assert engines.load(out / "model-int8.mnet").name == "native"

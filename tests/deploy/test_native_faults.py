@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import struct
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +30,11 @@ TINY = Arch("tiny", 1.0, 32, 4, (Conv(8, stride=2), Separable(16, stride=2), Sep
 built = pytest.mark.skipif(not native_library.built(), reason="the native engine isn't built here")
 
 
-@pytest.fixture(scope="module", params=["plain", pytest.param("vectors", marks=pytest.mark.slow)])
+# The vectors' kernels take a compiler minutes under the sanitizers.
+@pytest.fixture(
+    scope="module",
+    params=["plain", pytest.param("vectors", marks=[pytest.mark.slow, pytest.mark.timeout(1800)])],
+)
 def fuzzer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`native/tests/fuzz.c` with the engine under the sanitizers: plain C's kernels, or all."""
     if COMPILER is None:
@@ -43,8 +49,17 @@ def fuzzer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     if request.param == "plain":
         sources = [s for s in sources if s.name == "scalar.c" or (s.parent.name == "src" and s.name != "cpu.c")]
         how = ["-DPLAIN"]
-    command = [COMPILER, *FLAGS, *how, *SANITIZERS, "-o", folder / "fuzz", NATIVE / "tests" / "fuzz.c", *sources, "-lm"]
-    subprocess.run(command, check=True, capture_output=True, text=True)
+    objects = [folder / f"{s.stem}.o" for s in (NATIVE / "tests" / "fuzz.c", *sources)]
+
+    def compiled(source: Path, out: Path) -> None:
+        command = [COMPILER, *FLAGS, *how, *SANITIZERS, "-c", "-o", out, source]
+        subprocess.run(command, check=True, capture_output=True, text=True)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(compiled, (NATIVE / "tests" / "fuzz.c", *sources), objects))
+    subprocess.run(
+        [COMPILER, *SANITIZERS, "-pthread", "-o", folder / "fuzz", *objects, "-lm"], check=True, capture_output=True
+    )
     return folder / "fuzz"
 
 

@@ -105,8 +105,8 @@ def parse(data: bytes) -> Parsed:
 def _widened(k: int) -> int:
     k4 = -(-k // 4)
     block = min(96 * 1024 // (k4 * 8), 512)
-    block = 12 if block < 12 else block // 6 * 6
-    return k4 * 8 * (16 + block) + 512 * POINTER + 64
+    block = 12 if block < 12 else block // 4 * 4
+    return k4 * 8 * (16 + block) + 512 * (POINTER + 4) + 64
 
 
 def _pairs(kh: int, kw: int, channels: int) -> int:

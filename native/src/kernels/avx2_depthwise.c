@@ -9,7 +9,7 @@
 
 #include <string.h>
 
-enum { COLUMNS = 40, MOST_PAIRS = 5, MOST_KERNEL = 7, GROUP = 16 /* int16 values of 8 channels' pairs */ };
+enum { COLUMNS = 40, MOST_PAIRS = 5, MOST_KERNEL = 7, MOST_STRIDE = 8, GROUP = 16 /* int16 values of 8 channels' pairs */ };
 
 static int even_pairs(int kh) { return (kh + 1) / 2; }
 static int odd_pairs(int kh) { return kh / 2 + 1; }
@@ -47,61 +47,104 @@ struct shape {
     int kh, kw, stride;
 };
 
-/* Eight channels of `width` outputs in `two` + 1 rows. */
-INLINE void eight(const struct shape s, const int two, const uint8_t *const *in, uint8_t *const *out, int width,
-                  ptrdiff_t in_pixel, ptrdiff_t out_pixel, const int16_t *w, const struct requant *q, int c)
+/* sum += pairs of x * tap. Two instructions that stay together: gcc moves all products before all sums, and then keeps
+ * half of them in memory. */
+INLINE void multiply_add(__m256i *sum, __m256i x, __m256i tap)
+{
+    __m256i product;
+    __asm__("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+x"(*sum), "=&x"(product) : "x"(x), "x"(tap));
+}
+
+/* What sums of 8 channels need. */
+struct finish_u8 {
+    __m256i bias;
+    __m256 multiplier;
+    struct bounds bounds;
+};
+
+INLINE void store_eight(__m128i v, uint8_t *y, ptrdiff_t pixel, int two)
+{
+    _mm_storel_epi64((void *)y, v);
+    if (two)
+        _mm_storeh_pd((void *)(y + pixel), _mm_castsi128_pd(v));
+}
+
+/* Eight channels of n (4 or 2) outputs in `two` + 1 rows; all but the last of them are stored, or all. */
+INLINE void outputs(const struct shape s, const int two, const int n, const __m256i (*pair)[COLUMNS + MOST_STRIDE],
+                    int next, const int16_t *w, const struct finish_u8 *f, uint8_t *y0, uint8_t *y1, ptrdiff_t pixel,
+                    int all_stored)
 {
     const int even = even_pairs(s.kh), all = even + odd_pairs(s.kh), rows = s.kh + two * s.stride;
     const int pairs = (rows + 1) / 2, shift = s.stride % 2, below = s.stride / 2; /* of the second row: its first pair */
     const int second = shift ? odd_pairs(s.kh) : even;
-    __m256i pair[MOST_PAIRS][COLUMNS];
-    const int columns = (width - 1) * s.stride + s.kw;
+    __m256i sum[2][4];
+    UNROLL
+    for (int o = 0; o < 4; o++)
+        sum[0][o] = sum[1][o] = f->bias;
+    UNROLL
+    for (int v = 0; v < s.kw; v++)
+        UNROLL
+        for (int p = 0; p < pairs; p++) {
+            const int16_t *column = w + v * all * GROUP;
+            const int first = p < even, other = two && p >= below && p - below < second;
+            const __m256i a = _mm256_loadu_si256((const void *)(column + (first ? p : 0) * GROUP));
+            const __m256i b = _mm256_loadu_si256((const void *)(column + (other ? shift * even + p - below : 0) * GROUP));
+            UNROLL
+            for (int o = 0; o < n; o++) {
+                const __m256i x = pair[p][o * next + v];
+                if (first)
+                    multiply_add(&sum[0][o], x, a);
+                if (other)
+                    multiply_add(&sum[1][o], x, b);
+            }
+        }
+    UNROLL
+    for (int r = 0; r <= two; r++)
+        UNROLL
+        for (int o = 0; o < n; o++)
+            sum[r][o] = scaled(sum[r][o], f->multiplier);
+    const int from = n == 4 ? 0 : two; /* the row of the third and fourth of these, where there are two outputs a row */
+    const __m256i v = to_bytes(sum[0][0], sum[0][1], sum[from][n == 4 ? 2 : 0], sum[from][n == 4 ? 3 : 1], &f->bounds);
+    const __m128i lower = _mm256_castsi256_si128(v), upper = _mm256_extracti128_si256(v, 1);
+    if (n == 2) {
+        store_eight(lower, y0, pixel, all_stored);
+        if (two)
+            store_eight(upper, y1, pixel, all_stored);
+        return;
+    }
+    store_eight(lower, y0, pixel, 1);
+    store_eight(upper, y0 + 2 * pixel, pixel, all_stored);
+    if (two) {
+        const __m256i u = to_bytes(sum[1][0], sum[1][1], sum[1][2], sum[1][3], &f->bounds);
+        store_eight(_mm256_castsi256_si128(u), y1, pixel, 1);
+        store_eight(_mm256_extracti128_si256(u, 1), y1 + 2 * pixel, pixel, all_stored);
+    }
+}
+
+/* Eight channels of `width` outputs in `two` + 1 rows. */
+INLINE void eight(const struct shape s, const int two, const uint8_t *const *in, uint8_t *const *out, int width,
+                  ptrdiff_t in_pixel, ptrdiff_t out_pixel, const int16_t *w, const struct requant *q, int c)
+{
+    const int rows = s.kh + two * s.stride, pairs = (rows + 1) / 2;
+    __m256i pair[MOST_PAIRS][COLUMNS + MOST_STRIDE];
+    const int next = s.stride > MOST_STRIDE ? 0 : s.stride; /* columns from an output to its neighbour */
+    const int columns = (width - 1) * s.stride + s.kw, spare = width % 2 ? next : 0; /* spare: of none behind the last */
     for (int p = 0; p < pairs; p++) {
         const uint8_t *a = in[2 * p] + c, *b = in[2 * p + 1 < rows ? 2 * p + 1 : 2 * p] + c;
         for (int i = 0; i < columns; i++, a += in_pixel, b += in_pixel)
             pair[p][i] = _mm256_cvtepu8_epi16(
                 _mm_unpacklo_epi8(_mm_loadl_epi64((const void *)a), _mm_loadl_epi64((const void *)b)));
+        for (int i = columns; i < columns + spare; i++)
+            pair[p][i] = _mm256_setzero_si256();
     }
-    const __m256i bias = _mm256_loadu_si256((const void *)(q->bias + c));
-    const __m256 multiplier = _mm256_loadu_ps(q->multiplier + c);
-    const struct bounds bounds = bounds_of(q->zero, q->low, q->high);
+    const struct finish_u8 f = {_mm256_loadu_si256((const void *)(q->bias + c)), _mm256_loadu_ps(q->multiplier + c),
+                                bounds_of(q->zero, q->low, q->high)};
     uint8_t *y0 = out[0] + c, *y1 = out[two] + c;
-    for (int i = 0; i < width; i += 2) {
-        const int next = i + 1 < width ? s.stride : 0; /* from an output's columns to its neighbour's */
-        __m256i sum[4] = {bias, bias, bias, bias};
-        UNROLL
-        for (int v = 0; v < s.kw; v++)
-            UNROLL
-            for (int p = 0; p < pairs; p++) {
-                const __m256i x0 = pair[p][i * s.stride + v], x1 = pair[p][i * s.stride + v + next];
-                if (p < even) {
-                    const __m256i tap = _mm256_loadu_si256((const void *)(w + (v * all + p) * GROUP));
-                    sum[0] = _mm256_add_epi32(sum[0], _mm256_madd_epi16(x0, tap));
-                    sum[1] = _mm256_add_epi32(sum[1], _mm256_madd_epi16(x1, tap));
-                }
-                if (two && p >= below && p - below < second) {
-                    const int16_t *at = w + (v * all + shift * even + p - below) * GROUP;
-                    const __m256i tap = _mm256_loadu_si256((const void *)at);
-                    sum[2] = _mm256_add_epi32(sum[2], _mm256_madd_epi16(x0, tap));
-                    sum[3] = _mm256_add_epi32(sum[3], _mm256_madd_epi16(x1, tap));
-                }
-            }
-        UNROLL
-        for (int o = 0; o < 4; o++)
-            sum[o] = scaled(sum[o], multiplier);
-        const __m256i v = to_bytes(sum[0], sum[1], sum[2], sum[3], &bounds);
-        const __m128i first = _mm256_castsi256_si128(v), last = _mm256_extracti128_si256(v, 1);
-        _mm_storel_epi64((void *)y0, first);
-        if (two)
-            _mm_storel_epi64((void *)y1, last);
-        if (next) {
-            _mm_storeh_pd((void *)(y0 + out_pixel), _mm_castsi128_pd(first));
-            if (two)
-                _mm_storeh_pd((void *)(y1 + out_pixel), _mm_castsi128_pd(last));
-        }
-        y0 += 2 * out_pixel;
-        y1 += 2 * out_pixel;
-    }
+    int i = 0;
+    for (; width - i > 2; i += 4, y0 += 4 * out_pixel, y1 += 4 * out_pixel)
+        outputs(s, two, 4, (void *)&pair[0][i * s.stride], next, w, &f, y0, y1, out_pixel, width - i > 3);
+    if (i < width)
+        outputs(s, two, 2, (void *)&pair[0][i * s.stride], next, w, &f, y0, y1, out_pixel, width - i > 1);
 }
 
 /* The shapes that networks have are compiled for themselves. */
@@ -143,7 +186,7 @@ void mnet_avx2_depthwise(const struct depthwise *d)
     }
     const uint8_t *in[2 * MOST_PAIRS];
     uint8_t *out[2];
-    const int block = (COLUMNS - d->kw) / d->stride + 1;
+    const int block = d->stride > MOST_STRIDE ? 1 : (COLUMNS - d->kw) / d->stride + 1;
     for (int r = 0; r < d->n;) {
         const int two = d->stride <= 2 && r + 1 < d->n;
         for (int i = 0; i < d->width; i += block) {

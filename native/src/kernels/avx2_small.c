@@ -55,22 +55,31 @@ void mnet_avx2_mul_u8(const uint8_t *a, uint8_t *y, size_t pixels, int channels,
     }
 }
 
-/* A table of 256 as 16 tables of 16, each of which answers for its own values and 0 for the others: a byte's distance
- * from the table's first value, moved so that what is not in 0..15 has its highest bit set, which vpshufb turns to 0. */
+/* A table of 256 as 16 tables of 16: each is asked by the lower four bits, and each upper bit chooses between the halves
+ * of what is left; a choice is by a byte's highest bit. */
+INLINE __m256i found(__m256i v, const uint8_t *lut)
+{
+    const __m256i lower = _mm256_and_si256(v, _mm256_set1_epi8(15));
+    const __m256i bit[4] = {_mm256_slli_epi16(v, 3), _mm256_slli_epi16(v, 2), _mm256_slli_epi16(v, 1), v};
+    __m256i half[5];
+    UNROLL
+    for (int t = 0; t < 16; t++) {
+        __m256i one = _mm256_broadcastsi128_si256(_mm_loadu_si128((const void *)(lut + t * 16)));
+        one = _mm256_shuffle_epi8(one, lower);
+        int level = 0;
+        UNROLL
+        for (int n = t; n % 2; n /= 2, level++)
+            one = _mm256_blendv_epi8(half[level], one, bit[level]);
+        half[level] = one;
+    }
+    return half[4];
+}
+
 void mnet_avx2_lut_u8(const uint8_t *x, uint8_t *y, size_t n, const uint8_t *lut)
 {
     size_t i = 0;
-    for (; i + 32 <= n; i += 32) {
-        __m256i v = _mm256_loadu_si256((const void *)(x + i)), found = _mm256_setzero_si256();
-        UNROLL
-        for (int t = 0; t < 16; t++) {
-            __m256i table = _mm256_broadcastsi128_si256(_mm_loadu_si128((const void *)(lut + t * 16)));
-            __m256i at = _mm256_adds_epu8(v, _mm256_set1_epi8(0x70));
-            found = _mm256_or_si256(found, _mm256_shuffle_epi8(table, at));
-            v = _mm256_sub_epi8(v, _mm256_set1_epi8(16));
-        }
-        _mm256_storeu_si256((void *)(y + i), found);
-    }
+    for (; i + 32 <= n; i += 32)
+        _mm256_storeu_si256((void *)(y + i), found(_mm256_loadu_si256((const void *)(x + i)), lut));
     for (; i < n; i++)
         y[i] = lut[x[i]];
 }

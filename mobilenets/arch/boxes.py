@@ -1,4 +1,4 @@
-"""How boxes are read from what a detector's head says: the numbers of its box coder and of its suppression. No torch."""
+"""How boxes are read from what a detector's head says: the numbers of its coder and of its suppression. No torch."""
 
 from __future__ import annotations
 

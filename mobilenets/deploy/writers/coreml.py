@@ -8,7 +8,7 @@ their scales and biases are 16-bit floats, the nearest to the bundle's. Core ML 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import coremltools as ct
@@ -18,6 +18,7 @@ from coremltools.converters.mil.mil import Program, types
 
 from mobilenets.arch.graph import Op
 from mobilenets.deploy.lowering import Lowered, lower, unsupported
+from mobilenets.deploy.writers import coreml_detect
 from mobilenets.model.bundle import Bundle
 from mobilenets.model.encodings import Array, half
 
@@ -29,6 +30,7 @@ class _Writer:
 
     def __init__(self, lowered: Lowered) -> None:
         self.lowered, self.graph = lowered, lowered.graph
+        self.parts: dict[str, Mapping[str, Any]] = {}  # of detections
         self.dtype = np.float32 if lowered.precision == "float32" else np.float16
 
     def number(self, value: Any) -> Array:
@@ -145,6 +147,7 @@ EMIT: dict[str, Callable[..., Any]] = {
     "softmax": lambda _writer, op, x: mb.softmax(x=x, axis=1, name=f"{op.name}.out"),
     "sigmoid": lambda _writer, op, x: mb.sigmoid(x=x, name=f"{op.name}.out"),
     "l2norm": _Writer.l2norm,
+    **coreml_detect.EMIT,
 }
 
 

@@ -1,4 +1,4 @@
-"""What detectors end in, as steps of our own engine (`native/src/detect.c`): rows of answers, boxes, suppression. No torch.
+"""What detectors end in, as steps of our own engine (`native/src/detect.c`). No torch.
 
 Rows [A, C] are a map of one row, A pixels and C channels. Those that are stacked are written where they belong at once;
 scores that only the suppression reads are left to it, which computes those that it needs.

@@ -1,8 +1,8 @@
-"""What detectors end in, as ONNX nodes: rows of answers, boxes, NonMaxSuppression and the best of what it keeps. No torch.
+"""What detectors end in, as ONNX nodes: rows of answers, boxes, and the best of them. No torch.
 
 Suppressing 90 classes of 2,000 boxes each takes ONNX Runtime a quarter of a network's time. So the best pairs of a box
-and a class are taken first, and all classes suppressed at once, their boxes moved apart. NonMaxSuppression gives what it
-keeps of all images as one list: the scores of that are put back where they were, zeros around them, and the best of
+and a class are taken first, and all classes suppressed at once, their boxes moved apart. NonMaxSuppression gives what
+it keeps of all images as one list: the scores of that are put back where they were, zeros around them, and the best of
 each image taken from there.
 """
 
@@ -99,7 +99,8 @@ def _gathered(w: Writer, name: str, rows: str, which: str) -> str:
 
 def _apart(w: Writer, name: str, places: str, label: str) -> str:
     """Boxes moved so that those of two classes never overlap: by classes in rows of 16, since floats keep fewer places
-    of large numbers."""
+    of large numbers.
+    """
     parts = []
     for kind, by in (("Mod", "across"), ("Div", "down")):
         steps = w.node(kind, [label, _whole(w, "sixteen", 16)], f"{name}.{by}")

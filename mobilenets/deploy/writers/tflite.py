@@ -21,7 +21,14 @@ from mobilenets.arch.graph import Op, pads
 from mobilenets.deploy.lowering import Lowered, lower, unsupported
 from mobilenets.deploy.writers import tflite_detect
 from mobilenets.deploy.writers.tflite_graph import CARD_KEY, Graph, quantization
-from mobilenets.deploy.writers.tflite_metadata import KEY, class_names, detected_names, metadata, normalization, with_labels
+from mobilenets.deploy.writers.tflite_metadata import (
+    KEY,
+    class_names,
+    detected_names,
+    metadata,
+    normalization,
+    with_labels,
+)
 from mobilenets.model.bundle import Bundle
 
 Array = npt.NDArray[Any]

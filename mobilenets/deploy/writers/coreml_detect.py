@@ -85,7 +85,7 @@ def suppress(w: Writer, op: Op, corners: Any, scores: Any) -> Any:
     label = mb.mod(x=which, y=np.int32(classes), name=f"{name}.label")
     places = mb.gather(x=_wide(corners, f"{name}.corners"), indices=box, axis=1, name=f"{name}.places")
     steps = [
-        mb.mul(x=_wide(kind(x=label, y=np.int32(GRID)), f"{name}.{by}"), y=APART)
+        mb.mul(x=_wide(kind(x=label, y=np.int32(GRID)), f"{name}.{by}"), y=np.float32(0) if how.together else APART)
         for kind, by in ((mb.mod, "across"), (mb.floor_div, "down"))
     ]
     moves = mb.stack(values=steps, axis=2, name=f"{name}.moves")

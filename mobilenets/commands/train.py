@@ -60,7 +60,7 @@ def train(
     ----------
     source
         Folder or zip of class folders, shards (their folder or address), or a set's name (digits, cifar10, ...). For
-        detect, of images with boxes: COCO JSON, Pascal VOC XML, YOLO text, CSV, and others.
+        detect, images with boxes in any of the usual formats.
     out
         Folder of the run: checkpoints, logs, and the bundle in OUT/float. By default in runs/, by the names of the data
         and the network.

@@ -209,7 +209,7 @@ def compare(
             if name == "train":
                 every = zip(data.labels, split.targets.T, strict=True)
                 found.alike = [c for c, said in every if len({*said[~np.isnan(said)].tolist()}) < 2]
-        elif split.targets and all(isinstance(t, Boxes) for t in split.targets):
+        elif isinstance(split.targets, list) and split.targets and all(isinstance(t, Boxes) for t in split.targets):
             each = np.concatenate([t.classes for t in split.targets])
             holds = np.bincount(each, minlength=len(data.labels)).tolist()
             found.counts[name] = {c: int(n) for c, n in zip(data.labels, holds, strict=True)}

@@ -73,7 +73,14 @@ def test_dir_lists_what_can_be_used():
 # ---- every name at the top -----------------------------------------------------------------------------------------
 
 FUNCTIONS = [n for n in mobilenets.__all__ if n[0].islower()]
-GROUPS = ("budget", "overrides", "distillation", "calibration", "detector", "reading")  # of options, which say what they are
+GROUPS = (
+    "budget",
+    "overrides",
+    "distillation",
+    "calibration",
+    "detector",
+    "reading",
+)  # of options, which say what they are
 TRAINING = {"fit", "train", "sweep", "tune", "distill"}  # a minute together
 
 

@@ -279,7 +279,7 @@ class Head:
 class Graph:
     """Operations in an order in which each reads what is there already, from `source`, of `source_shape`, on.
 
-    `integers`: the values that an int8 graph holds as whole numbers (see `with_rounding`).
+    `integers`: the values that an int8 graph holds as whole numbers (see `arch.rounding`).
     """
 
     ops: tuple[Op, ...]
@@ -416,50 +416,3 @@ def pads(op: Op, shape: Shape, padding: Padding) -> tuple[int, int, int, int]:
         same_padding(side, k, op.stride) for side, k in zip(shape[1:], op.kernels, strict=True)
     )
     return up, left, down, right
-
-
-def with_rounding(
-    graph: Graph, float_ops: Collection[str] = (), in_float: Callable[[Op], bool] = lambda _op: False
-) -> Graph:
-    """An int8 network's graph: where values become whole numbers ("quantize") and floats again ("dequantize").
-
-    This is the one place for its rules. Every activation is rounded to its scale, but for those of `float_ops`, which
-    are computed in float and stay so; an int8 operation that reads one rounds what it reads. Answers (KINDS says which)
-    are computed in float. `in_float`: operations that a runtime computes in float though their output is rounded.
-    """
-    out: list[Op] = []
-    integers: set[str] = set()
-    forms: dict[tuple[str, bool], str] = {}  # (activation, in whole numbers) -> the value that is it
-
-    def convert(name: str, value: str, kind: str) -> str:
-        like = graph.by_name.get(name)
-        channels = like.cout if like else graph.source_shape[0]
-        new = f"{name}.{'int8' if kind == 'quantize' else 'float'}"
-        out.append(Op(new, kind, channels, channels, inputs=(value,)))
-        if kind == "quantize":
-            integers.add(new)
-        return new
-
-    def read(name: str, integer: bool) -> str:
-        if (name, integer) not in forms:
-            kind = "quantize" if integer else "dequantize"
-            forms[name, integer] = convert(name, forms[name, not integer], kind)
-        return forms[name, integer]
-
-    def made(name: str, integer: bool, rounded: bool) -> None:
-        forms[name, integer] = name
-        if integer:
-            integers.add(name)
-        elif rounded:  # whoever reads it in float reads it rounded
-            forms[name, True] = convert(name, name, "quantize")
-            del forms[name, False]
-
-    made(graph.source, False, True)
-    for op in graph.ops:
-        rounded = KINDS[op.kind].rounded and op.name not in float_ops
-        integer = rounded and not in_float(op)
-        inputs = tuple(read(name, integer) for name in op.inputs)
-        out.append(dataclasses.replace(op, inputs=inputs))
-        made(op.name, integer, rounded)
-    outputs = tuple(dataclasses.replace(o, op=read(o.op, False)) for o in graph.outputs)
-    return graph.replace(ops=tuple(out), outputs=outputs, integers=frozenset(integers))

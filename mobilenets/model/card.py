@@ -75,7 +75,7 @@ class Card:
     `task` is the task's name, `config` what it knows of its answers (a classifier's labels), as JSON; `head` are the
     operations it adds to the arch's own, and the outputs. `precision` is what is computed in; `encodings` say, by
     layer, how weights are stored where that isn't plainly (see `encodings`). `float_ops`: names of the operations that
-    an int8 network keeps in float (`arch.graph.with_rounding` says how).
+    an int8 network keeps in float (`arch.rounding` says how).
     """
 
     arch: Arch

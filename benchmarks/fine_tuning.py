@@ -7,6 +7,7 @@
 Others' recipes are written as ours: what their documentation or scripts have by default, for as many epochs as fit into
 the time; with --processor-time, this process's own, which is what compares them on a machine that others use. Each
 epoch is chosen on val and scored on test; where there is no test split, val serves as one and a tenth of train as val.
+With --per-class, val has a fifth of as many.
 With --folds, each seed is a fold. Runs that are in OUT/fine_tuning.csv are skipped. Prints means and standard errors.
 """
 
@@ -81,6 +82,12 @@ def opened(a: argparse.Namespace, seed: int) -> Data:
         rest = np.setdiff1d(np.arange(len(every)), held)
         test = dataclasses.replace(d.splits["val"], name="test")
         d.splits = {"train": every.subset(rest), "val": every.subset(held, "val"), "test": test}
+    if a.per_class:  # who has few images to train on has few to choose an epoch by
+        val = d.splits["val"]
+        d.splits["val"] = val.subset(splitting.limited(val.targets, max(1, a.per_class // 5), seed))
+    if a.test_images:
+        test = d.splits["test"]
+        d.splits["test"] = test.subset(np.random.default_rng(0).permutation(len(test))[: a.test_images])
     checks.scan(d)
     return d
 
@@ -118,6 +125,7 @@ def main() -> None:
     parser.add_argument("--resolution", type=int, default=128)
     parser.add_argument("--seconds", type=float, default=240)
     parser.add_argument("--per-class", type=int)
+    parser.add_argument("--test-images", type=int, help="as many at most, the same for all")
     parser.add_argument("--folds", type=int, default=0)
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--recipes", default=";".join([PROBE, OWN, *OTHERS]), help="some of them, with ; between")

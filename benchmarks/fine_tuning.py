@@ -7,7 +7,7 @@
 Others' recipes are written as ours: what their documentation or scripts have by default, for as many epochs as fit into
 the time; with --processor-time, this process's own, which is what compares them on a machine that others use. Each
 epoch is chosen on val and scored on test; where there is no test split, val serves as one and a tenth of train as val.
-With --per-class, val has a fifth of as many; with --folds, each seed is a fold. Runs that are in OUT/fine_tuning.csv are
+With --per-class, val has a fifth of as many; with --folds, each seed is a fold. Runs in OUT/fine_tuning.csv are
 skipped. Prints means and standard errors.
 """
 

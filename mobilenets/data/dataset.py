@@ -80,9 +80,9 @@ class Split:
     strata: npt.NDArray[Any] | None = None
 
     @property
-    def spread(self) -> npt.NDArray[Any]:
-        """What is held out a like share of: classes [N], or tags [N, C]."""
-        return np.asarray(self.targets) if self.strata is None else self.strata
+    def spread(self) -> Any:
+        """What is held out a like share of: classes [N], tags [N, C], boxes."""
+        return self.targets if self.strata is None else self.strata
 
     def __len__(self) -> int:
         return len(self.names)

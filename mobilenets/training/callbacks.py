@@ -145,15 +145,19 @@ class EpochLog(pl.Callback):
 
     def score(self, epoch: int) -> float:
         """The primary metric of an epoch, counted from 1, in its unit."""
+        return float(self.row(epoch)[self.scores[0]])
+
+    def row(self, epoch: int) -> dict[str, str]:
+        """What is known of an epoch, counted from 1. Raises `UserError`."""
         for row in self.rows:
             if row["epoch"] == str(epoch):
-                return float(row[self.scores[0]])
+                return row
         raise UserError(f"{self.path}: has no epoch {epoch}, from which the weights are; restore it, or start anew")
 
     def since(self, epoch: int, column: str) -> int:
-        """The first epoch that was as good as `epoch`, both counted from 1."""
-        values = {int(r["epoch"]): r[column] for r in self.rows}
-        return min(e for e in values if values[e] == values[epoch])
+        """The first epoch that was as good as `epoch`, both counted from 1. Raises `UserError`."""
+        value = self.row(epoch)[column]
+        return min(int(r["epoch"]) for r in self.rows if r[column] == value)
 
     def on_train_start(self, trainer: pl.Trainer, _module: pl.LightningModule) -> None:
         self.began = time.monotonic()

@@ -7,7 +7,7 @@ from pathlib import Path
 from mobilenets.arch.spec import Arch
 from mobilenets.deploy.choose import Budget, Candidate, Choice
 from mobilenets.deploy.latency import Setting
-from mobilenets.tasks.classify import PRIOR
+from mobilenets.tasks.labelled import PRIOR
 from mobilenets.tasks.task import Prior
 
 

@@ -62,10 +62,10 @@ class PlaceScores(Notebook):
 
         from mobilenets.console import many, table
 
-        t = table(f"{self.data}, {self.split} split", ["", "value", *self.floors], left=("",))
+        t = table(f"{self.data}, {self.split} split", ["placed within", "value", *self.floors], left=("placed within",))
         for name, km in DISTANCES.items():
             floors = (f"{one[name]:.2f}" for one in self.floors.values())
-            t.add_row(f"within {km:,.0f} km, {CALLED[name]} (%)", f"{self.within[name]:.2f}", *floors)
+            t.add_row(f"{km:,.0f} km, {CALLED[name]} (%)", f"{self.within[name]:.2f}", *floors)
         t.add_row(
             "median distance (km)", f"{self.median_km:,.1f}", *(f"{f['median_km']:,.1f}" for f in self.floors.values())
         )

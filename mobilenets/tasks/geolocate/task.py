@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from mobilenets.tasks.geolocate.losses import CellLoss
 
 PRIMARY = MetricSpec("within25", "within 25 km", share=True)
-FLOORS = {"always the commonest cell": "cell", "always the best point": "point"}
+FLOORS = {"commonest cell": "cell", "best point": "point"}
 LEAST_SPREAD = 0.1  # km: nearer than a photo's own position is
 
 

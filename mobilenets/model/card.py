@@ -157,7 +157,7 @@ class Card:
         trained = f"{self.data.get('source')} ({', '.join(f'{n} {k}' for k, n in counts.items())})"
         return [
             ("network", f"{self.arch.title}, {self.precision}"),
-            ("task", f"{self.task}: {labels}"),
+            ("task", f"{self.task}: {labels}" if labels else self.task),
             ("input", f"{side} RGB, {_framed(p)}, (pixel - {_one(p.mean)}) / {_one(p.std)}"),
             *((m.name, f"{m.value:.2f}%, {m.data} {m.split}, {m.count} images") for m in self.metrics),
             *((("probabilities", str(self.trust)),) if KEY in self.config else ()),

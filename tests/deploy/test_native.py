@@ -299,7 +299,7 @@ def test_networks_are_chosen_by_its_times(
 ) -> None:
     monkeypatch.setenv("MOBILENETS_CACHE", str(tmp_path))
     two = [a for a in choose.grid(10) if (a.name, a.alpha) == ("v1", 0.25) and a.resolution < 192]
-    monkeypatch.setattr(choose, "grid", lambda *_: two)
+    monkeypatch.setattr("mobilenets.commands.choose.grid", lambda *_: two)  # which it has by its own name
     ran = command("choose", "--engine", "native", "--max-latency-ms", 1000, "--json")
     assert ran.code == 0, ran.err
     picked = ran.json["pick"]

@@ -59,7 +59,7 @@ _TORCHVISION_HEADS = {
 class Detector:
     """A detector as it was recognised: `classes` are the columns of its logits, `tensors` are ours by our names."""
 
-    library: str
+    origin: str
     family: str
     arch: Arch
     head: Head
@@ -69,7 +69,7 @@ class Detector:
 
 def is_detector(tensors: Arrays) -> bool:
     """Whether tensors are of a detector, of those that are known or of two stages."""
-    return has_two_stages(tensors) or _library(tensors) is not None
+    return has_two_stages(tensors) or _origin(tensors) is not None
 
 
 def has_two_stages(tensors: Arrays) -> bool:
@@ -77,7 +77,7 @@ def has_two_stages(tensors: Arrays) -> bool:
     return any(_TWO_STAGES.search(name) for name in tensors)
 
 
-def _library(tensors: Arrays) -> tuple[str, str] | None:
+def _origin(tensors: Arrays) -> tuple[str, str] | None:
     """Whose detector it is, and what stands before its names."""
     if any("BoxEncodingPredictor" in name for name in tensors):
         m = next((m for name in tensors if (m := _TF_BODY.match(name))), None)
@@ -96,11 +96,11 @@ def recognised(
     """
     if has_two_stages(tensors):
         raise UserError("a detector of two stages, of which the body alone can be imported: --body-only")
-    library, prefix = _library(tensors) or ("", "")
+    origin, prefix = _origin(tensors) or ("", "")
     tensors = {k.removeprefix(prefix): a for k, a in tensors.items()}
-    tried = [*(_of_tf if library == TF else _of_torchvision)(tensors, name, alpha, resolution)]
+    tried = [*(_of_tf if origin == TF else _of_torchvision)(tensors, name, alpha, resolution)]
     if not tried:
-        raise UserError(f"a detector of {library}, but none that is known: those on V1, V2 and V3 are")
+        raise UserError(f"a detector of {origin}, but none that is known: those on V1, V2 and V3 are")
     best, family, head, classes = min(tried, key=lambda t: t[0].faults)
     if not best.exact:
         raise UserError(
@@ -108,7 +108,7 @@ def recognised(
             f"{best.arch.alpha:g} ({best.complaint})"
         )
     check_strides(best, strides or {})
-    return Detector(library, family, best.arch, head, classes, convert(best, tensors))
+    return Detector(origin, family, best.arch, head, classes, convert(best, tensors))
 
 
 Tried = tuple[Match, str, Head, int]

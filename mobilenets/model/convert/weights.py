@@ -217,12 +217,12 @@ def _detector(foreign: Foreign, said: Stated) -> Bundle:
         arch = found.arch
         net = arch.replace(padding=said.padding or arch.padding, bn_eps=said.bn_eps or arch.bn_eps)
         found = dataclasses.replace(found, arch=net)
-    side = said.resolution or USUAL_SIDE[found.library]
+    side = said.resolution or USUAL_SIDE[found.origin]
     usual = Preprocess(side, 1.0, (127.5,) * 3, (127.5,) * 3, framing="stretch")
     return detector_bundle(
         dataclasses.replace(found, arch=found.arch.replace(resolution=side)), foreign.boxes, said.labels,
         dataclasses.replace(said, resolution=side).of_images(usual), foreign.where,
-        recipe=_recipe(foreign, said, found.library, precision, assumable), licence=said.licence or "",
+        recipe=_recipe(foreign, said, found.origin, precision, assumable), licence=said.licence or "",
     )  # fmt: skip
 
 

@@ -61,13 +61,6 @@ class CellLoss(LabelLoss):
         """None: a photo mixed of two was taken nowhere."""
         return []
 
-    def rows(self, targets: Tensor) -> Tensor:
-        """Cells of the first partition [N, C], as shares; of a photo in none, nothing."""
-        if targets.is_floating_point():
-            return targets[:, : self.num_classes]
-        first = targets[:, 0]
-        return F.one_hot(first.clamp(min=0), self.num_classes) * (first != NOWHERE)[:, None]
-
 
 def _cross_entropy(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
     if targets.is_floating_point():

@@ -21,11 +21,10 @@ from mobilenets.data.positions import POSITIONS
 from mobilenets.data.source import Source
 from mobilenets.errors import UserError
 from mobilenets.model.card import Card, Precision
-from mobilenets.model.trust import Trust
 from mobilenets.tasks import classify, linear
 from mobilenets.tasks.geolocate import cells, sphere
 from mobilenets.tasks.geolocate.cells import Partition
-from mobilenets.tasks.geolocate.scores import DISTANCES, PlaceScores, PlaceTally
+from mobilenets.tasks.geolocate.scores import DISTANCES, PlaceTally
 from mobilenets.tasks.labelled import Labelled, captioned
 from mobilenets.tasks.linear import Probe
 from mobilenets.tasks.task import Answer, MetricSpec, Outputs, Parity, Sizes, Task
@@ -114,7 +113,6 @@ class Geolocate(Labelled):
     name = "geolocate"
     labelling = POSITIONS
     primary: MetricSpec | None = PRIMARY
-    agreeing = "of the cells"
 
     # ---- network
 
@@ -212,16 +210,6 @@ class Geolocate(Labelled):
 
         return divergence(teacher[LOGITS], student[LOGITS], temperature)
 
-    def unread(self, probabilities: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        return np.asarray(np.log(np.maximum(probabilities, 1e-7)))
-
-    def read(self, logits: npt.NDArray[np.float32], trust: Trust) -> npt.NDArray[Any]:  # noqa: ARG002
-        """The best cell of each image [N]."""
-        return np.asarray(logits.argmax(1))
-
-    def agreement(self, said: npt.NDArray[Any], targets: npt.NDArray[Any]) -> float:
-        return 100 * float((said == targets).mean())
-
     # ---- answers
 
     def scored(self, outputs: Outputs, card: Card) -> npt.NDArray[np.float64]:
@@ -288,4 +276,3 @@ class _Tally(PlaceTally):
 
 
 TASK: Task = Geolocate()
-__all__ = ["TASK", "Geolocate", "Guess", "Place", "PlaceScores", "partitions_of"]

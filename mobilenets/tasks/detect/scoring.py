@@ -166,7 +166,7 @@ class Evaluation:
 
     def result(self) -> tuple[dict[str, float], tuple[LabelScore, ...]]:
         """COCO's twelve numbers by name and each label's, percent, NaN where there is nothing to find."""
-        coco, evaluator = library()
+        coco, evaluator = scorer()
         images = [{"id": i + 1} for i in range(self.images)]
         categories = [{"id": i + 1, "name": name} for i, name in enumerate(self.labels)]
         nan = float("nan")
@@ -209,7 +209,7 @@ def _mean(values: Floats) -> float:
     return 100 * float(kept.mean()) if kept.size else float("nan")
 
 
-def library() -> tuple[Any, Any]:
+def scorer() -> tuple[Any, Any]:
     """What computes the scores. Raises `UserError` where it isn't installed."""
     with needed_by("a detector's score"):
         from faster_coco_eval import COCO, COCOeval_faster

@@ -21,7 +21,7 @@ from mobilenets.model.card import Card, Precision
 from mobilenets.model.images import Framing
 from mobilenets.tasks.detect import anchors, answers, decode, finish, parity, start, zero
 from mobilenets.tasks.detect.config import LOGITS, OFFSETS, Config, DetectorOptions
-from mobilenets.tasks.detect.scoring import DetectionScores, Evaluation, add_boxes, library, scores_of
+from mobilenets.tasks.detect.scoring import DetectionScores, Evaluation, add_boxes, scorer, scores_of
 from mobilenets.tasks.task import Answer, MetricSpec, Outputs, Parity, Prior, Sizes, Task
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ class Detect:
 
         from mobilenets.tasks.detect.validation import AveragePrecision
 
-        library()  # before the first epoch, not after it
+        scorer()  # before the first epoch, not after it
         how = Config.of(config)
         return nn.ModuleDict({
             "val_ap": AveragePrecision(how, first=True),

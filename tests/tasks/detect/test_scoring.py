@@ -10,7 +10,7 @@ import pytest
 
 from mobilenets.errors import UserError
 from mobilenets.tasks.detect.decode import Found
-from mobilenets.tasks.detect.scoring import NUMBERS, Evaluation, library
+from mobilenets.tasks.detect.scoring import NUMBERS, Evaluation, scorer
 
 pytest.importorskip("faster_coco_eval")
 
@@ -85,7 +85,7 @@ def test_a_missing_library_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
     with pytest.raises(UserError, match=r"a detector's score needs faster-coco-eval: pip install 'mobilenets\[detect"):
-        library()
+        scorer()
 
 
 def test_nothing_to_find_is_no_number() -> None:

@@ -231,6 +231,7 @@ class Classify(Labelled):
     labelling = CLASSES
     primary: MetricSpec | None = PRIMARY
     agreeing = "top-1"
+    losses = ("cross-entropy", "bootstrap", "symmetric", "co-teaching")
 
     def head(self, arch: Arch, config: Mapping[str, Any]) -> Head:  # noqa: ARG002
         return classifier_head(arch)
@@ -238,11 +239,12 @@ class Classify(Labelled):
     # ---- training
 
     def objective(self, config: Mapping[str, Any], recipe: Any, training: Split) -> CrossEntropy:
-        from mobilenets.tasks.losses import CrossEntropy, class_weights
+        from mobilenets.tasks.losses import LOSSES, class_weights
 
         classes = len(config["labels"])
         counts = np.bincount(training.targets, minlength=classes).tolist()
-        return CrossEntropy(recipe, classes, class_weights(counts) if recipe.class_weights == "balanced" else None)
+        weights = class_weights(counts) if recipe.class_weights == "balanced" else None
+        return LOSSES[recipe.loss](recipe, classes, weights)
 
     def validation(self, config: Mapping[str, Any]) -> nn.ModuleDict:
         from mobilenets.tasks.losses import accuracies

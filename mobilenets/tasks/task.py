@@ -321,3 +321,10 @@ class Tabled(Protocol):
 
     def told(self, answer: Answer, target: Any, card: Card) -> tuple[str, str, str]:
         """The true label, the one that was given, and how probable that is in percent."""
+
+
+@runtime_checkable
+class Choosing(Protocol):
+    """A task that can be trained by several `losses`, as where labels may be wrong: the recipe names one."""
+
+    losses: tuple[str, ...]

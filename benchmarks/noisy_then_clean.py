@@ -2,22 +2,27 @@
 
     python benchmarks/noisy_then_clean.py dogs_noisy.zip OUT [--init mobilenet_v1_0.25_224.h5] [--epochs 80]
         [--alpha 0.5] [--resolution 96] [--seeds 0,1,2] [--losses cross-entropy,bootstrap,symmetric,co-teaching]
+        [--jobs 1] [--minutes 10]
 
 dogs_noisy.zip has 600 photos to begin with, half of them with a wrong label, 200 clean ones, of which a fifth chooses
 the epoch in every way, and 300 to test on, scored once. Every way sees as many images: those of --epochs passes over
 all 760. `noisy then clean` has half of them in either stage. With --init, the same from its weights: ImageNet has seen
 the photos of Stanford Dogs, and so of these breeds, test photos among them; such a score says little of new dogs.
-Finished rows of OUT/noisy_then_clean.csv are skipped. Prints means and standard errors.
+Finished rows of OUT/noisy_then_clean.csv are skipped; --jobs of the others are trained at once. Prints means and
+standard errors.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import itertools
+import multiprocessing
 import shutil
 import statistics
 import time
 import zipfile
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -83,10 +88,15 @@ def count(table: Path) -> int:
         return sum(r["split"] == "train" for r in csv.DictReader(f))
 
 
-def trained(a: argparse.Namespace, key: dict[str, str], photos: Path) -> dict[str, str]:
+def trained(setting: tuple[argparse.Namespace, Path, float], key: dict[str, str]) -> dict[str, str] | None:
+    """The row of one training, in a process of its own; None where the time is over."""
     import torch
 
-    seed, way, run = int(key["seed"]), key["way"], a.out / "run"
+    a, photos, began = setting
+    if a.minutes and time.monotonic() - began > 60 * a.minutes:
+        return None
+
+    seed, way, run = int(key["seed"]), key["way"], a.out / "runs" / "-".join(key.values()).replace(" ", "-")
     shutil.rmtree(run, ignore_errors=True)
     at = tables(photos, a.out, seed)
     seen = a.epochs * count(at[MIXED])
@@ -96,7 +106,9 @@ def trained(a: argparse.Namespace, key: dict[str, str], photos: Path) -> dict[st
     if way == NOISY:
         more = {"noisy": at[NOISY], "noisy_epochs": round(seen / 2 / count(at[NOISY]))}
     epochs = round(seen / (2 if way == NOISY else 1) / count(source))
-    changes: dict[str, Any] = {"epochs": epochs, "patience": 0, "loss": key["loss"], "find_lr": "off"}
+    changes: dict[str, Any] = {"epochs": epochs, "patience": 0, "loss": key["loss"], "find_lr": "off", "batch": 32}
+    if a.jobs > 1:
+        changes["workers"] = 0
     if key["start"] == NOTHING:
         network: dict[str, Any] = {"arch": "v1", "alpha": a.alpha}
     else:
@@ -107,9 +119,11 @@ def trained(a: argparse.Namespace, key: dict[str, str], photos: Path) -> dict[st
         overrides=mobilenets.Overrides(**changes), checkpoint_minutes=60, **network, **more,
     )  # fmt: skip
     took = time.monotonic() - since
+    shutil.rmtree(run / "checkpoints")
     assert made is not None
     test = mobilenets.evaluate(run, source, split="test", root=photos)
     return {
+        **key,
         "test_top1_percent": f"{test.value:.2f}",
         "val_top1_percent": f"{made.card.metrics[0].value:.2f}",
         "seconds": f"{took:.0f}",
@@ -128,6 +142,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--losses", default="cross-entropy", help="of noisy then clean, the first stage's")
     parser.add_argument("--ways", default=",".join((CLEAN, NOISY, MIXED)))
+    parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--minutes", type=float, help="begin no training after so many")
     a = parser.parse_args()
     a.out.mkdir(parents=True, exist_ok=True)
@@ -141,20 +156,18 @@ def main() -> None:
         for way in a.ways.split(",")
         for loss in (a.losses.split(",") if way == NOISY else ["cross-entropy"])
     ]
-    for key in wanted:
-        if a.minutes and time.monotonic() - began > 60 * a.minutes:
-            console.note(f"{a.minutes:g} minutes are over: run it again for the rest")
-            break
-        if any({k: r[k] for k in KEY} == key for r in read(path)):
-            continue
-        console.step(", ".join(key.values()))
-        row = {**key, **trained(a, key, photos)}
-        rows = [*read(path), row]
-        with files.atomic_file(path) as tmp, tmp.open("w", newline="", encoding="utf-8") as f:
-            writer = csv.DictWriter(f, FIELDS)
-            writer.writeheader()
-            writer.writerows(rows)
-        console.note(f"{row['test_top1_percent']}% of the test photos")
+    wanted = [key for key in wanted if not any({k: r[k] for k in KEY} == key for r in read(path))]
+    with ProcessPoolExecutor(a.jobs, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
+        for row in pool.map(trained, itertools.repeat((a, photos, began)), wanted):
+            if row is None:
+                console.note(f"{a.minutes:g} minutes are over: run it again for the rest")
+                break
+            rows = [*read(path), row]
+            with files.atomic_file(path) as tmp, tmp.open("w", newline="", encoding="utf-8") as f:
+                writer = csv.DictWriter(f, FIELDS)
+                writer.writeheader()
+                writer.writerows(rows)
+            console.note(", ".join(f"{k} {v}" for k, v in row.items()))
     show(read(path))
 
 

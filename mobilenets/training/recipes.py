@@ -300,14 +300,15 @@ def stages(
     `overrides` are of both, but for the epochs, which are the second's, and the loss and its noise, the first's. The
     first is modern or, from pretrained weights, finetune. Raises `UserError`.
     """
+    if noisy_epochs is not None and noisy_epochs < 1:
+        raise UserError(f"noisy_epochs must be 1 or more, not {noisy_epochs}")
     if noisy is None:
         if name == CLEAN or noisy_epochs is not None:
             raise UserError(f"{CLEAN} begins with noisy labels: --noisy takes a folder, zip or table of images")
         return None, recipe(name or usual, overrides)
-    given = overrides or Overrides()
-    first = dataclasses.replace(given, epochs=noisy_epochs)
-    second = dataclasses.replace(given, loss=None, noise=None)
-    return recipe("finetune" if pretrained else "modern", first), recipe(name or CLEAN, second)
+    usual = "finetune" if pretrained else "modern"
+    first = dataclasses.replace(recipe(usual, overrides), epochs=noisy_epochs or RECIPES[usual].epochs)
+    return first, dataclasses.replace(recipe(name or CLEAN, overrides), loss=Recipe.loss, noise=Recipe.noise)
 
 
 @checked

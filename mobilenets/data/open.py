@@ -87,10 +87,14 @@ def _opened(asked: Source, root: Path | None, labelling: Labelling) -> Data:
         if found:
             if asked.reading.class_from_name:
                 raise UserError(f"{path}: --class-from-name is for folders; in a table, a column has the classes")
+            if asked.reading.levels is not None:
+                raise UserError(
+                    f"{path}: --levels is for folders; in a table, a column has the classes, as cat/siamese"
+                )
             return tables.data_of(asked.path, found, place, asked.reading, labelling)
         assert listing is not None  # a file that is no table is a zip
         _check_for_tables(asked)
-        return from_listing(asked.path, listing, asked.reading.class_from_name, labelling)
+        return from_listing(asked.path, listing, asked.reading, labelling)
     elif asked.path == "digits":
         data = _digits()
     else:
@@ -160,7 +164,7 @@ def alike(asked: Source, other: str) -> Source:
     reading = dataclasses.replace(asked.reading, val_from=None, limit_per_class=None, split_column=None)
     if _is_tabled(found.path):
         return Source(found.path, reading)
-    return Source(found.path, Reading(class_from_name=True)) if reading.class_from_name else found
+    return Source(found.path, Reading(class_from_name=reading.class_from_name, levels=reading.levels))
 
 
 def _is_tabled(path: str) -> bool:

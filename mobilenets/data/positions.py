@@ -39,6 +39,7 @@ class Positions:
         for option, value in (
             ("--class-from-name", asked.reading.class_from_name),
             ("--limit-per-class", asked.reading.limit_per_class),
+            ("--levels", asked.reading.levels),
             ("--label-delimiter", asked.reading.label_delimiter),
         ):
             if value:

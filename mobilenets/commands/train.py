@@ -99,7 +99,8 @@ def train(
         How long training may take, as 10m or 1h30m: in fewer epochs than the recipe's, as many as fit.
     folds
         Cross-validate: this many times, train on all but another part of the images and score that, groups whole.
-        OUT/fold-1 and so on are runs of their own; OUT/folds has the scores, and what each image was taken for.
+        OUT/fold-1 and so on are runs of their own; OUT/folds has the scores, what each image was taken for, and which
+        labels are likely wrong.
     resume
         Go on with a run that was stopped; it ends with the same weights, bit for bit.
     log

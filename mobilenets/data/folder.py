@@ -197,7 +197,7 @@ class _Layout:
 def _deeper(by_class: Mapping[str, Sequence[str]]) -> str:
     """A line where all images lie in folders of their class's folder, which may be classes themselves; else empty."""
     inside = {c: sorted({f.split("/")[0] for f in files if "/" in f}) for c, files in by_class.items()}
-    if not all(all("/" in f for f in files) and len(inside[c]) > 1 for c, files in by_class.items()):
+    if not inside or not all(all("/" in f for f in files) and len(inside[c]) > 1 for c, files in by_class.items()):
         return ""
     c = next(iter(inside))
     return f"all images lie in folders of their class's, as {c}/{inside[c][0]}: --levels 2 makes those the classes"

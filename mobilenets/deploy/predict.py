@@ -28,7 +28,7 @@ from mobilenets.model.images import UNREADABLE, BadImage, Pixels
 from mobilenets.model.pictures import Picture, is_batch, is_picture, pictures, rgb_image
 from mobilenets.tasks.classify import Labels
 from mobilenets.tasks.detect.answers import Detection, Detections
-from mobilenets.tasks.task import Answer
+from mobilenets.tasks.task import Answer, Task
 
 OneImage: TypeAlias = bytes | bytearray | memoryview | BinaryIO | Image.Image
 T = TypeVar("T")
@@ -183,14 +183,15 @@ class Model:
         engine: Engine,
         source: tuple[Path, int, float | None] | None = None,
         doubts: Doubts | None = None,
+        task: Task | None = None,
     ) -> None:
-        """`doubts`: those of its card, if left out.
+        """`doubts`, and `task`, which reads the answers: those of its card, if left out.
 
         `source`: the file, the threads and the threshold that it was loaded with, by which the model can be pickled.
         """
         self.engine, self.source = engine, source
         self.card = engine.card
-        self.task = tasks.of(engine.card)
+        self.task = task or tasks.of(engine.card)
         self.doubts = doubts or Doubts.of(engine.card)
 
     def __repr__(self) -> str:

@@ -328,3 +328,11 @@ class Choosing(Protocol):
     """A task that can be trained by several `losses`, as where labels may be wrong: the recipe names one."""
 
     losses: tuple[str, ...]
+
+
+@runtime_checkable
+class FromTable(Protocol):
+    """A task whose answers can be taken from a table of all that there are, as places from a gallery."""
+
+    def among(self, gallery: str) -> Task:
+        """The task with such answers. Raises `UserError` for a table that isn't there or isn't one."""

@@ -225,7 +225,11 @@ TRIED: dict[str, Tried] = {
     ),
     CLEAN: Tried(
         "few clean labels and many noisy ones, as of a web search: first the noisy, then the clean",
-        "TODO", "TODO", "TODO", "TODO", "TODO", "results/README.md",
+        "mobilenets train breeds --noisy web --recipe noisy-then-clean --init mobilenet_v1_0.25_224.h5 "
+        "--resolution 128 --val .2 --out runs/breeds",
+        "10 breeds of dog: 600 photos of which half are mislabelled, 200 clean",
+        "a core of an AMD EPYC with AVX2, beside other jobs", "6 min",
+        "44.3% top-1 of 300 test photos, which ImageNet's weights have seen", "results",
     ),
     "detect": Tried(
         "detectors, from pretrained weights of their body: everything but the first rows",

@@ -300,6 +300,20 @@ def test_predict_says_a_place(trained, places, command):
     assert np.asarray(TASK.draw(Image.new("RGB", (200, 60)), answer)).max() == 255
 
 
+def test_answers_from_a_gallery(trained, places, command, tmp_path):
+    gallery = tmp_path / "gallery.csv"
+    gallery.write_text("lat,lon\n-33.9,151.2\n48.2,16.4\n59.9,10.8\n0.5,0.5\n")
+    said = command("predict", trained, places / "62.png", "--gallery", gallery, "--json").json
+    assert [said["latitude"], said["longitude"]] == [-33.9, 151.2]
+    assert len(said["guesses"]) == 4
+    assert sum(g["probability"] for g in said["guesses"]) == pytest.approx(1, abs=1e-4)
+    ran = command("predict", trained, places / "62.png", "--gallery", tmp_path / "none.csv")
+    assert "no such table of positions" in ran.line
+    assert (
+        "--gallery is of places" in command("predict", "cifar10-v1-0.25", places / "62.png", "--gallery", gallery).line
+    )
+
+
 def _outputs():
     return {PROBABILITIES: np.full((1, 3), 1 / 3, np.float32), probabilities_of(1): np.array([[0.1, 0.9]], np.float32)}
 

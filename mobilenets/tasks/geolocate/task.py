@@ -230,6 +230,12 @@ class Geolocate(Labelled):
             for row, best in zip(scores, order, strict=True)
         ]
 
+    def among(self, gallery: str) -> Task:
+        """The task whose answers are positions of a table. Raises `UserError`."""
+        from mobilenets.tasks.geolocate.gallery import FromGallery
+
+        return FromGallery(opening.open_positions(gallery))
+
     def told(self, answer: Answer, target: Any, card: Card) -> tuple[str, str, str]:  # noqa: ARG002
         assert isinstance(answer, Place)
         best = answer.best

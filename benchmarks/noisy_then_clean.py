@@ -136,6 +136,7 @@ def main() -> None:
     parser.add_argument("source", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--init", help="weights to begin with besides: a file of ImageNet's")
+    parser.add_argument("--pretrained-alone", action="store_true", help="not from nothing")
     parser.add_argument("--alpha", default="0.5")
     parser.add_argument("--resolution", type=int, default=96)
     parser.add_argument("--epochs", type=int, default=80)
@@ -148,7 +149,7 @@ def main() -> None:
     a.out.mkdir(parents=True, exist_ok=True)
     photos, path, began = unpacked(a.source, a.out), a.out / "noisy_then_clean.csv", time.monotonic()
     a.alpha = float(a.alpha)
-    starts = [NOTHING] + ([Path(a.init).name] if a.init else [])
+    starts = [NOTHING] * (not a.pretrained_alone) + ([Path(a.init).name] if a.init else [])
     wanted = [
         dict(zip(KEY, map(str, (start, way, loss, a.alpha, a.resolution, a.epochs, seed)), strict=True))
         for seed in a.seeds.split(",")

@@ -200,6 +200,7 @@ def test_positions_of_a_table(tmp_path):
     ("rows", "header", "said"),
     [
         ([(91, 5), (10, 100)], ("file", "lat", "lon"), "beyond 90 degrees"),
+        ([(10, 5), (91, 5)], ("file", "lat", "lon"), "91 in row 2"),
         ([(151.2, -33.9), (16.4, 48.2)], ("file", "lat", "lon"), "--label-column lon,lat"),
         ([(10, 181)], ("file", "lat", "lon"), "beyond 180 degrees"),
         ([("north", 181)], ("file", "lat", "lon"), "says 'north' in row 1, which is no number"),

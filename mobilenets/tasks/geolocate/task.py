@@ -126,6 +126,8 @@ class Geolocate(Labelled):
         wanted = cells.parse(reading.cells) if reading.cells else cells.usual(len(at))
         found = [cells.partition(at, most, least) for most, least in wanted]
         found.sort(key=len, reverse=True)
+        if len(np.unique(at, axis=0)) < 2:
+            raise UserError(f"{data.source}: all positions are the same place: there is nothing to learn")
         if len(found[0]) < 2:
             raise UserError(
                 f"{data.source}: the globe in one cell; --cells T_MAX,T_MIN with a smaller T_MAX parts it further"

@@ -85,7 +85,7 @@ def values(page: Page, root: Path | None) -> dict[str, Any]:
         found = []
     ranked = sorted(found, key=lambda g: g.km)
     return {
-        **answers.values(page, root),
+        **answers.values(page, root, draw=False),
         "distances": rows,
         "floors": list(scores["floors"]),
         "partitions": [(len(p), p.most, p.least) for p in partitions_of(page.card.config)],

@@ -179,6 +179,19 @@ RECIPES: dict[str, Recipe] = {
         clip=10.0,
         patience=15,
     ),
+    # An image says more here, by 128 of its proposals, and costs more.
+    "two-stage": Recipe(
+        epochs=20,
+        batch=4,
+        lr=4e-4,
+        frozen_rows=0.25,
+        layer_decay=0.85,
+        warmup=0.1,
+        label_smoothing=0.0,
+        mixup=0.0,
+        clip=10.0,
+        patience=8,
+    ),
 }
 
 

@@ -28,11 +28,13 @@ OFFSETS, LOGITS, SCORE, BOXES, CLASSES, COUNT = "offsets", "logits", "scores", "
 class DetectorOptions:
     """What a detector is built of, where that is neither the default nor what the network to start from has."""
 
-    detector: Literal["ssd", "ssdlite", "ssdlite-torchvision", "ssd-fpnlite"] | None = field(
+    detector: (
+        Literal["ssd", "ssdlite", "ssdlite-torchvision", "ssd-fpnlite", "faster-rcnn-fpn", "mask-rcnn"] | None
+    ) = field(
         default=None,
         metadata={
-            "help": "Of --task detect: ssd, ssdlite (by default), ssdlite-torchvision, or ssd-fpnlite, for small "
-            "objects."
+            "help": "Of --task detect: ssd, ssdlite (by default), ssdlite-torchvision; ssd-fpnlite, for small objects; "
+            "faster-rcnn-fpn, of two stages; mask-rcnn, which gives masks too."
         },
     )
     anchors: Literal["default", "auto"] | None = field(

@@ -12,6 +12,8 @@ from mobilenets.model.bundle import Bundle
 from mobilenets.tasks.detect.config import Config
 
 PREFIX = "detect."  # of the names of everything that is a detector's
+BOX_LAYERS = ("box.0", "box.1", "box.classes", "box.boxes")  # of a two-stage detector, for each proposal
+OF_LABELS = ("box.classes.", "box.boxes.", "mask.logits.")  # its tensors that are bound to labels
 CLASSES = "detect.class."  # of what gives logits
 
 Tensors = dict[str, npt.NDArray[Any]]

@@ -260,5 +260,3 @@ def _said(one: decode.Found, labels: Sequence[str], least: float) -> answers.Det
         least,
     )
 
-
-TASK: Task = Detect()

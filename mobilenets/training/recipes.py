@@ -179,7 +179,7 @@ RECIPES: dict[str, Recipe] = {
         clip=10.0,
         patience=15,
     ),
-    # An image says more here, by 128 of its proposals, and costs more.
+    # An image says more here, by 64 of its proposals, and costs more.
     "two-stage": Recipe(
         epochs=20,
         batch=4,

@@ -21,6 +21,7 @@ LONGEST = 64  # times the input's side: a pyramid's last map has anchors of 725 
 FOCAL = ("ssd-fpnlite",)  # families that TensorFlow trains by the focal loss, all anchors at once
 
 OFFSETS, LOGITS, SCORE, BOXES, CLASSES, COUNT = "offsets", "logits", "scores", "boxes", "classes", "count"
+MASKS = "masks"
 
 
 @checked

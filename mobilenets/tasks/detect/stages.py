@@ -18,7 +18,7 @@ from mobilenets.model.two_stage import SAMPLES, pixels
 from mobilenets.tasks.detect.start import BOX_LAYERS
 
 PROPOSED = 256  # anchors of an image that say something of proposals (Faster R-CNN, section 3.1.3)
-LOOKED_AT = 128  # proposals of an image that are learned from, a quarter of them objects; torchvision's 512 are for 800
+LOOKED_AT = 64  # proposals of an image that are learned from, a quarter of them objects; torchvision's 512 are for 800
 # pixels and dozens of objects
 TRAINED_ON = 500  # proposals that these are drawn from
 

@@ -41,6 +41,20 @@ def transferred(bundle: Bundle, config: Mapping[str, Any], task: str) -> Tensors
     return {k: _chosen(v, before.columns, columns) if _gives_logits(bundle, k) else v for k, v in every.items()}
 
 
+def two_stage_transferred(bundle: Bundle, config: Mapping[str, Any]) -> Tensors:
+    """Of another network what a two-stage detector with `config` can begin with.
+
+    Of one of its family all but what is bound to labels, where these differ. Of any other network, the body.
+    """
+    own = tuple(f"{name}." for name in bundle.card.head.own)
+    kept = {k: np.array(v) for k, v in bundle.dense().tensors.items() if not k.endswith(".anchors")}
+    if bundle.card.config.get("family") != config["family"]:
+        return {k: v for k, v in kept.items() if not k.startswith((PREFIX, *own))}
+    if list(bundle.card.labels) == list(config["labels"]):
+        return kept
+    return {k: v for k, v in kept.items() if not k.startswith(OF_LABELS)}
+
+
 def _gives_logits(bundle: Bundle, tensor: str) -> bool:
     """Whether a tensor is of a layer whose output is logits: those that a "rows" operation reads."""
     if not tensor.startswith(CLASSES):

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import numpy.typing as npt
 
 from mobilenets.arch import detectors
@@ -98,14 +97,7 @@ class TwoStage(Detect):
         })  # fmt: skip
 
     def transfer(self, bundle: Bundle, config: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
-        tensors = bundle.dense().tensors
-        own = tuple(f"{name}." for name in bundle.card.head.own)
-        kept = {k: np.array(v) for k, v in tensors.items() if not k.endswith(".anchors")}
-        if bundle.card.config.get("family") != config["family"]:
-            return {k: v for k, v in kept.items() if not k.startswith((start.PREFIX, *own))}
-        if list(bundle.card.labels) == list(config["labels"]):
-            return kept
-        return {k: v for k, v in kept.items() if not k.startswith(start.OF_LABELS)}
+        return start.two_stage_transferred(bundle, config)
 
     def finished(self, bundle: Bundle) -> Bundle:
         """It gives boxes already."""

@@ -254,8 +254,8 @@ KINDS: dict[str, Kind] = {
     # Of each map in turn the boxes [A, 4] and their logits [A, 1] -> the best boxes [most, 4], by the `suppression`: of
     # a map `per_class` are looked at, and push out none of another's. Boxes that are left over are zeros.
     "propose": Kind(_proposed, rounded=False),
-    # Boxes [K, 4] or detections [K, 6], and maps, the largest first -> what each box encloses, of the map that suits its
-    # size, K times [C, kernel, kernel] (RoIAlign, two samples a side of each cell).
+    # Boxes [K, 4] or detections [K, 6], and maps, the largest first -> what each box encloses, of the map that suits
+    # its size, K times [C, kernel, kernel] (RoIAlign, two samples a side of each cell).
     "crop": Kind(_cropped, rounded=False),
     # Boxes [K, 4], and of each the logits [C] and offsets [C * 4], the background first -> detections, by the `coder`
     # and the `suppression`.

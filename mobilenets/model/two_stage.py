@@ -81,7 +81,8 @@ class Refine(nn.Module):
 
     def __init__(self, op: Op, arch: Arch) -> None:
         super().__init__()
-        assert op.suppression is not None and op.coder is not None
+        assert op.suppression is not None
+        assert op.coder is not None
         how = op.suppression
         self.most, self.size = how.most, arch.input_size
         self.heads = RoIHeads(

@@ -60,8 +60,8 @@ TWO_STAGE: dict[str, TwoStage] = {
         TwoStage(
             "faster-rcnn-fpn", "torchvision fasterrcnn_mobilenet_v3_large_320_fpn, _fpn", "v3-large", (320, 800), 150
         ),
-        # A mask is read off maps of 1/8 of the image. Its pyramid is as deep as TensorFlow's FPNLite: at 256, what makes
-        # the masks costs ten times the network.
+        # A mask is read off maps of 1/8 of the image. Its pyramid is as deep as TensorFlow's FPNLite: at 256, what
+        # makes the masks costs four times as much.
         TwoStage(
             "mask-rcnn", "torchvision MaskRCNN, pyramid of strides 8 to 32", "v2", (320, 800), 150,
             halving=False, depth=128, masks=True,

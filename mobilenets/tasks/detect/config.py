@@ -29,14 +29,14 @@ MASKS = "masks"
 class DetectorOptions:
     """What a detector is built of, where that is neither the default nor what the network to start from has."""
 
-    detector: (
-        Literal["ssd", "ssdlite", "ssdlite-torchvision", "ssd-fpnlite", "faster-rcnn-fpn", "mask-rcnn"] | None
-    ) = field(
-        default=None,
-        metadata={
-            "help": "Of --task detect: ssd, ssdlite (by default), ssdlite-torchvision; ssd-fpnlite, for small objects; "
-            "faster-rcnn-fpn, of two stages; mask-rcnn, which gives masks too."
-        },
+    detector: Literal["ssd", "ssdlite", "ssdlite-torchvision", "ssd-fpnlite", "faster-rcnn-fpn", "mask-rcnn"] | None = (
+        field(
+            default=None,
+            metadata={
+                "help": "Of --task detect: ssd, ssdlite (by default), ssdlite-torchvision; ssd-fpnlite, for small objects; "
+                "faster-rcnn-fpn, of two stages; mask-rcnn, which gives masks too."
+            },
+        )
     )
     anchors: Literal["default", "auto"] | None = field(
         default=None,

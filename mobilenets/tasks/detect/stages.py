@@ -55,7 +55,8 @@ class TwoStageLoss(nn.Module):
         graph = network.graph
         proposing, found = graph.op("proposals"), graph.op(FOUND)
         how, last = proposing.suppression, found.suppression
-        assert how is not None and last is not None
+        assert how is not None
+        assert last is not None
         self.maps = graph.op("box.crop").inputs[1:]
         decoding, self.logits = proposing.inputs[::2], proposing.inputs[1::2]
         self.offsets = [graph.op(name).inputs[0] for name in decoding]

@@ -21,7 +21,15 @@ from mobilenets.model.card import Card, Precision
 from mobilenets.model.images import Framing
 from mobilenets.tasks.detect import anchors, answers, decode, finish, masks, parity, start, zero
 from mobilenets.tasks.detect.config import LOGITS, OFFSETS, Config, DetectorOptions
-from mobilenets.tasks.detect.scoring import OF_MASKS, DetectionScores, Evaluation, add_boxes, add_masks, scorer, scores_of
+from mobilenets.tasks.detect.scoring import (
+    OF_MASKS,
+    DetectionScores,
+    Evaluation,
+    add_boxes,
+    add_masks,
+    scorer,
+    scores_of,
+)
 from mobilenets.tasks.task import Answer, MetricSpec, Outputs, Parity, Prior, Sizes, Task
 
 if TYPE_CHECKING:
@@ -267,4 +275,3 @@ def _said(one: decode.Found, labels: Sequence[str], least: float, size: tuple[in
         ),
         least,
     )
-

@@ -80,7 +80,12 @@ class TwoStage(Detect):
     def head(self, arch: Arch, config: Mapping[str, Any]) -> Head:
         return detectors.two_stage_head(arch, len(config["labels"]) + 1, str(config["family"]))
 
-    def objective(self, config: Mapping[str, Any], recipe: Any, training: Split) -> TwoStageLoss:  # type: ignore[override] # noqa: ARG002
+    def objective(  # type: ignore[override]
+        self,
+        config: Mapping[str, Any],  # noqa: ARG002
+        recipe: Any,  # noqa: ARG002
+        training: Split,  # noqa: ARG002
+    ) -> TwoStageLoss:
         from mobilenets.tasks.detect.stages import TwoStageLoss
 
         return TwoStageLoss()
@@ -100,11 +105,15 @@ class TwoStage(Detect):
         return start.two_stage_transferred(bundle, config)
 
     def finished(self, bundle: Bundle) -> Bundle:
-        """It gives boxes already."""
-        return bundle
+        """It gives boxes already, and no file has what makes them. Raises `UserError`."""
+        raise UserError(
+            f"{bundle.card.config['family']} runs as its bundle, in PyTorch: no format has an operation that makes proposals"
+        )
 
     def fine(self, card: Card) -> tuple[str, ...]:
-        raise UserError(f"{card.config['family']} isn't quantized: its boxes come in two stages, which int8 has no kind for")
+        raise UserError(
+            f"{card.config['family']} isn't quantized: its boxes come in two stages, which int8 has no kind for"
+        )
 
-    def teach(self, teacher: Mapping[str, Tensor], student: Mapping[str, Tensor], temperature: float = 1.0) -> Tensor:
+    def teach(self, *_: Any, **__: Any) -> Tensor:
         raise UserError(f"{self.family} isn't distilled: teacher and student would have to make the same proposals")

@@ -42,7 +42,10 @@ class TwoStageDetector(Detector):
         """What is on an image, in pixels of the input."""
         boxes, size = target["boxes"].float().reshape(-1, 4), self.card.preprocess.input_size
         height, width = image.shape[1:]
-        made = {"boxes": boxes * pixels(size, boxes) / pixels((height, width), boxes), "labels": target["labels"].long()}
+        made = {
+            "boxes": boxes * pixels(size, boxes) / pixels((height, width), boxes),
+            "labels": target["labels"].long(),
+        }
         if "masks" in self.card.outputs:
             if "masks" not in target or target["masks"].shape != (len(boxes), height, width):
                 raise UserError(f"{self.card.config['family']} learns masks: each target needs some, [M, H, W]")

@@ -33,8 +33,8 @@ class DetectorOptions:
         field(
             default=None,
             metadata={
-                "help": "Of --task detect: ssd, ssdlite (by default), ssdlite-torchvision; ssd-fpnlite, for small objects; "
-                "faster-rcnn-fpn, of two stages; mask-rcnn, which gives masks too."
+                "help": "Of --task detect: ssd, ssdlite (by default), ssdlite-torchvision; ssd-fpnlite, for small "
+                "objects; faster-rcnn-fpn, of two stages; mask-rcnn, which gives masks too."
             },
         )
     )

@@ -43,7 +43,8 @@ def found(outputs: Outputs, config: Config | None) -> Iterator[Found]:
     """What each image's outputs say, boxes in 0..1 of the network's input.
 
     Of raw heads (`offsets` [N, A, 4] and `scores` [N, A, C]) by the config; of a file that decodes and suppresses by
-    itself, `boxes` [N, K, 4], `scores` [N, K], `classes` [N, K] and `count` [N], and perhaps `masks` [N, K, M, M], as it says, and no config is needed.
+    itself, `boxes` [N, K, 4], `scores` [N, K], `classes` [N, K] and `count` [N], and perhaps `masks`
+    [N, K, M, M], as it says, and no config is needed.
     """
     if BOXES in outputs:
         counts = outputs[COUNT].reshape(-1).astype(int)

@@ -56,8 +56,9 @@ class DetectionScores(Notebook):
     """How well a detector did on a split, in percent: COCO's twelve numbers, NaN where there is nothing to find.
 
     `ap` is the mean over overlaps from .5 to .95, `ap50` and `ap75` are at one; `ap_small` and so on of objects of that
-    size; `ar1`, `ar10`, `ar100` the recalls of so many boxes an image. `mask_ap` and so on are of masks, which overlap in
-    place of boxes, where the detector gives some and the images have some. `why`: what is wrong where nothing was found.
+    size; `ar1`, `ar10`, `ar100` the recalls of so many boxes an image. `mask_ap` and so on are of masks, which overlap
+    in place of boxes, where the detector gives some and the images have some. `why`: what is wrong where nothing was
+    found.
     """
 
     ap: float

@@ -107,7 +107,7 @@ class TwoStage(Detect):
     def finished(self, bundle: Bundle) -> Bundle:
         """It gives boxes already, and no file has what makes them. Raises `UserError`."""
         raise UserError(
-            f"{bundle.card.config['family']} runs as its bundle, in PyTorch: no format has an operation that makes proposals"
+            f"{bundle.card.config['family']} runs as its bundle, in PyTorch: no format has what makes proposals"
         )
 
     def fine(self, card: Card) -> tuple[str, ...]:

@@ -15,16 +15,16 @@ from mobilenets.model import create as networks
 from mobilenets.model.bundle import Bundle
 from mobilenets.model.net import Backbone, Net
 from mobilenets.tasks.detect import module, two_stage_module
+from mobilenets.tasks.detect.config import Detectors
 from mobilenets.tasks.detect.module import Detector
 
-Families = Literal["ssd", "ssdlite", "ssdlite-torchvision", "ssd-fpnlite", "faster-rcnn-fpn", "mask-rcnn"]
 DETECTORS = (*FAMILIES, *PYRAMIDS)
 COCO_CLASSES = 91
 
 
 @overload
 def create(
-    name: Families,
+    name: Detectors,
     *,
     backbone: str | None = None,
     alpha: float | None = None,

@@ -157,9 +157,9 @@ def table13_parts(arch: Arch, classes: int, proposals: int = 300) -> tuple[Part,
 def _pyramid(arch: Arch, how: TwoStage) -> tuple[list[Op], tuple[str, ...]]:
     """A pyramid's operations, and its maps, the largest first: the last is every second position of the one before."""
     if how.halving:
-        blocks = arch.blocks[_last_halving(arch)], arch.blocks[-1]
+        blocks = [arch.blocks[_last_halving(arch)], arch.blocks[-1]]
     else:
-        blocks = tuple(arch.blocks[s.block] for s in arch.stages if s.stride >= FIRST_STRIDE)
+        blocks = [arch.blocks[s.block] for s in arch.stages if s.stride >= FIRST_STRIDE]
     if not blocks:
         raise UserError(f"{arch.title} has no map at stride {FIRST_STRIDE} for a pyramid to begin at")
     ops: list[Op] = []

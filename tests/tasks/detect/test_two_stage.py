@@ -143,7 +143,7 @@ def train_one_epoch(model, optimizer, loader):
 
 
 def batches(mask):
-    return [[*zip(*(scene(2 * b + i, mask) for i in range(2)), strict=True)] for b in range(3)]
+    return [[*zip(*(scene(2 * b + i, mask) for i in range(2)), strict=True)] for b in range(2)]
 
 
 @pytest.mark.parametrize("name", PYRAMIDS)

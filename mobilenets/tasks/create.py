@@ -161,5 +161,6 @@ def create(
     has, wanted = bundle.card.arch, zoo.network(backbone).name if backbone else None
     if wanted not in (None, has.name) or alpha not in (None, has.alpha):
         raise UserError(f"the weights are of {has.name!r} with alpha {has.alpha:g}: ask for that backbone")
-    made = two_stage_module if name in PYRAMIDS else module
-    return made.of_bundle(bundle, name, resolution, num_classes).train()
+    if name in PYRAMIDS:
+        return two_stage_module.of_bundle(bundle, name, resolution, num_classes).train()
+    return module.of_bundle(bundle, name, resolution, num_classes).train()

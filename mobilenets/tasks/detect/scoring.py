@@ -193,7 +193,7 @@ class Evaluation:
         every = zip(found.boxes.astype(np.float64).tolist(), found.scores.tolist(), found.classes.tolist(),
                     said or [{}] * len(found), strict=True)  # fmt: skip
         for (x1, y1, x2, y2), score, c, mask in every:
-            where = mask or {"bbox": [x1, y1, x2 - x1, y2 - y1]}
+            where: dict[str, Any] = mask or {"bbox": [x1, y1, x2 - x1, y2 - y1]}
             self.said.append({"image_id": self.images, "category_id": int(c) + 1, "score": score, **where})
 
     def result(self) -> tuple[dict[str, float], tuple[LabelScore, ...]]:

@@ -36,16 +36,12 @@ SIDE = 320  # pixels of the input where none are asked for
 class TwoStage(Detect):
     """Boxes of labels in two stages, `family` saying how; `config` is its name and the labels."""
 
+    taps: tuple[str, ...] = ()  # what is learned from is the objective's to say
     recipes = ("two-stage", "two-stage")
 
     @property
     def how(self) -> two_stage.TwoStage:
         return two_stage.pyramid_family(self.family)
-
-    @property
-    def taps(self) -> tuple[str, ...]:  # type: ignore[override]
-        """None of the task's own: what is learned from is the objective's."""
-        return ()
 
     def network(self, arch: str | None, alpha: float | None, resolution: int | None) -> Arch:
         return detectors.two_stage_arch(self.family, arch, 1.0 if alpha is None else alpha, resolution)

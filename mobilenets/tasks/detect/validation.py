@@ -30,6 +30,7 @@ class AveragePrecision(torchmetrics.Metric):
 
     full_state_update = False
     rows: list[Tensor]
+    config: Config | None
 
     def __init__(self, config: Config, name: str = "ap", first: bool = False) -> None:
         super().__init__()

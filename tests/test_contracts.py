@@ -52,6 +52,23 @@ SUPPRESS = Op(
 FOUND = (*RAW, dataclasses.replace(BOXES, name="boxes"))
 
 
+PROPOSED = (
+    *FOUND,
+    Op("objects", "rows", 12, 1, inputs=("wide",)),
+    Op("proposed", "propose", 4, 4, inputs=("boxes", "objects"), suppression=Suppression(0.0, 0.7, 20, 5, False)),
+)
+CROPPED = Op("crop", "crop", 16, 16, 3, inputs=("proposed", LAST))
+REFINED = (
+    *PROPOSED,
+    CROPPED,
+    Op("flat", "flatten", 16, 144, inputs=("crop",)),
+    Op("classes", "linear", 144, 3, bias=True, inputs=("flat",)),
+    Op("moves", "linear", 144, 12, bias=True, inputs=("flat",)),
+    Op("refined", "refine", 6, 6, inputs=("proposed", "classes", "moves"),
+       coder=Coder("xywh", (10.0, 10.0, 5.0, 5.0)), suppression=Suppression(0.05, 0.5, 5, 5, True)),
+)  # fmt: skip
+
+
 # Of each kind, operations that end in "made"'s place, on maps of 16 channels.
 EXAMPLES: dict[str, tuple[Op, ...]] = {
     "conv": layer("conv", kernel=3),
@@ -112,6 +129,12 @@ EXAMPLES: dict[str, tuple[Op, ...]] = {
         dataclasses.replace(SUPPRESS, name="found", suppression=Suppression(0.3, 0.9, 10, 10, True)),
         Op("extra", "detected", 6, 1, inputs=("found",), part="scores"),
     ),
+    "subsample": (Op("extra", "subsample", 16, 16, stride=2, inputs=(LAST,)),),
+    "transposed": (Op("extra", "transposed", 16, 8, 2, bias=True, activation="relu", inputs=(LAST,)),),
+    "propose": (*PROPOSED[:-1], dataclasses.replace(PROPOSED[-1], name="extra")),
+    "crop": (*PROPOSED, dataclasses.replace(CROPPED, name="extra")),
+    "refine": (*REFINED[:-1], dataclasses.replace(REFINED[-1], name="extra")),
+    "masks": (*REFINED, Op("extra", "masks", 16, 5, inputs=("refined", "crop"))),
     "softmax": (
         Op("mean", "pool", 16, 16, inputs=(LAST,)),
         Op("flat", "flatten", 16, 16, inputs=("mean",)),

@@ -23,6 +23,7 @@ MOST_AT_THE_TOP = 12
 # Modules that import torch, or a runtime that does, at their top. All others can be used without it.
 NEED_TORCH = {
     "model.conv", "model.create", "model.module", "model.detections", "model.net", "model.reference",
+    "model.two_stage",
     "deploy.engines.torch", "deploy.engines.executorch", "deploy.engines.coreml", "deploy.peers",
     "deploy.writers.program", "deploy.writers.pt2", "deploy.writers.coreml", "deploy.writers.coreml_detect",
     "training.callbacks", "training.co_teaching", "training.deadline", "training.learner", "training.loader",
@@ -30,6 +31,7 @@ NEED_TORCH = {
     "compression.calibrate", "compression.equalize", "compression.mixed", "compression.qat", "compression.sensitivity",
     "tasks.augment", "tasks.losses", "tasks.tag_losses",
     "tasks.create", "tasks.detect.loss", "tasks.detect.matcher", "tasks.detect.module", "tasks.detect.mosaic",
+    "tasks.detect.stages", "tasks.detect.two_stage_module",
     "tasks.detect.transforms", "tasks.detect.validation", "tasks.geolocate.losses",
     "reports.layers",
 }  # fmt: skip

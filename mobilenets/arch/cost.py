@@ -79,6 +79,10 @@ def _row(op: Op, shapes: Mapping[str, Shape], times: int) -> CostRow:
             adds = scores * (op.cin - 1) + outputs * (keys - 1)
         case "norm":
             macs = adds = 0
+        case "transposed":  # every input position is written to four outputs
+            weights = op.cin * op.cout * 4
+            macs = outputs * op.cin
+            adds = macs - outputs
         case _:
             fan_in = math.prod(op.weight_shape[1:])
             weights = op.cout * fan_in

@@ -103,8 +103,11 @@ class Op:
         if (d.get("part") in PARTS) != (d["kind"] == "detected"):
             raise UserError(f"not an operation: {dict(d)}")
         own: dict[str, Any] = {"inputs": tuple(inputs)}
-        for key, of, kind in (("coder", Coder, "boxes"), ("suppression", Suppression, "suppress")):
-            if (key in d) != (d["kind"] == kind):
+        for key, of, kinds in (
+            ("coder", Coder, ("boxes", "refine")),
+            ("suppression", Suppression, ("suppress", "propose", "refine")),
+        ):
+            if (key in d) != (d["kind"] in kinds):
                 raise UserError(f"not an operation: {dict(d)}")
             if key in d:
                 own[key] = of.from_json(d[key])
@@ -187,6 +190,25 @@ def _part(op: Op, inputs: Sequence[Shape]) -> Shape:
     return {"boxes": (most, 4), "count": ()}.get(op.part or "", (most,))
 
 
+def _proposed(op: Op, _inputs: Sequence[Shape]) -> Shape:
+    assert op.suppression is not None
+    return (op.suppression.most, 4)
+
+
+def _cropped(op: Op, _inputs: Sequence[Shape]) -> Shape:
+    return op.cout, op.kernel, op.kernel
+
+
+def _doubled(op: Op, inputs: Sequence[Shape]) -> Shape:
+    _, height, width = inputs[0]
+    return op.cout, 2 * height, 2 * width
+
+
+def _of_detections(_op: Op, inputs: Sequence[Shape]) -> Shape:
+    (most, _), (_, height, width) = inputs
+    return most, height, width
+
+
 def _planes_first(_op: Op, inputs: Sequence[Shape]) -> Shape:
     height, width, planes = inputs[0]
     return planes, height, width
@@ -203,6 +225,7 @@ KINDS: dict[str, Kind] = {
     "depthwise": Kind(_strided, layer=True),
     "pointwise": Kind(_strided, layer=True),
     "linear": Kind(_pooled, layer=True),
+    "transposed": Kind(_doubled, layer=True),  # each position becomes a square of 2x2
     "norm": Kind(_kept, layer=True),
     "activation": Kind(_kept),
     "pool": Kind(_pooled),  # the mean over all positions
@@ -225,6 +248,20 @@ KINDS: dict[str, Kind] = {
     # Rows that are left over are zeros.
     "suppress": Kind(_detections, rounded=False),
     "detected": Kind(_part, rounded=False),  # of detections a `part`: boxes [most, 4], scores, classes, their count []
+    # Of a two-stage detector (Faster R-CNN, 1506.01497; Mask R-CNN, 1703.06870). What follows a crop runs for each box,
+    # so that its batch is of boxes: N images' K one after another.
+    "subsample": Kind(_strided, rounded=False),  # every position of a stride
+    # Of each map in turn the boxes [A, 4] and their logits [A, 1] -> the best boxes [most, 4], by the `suppression`: of
+    # a map `per_class` are looked at, and push out none of another's. Boxes that are left over are zeros.
+    "propose": Kind(_proposed, rounded=False),
+    # Boxes [K, 4] or detections [K, 6], and maps, the largest first -> what each box encloses, of the map that suits
+    # its size, K times [C, kernel, kernel] (RoIAlign, two samples a side of each cell).
+    "crop": Kind(_cropped, rounded=False),
+    # Boxes [K, 4], and of each the logits [C] and offsets [C * 4], the background first -> detections, by the `coder`
+    # and the `suppression`.
+    "refine": Kind(_detections, rounded=False),
+    # Detections [K, 6] and of each logits [C, H, W], the background first -> of its class the probabilities [H, W].
+    "masks": Kind(_of_detections, rounded=False),
     # What lowering makes explicit. "pixels" reads the bytes as the numbers they stand for, "normalize" makes them.
     "pixels": Kind(_planes_first),
     "normalize": Kind(_planes_first),

@@ -87,7 +87,7 @@ def quantize_bundle(source: Bundle, images: Pixels, scheme: Scheme = DEFAULT) ->
 
     Layers that the task can't do with 256 values of stay in float, besides the scheme's own.
     """
-    task = tasks.find(source.card.task)
+    task = tasks.of(source.card)
     fine = task.fine(source.card) if isinstance(task, Finishing) else ()
     return measure_ranges(source, images, scheme).bundle((*scheme.float_ops, *fine))
 

@@ -17,7 +17,7 @@ def write(module: Any, bundle: Bundle, path: Path, batch: int | None, raw: bool 
     `raw`: with the outputs that the bundle's card has, and no others. What a task would add stays out too where the
     runtime lacks it: then its `decode` makes the answers. Raises `UserError`.
     """
-    task = tasks.find(bundle.card.task)
+    task = tasks.of(bundle.card)
     if not raw and isinstance(task, Finishing):
         whole = task.finished(bundle)
         own = {op.name for op in bundle.card.graph.ops}

@@ -144,10 +144,10 @@ def _with_pads(graph: Graph, same_only: bool) -> Graph:
     out: list[Op] = []
     integers = set(graph.integers)
     for op in graph.ops:
-        if not op.is_layer:
+        shape = graph.shapes[op.inputs[0]]
+        if not op.is_layer or len(shape) < 3:
             out.append(op)
             continue
-        shape = graph.shapes[op.inputs[0]]
         wanted = pads(op, shape, graph.padding)
         if same_only and wanted != pads(op, shape, "same"):
             padded = Op(f"{op.name}.pad", "pad", op.cin, op.cin, inputs=op.inputs, pads=wanted)

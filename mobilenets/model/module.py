@@ -15,6 +15,7 @@ from mobilenets.arch.spec import Arch, Block
 from mobilenets.errors import UserError
 from mobilenets.model.conv import Conv2d
 from mobilenets.model.detections import Boxes, Detected, Suppress
+from mobilenets.model.two_stage import Crop, Masks, Propose, Refine, Subsample
 
 Taps = dict[str, Tensor]  # values by the names of operations, or outputs by theirs
 ACTIVATIONS: dict[Activation, type[nn.Module]] = {
@@ -48,6 +49,14 @@ class ConvNormAct(nn.Module):
         if self.same:
             x = pad_same(x, self.conv.kernel_size, self.conv.stride[0])
         return cast(Tensor, self.act(self.norm(self.conv(x))))
+
+
+class Transposed(ConvNormAct):
+    """A transposed convolution that makes a 2x2 square of each position: [N, cin, H, W] -> [N, cout, 2 H, 2 W]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        conv = self.conv
+        return cast(Tensor, self.act(self.norm(F.conv_transpose2d(x, conv.weight.transpose(0, 1), conv.bias, 2))))
 
 
 class Linear(nn.Linear):
@@ -154,6 +163,7 @@ MODULES: dict[str, Callable[[Op, Arch], nn.Module]] = {
     "depthwise": ConvNormAct,
     "pointwise": ConvNormAct,
     "linear": Linear,
+    "transposed": Transposed,
     "norm": _norm,
     "activation": lambda op, _: ACTIVATIONS[cast(Activation, op.activation)](),
     "pool": lambda _op, _: Pool(),
@@ -171,6 +181,11 @@ MODULES: dict[str, Callable[[Op, Arch], nn.Module]] = {
     "boxes": lambda op, _: Boxes(op),
     "suppress": lambda op, _: Suppress(op),
     "detected": lambda op, _: Detected(op),
+    "subsample": lambda op, _: Subsample(op),
+    "propose": Propose,
+    "crop": Crop,
+    "refine": Refine,
+    "masks": lambda _op, _: Masks(),
 }
 
 

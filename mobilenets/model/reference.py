@@ -38,6 +38,8 @@ class Layer(nn.Module):
     def sums(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """The layer's convolution with other weights of its shape, before its activation."""
         op = self.op
+        if op.kind == "transposed":
+            return F.conv_transpose2d(x, weight.transpose(0, 1), bias, 2)
         if self.same:
             x = pad_same(x, op.kernels, op.stride)
         pad = (0, 0) if self.same else (op.kernels[0] // 2, op.kernels[1] // 2)

@@ -24,7 +24,7 @@ TASKS = {
     "classify": "mobilenets.tasks.classify",
     "features": "mobilenets.tasks.features",
     "attributes": "mobilenets.tasks.attributes",
-    "detect": "mobilenets.tasks.detect.task",
+    "detect": "mobilenets.tasks.detect.detector",
     "geolocate": "mobilenets.tasks.geolocate.task",
 }
 

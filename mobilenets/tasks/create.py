@@ -7,23 +7,24 @@ from collections.abc import Sequence
 from typing import Literal, overload
 
 from mobilenets.arch import spec, zoo
-from mobilenets.arch.detectors import FAMILIES, detector_arch
+from mobilenets.arch.detectors import FAMILIES, PYRAMIDS, detector_arch
 from mobilenets.arch.spec import Variant
 from mobilenets.arguments import StrPath, checked
 from mobilenets.errors import UserError
 from mobilenets.model import create as networks
 from mobilenets.model.bundle import Bundle
 from mobilenets.model.net import Backbone, Net
-from mobilenets.tasks.detect import module
+from mobilenets.tasks.detect import module, two_stage_module
+from mobilenets.tasks.detect.config import Detectors
 from mobilenets.tasks.detect.module import Detector
 
-Families = Literal["ssd", "ssdlite", "ssdlite-torchvision", "ssd-fpnlite"]
+DETECTORS = (*FAMILIES, *PYRAMIDS)
 COCO_CLASSES = 91
 
 
 @overload
 def create(
-    name: Families,
+    name: Detectors,
     *,
     backbone: str | None = None,
     alpha: float | None = None,
@@ -80,7 +81,7 @@ def create(
     ----------
     name
         v1, v2, v3-large, ... (`mobilenets.list_networks` has them all), "mobilenet_v2" and such too. Of detectors: ssd,
-        ssdlite, ssdlite-torchvision, ssd-fpnlite.
+        ssdlite, ssdlite-torchvision, ssd-fpnlite, faster-rcnn-fpn, mask-rcnn.
     backbone
         The network that a detector stands on; the one it was published with, if left out.
     alpha
@@ -132,9 +133,9 @@ def create(
     >>> sorted(found[0]), found[0]["boxes"].shape[1]
     (['boxes', 'labels', 'scores'], 4)
     """
-    if name not in FAMILIES:
+    if name not in DETECTORS:
         if backbone is not None:
-            raise UserError(f"{name} is no detector: a backbone is for {', '.join(FAMILIES)}")
+            raise UserError(f"{name} is no detector: a backbone is for {', '.join(DETECTORS)}")
         return networks.create(
             name, alpha=alpha, resolution=resolution, num_classes=num_classes, pretrained=pretrained,
             features_only=features_only, out_indices=out_indices, variant=variant,
@@ -144,15 +145,22 @@ def create(
     if num_classes is not None and num_classes < 2:
         raise UserError(f"num_classes has the background in: 2 or more for a detector, not {num_classes}")
     if pretrained is None or pretrained is False:
+        classes = COCO_CLASSES if num_classes is None else num_classes
+        if name in PYRAMIDS and variant is None:
+            return two_stage_module.fresh(name, backbone, 1.0 if alpha is None else alpha, resolution, classes).train()
+        if name in PYRAMIDS:
+            raise UserError(f"{name} is built as torchvision builds it: leave out `variant`")
         arch = detector_arch(name, backbone, 1.0 if alpha is None else alpha, resolution)
         if variant is not None:
             size = arch.input_size
             arch = spec.scale(zoo.network(arch.name), arch.alpha, size, 0, **dataclasses.asdict(variant))
-        return module.fresh(arch.replace(head=()), name, COCO_CLASSES if num_classes is None else num_classes).train()
+        return module.fresh(arch.replace(head=()), name, classes).train()
     if variant is not None:
         raise UserError("a bundle's weights bring their own variant: leave out `variant`")
     bundle = networks.bundle_of(pretrained)
     has, wanted = bundle.card.arch, zoo.network(backbone).name if backbone else None
     if wanted not in (None, has.name) or alpha not in (None, has.alpha):
         raise UserError(f"the weights are of {has.name!r} with alpha {has.alpha:g}: ask for that backbone")
+    if name in PYRAMIDS:
+        return two_stage_module.of_bundle(bundle, name, resolution, num_classes).train()
     return module.of_bundle(bundle, name, resolution, num_classes).train()

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from mobilenets.model.bundle import Bundle
     from mobilenets.model.images import Preprocess
+    from mobilenets.model.module import Walker
     from mobilenets.tasks.linear import Probe
 
 Outputs = Mapping[str, npt.NDArray[np.float32]]  # by the card's names, each [N, *shape]
@@ -171,6 +172,25 @@ class Objective(Protocol):
         """Ways to mix the images of a batch with their targets, of which each step draws one; none is usual."""
 
     def parameters(self) -> Any: ...
+
+
+@runtime_checkable
+class Following(Protocol):
+    """An objective that runs layers of the network itself, as those that look at the proposals it drew by the targets.
+
+    `sees`: the operations whose values its task's validation reads, beside `taps`.
+    """
+
+    taps: Sequence[str]
+    sees: Sequence[str]
+
+    def targets(self, batch: Sequence[Any]) -> Any: ...
+
+    def follow(self, network: Walker) -> None:
+        """Be of this network: it is called before anything else."""
+
+    def held_out(self, outputs: Mapping[str, Tensor], targets: Any) -> Tensor:
+        """The loss of the taps' values on held-out images, as far as these alone tell it."""
 
 
 class Task(Protocol):

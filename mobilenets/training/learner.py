@@ -18,7 +18,7 @@ from mobilenets.arch.graph import Graph, Op
 from mobilenets.errors import UserError
 from mobilenets.model.images import Preprocess
 from mobilenets.model.module import Taps, Walker
-from mobilenets.tasks.task import Objective, Shaped, Task
+from mobilenets.tasks.task import Following, Objective, Shaped, Task
 from mobilenets.training.loader import mix
 from mobilenets.training.optim import OPTIMIZERS, ROW, STRAIGHT_DOWN, parameter_groups, schedule
 from mobilenets.training.recipes import Recipe
@@ -66,6 +66,8 @@ class Learner(pl.LightningModule):
         self.task: Task = task.by(config) if isinstance(task, Shaped) else task
         self.model, self.recipe, self.seed, self.own = model, recipe, seed, tuple(own)
         self.objective, self.config = objective, config
+        if isinstance(objective, Following):
+            objective.follow(model)
         self.taps = tuple(dict.fromkeys((*task.taps, *getattr(objective, "taps", ()))))
         self.own_ops, border = own_part(model.graph, self.own, self.taps)
         ours = {op.name for op in model.graph.after(self.own)}
@@ -219,10 +221,16 @@ class Learner(pl.LightningModule):
     def validation_step(self, batch: Sequence[Any], _batch_idx: int) -> None:
         images, targets = batch
         outputs = self(images)
+        following = self.objective if isinstance(self.objective, Following) else None
+        if following:
+            outputs |= self.model.run({self.model.graph.source: self.normalize(images)}, following.sees)
         seen = outputs[self.task.taps[0]] if len(self.task.taps) == 1 else outputs
         for score in self.scores.values():
             cast(torchmetrics.Metric, score).update(seen, targets)
-        loss = self.task.validation_loss(outputs, targets, self.config)
+        if following:
+            loss = following.held_out(outputs, following.targets(batch))
+        else:
+            loss = self.task.validation_loss(outputs, targets, self.config)
         self.log("val_loss", loss, on_epoch=True, sync_dist=True, batch_size=len(images))
 
     def on_validation_epoch_end(self) -> None:

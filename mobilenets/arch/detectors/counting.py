@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mobilenets.arch import spec, zoo
-from mobilenets.arch.cost import FLOAT_BYTES, Cost, CostRow, layers, peak, peak_blockwise
+from mobilenets.arch import zoo
+from mobilenets.arch.cost import Cost, layers, peak, peak_blockwise
 from mobilenets.arch.detectors import two_stage
-from mobilenets.arch.detectors.families import BN_EPS, FAMILIES, detector_arch
+from mobilenets.arch.detectors.families import FAMILIES, detector_arch
 from mobilenets.arch.detectors.heads import PREFIX, ssd_head
+from mobilenets.arch.detectors.two_stage import TWO_STAGE
 from mobilenets.arch.spec import Arch
 from mobilenets.errors import UserError, unknown
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 # COCO's 80 kinds have ids up to 90, which the API and torchvision take as columns; and the background.
 COCO_CLASSES = 91
-MASKED = 100  # detections that get a mask (torchvision's box_detections_per_img)
 # Parts of a detector, by the beginning of their layers' names; what has none of them is the backbone.
 PARTS = {
     f"{PREFIX}.extra.": "extra maps", f"{PREFIX}.fpn.": "pyramid", f"{PREFIX}.tower.": "shared tower",
@@ -28,28 +28,6 @@ PARTS = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class TwoStage:
-    """A two-stage detector's name, where it is from, the network and resolution it was published with, proposals."""
-
-    name: str
-    source: str
-    backbone: str
-    resolutions: tuple[int, ...]
-    proposals: int
-    masks: int = 0
-
-
-TWO_STAGE: dict[str, TwoStage] = {
-    t.name: t
-    for t in (
-        TwoStage("faster-rcnn", "V1 table 13", "v1", (300, 600), 300),
-        TwoStage(
-            "faster-rcnn-fpn", "torchvision fasterrcnn_mobilenet_v3_large_320_fpn, _fpn", "v3-large", (320, 800), 150
-        ),
-        TwoStage("mask-rcnn", "torchvision MaskRCNN on the same", "v3-large", (320, 800), 150, MASKED),
-    )
-}
 HIGH_RESOLUTION, MANY_PROPOSALS = 800, 1000  # fasterrcnn_mobilenet_v3_large_fpn keeps so many
 NAMES = (*FAMILIES, *TWO_STAGE)
 
@@ -143,12 +121,10 @@ def count(
         kept = how.proposals if proposals is None else proposals
         parts = two_stage.table13_parts(arch, classes, _checked(kept))
     else:
-        arch = spec.scale(network, alpha, side, 0, bn_eps=BN_EPS, convention="torchvision").replace(head=())
+        arch = two_stage.two_stage_arch(name, network.name, alpha, side)
         kept = proposals if proposals is not None else MANY_PROPOSALS if side >= HIGH_RESOLUTION else how.proposals
-        parts = two_stage.pyramid_parts(arch, classes, _checked(kept), how.masks)
+        parts = two_stage.pyramid_parts(arch, name, classes, _checked(kept))
     rows = [r for p in parts for r in layers(p.graph, p.times)]
-    if how.masks:
-        rows.insert(-1, _transposed(how.masks))
     most = max(p.times * peak(p.graph) for p in parts)
     return DetectorCost(arch, tuple(rows), most, peak_blockwise(arch), family=name, classes=classes, proposals=kept)
 
@@ -166,15 +142,3 @@ def _checked(proposals: int) -> int:
     if not 1 <= proposals <= 10_000:
         raise UserError(f"proposals must be from 1 to 10000, not {proposals}")
     return proposals
-
-
-def _transposed(times: int) -> CostRow:
-    """The 2x2 transposed convolution that doubles a mask: every input position is written to four outputs."""
-    depth, side = two_stage.PYRAMID_DEPTH, two_stage.MASK_CROP
-    weights = 4 * depth * depth
-    macs = weights * side**2 * times
-    outputs = depth * (2 * side) ** 2
-    return CostRow(
-        "mask.transposed", "transposed", 2, 2, (depth, side, side), (depth, 2 * side, 2 * side), macs,
-        macs - outputs * times, weights, weights + depth, outputs * FLOAT_BYTES, times,
-    )  # fmt: skip

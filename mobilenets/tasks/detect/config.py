@@ -12,6 +12,7 @@ from mobilenets.arguments import checked
 from mobilenets.errors import UserError, unknown
 
 Scores = Literal["sigmoid", "softmax"]
+Detectors = Literal["ssd", "ssdlite", "ssdlite-torchvision", "ssd-fpnlite", "faster-rcnn-fpn", "mask-rcnn"]
 Shape = tuple[float, float]  # width, height, as fractions of the input's
 SCORES: tuple[Scores, ...] = ("sigmoid", "softmax")
 CONVENTIONS = ("tf", "torchvision", "tf-pyramid", "fitted")
@@ -21,6 +22,7 @@ LONGEST = 64  # times the input's side: a pyramid's last map has anchors of 725 
 FOCAL = ("ssd-fpnlite",)  # families that TensorFlow trains by the focal loss, all anchors at once
 
 OFFSETS, LOGITS, SCORE, BOXES, CLASSES, COUNT = "offsets", "logits", "scores", "boxes", "classes", "count"
+MASKS = "masks"
 
 
 @checked
@@ -28,11 +30,11 @@ OFFSETS, LOGITS, SCORE, BOXES, CLASSES, COUNT = "offsets", "logits", "scores", "
 class DetectorOptions:
     """What a detector is built of, where that is neither the default nor what the network to start from has."""
 
-    detector: Literal["ssd", "ssdlite", "ssdlite-torchvision", "ssd-fpnlite"] | None = field(
+    detector: Detectors | None = field(
         default=None,
         metadata={
-            "help": "Of --task detect: ssd, ssdlite (by default), ssdlite-torchvision, or ssd-fpnlite, for small "
-            "objects."
+            "help": "Of --task detect: ssd, ssdlite (by default), ssdlite-torchvision; ssd-fpnlite, for small objects; "
+            "faster-rcnn-fpn, of two stages; mask-rcnn, which gives masks too."
         },
     )
     anchors: Literal["default", "auto"] | None = field(

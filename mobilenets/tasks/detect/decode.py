@@ -12,7 +12,7 @@ import numpy.typing as npt
 from mobilenets.model.images import Preprocess
 from mobilenets.tasks.detect import coder
 from mobilenets.tasks.detect.anchors import centres_and_sizes, overlaps
-from mobilenets.tasks.detect.config import BOXES, CLASSES, COUNT, OFFSETS, SCORE, Config, Suppression
+from mobilenets.tasks.detect.config import BOXES, CLASSES, COUNT, MASKS, OFFSETS, SCORE, Config, Suppression
 from mobilenets.tasks.task import Outputs, Sizes
 
 Floats = npt.NDArray[np.float32]
@@ -21,31 +21,39 @@ FIRST = 256  # candidates that are compared at first: of most images, they have 
 
 @dataclass(frozen=True)
 class Found:
-    """What a detector finds in one image, the best first: corner boxes [K, 4], scores [K], classes [K], from 0 on."""
+    """What a detector finds in one image, the best first: corner boxes [K, 4], scores [K], classes [K], from 0 on.
+
+    `masks`: float [K, M, M], the probability of each box's cells, of a detector that gives them.
+    """
 
     boxes: Floats
     scores: Floats
     classes: npt.NDArray[np.int64]
+    masks: Floats | None = None
 
     def __len__(self) -> int:
         return len(self.scores)
 
     def some(self, keep: npt.NDArray[np.bool_] | slice) -> Found:
-        return Found(self.boxes[keep], self.scores[keep], self.classes[keep])
+        masks = None if self.masks is None else self.masks[keep]
+        return Found(self.boxes[keep], self.scores[keep], self.classes[keep], masks)
 
 
 def found(outputs: Outputs, config: Config | None) -> Iterator[Found]:
     """What each image's outputs say, boxes in 0..1 of the network's input.
 
     Of raw heads (`offsets` [N, A, 4] and `scores` [N, A, C]) by the config; of a file that decodes and suppresses by
-    itself, `boxes` [N, K, 4], `scores` [N, K], `classes` [N, K] and `count` [N], as it says, and no config is needed.
+    itself, `boxes` [N, K, 4], `scores` [N, K], `classes` [N, K] and `count` [N], and perhaps `masks`
+    [N, K, M, M], as it says, and no config is needed.
     """
     if BOXES in outputs:
         counts = outputs[COUNT].reshape(-1).astype(int)
-        for boxes, scores, classes, n in zip(
-            outputs[BOXES], outputs[SCORE], outputs[CLASSES], counts.tolist(), strict=True
+        masks = outputs.get(MASKS, [None] * len(counts))
+        for boxes, scores, classes, n, each in zip(
+            outputs[BOXES], outputs[SCORE], outputs[CLASSES], counts.tolist(), masks, strict=True
         ):
-            yield Found(boxes[:n], scores[:n], np.rint(classes[:n]).astype(np.int64))
+            own = None if each is None else each[:n]
+            yield Found(boxes[:n], scores[:n], np.rint(classes[:n]).astype(np.int64), own)
         return
     assert config is not None
     anchors = centres_and_sizes(config.anchors)

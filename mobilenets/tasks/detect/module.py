@@ -1,4 +1,4 @@
-"""A one-stage detector in PyTorch that is called as torchvision's are: lists of images in, losses or boxes out."""
+"""Detectors in PyTorch that are called as torchvision's are: lists of images in, losses or boxes out."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from mobilenets.arch.spec import Arch
 from mobilenets.errors import UserError
 from mobilenets.model.bundle import Bundle
 from mobilenets.model.card import Card, stamp
+from mobilenets.model.encodings import tensor_shapes
 from mobilenets.model.images import Preprocess
 from mobilenets.model.net import Net
 from mobilenets.tasks.detect import decode, start
@@ -27,21 +28,17 @@ Found = dict[str, Tensor]
 
 
 class Detector(Net):
-    """A one-stage detector: a list of images [3, H, W], floats from 0 to 1, of any sizes.
+    """A detector: a list of images [3, H, W], floats from 0 to 1, of any sizes.
 
     In training with `targets`, of each image "boxes" [M, 4] (x1 y1 x2 y2 in its pixels) and "labels" [M] (from 1 on,
-    0 being the background): a dict of two losses, "bbox_regression" and "classification". In eval mode of each image a
-    dict of "boxes" [K, 4], "labels" [K] and "scores" [K], the best first. Resizing and normalizing happen inside. That
-    is what torchvision.models.detection's networks take and give, so what trains those trains this.
+    0 being the background), and "masks" [M, H, W] where it learns these: a dict of losses, by torchvision's names. In
+    eval mode of each image a dict of "boxes" [K, 4], "labels" [K] and "scores" [K], the best first, and "masks"
+    [K, 1, H, W] where it gives some. Resizing and normalizing happen inside. That is what
+    torchvision.models.detection's networks take and give, so what trains those trains this.
     """
 
     def __init__(self, card: Card) -> None:
         super().__init__(card)
-        self.config = Config.of(card.config)
-        self.loss = DetectionLoss(self.config)
-        rows = [op.name for op in card.graph.ops if op.kind == "rows" and op.name.startswith(start.CLASSES)]
-        predicting = [card.graph.op(name).inputs[0] for name in rows]
-        initialise(self, [op.name for op in card.head.ops if op.is_layer], predicting, self.config)
         self.register_buffer("mean", torch.tensor(card.preprocess.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(card.preprocess.std).view(3, 1, 1), persistent=False)
 
@@ -50,30 +47,36 @@ class Detector(Net):
 
     @property
     def num_classes(self) -> int:
-        """Columns of the logits, the background's among them."""
-        return self.config.columns
+        """Classes with the background."""
+        return len(self.card.labels) + 1
 
     def forward(  # type: ignore[override]  # a classifier's takes a batch
         self, images: Sequence[Tensor], targets: Sequence[Mapping[str, Tensor]] | None = None
     ) -> dict[str, Tensor] | list[Found]:
         """Losses in training, boxes in eval mode; see the class. Raises `UserError` for what can't be."""
         batch = torch.stack([self._input(image) for image in images])
-        if self.training:
-            if targets is None or len(targets) != len(images):
-                raise UserError("a detector in training takes as many targets as images")
-            wanted = [self._target(t, image) for t, image in zip(targets, images, strict=True)]
-            made = self.run({self.graph.source: batch}, (OFFSETS, LOGITS))
-            boxes, kinds = self.loss.parts(made, wanted)
-            return {"bbox_regression": boxes, "classification": kinds}
-        answers = {name: x.detach().float().cpu().numpy() for name, x in self.answers(batch).items()}
-        every = decode.found({OFFSETS: answers[OFFSETS], SCORE: answers[SCORE]}, self.config)
-        return [self._said(one, image) for one, image in zip(every, images, strict=True)]
+        if not self.training:
+            return self.found(batch, images)
+        if targets is None or len(targets) != len(images):
+            raise UserError("a detector in training takes as many targets as images")
+        for t in targets:
+            self._check(t)
+        return self.losses(batch, images, targets)
+
+    def losses(
+        self, batch: Tensor, images: Sequence[Tensor], targets: Sequence[Mapping[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """Of a batch of the network's input, made of `images`, and what is on these."""
+        raise NotImplementedError  # pragma: no cover
+
+    def found(self, batch: Tensor, images: Sequence[Tensor]) -> list[Found]:
+        """What the network says of a batch of its input, made of `images`, in these's pixels."""
+        raise NotImplementedError  # pragma: no cover
 
     def bundle(self) -> Bundle:
         """The network as it is now, to save, export, quantize; the classes are called as on its `card`."""
-        names = {f"{op.name}." for op in self.card.graph.layers}
-        state = {k: v.detach().cpu().numpy() for k, v in self.state_dict().items() if k.startswith(tuple(names))}
-        return Bundle(stamp(self.card), state)
+        state = self.state_dict()
+        return Bundle(stamp(self.card), {k: state[k].detach().cpu().numpy() for k in tensor_shapes(self.card)})
 
     def _input(self, image: Tensor) -> Tensor:
         if image.ndim != 3 or len(image) != 3 or not image.is_floating_point():
@@ -85,8 +88,8 @@ class Detector(Net):
             image = F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]
         return (image * 255 - self.mean) / self.std
 
-    def _target(self, target: Mapping[str, Tensor], image: Tensor) -> dict[str, Tensor]:
-        boxes, labels = target["boxes"].float().reshape(-1, 4), target["labels"].reshape(-1)
+    def _check(self, target: Mapping[str, Tensor]) -> None:
+        boxes, labels = target["boxes"].reshape(-1, 4), target["labels"].reshape(-1)
         if len(boxes) != len(labels):
             raise UserError(f"{len(boxes)} boxes have {len(labels)} labels")
         if not bool(((labels >= 1) & (labels < self.num_classes)).all()):
@@ -96,22 +99,57 @@ class Detector(Net):
         if not bool((boxes[:, 2:] > boxes[:, :2]).all()):
             wrong = boxes[(boxes[:, 2:] <= boxes[:, :2]).any(1)][0].tolist()
             raise UserError(f"boxes are x1 y1 x2 y2 with x2 > x1 and y2 > y1, not {wrong}")
-        height, width = image.shape[1:]
-        fractions = box_convert(boxes, "xyxy", "cxcywh") / boxes.new_tensor([width, height, width, height])
-        none = torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
-        return {"boxes": fractions, "labels": labels.long() - 1, "crowd": none}
 
-    def _said(self, one: decode.Found, image: Tensor) -> Found:
-        height, width = image.shape[1:]
-        boxes = torch.from_numpy(one.boxes).reshape(-1, 4).float() * torch.tensor([width, height, width, height])
-        labels, scores = torch.from_numpy(one.classes) + 1, torch.from_numpy(one.scores)
-        return {k: v.to(image.device) for k, v in (("boxes", boxes), ("labels", labels), ("scores", scores))}
+
+class OneStage(Detector):
+    """A one-stage detector; its two losses are "bbox_regression" and "classification"."""
+
+    def __init__(self, card: Card) -> None:
+        super().__init__(card)
+        self.config = Config.of(card.config)
+        self.loss = DetectionLoss(self.config)
+        rows = [op.name for op in card.graph.ops if op.kind == "rows" and op.name.startswith(start.CLASSES)]
+        predicting = [card.graph.op(name).inputs[0] for name in rows]
+        initialise(self, [op.name for op in card.head.ops if op.is_layer], predicting, self.config)
+
+    @property
+    def num_classes(self) -> int:
+        """Columns of the logits, the background's among them."""
+        return self.config.columns
+
+    def losses(
+        self, batch: Tensor, images: Sequence[Tensor], targets: Sequence[Mapping[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        wanted = [_fractions(t, image) for t, image in zip(targets, images, strict=True)]
+        made = self.run({self.graph.source: batch}, (OFFSETS, LOGITS))
+        boxes, kinds = self.loss.parts(made, wanted)
+        return {"bbox_regression": boxes, "classification": kinds}
+
+    def found(self, batch: Tensor, images: Sequence[Tensor]) -> list[Found]:
+        answers = {name: x.detach().float().cpu().numpy() for name, x in self.answers(batch).items()}
+        every = decode.found({OFFSETS: answers[OFFSETS], SCORE: answers[SCORE]}, self.config)
+        return [_said(one, image) for one, image in zip(every, images, strict=True)]
+
+
+def _fractions(target: Mapping[str, Tensor], image: Tensor) -> dict[str, Tensor]:
+    boxes, labels = target["boxes"].float().reshape(-1, 4), target["labels"].reshape(-1)
+    height, width = image.shape[1:]
+    fractions = box_convert(boxes, "xyxy", "cxcywh") / boxes.new_tensor([width, height, width, height])
+    none = torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
+    return {"boxes": fractions, "labels": labels.long() - 1, "crowd": none}
+
+
+def _said(one: decode.Found, image: Tensor) -> Found:
+    height, width = image.shape[1:]
+    boxes = torch.from_numpy(one.boxes).reshape(-1, 4).float() * torch.tensor([width, height, width, height])
+    labels, scores = torch.from_numpy(one.classes) + 1, torch.from_numpy(one.scores)
+    return {k: v.to(image.device) for k, v in (("boxes", boxes), ("labels", labels), ("scores", scores))}
 
 
 def fresh(arch: Arch, name: str, classes: int) -> Detector:
     """A detector of the family `name` on `arch` with random weights; `classes` has the background in."""
     card = card_of(arch, name, tuple(f"class {i}" for i in range(1, classes)))
-    return Detector(card)
+    return OneStage(card)
 
 
 def card_of(
@@ -150,7 +188,7 @@ def of_bundle(bundle: Bundle, name: str, resolution: int | None, classes: int | 
     old = tuple(config["labels"]) if known else ()
     count = (len(old) if known else 90) if classes is None else classes - family(name).background
     labels = old if len(old) == count else tuple(f"class {i}" for i in range(1, count + 1))
-    net = Detector(card_of(arch, name, labels, config if known else None, card.preprocess))
+    net = OneStage(card_of(arch, name, labels, config if known else None, card.preprocess))
     state = net.state_dict()
     tensors = start.transferred(bundle, net.card.config, "detect")
     net.load_state_dict({**state, **{k: torch.from_numpy(v) for k, v in tensors.items() if k in state}})

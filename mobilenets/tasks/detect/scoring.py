@@ -10,18 +10,20 @@ import contextlib
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from mobilenets.console import Notebook
 from mobilenets.errors import needed_by
+from mobilenets.tasks.detect.masks import run_lengths
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from mobilenets.data.boxes import Boxes
+    from mobilenets.data.rle import Rle
     from mobilenets.tasks.detect.decode import Found
 
 AREAS = {"small": [0, 32**2], "medium": [32**2, 96**2], "large": [96**2, 1e5**2]}  # square pixels
@@ -54,7 +56,9 @@ class DetectionScores(Notebook):
     """How well a detector did on a split, in percent: COCO's twelve numbers, NaN where there is nothing to find.
 
     `ap` is the mean over overlaps from .5 to .95, `ap50` and `ap75` are at one; `ap_small` and so on of objects of that
-    size; `ar1`, `ar10`, `ar100` the recalls of so many boxes an image. `why`: what is wrong where nothing was found.
+    size; `ar1`, `ar10`, `ar100` the recalls of so many boxes an image. `mask_ap` and so on are of masks, which overlap
+    in place of boxes, where the detector gives some and the images have some. `why`: what is wrong where nothing was
+    found.
     """
 
     ap: float
@@ -75,6 +79,9 @@ class DetectionScores(Notebook):
     data: str
     skipped: tuple[str, ...] = ()
     why: str = ""
+    mask_ap: float = float("nan")
+    mask_ap50: float = float("nan")
+    mask_ap75: float = float("nan")
 
     @property
     def value(self) -> float:
@@ -85,12 +92,19 @@ class DetectionScores(Notebook):
         return {name: getattr(self, name) for name in NUMBERS}
 
     @property
+    def of_masks(self) -> dict[str, float]:
+        """Those numbers that are of masks, by their names among the others; none where there are no masks."""
+        values = {name: getattr(self, f"mask_{name}") for name in OF_MASKS}
+        return {} if np.isnan(self.mask_ap) else values
+
+    @property
     def per_class(self) -> dict[str, LabelScore]:
         return {s.label: s for s in self.labels}
 
     def to_json(self) -> dict[str, Any]:
         return {
             **{name: _number(v) for name, v in self.numbers.items()},
+            **{f"mask_{name}": v for name, v in self.of_masks.items()},
             "count": self.count, "split": self.split, "data": self.data,
             "per_class": {s.label: s.to_json() for s in self.labels},
             "skipped": list(self.skipped),
@@ -114,6 +128,8 @@ class DetectionScores(Notebook):
         t.add_row("at .75, AP75", _cell(self.ap75), "", "", "")
         t.add_row("recall with 100 boxes, AR100", *map(_cell, ar))
         t.add_row("with 10, with 1", f"{_cell(self.ar10)}, {_cell(self.ar1)}", "", "", "")
+        if self.of_masks:
+            t.add_row("of masks, AP, AP50, AP75", ", ".join(map(_cell, self.of_masks.values())), "", "", "")
         t.add_row("images", f"{self.count:,}", "", "", "")
         each = table("by label", ["label", "AP %", "AP50 %", "AR100 %", "objects"], left=("label",))
         ranked = sorted((s for s in self.labels if s.objects), key=lambda s: (np.isnan(s.ap), s.ap))
@@ -132,6 +148,8 @@ NUMBERS = (
     "ar_large",
 )  # fmt: skip
 
+OF_MASKS = ("ap", "ap50", "ap75")
+
 
 def _number(value: float) -> float | None:
     return None if np.isnan(value) else value
@@ -143,31 +161,45 @@ def _cell(value: float) -> str:
 
 @dataclass
 class Evaluation:
-    """Adds up what was found in images and what there is, boxes in any unit that both have, as x1, y1, x2, y2."""
+    """Adds up what was found in images and what there is, boxes in any unit that both have, as x1, y1, x2, y2.
+
+    `overlap`: of boxes, or of masks ("segm"), which are then given as run lengths.
+    """
 
     labels: Sequence[str]
+    overlap: Literal["bbox", "segm"] = "bbox"
     images: int = 0
+    sizes: dict[int, dict[str, int]] = field(default_factory=dict)  # of the images, where masks need them
     there: list[dict[str, Any]] = field(default_factory=list)
     said: list[dict[str, Any]] = field(default_factory=list)
 
-    def add(self, found: Found, boxes: Floats, classes: Any, crowd: Any, area: Any) -> None:
-        """One image's: what was found, and its objects' boxes [M, 4], classes, crowd flags and areas [M]."""
+    def add(
+        self, found: Found, boxes: Floats, classes: Any, crowd: Any, area: Any,
+        masks: tuple[Sequence[Rle], Sequence[Rle]] | None = None,
+    ) -> None:  # fmt: skip
+        """One image's: what was found, and its objects' boxes [M, 4], classes, crowd flags and areas [M].
+
+        `masks`: of what was found, and of the objects.
+        """
         self.images += 1
-        rows = zip(np.asarray(boxes, np.float64).tolist(), classes.tolist(), crowd.tolist(), area.tolist(), strict=True)
-        for (x1, y1, x2, y2), c, several, size in rows:
+        said, there = ([{"segmentation": dict(m)} for m in each] for each in masks) if masks else (None, None)
+        rows = zip(np.asarray(boxes, np.float64).tolist(), classes.tolist(), crowd.tolist(), area.tolist(),
+                   there or [{}] * len(boxes), strict=True)  # fmt: skip
+        for (x1, y1, x2, y2), c, several, size, mask in rows:
             self.there.append({
                 "id": len(self.there) + 1, "image_id": self.images, "category_id": int(c) + 1,
-                "bbox": [x1, y1, x2 - x1, y2 - y1], "area": size, "iscrowd": int(several),
+                "bbox": [x1, y1, x2 - x1, y2 - y1], "area": size, "iscrowd": int(several), **mask,
             })  # fmt: skip
-        every = zip(found.boxes.astype(np.float64).tolist(), found.scores.tolist(), found.classes.tolist(), strict=True)
-        for (x1, y1, x2, y2), score, c in every:
-            box = [x1, y1, x2 - x1, y2 - y1]
-            self.said.append({"image_id": self.images, "category_id": int(c) + 1, "bbox": box, "score": score})
+        every = zip(found.boxes.astype(np.float64).tolist(), found.scores.tolist(), found.classes.tolist(),
+                    said or [{}] * len(found), strict=True)  # fmt: skip
+        for (x1, y1, x2, y2), score, c, mask in every:
+            where: dict[str, Any] = mask or {"bbox": [x1, y1, x2 - x1, y2 - y1]}
+            self.said.append({"image_id": self.images, "category_id": int(c) + 1, "score": score, **where})
 
     def result(self) -> tuple[dict[str, float], tuple[LabelScore, ...]]:
         """COCO's twelve numbers by name and each label's, percent, NaN where there is nothing to find."""
         coco, evaluator = scorer()
-        images = [{"id": i + 1} for i in range(self.images)]
+        images = [{"id": i, **self.sizes.get(i, {})} for i in range(1, self.images + 1)]
         categories = [{"id": i + 1, "name": name} for i, name in enumerate(self.labels)]
         nan = float("nan")
         counts = np.bincount(
@@ -178,7 +210,7 @@ class Evaluation:
             return dict.fromkeys(NUMBERS, nan), tuple(LabelScore(n, nan, nan, nan, 0, none) for n in self.labels)
         with contextlib.redirect_stdout(io.StringIO()):
             true = coco({"images": images, "annotations": self.there, "categories": categories})
-            how = evaluator(true, true.loadRes([dict(d) for d in self.said]), "bbox", ranges=AREAS)
+            how = evaluator(true, true.loadRes([dict(d) for d in self.said]), self.overlap, ranges=AREAS)
             how.evaluate()
             how.accumulate()
         precision, recall = how.eval["precision"], how.eval["recall"]  # [T, R, K, A, M], [T, K, A, M]
@@ -219,6 +251,15 @@ def scorer() -> tuple[Any, Any]:
 def add_boxes(to: Evaluation, found: Found, target: Boxes) -> None:
     """One image's, both in pixels of the image."""
     to.add(found, np.asarray(target.xyxy, np.float64), target.classes, target.crowd, target.area)
+
+
+def add_masks(to: Evaluation, found: Found, target: Boxes) -> None:
+    """The same of their masks: what was found has some, and so has what there is."""
+    assert found.masks is not None
+    said = run_lengths(found.masks, found.boxes, target.size)
+    true = [] if target.masks is None else [*target.masks]
+    to.add(found, np.asarray(target.xyxy, np.float64), target.classes, target.crowd, target.area, (said, true))
+    to.sizes[to.images] = {"width": target.size[0], "height": target.size[1]}
 
 
 def scores_of(

@@ -12,6 +12,8 @@ from mobilenets.model.bundle import Bundle
 from mobilenets.tasks.detect.config import Config
 
 PREFIX = "detect."  # of the names of everything that is a detector's
+BOX_LAYERS = ("box.0", "box.1", "box.classes", "box.boxes")  # of a two-stage detector, for each proposal
+OF_LABELS = ("box.classes.", "box.boxes.", "mask.logits.")  # its tensors that are bound to labels
 CLASSES = "detect.class."  # of what gives logits
 
 Tensors = dict[str, npt.NDArray[Any]]
@@ -37,6 +39,20 @@ def transferred(bundle: Bundle, config: Mapping[str, Any], task: str) -> Tensors
         return every
     columns = _columns(before, now)
     return {k: _chosen(v, before.columns, columns) if _gives_logits(bundle, k) else v for k, v in every.items()}
+
+
+def two_stage_transferred(bundle: Bundle, config: Mapping[str, Any]) -> Tensors:
+    """Of another network what a two-stage detector with `config` can begin with.
+
+    Of one of its family all but what is bound to labels, where these differ. Of any other network, the body.
+    """
+    own = tuple(f"{name}." for name in bundle.card.head.own)
+    kept = {k: np.array(v) for k, v in bundle.dense().tensors.items() if not k.endswith(".anchors")}
+    if bundle.card.config.get("family") != config["family"]:
+        return {k: v for k, v in kept.items() if not k.startswith((PREFIX, *own))}
+    if list(bundle.card.labels) == list(config["labels"]):
+        return kept
+    return {k: v for k, v in kept.items() if not k.startswith(OF_LABELS)}
 
 
 def _gives_logits(bundle: Bundle, tensor: str) -> bool:

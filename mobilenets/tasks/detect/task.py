@@ -19,9 +19,17 @@ from mobilenets.data.dataset import Data, Split
 from mobilenets.errors import UserError
 from mobilenets.model.card import Card, Precision
 from mobilenets.model.images import Framing
-from mobilenets.tasks.detect import anchors, answers, decode, finish, parity, start, zero
+from mobilenets.tasks.detect import anchors, answers, decode, finish, masks, parity, start, zero
 from mobilenets.tasks.detect.config import LOGITS, OFFSETS, Config, DetectorOptions
-from mobilenets.tasks.detect.scoring import DetectionScores, Evaluation, add_boxes, scorer, scores_of
+from mobilenets.tasks.detect.scoring import (
+    OF_MASKS,
+    DetectionScores,
+    Evaluation,
+    add_boxes,
+    add_masks,
+    scorer,
+    scores_of,
+)
 from mobilenets.tasks.task import Answer, MetricSpec, Outputs, Parity, Prior, Sizes, Task
 
 if TYPE_CHECKING:
@@ -183,7 +191,8 @@ class Detect:
     def decode(self, outputs: Outputs, card: Card, sizes: Sizes, top: int) -> list[Answer]:  # noqa: ARG002
         every = decode.on_images(decode.found(outputs, _config(card, outputs)), card.preprocess, sizes)
         least = card.trust.reject_below
-        return [_said(one, card.labels, answers.LEAST if least is None else least) for one in every]
+        shown = answers.LEAST if least is None else least
+        return [_said(one, card.labels, shown, size) for one, size in zip(every, sizes, strict=True)]
 
     def finished(self, bundle: Bundle) -> Bundle:
         """With what makes boxes of offsets and scores (see `task.Finishing`)."""
@@ -219,6 +228,7 @@ class DetectionTally:
 
     def __init__(self, card: Card) -> None:
         self.card, self.evaluation = card, Evaluation(card.labels)
+        self.outlines = Evaluation(card.labels, "segm")  # of the masks of images that have some
         self.cases: list[zero.Case] = []
         self.config: Config | None = None
 
@@ -228,6 +238,8 @@ class DetectionTally:
         every = decode.on_images(decode.found(outputs, self.config), self.card.preprocess, sizes)
         for one, target in zip(every, targets, strict=True):
             add_boxes(self.evaluation, one, target)
+            if one.masks is not None and (target.masks is not None or not len(target)):
+                add_masks(self.outlines, one, target)
             if len(self.cases) < zero.LOOKED_AT:
                 unit = np.array([*target.size, *target.size], np.float32)
                 true = target.xyxy[~target.crowd] / unit
@@ -236,6 +248,9 @@ class DetectionTally:
 
     def compute(self, data: str, split: str, skipped: tuple[str, ...] = ()) -> DetectionScores:
         numbers, labels = self.evaluation.result()
+        if self.outlines.images == self.evaluation.images:
+            of_masks, _ = self.outlines.result()
+            numbers |= {f"mask_{name}": of_masks[name] for name in OF_MASKS}
         found_any = numbers["ap50"] >= zero.NOTHING
         why = "" if found_any else zero.why(self.cases, self.config)
         return scores_of(numbers, labels, self.evaluation.images, split, data, skipped, why)
@@ -250,15 +265,13 @@ def _config(card: Card, outputs: Outputs) -> Config | None:
     return Config.of(card.config)
 
 
-def _said(one: decode.Found, labels: Sequence[str], least: float) -> answers.Detections:
-    every = zip(one.boxes.tolist(), one.scores.tolist(), one.classes.tolist(), strict=True)
+def _said(one: decode.Found, labels: Sequence[str], least: float, size: tuple[int, int]) -> answers.Detections:
+    outlines = [None] * len(one) if one.masks is None else masks.run_lengths(one.masks, one.boxes, size)
+    every = zip(one.boxes.tolist(), one.scores.tolist(), one.classes.tolist(), outlines, strict=True)
     return answers.Detections(
         tuple(
-            answers.Detection(labels[c] if 0 <= c < len(labels) else f"class {c}", s, (x1, y1, x2, y2), index=c)
-            for (x1, y1, x2, y2), s, c in every
+            answers.Detection(labels[c] if 0 <= c < len(labels) else f"class {c}", s, (x1, y1, x2, y2), mask, c)
+            for (x1, y1, x2, y2), s, c, mask in every
         ),
         least,
     )
-
-
-TASK: Task = Detect()

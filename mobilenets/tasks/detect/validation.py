@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,23 +30,29 @@ class AveragePrecision(torchmetrics.Metric):
 
     full_state_update = False
     rows: list[Tensor]
+    config: Config | None
 
     def __init__(self, config: Config, name: str = "ap", first: bool = False) -> None:
         super().__init__()
-        self.config, self.name, self.first = config, name, first
+        self.config, self.labels, self.name, self.first = config, config.labels, name, first
         self.epochs = self.images = 0
         self.add_state("rows", default=[], dist_reduce_fx="cat")
 
     def update(self, outputs: Mapping[str, Tensor], targets: Sequence[Mapping[str, Any]]) -> None:
-        offsets, logits = (outputs[name].float().cpu().numpy() for name in (OFFSETS, LOGITS))
-        scores = raw_scores(logits, self.config)[..., int(self.config.background) :]
-        anchors = centres_and_sizes(self.config.anchors)
-        for one, (o, s) in zip(targets, zip(offsets, scores, strict=True), strict=True):
-            found = suppressed(o, s, anchors, self.config)
+        for one, found in zip(targets, self.found(outputs), strict=True):
             rows, columns = one["boxes"].canvas_size
             unit = torch.tensor([columns, rows] * 2)
             self.rows.append(self._rows(found, one, unit).to(self.device))
             self.images += 1
+
+    def found(self, outputs: Mapping[str, Tensor]) -> Iterator[Found]:
+        """What each image's outputs say, boxes in fractions of the input."""
+        assert self.config is not None
+        offsets, logits = (outputs[name].float().cpu().numpy() for name in (OFFSETS, LOGITS))
+        scores = raw_scores(logits, self.config)[..., int(self.config.background) :]
+        anchors = centres_and_sizes(self.config.anchors)
+        for o, s in zip(offsets, scores, strict=True):
+            yield suppressed(o, s, anchors, self.config)
 
     def _rows(self, found: Found, one: Mapping[str, Any], unit: Tensor) -> Tensor:
         """An image's answers and objects as rows of one tensor, which processes can exchange; at least one."""
@@ -65,7 +71,7 @@ class AveragePrecision(torchmetrics.Metric):
     def compute(self) -> Tensor:
         every = torch.cat(self.rows) if isinstance(self.rows, list) else self.rows
         table = every.cpu().numpy()
-        evaluation, cases = Evaluation(self.config.labels), []
+        evaluation, cases = Evaluation(self.labels), []
         for at in np.unique(table[:, 0]):
             rows = table[table[:, 0] == at]
             mine, true = rows[rows[:, 1] == 0], rows[rows[:, 1] == 1]
@@ -84,6 +90,21 @@ class AveragePrecision(torchmetrics.Metric):
     def reset(self) -> None:
         super().reset()
         self.images = 0
+
+
+class DetectionsPrecision(AveragePrecision):
+    """The same of a network that gives detections, [N, K, 6], under the name `of`."""
+
+    def __init__(self, labels: Sequence[str], of: str, name: str = "ap") -> None:
+        torchmetrics.Metric.__init__(self)
+        self.config, self.labels, self.of, self.name, self.first = None, tuple(labels), of, name, False
+        self.epochs = self.images = 0
+        self.add_state("rows", default=[], dist_reduce_fx="cat")
+
+    def found(self, outputs: Mapping[str, Tensor]) -> Iterator[Found]:
+        for one in outputs[self.of].float().cpu().numpy():
+            there = one[one[:, 4] > 0]
+            yield Found(there[:, :4], there[:, 4], there[:, 5].astype(np.int64))
 
 
 def _rank() -> int:

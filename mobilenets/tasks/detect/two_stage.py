@@ -1,0 +1,115 @@
+"""Two-stage detection, as the rest of the package asks a task: boxes, and masks where the detector gives them.
+
+It differs from `Detect` in its network's head and losses; data and answers are the same. No torch but in training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy.typing as npt
+
+from mobilenets.arch import detectors
+from mobilenets.arch.detectors import two_stage
+from mobilenets.arch.graph import Head
+from mobilenets.arch.spec import Arch
+from mobilenets.data.dataset import Data, Split
+from mobilenets.errors import UserError
+from mobilenets.model.card import Card
+from mobilenets.tasks.detect import start
+from mobilenets.tasks.detect.task import Detect
+from mobilenets.tasks.task import Task
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from torchvision.transforms import v2
+
+    from mobilenets.model.bundle import Bundle
+    from mobilenets.model.images import Preprocess
+    from mobilenets.tasks.detect.stages import TwoStageLoss
+
+SIDE = 320  # pixels of the input where none are asked for
+
+
+class TwoStage(Detect):
+    """Boxes of labels in two stages, `family` saying how; `config` is its name and the labels."""
+
+    taps: tuple[str, ...] = ()  # what is learned from is the objective's to say
+    recipes = ("two-stage", "two-stage")
+
+    @property
+    def how(self) -> two_stage.TwoStage:
+        return two_stage.pyramid_family(self.family)
+
+    def network(self, arch: str | None, alpha: float | None, resolution: int | None) -> Arch:
+        return detectors.two_stage_arch(self.family, arch, 1.0 if alpha is None else alpha, resolution)
+
+    def resolution(self) -> int:
+        return SIDE
+
+    def shaped(self, config: Mapping[str, Any], arch: Arch, data: Data) -> dict[str, Any]:  # noqa: ARG002
+        if self.options.anchors == "auto":
+            raise UserError("--anchors auto is for one-stage detectors: a two-stage one places its boxes again")
+        return dict(config)
+
+    def by(self, config: Mapping[str, Any]) -> Task:
+        return TwoStage(self.options, config)
+
+    def begin(self, network: nn.Module, head: Head, config: Mapping[str, Any]) -> None:  # noqa: ARG002
+        from mobilenets.tasks.detect.stages import initialise
+
+        initialise(network, detectors.two_stage_anchors(network.arch, str(config["family"])))  # type: ignore[arg-type]
+
+    def open(self, source: str, root: Path | None, seed: int, val: float | None) -> Data:
+        data = super().open(source, root, seed, val)
+        if self.how.masks and not all(t.masks is not None for t in data.split("train").targets if len(t)):
+            raise UserError(f"{source} has boxes without masks, and {self.family} learns masks: take faster-rcnn-fpn")
+        return data
+
+    def transforms(self, preprocess: Preprocess, recipe: Any, kind: str) -> v2.Transform:  # noqa: ARG002
+        from mobilenets.tasks.detect.transforms import Augmentation
+
+        return Augmentation(preprocess, kind, masks=self.how.masks)
+
+    def head(self, arch: Arch, config: Mapping[str, Any]) -> Head:
+        return detectors.two_stage_head(arch, len(config["labels"]) + 1, str(config["family"]))
+
+    def objective(  # type: ignore[override]
+        self,
+        config: Mapping[str, Any],  # noqa: ARG002
+        recipe: Any,  # noqa: ARG002
+        training: Split,  # noqa: ARG002
+    ) -> TwoStageLoss:
+        from mobilenets.tasks.detect.stages import TwoStageLoss
+
+        return TwoStageLoss()
+
+    def validation(self, config: Mapping[str, Any]) -> nn.ModuleDict:
+        from torch import nn
+
+        from mobilenets.tasks.detect.scoring import scorer
+        from mobilenets.tasks.detect.validation import DetectionsPrecision
+
+        scorer()  # before the first epoch, not after it
+        return nn.ModuleDict({
+            f"val_{name}": DetectionsPrecision(config["labels"], two_stage.FOUND, name) for name in ("ap", "ap50")
+        })  # fmt: skip
+
+    def transfer(self, bundle: Bundle, config: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
+        return start.two_stage_transferred(bundle, config)
+
+    def finished(self, bundle: Bundle) -> Bundle:
+        """It gives boxes already, and no file has what makes them. Raises `UserError`."""
+        raise UserError(
+            f"{bundle.card.config['family']} runs as its bundle, in PyTorch: no format has what makes proposals"
+        )
+
+    def fine(self, card: Card) -> tuple[str, ...]:
+        raise UserError(
+            f"{card.config['family']} isn't quantized: its boxes come in two stages, which int8 has no kind for"
+        )
+
+    def teach(self, *_: Any, **__: Any) -> Tensor:
+        raise UserError(f"{self.family} isn't distilled: teacher and student would have to make the same proposals")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias, TypeVar, overload
+from typing import Any, BinaryIO, Protocol, TypeAlias, TypeVar, overload
 
 import numpy as np
 from PIL import Image
@@ -69,8 +69,20 @@ class Prediction:
         return f"{self.image}\t{self.answer or self.error}"
 
 
+class Answering(Protocol):
+    """What `stream` runs: uint8 [N, H, W, 3] -> outputs by name; `concurrent`: by several threads at once."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def concurrent(self) -> bool: ...
+
+    def __call__(self, images: Pixels) -> Outputs: ...
+
+
 def stream(
-    engine: Engine, items: Iterable[T], read: Callable[[T], Pixels], batch: int = BATCH, cores: int | None = None
+    engine: Answering, items: Iterable[T], read: Callable[[T], Pixels], batch: int = BATCH, cores: int | None = None
 ) -> Iterator[tuple[T, Outputs | BadImage]]:
     """Each item with its outputs, of one image each, or the `BadImage` that `read` raised; in order.
 

@@ -22,6 +22,7 @@ from mobilenets.data.dataset import Read, Split
 from mobilenets.data.source import Reading
 from mobilenets.data.table import called
 from mobilenets.errors import UserError, unknown
+from mobilenets.model.card import Card
 from mobilenets.model.images import FULL_SIZE, BadImage, open_rgb
 
 Points = npt.NDArray[np.float64]  # [5, 2], x and y in pixels: the eyes from the left on, the nose, the mouth's corners
@@ -86,6 +87,11 @@ def template(name: str) -> Template:
     if name not in TEMPLATES:
         raise unknown("template of landmarks", name, TEMPLATES)
     return TEMPLATES[name]
+
+
+def template_of(card: Card) -> Template | None:
+    """The template that a network takes faces in, as its card has it. Raises `UserError`."""
+    return Template.from_json(card.config["template"]) if card.config.get("template") else None
 
 
 def similarity(source: Points, target: Points) -> tuple[complex, complex]:

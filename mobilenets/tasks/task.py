@@ -274,13 +274,17 @@ class Optioned(Protocol):
 
 
 @runtime_checkable
-class Matched(Protocol):
+class Matched(Optioned, Protocol):
     """A task whose answer is a vector that another network can learn as it is.
 
     `matched`: its name among the taps. `together`: images of one identity that a batch has, next to each other.
+    `framing`: how its images are fitted to the input, None where that is as usual.
     """
 
     matched: str
+
+    @property
+    def framing(self) -> Framing | None: ...
 
     @property
     def together(self) -> int: ...

@@ -17,6 +17,9 @@ from mobilenets.tasks.embed.scores import COLLAPSED, VECTOR, collapse, mean_cosi
 from mobilenets.tasks.embed.verification import drawn_pairs, verify
 
 
+ALARM = 3  # epochs
+
+
 def metric_loss(options: EmbedOptions, identities: int, dim: int) -> tuple[nn.Module, nn.Module | None]:
     """The loss of vectors [N, dim] and identities [N], and the miner of its triplets where it has one."""
     from pytorch_metric_learning import losses, miners
@@ -103,11 +106,17 @@ class Accuracy(Vectors):
 
 
 class Alike(Vectors):
-    """The mean cosine of held-out images that show different things. A line sounds the alarm where all are the same."""
+    """The mean cosine of held-out images that show different things; a line sounds the alarm where all are the same.
+
+    Random weights see little difference too: it is from the third look on.
+    """
+
+    looks = 0
 
     def compute(self) -> Tensor:
         alike = mean_cosine(*self.seen())
-        if alike > COLLAPSED:
+        self.looks += 1
+        if alike > COLLAPSED and self.looks == ALARM:
             console.note(collapse(alike))
         return torch.tensor(alike)
 

@@ -101,7 +101,7 @@ class EmbedScores(Notebook):
         if self.collapsed:
             notes.append(collapse(self.alike))
         if self.single:
-            notes.append(f"{many(self.single, 'identity')} with one image: in no drawn pair, strangers to identification")
+            notes.append(f"{self.single:,} identities with one image: in no drawn pair, strangers to identification")
         if self.incomplete:
             notes.append(f"{many(self.incomplete, 'pair')} left out: an image couldn't be read")
         if self.skipped:

@@ -32,8 +32,10 @@ from mobilenets.tasks.task import Answer, MetricSpec, Outputs, Parity, Sizes, Ta
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+    from torchvision.transforms import v2
 
     from mobilenets.model.bundle import Bundle
+    from mobilenets.model.images import Framing, Preprocess
     from mobilenets.tasks.embed.losses import IdentityLoss
 
 PRIMARY = MetricSpec("accuracy", "verification accuracy", share=True)
@@ -72,6 +74,17 @@ class Embed(Labelled):
 
     # ---- data
 
+    @property
+    def framing(self) -> Framing | None:
+        """An aligned face is seen whole."""
+        return "stretch" if self.template else None
+
+    def transforms(self, preprocess: Preprocess, recipe: Any, kind: str) -> v2.Transform:
+        """Of aligned faces, small moves alone: a random crop would undo the alignment."""
+        from mobilenets.tasks.augment import aligned, augmentation
+
+        return aligned(preprocess, recipe) if self.template and kind == "photo" else augmentation(kind, preprocess, recipe)
+
     def open(self, source: str, root: Path | None, seed: int, val: float | None) -> Data:
         """Identities of which whole ones are held out; or, where there is a list of pairs, these to test."""
         asked = Source.parse(source)
@@ -85,8 +98,7 @@ class Embed(Labelled):
             del data.splits["val"]
             data = opening.held_out(data, val)
             _say_single(data)
-        wanted = self.template or (alignment.template(asked.reading.aligned) if asked.reading.aligned else None)
-        wanted = wanted or (alignment.template("arcface") if asked.reading.landmarks else None)
+        wanted = self.template or _taken(asked.reading)
         if wanted is not None:
             where = alignment.located(asked.reading, wanted, "the network")
             for split in {id(s): s for s in (*data.splits.values(), *filter(None, [data.pool]))}.values():
@@ -234,7 +246,7 @@ def _say_single(data: Data) -> None:
     who = np.concatenate([np.asarray(s.targets) for s in data.splits.values()])
     if single := int((np.unique(who, return_counts=True)[1] == 1).sum()):
         console.note(
-            f"{data.source}: {console.many(single, 'identity')} with one image: trained on as something that others "
+            f"{data.source}: {single:,} identities with one image: trained on as something that others "
             "aren't, in no pair"
         )
 

@@ -92,8 +92,12 @@ def row(args: argparse.Namespace, table: Path, spec: str) -> dict[str, object]:
     bundle = Bundle.load(out / "float")
     int8 = out / "int8"
     if not is_bundle(int8):
-        mobilenets.quantize(out / "float", table, out=int8, reading=mobilenets.Reading(
-            label_column="identity", landmarks=str(table), split_column="split"))
+        mobilenets.quantize(
+            out / "float",
+            table,
+            out=int8,
+            reading=mobilenets.Reading(label_column="identity", landmarks=str(table), split_column="split"),
+        )
     found: dict[str, object] = {
         "network": name, "alpha": float(alpha), "side": int(side),
         "macs": cost.count(bundle.card.arch).macs, "params": cost.count(bundle.card.arch).params,

@@ -227,7 +227,9 @@ def _check_vectors(teacher: Teacher, task: Task, unlabelled: bool) -> None:
     """Raises `UserError` where a teacher's vectors can't be a student's."""
     wide = int(task.config(Data("", (), {}))["dim"])
     if teacher.width != wide:
-        raise UserError(f"{teacher.name} gives vectors of {teacher.width}, the student has {wide}: --dim {teacher.width}")
+        raise UserError(
+            f"{teacher.name} gives vectors of {teacher.width}, the student has {wide}: --dim {teacher.width}"
+        )
     if unlabelled:
         raise UserError("vectors are scored by who is on the images: folders or a table of identities, no --unlabelled")
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Annotated, Any, overload
+
+from cyclopts import Parameter
 
 from mobilenets.arguments import DataSource, StrPath, checked
 from mobilenets.commands.options import as_task
+from mobilenets.data.alignment import Faces
 from mobilenets.deploy import answers, drawings, engines
 from mobilenets.deploy.answers import Written
 from mobilenets.deploy.predict import Model, Prediction, sources, spread, there
@@ -28,6 +31,7 @@ def stream(
     tta: Views | None = None,
     nearest: int | None = None,
     among: DataSource | None = None,
+    faces: Annotated[Faces | None, Parameter(name="*")] = None,
     draw: Path | None = None,
     out: Path | None = None,
 ) -> Iterator[Prediction] | Written:
@@ -68,7 +72,7 @@ def stream(
         raise UserError("name at least one image, folder or zip")
     if top < 1:
         raise UserError(f"top must be 1 or more, not {top}")
-    asked = Asked(task, tap, reject_below, flag_unlike, tta, nearest, None if among is None else str(among))
+    asked = Asked(task, tap, reject_below, flag_unlike, tta, nearest, None if among is None else str(among), faces)
     if draw is not None and nearest is not None:
         raise UserError("--draw draws answers, and --nearest gives images: leave out one of them")
     if draw is None:
@@ -90,6 +94,7 @@ def predict(
     tta: Views | None = None,
     nearest: int | None = None,
     among: DataSource | None = None,
+    faces: Annotated[Faces | None, Parameter(name="*")] = None,
 ) -> list[Prediction]: ...
 @overload
 def predict(
@@ -103,6 +108,7 @@ def predict(
     tta: Views | None = None,
     nearest: int | None = None,
     among: DataSource | None = None,
+    faces: Annotated[Faces | None, Parameter(name="*")] = None,
     out: StrPath,
 ) -> Written: ...
 @checked
@@ -117,6 +123,7 @@ def predict(
     tta: Views | None = None,
     nearest: int | None = None,
     among: DataSource | None = None,
+    faces: Annotated[Faces | None, Parameter(name="*")] = None,
     out: StrPath | None = None,
 ) -> list[Prediction] | Written:
     """What a network makes of images, any number of them.
@@ -148,6 +155,8 @@ def predict(
         Instead of labels, the images that are most alike by the bundle's features, this many.
     among
         Where `nearest` looks: a folder, a zip or a set's name; the images it was trained on, if left out.
+    faces
+        Where the landmarks are, for a network that takes faces aligned.
     out
         Write them to this file instead: .jsonl, .parquet, or .npy for features, float32 [images, ...].
 
@@ -176,7 +185,7 @@ def predict(
     for image in images:
         if isinstance(image, str | Path):
             there(image)
-    asked = Asked(task, tap, reject_below, flag_unlike, tta, nearest, None if among is None else str(among))
+    asked = Asked(task, tap, reject_below, flag_unlike, tta, nearest, None if among is None else str(among), faces)
     found = asked.of(Path(model))(spread(images), top)
     return list(found) if out is None else answers.write(found, Path(out))
 
@@ -192,6 +201,7 @@ class Asked:
     tta: Views | None
     nearest: int | None
     among: str | None
+    faces: Faces | None = None
 
     def __post_init__(self) -> None:
         if self.nearest is None:
@@ -219,7 +229,7 @@ class Asked:
         path = located(model)
         if self.flag_unlike and is_bundle(path) and engines.for_path(path) == "torch":
             engine = engines.module("torch").TorchEngine(with_logits(Bundle.load(path)), 1)
-        return Model(seen(engine, self.tta), doubts=doubts)
+        return Model(seen(engine, self.tta), doubts=doubts, faces=self.faces)
 
 
 def _engine(model: Path, task: str, tap: str) -> engines.Engine:

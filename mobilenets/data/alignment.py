@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from mobilenets.arguments import checked
 from mobilenets.data import text_tables
 from mobilenets.data.dataset import Read, Split
 from mobilenets.data.source import Reading
@@ -71,9 +72,7 @@ TEMPLATES = {
     t.name: t
     for t in (
         # ArcFace's (InsightFace), which most public face networks take.
-        Template(
-            "arcface", 112, 112, ((38.29, 51.70), (73.53, 51.50), (56.03, 71.74), (41.55, 92.37), (70.73, 92.20))
-        ),
+        Template("arcface", 112, 112, ((38.29, 51.70), (73.53, 51.50), (56.03, 71.74), (41.55, 92.37), (70.73, 92.20))),
         # A close crop of LFW's deep-funneled faces.
         Template("lfw-crop", 90, 90, ((24, 33), (66, 33), (45, 60), (28, 82), (64, 81))),
         # CelebA's own, of its aligned faces: the means of its list of landmarks.
@@ -204,12 +203,30 @@ def read_landmarks(path: str) -> FromTable:
     return FromTable(path, found)
 
 
-def located(reading: Reading, wanted: Template, whose: str) -> Located:
-    """How images that are read so know their landmarks. Raises `UserError` where nothing says where they are."""
-    if reading.landmarks is not None:
-        return read_landmarks(reading.landmarks)
-    if reading.aligned is not None:
-        return AsTemplate(template(reading.aligned))
+@checked
+@dataclass(frozen=True)
+class Faces:
+    """Where the landmarks of images are that a network takes aligned; as `data.source.Reading` says it of a data set."""
+
+    landmarks: str | None = field(
+        default=None,
+        metadata={
+            "help": "Of faces, a table of five points for each image, x and y in pixels: the eyes, the nose, the mouth's "
+            "corners."
+        },
+    )
+    aligned: str | None = field(
+        default=None,
+        metadata={"help": "Of faces, the template that they are aligned to already: arcface, lfw-crop, celeba."},
+    )
+
+
+def located(said: Faces | Reading | None, wanted: Template, whose: str) -> Located:
+    """How images know their landmarks. Raises `UserError` where nothing says where they are."""
+    if said is not None and said.landmarks is not None:
+        return read_landmarks(said.landmarks)
+    if said is not None and said.aligned is not None:
+        return AsTemplate(template(said.aligned))
     raise UserError(
         f"{whose} takes faces aligned as {wanted.name} has them ({wanted.width}x{wanted.height}), and nothing says where "
         f"these images' landmarks are: --landmarks FILE has them, or --aligned {wanted.name} says that they are aligned"

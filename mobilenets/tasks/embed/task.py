@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from mobilenets.model.card import Card, Precision
 from mobilenets.tasks import features
 from mobilenets.tasks.embed.options import EmbedOptions, Head as Kind
 from mobilenets.tasks.embed.scores import VECTOR, VectorTally
+from mobilenets.tasks.embed.verification import best_threshold, drawn_pairs
 from mobilenets.tasks.features import Features
 from mobilenets.tasks.labelled import Labelled
 from mobilenets.tasks.linear import Probe
@@ -41,6 +43,14 @@ if TYPE_CHECKING:
 PRIMARY = MetricSpec("accuracy", "verification accuracy", share=True)
 DIM = 128
 GLOBAL, PROJECTION, PROJECTED = "global", "projection", "projected"
+
+
+@dataclass(frozen=True)
+class Vector(Features):
+    """An image's vector, float32 [K], of length 1."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {"vector": [float(f"{v:.7g}") for v in self.values]}
 
 
 class Embed(Labelled):
@@ -83,7 +93,9 @@ class Embed(Labelled):
         """Of aligned faces, small moves alone: a random crop would undo the alignment."""
         from mobilenets.tasks.augment import aligned, augmentation
 
-        return aligned(preprocess, recipe) if self.template and kind == "photo" else augmentation(kind, preprocess, recipe)
+        return (
+            aligned(preprocess, recipe) if self.template and kind == "photo" else augmentation(kind, preprocess, recipe)
+        )
 
     def open(self, source: str, root: Path | None, seed: int, val: float | None) -> Data:
         """Identities of which whole ones are held out; or, where there is a list of pairs, these to test."""
@@ -129,9 +141,7 @@ class Embed(Labelled):
         if _kind(config) == GLOBAL:
             seen = arch.blocks[-1].output
             channels, height, width = arch.graph.shapes[seen]
-            last = Op(
-                GLOBAL, GLOBAL, channels, channels, height, norm=True, inputs=(seen,), kernel_width=width
-            )
+            last = Op(GLOBAL, GLOBAL, channels, channels, height, norm=True, inputs=(seen,), kernel_width=width)
             ops = (last,)
         ops = (
             *ops,
@@ -183,10 +193,16 @@ class Embed(Labelled):
         """The squared difference of the two vectors, the mean over images (V1 paper, section 4.7)."""
         return (student[VECTOR].float() - teacher[VECTOR].float()).square().sum(1).mean()
 
+    def threshold(self, outputs: Outputs, targets: npt.NDArray[Any]) -> float | None:
+        pairs_, same, _ = drawn_pairs(np.asarray(targets, np.int64))
+        v = outputs[VECTOR]
+        cosines = (v[pairs_[:, 0]] * v[pairs_[:, 1]]).sum(1).astype(np.float64)
+        return round(best_threshold(cosines, same), 4) if same.any() and not same.all() else None
+
     # ---- answers
 
     def decode(self, outputs: Outputs, card: Card, sizes: Sizes, top: int) -> list[Answer]:  # noqa: ARG002
-        return [Features(row) for row in outputs[VECTOR]]
+        return [Vector(row) for row in outputs[VECTOR]]
 
     def draw(self, image: Image.Image, answer: Answer) -> Image.Image:
         return features.TASK.draw(image, answer)

@@ -3,9 +3,9 @@
     python benchmarks/face_embeddings.py DATA --work runs/faces --rows v1:1:128,v1:.75:128,v1:.25:96 --minutes 4
 
 DATA has faces_train.zip, celeba_10k.zip (both CelebA, which shares no people with LFW), faces_lfw.zip and
-weights/MobileFaceNet.onnx. A row is NETWORK:ALPHA:SIDE; one that is finished is kept, one that was stopped goes on. The
-teacher's vectors are computed once, for all rows, and kept in WORK/teacher. Test images are looked at once, at the end of
-a row. `--loss arcface` trains without a teacher. `--init FILE` starts from others' weights, for rows of their network.
+weights/MobileFaceNet.onnx. A row is NETWORK:ALPHA:SIDE; one that is finished is kept, one that was stopped goes on.
+The teacher's vectors are computed once, for all rows, and kept in WORK/teacher. Test images are looked at once, at
+the end of a row. `--loss arcface` trains without a teacher. `--init FILE` starts from weights of the rows' network.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from pathlib import Path
 import mobilenets
 from mobilenets.arch import cost
 from mobilenets.data.alignment import TEMPLATES
+from mobilenets.deploy.foreign import Foreign
 from mobilenets.model.bundle import Bundle, is_bundle
 from mobilenets.tasks.embed.options import EmbedOptions
-from mobilenets.deploy.foreign import Foreign
 
 FACES = "lfw-crop"  # the template that students see
 HELD_OUT = 16  # every so many people of faces_train choose the epoch

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from mobilenets.commands.recipes import recipes as recipes
     from mobilenets.commands.report import report as report
     from mobilenets.commands.reproduce import reproduce as reproduce
-    from mobilenets.commands.shards import shards as shards
     from mobilenets.commands.search import search as search
+    from mobilenets.commands.shards import shards as shards
     from mobilenets.commands.show import show as show
     from mobilenets.commands.sweep import sweep as sweep
     from mobilenets.commands.train import train as train

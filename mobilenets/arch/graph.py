@@ -31,8 +31,9 @@ MOST = 65536  # channels, or pixels of a kernel
 class Op:
     """One operation of a network: a layer with weights, or what joins layers.
 
-    `kind` is a name in KINDS. "conv", "depthwise", "pointwise", "linear", "global" have weights, then BatchNorm if `norm`, a bias
-    if `bias`, then `activation` ("relu", "relu6" or none); "norm": a BatchNorm alone; "activation": `activation` alone.
+    `kind` is a name in KINDS. "conv", "depthwise", "pointwise", "linear", "global" have weights, then BatchNorm if
+    `norm`, a bias if `bias`, then `activation` ("relu", "relu6" or none); "norm": a BatchNorm alone; "activation":
+    `activation` alone.
     `kernel` is its height, and its width too unless `kernel_width` says otherwise; `grouped` the groups of a
     convolution that has some. `inputs` are names of earlier operations; in a row's own ops, "" is the block's input.
     `shares`: the earlier layer whose weights and bias it has, its BatchNorm being its own. `pads` (above, left, below,

@@ -182,7 +182,8 @@ def distill(
         "verb": "distill", "task": task, "teacher": loaded.digest, "source": source, "unlabelled": unlabelled,
         "arch": net.to_json(),
         "recipe": chosen.to_json(), "how": dataclasses.asdict(how), "init": start.digest if start else None,
-        "seed": seed, **({"time": limit} if limit else {}), **recorded(calibration), **(dataclasses.asdict(embedding) if embedding else {}),
+        "seed": seed, **({"time": limit} if limit else {}), **recorded(calibration),
+        **(dataclasses.asdict(embedding) if embedding else {}),
         **(dataclasses.asdict(foreign) if foreign and foreign.given else {}),
     }  # fmt: skip
     out = as_path(out) or run.folder(source, net.title, "distilled")

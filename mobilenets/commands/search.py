@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Searched(Notebook):
+class Searched:
     """What is nearest to an image: `found`, the nearest first. `threshold`: from which cosine on it is the same.
 
     `error`: why the image couldn't be read.
@@ -47,15 +47,30 @@ class Searched(Notebook):
         return {"image": self.image, "name": self.name, "threshold": self.threshold,
                 "found": [f.to_json() for f in self.found]}  # fmt: skip
 
-    def __str__(self) -> str:
+    def line(self) -> str:
         said = [f"{f.name} {f.cosine:.3f}" for f in self.found]
         unknown = ["nobody known"] * (self.name is None)
         return console.plain("\t".join([self.image, *([self.error] if self.error else [*unknown, *said])]))
 
+
+@dataclass(frozen=True)
+class Searches(Notebook):
+    """What is nearest to each image that was asked for."""
+
+    each: tuple[Searched, ...]
+
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        """Why images couldn't be read."""
+        return tuple(s.error for s in self.each if s.error)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"searched": [s.to_json() for s in self.each]}
+
     def __rich__(self) -> RenderableType:
         from rich.text import Text
 
-        return Text(str(self))
+        return Text("\n".join(s.line() for s in self.each))
 
 
 @checked
@@ -68,7 +83,7 @@ def search(
     html: StrPath | None = None,
     faces: Annotated[Faces | None, Parameter(name="*")] = None,
     foreign: Annotated[Foreign | None, Parameter(name="*")] = None,
-) -> list[Searched]:
+) -> Searches:
     """Find who or what is on images, among those that an index has.
 
     Parameters
@@ -88,8 +103,8 @@ def search(
 
     Returns
     -------
-    list of Searched
-        In the order of the images: `found`, each with `name`, `image` and `cosine`; `name`, None where none is near
+    Searches
+        `each` image in their order: `found`, each with `name`, `image` and `cosine`; `name`, None where none is near
         enough.
 
     Raises
@@ -101,7 +116,7 @@ def search(
     --------
     >>> import mobilenets
     >>> made = mobilenets.index("flowers/val", model="runs/flowers", out="all.idx")
-    >>> mobilenets.search("all.idx", "flowers/val/red/000.png")[0].found[0].image
+    >>> mobilenets.search("all.idx", "flowers/val/red/000.png").each[0].found[0].image
     'flowers/val/red/000.png'
     """
     if not images:
@@ -126,4 +141,4 @@ def search(
 
         with files.atomic_file(as_path(html)) as tmp:
             files.write_text(tmp, gallery.page(str(index), [(s.image, s.name, s.error, s.found) for s in found]))
-    return found
+    return Searches(tuple(found))

@@ -1,8 +1,8 @@
 """Faces in one place: five landmarks moved to where a template has them, as the network is used to. No torch.
 
-A face's accuracy is an alignment's: one network tells 99.5% of LFW's pairs right on aligned faces, 94% on close crops, 85%
-on faces that were only resized. So a card says which template its network takes, and images come with landmarks, or are
-aligned to a template that is known.
+A face network's accuracy is its alignment's: one tells 99.5% of LFW's pairs right on aligned faces, 94% on close crops,
+85% on faces that were only resized. So a card says which template its network takes, and images come with landmarks, or
+are aligned to a template that is known.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Template:
     def on(self, width: float, height: float) -> Points:
         """The points on an image of so many pixels, from its corner."""
         share = np.array([width / self.width, height / self.height])
-        return (np.array(self.points, np.float64) + 0.5) * share
+        return np.asarray((np.array(self.points, np.float64) + 0.5) * share)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -94,7 +94,7 @@ def template_of(card: Card) -> Template | None:
 
 
 def similarity(source: Points, target: Points) -> tuple[complex, complex]:
-    """(a, b) of the turn, scale and shift z -> a z + b, x + iy, that brings points nearest to others (least squares)."""
+    """(a, b) of the turn, scale and shift z -> a z + b, of x + iy, that brings points nearest to others."""
     z, w = (p[:, 0] + 1j * p[:, 1] for p in (source, target))
     dz, dw = z - z.mean(), w - w.mean()
     a = complex((dz.conj() * dw).sum() / max(float((np.abs(dz) ** 2).sum()), 1e-12))
@@ -147,7 +147,7 @@ class AsTemplate:
         t, (width, height) = self.template, image.size
         if abs(width / height * t.height / t.width - 1) > NEAR:
             raise BadImage(
-                f"{name}: {width}x{height} pixels, and a face aligned as {t.name} has {t.width}x{t.height} or that scaled"
+                f"{name}: {width}x{height} pixels, and aligned as {t.name} it would have {t.width}x{t.height}, or that scaled"
             )
         return t.on(width, height)
 
@@ -167,7 +167,7 @@ class FromTable:
         if not np.isfinite(found).all() or (found < 0).any() or (found > np.array(full)).any():
             x, y = next(p for p in found if not (np.isfinite(p).all() and (p >= 0).all() and (p <= full).all()))
             raise BadImage(f"{name}: a landmark at {x:g}, {y:g} isn't on its {full[0]}x{full[1]} pixels")
-        return (found + 0.5) * (np.array(image.size) / np.array(full))
+        return np.asarray((found + 0.5) * (np.array(image.size) / np.array(full)))
 
 
 def _stem(name: str) -> str:
@@ -206,13 +206,13 @@ def read_landmarks(path: str) -> FromTable:
 @checked
 @dataclass(frozen=True)
 class Faces:
-    """Where the landmarks of images are that a network takes aligned; as `data.source.Reading` says it of a data set."""
+    """Where the landmarks of images are, for a network that takes faces aligned; of a data set, `Reading` says it."""
 
     landmarks: str | None = field(
         default=None,
         metadata={
-            "help": "Of faces, a table of five points for each image, x and y in pixels: the eyes, the nose, the mouth's "
-            "corners."
+            "help": "Of faces, a table of five points for each image, x and y in pixels: the eyes, the nose, the "
+            "mouth's corners."
         },
     )
     aligned: str | None = field(
@@ -228,8 +228,9 @@ def located(said: Faces | Reading | None, wanted: Template, whose: str) -> Locat
     if said is not None and said.aligned is not None:
         return AsTemplate(template(said.aligned))
     raise UserError(
-        f"{whose} takes faces aligned as {wanted.name} has them ({wanted.width}x{wanted.height}), and nothing says where "
-        f"these images' landmarks are: --landmarks FILE has them, or --aligned {wanted.name} says that they are aligned"
+        f"{whose} takes faces aligned as {wanted.name} has them ({wanted.width}x{wanted.height}), and nothing says "
+        f"where these images' landmarks are: --landmarks FILE has them, or --aligned {wanted.name} says that they are "
+        "aligned"
     )
 
 

@@ -1,4 +1,4 @@
-"""Who or what images show, for embeddings: numbers alone, since what a network has learned tells of others too. No torch."""
+"""Who or what images show, for embeddings: numbers, since what a network has learned tells others apart. No torch."""
 
 from __future__ import annotations
 

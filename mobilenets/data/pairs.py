@@ -37,8 +37,8 @@ def _key(name: str) -> str:
 def read_pairs(content: bytes, where: str, names: Sequence[str]) -> list[Pair]:
     """LFW's list, or a table with columns a, b, same (1 or 0) and perhaps fold, of images called `names`.
 
-    An image is meant by the end of its path, whatever its suffix. Raises `UserError` for a pair of an image that isn't
-    there, or a list that is none.
+    An image is meant by the end of its path, whatever its suffix. Raises `UserError` for a pair of an image that
+    isn't there, or a list that is none.
     """
     named: dict[str, int] = {}
     for i, name in enumerate(names):
@@ -50,8 +50,8 @@ def read_pairs(content: bytes, where: str, names: Sequence[str]) -> list[Pair]:
     if missing:
         more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
         raise UserError(
-            f"{where}: pairs of images that aren't there: {', '.join(missing[:NAMED])}{more}; are these the images that "
-            "the list is of?"
+            f"{where}: pairs of images that aren't there: {', '.join(missing[:NAMED])}{more}; are these the images "
+            "that the list is of?"
         )
     if not said:
         raise UserError(f"{where}: no pairs in it")

@@ -95,6 +95,6 @@ def _of_engine(engine: engines.Engine, digest: str, path: Path) -> Embedder:
             known = isinstance(threshold, float) and -1 <= threshold <= 1
             return Embedder(engine, output, card.preprocess, digest, template_of(card), threshold if known else None)
     raise UserError(
-        f"{path} gives {', '.join(card.outputs)}, no vectors: a network of --task embed does, and a classifier's bundle "
-        "or a file that was exported with --task features"
+        f"{path} gives {', '.join(card.outputs)}, no vectors: a network of --task embed does, and a classifier's "
+        "bundle or a file that was exported with --task features"
     )

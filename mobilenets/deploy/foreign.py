@@ -37,7 +37,7 @@ def _doc(default: Any, text: str) -> Any:
 class Foreign:
     """What another's network takes, which its file doesn't say."""
 
-    foreign_norm: Norm | None = _doc(
+    foreign_norm: Literal["imagenet", "signed", "signed128", "unit", "raw"] | None = _doc(
         None,
         "how pixels become its input: imagenet (ImageNet's mean and deviation), signed (-1 to 1), signed128 "
         "((x - 127.5) / 128), unit (0 to 1), raw.",
@@ -53,7 +53,8 @@ class Foreign:
 class ForeignNetwork:
     """A file of another's that gives one vector for an image, through ONNX Runtime on the CPU.
 
-    Called with uint8 [N, H, W, 3] of `preprocess`, it gives vectors of length 1, [N, dim], by the name that the task embed has for them.
+    Called with uint8 [N, H, W, 3] of `preprocess`, it gives vectors of length 1, [N, dim], by the name that the task
+    embed has for them.
     """
 
     name = "onnxruntime"

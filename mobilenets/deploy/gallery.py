@@ -1,7 +1,7 @@
 """An index of vectors with names: enrolled, found, renamed, deleted, and searched for the nearest. No torch.
 
-One file: safetensors of the vectors, and of a graph to search them by where they are many; names and images as JSON in its
-metadata. Nothing in it is ever unpickled.
+One file: safetensors of the vectors, and of a graph to search them by where they are many; names and images as JSON in
+its metadata. Nothing in it is ever unpickled.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ def names_of(images: Iterable[str], below: Path) -> list[str]:
     out = []
     for image in images:
         path = Path(image)
-        out.append(path.stem if path.parent == below or below.is_file() and below == path else path.parent.name)
+        out.append(path.stem if path.parent == below or (below.is_file() and below == path) else path.parent.name)
     return out
 
 

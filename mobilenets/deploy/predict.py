@@ -198,7 +198,7 @@ class Model:
         doubts: Doubts | None = None,
         faces: Faces | None = None,
     ) -> None:
-        """`doubts`: those of its card, if left out. `faces`: where landmarks are, for a network that takes faces aligned.
+        """`doubts`: those of its card, if left out. `faces`: where landmarks are, if it takes faces aligned.
 
         `source`: the arguments of `load` that it was loaded with, by which the model can be pickled.
         """

@@ -157,7 +157,8 @@ class Distiller:
         depends = {
             "teacher": self.teacher.digest, "width": self.width, "preprocess": self.teacher.preprocess.to_json(),
             "template": template and template.to_json(), "variant": self.teacher.variant,
-            "images": hashlib.sha256("\n".join(training.names).encode()).hexdigest(), "aligned": repr(_ways(training.read)),
+            "images": hashlib.sha256("\n".join(training.names).encode()).hexdigest(),
+            "aligned": repr(_ways(training.read)),
         }  # fmt: skip
         key = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
         folder, shape = self.cache / key, (len(training), self.width)

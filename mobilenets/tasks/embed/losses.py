@@ -16,7 +16,6 @@ from mobilenets.tasks.embed.options import USUAL, EmbedOptions
 from mobilenets.tasks.embed.scores import COLLAPSED, VECTOR, collapse, mean_cosine
 from mobilenets.tasks.embed.verification import drawn_pairs, verify
 
-
 ALARM = 3  # epochs
 
 

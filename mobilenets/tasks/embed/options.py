@@ -31,14 +31,14 @@ def _doc(text: str) -> Any:
 @checked
 @dataclass(frozen=True)
 class EmbedOptions:
-    """What an embedding is made of and learned by; None: what is usual. Raises `UserError` for numbers that can't be."""
+    """What an embedding is made of and learned by; None: as usual. Raises `UserError` for numbers that can't be."""
 
     dim: int | None = _doc("numbers in a vector, 128 by default.")
-    embed_head: Head | None = _doc(
-        "pool: a linear layer of the mean over all positions, by default; global: of a depthwise convolution over all of "
-        "them, as MobileFaceNet has it."
+    embed_head: Literal["pool", "global"] | None = _doc(
+        "pool: a linear layer of the mean over all positions, by default; global: of a depthwise convolution over all "
+        "of them, as MobileFaceNet has it."
     )
-    metric_loss: Loss | None = _doc(
+    metric_loss: Literal["arcface", "cosface", "triplet", "multi-similarity"] | None = _doc(
         "arcface (by default), cosface, triplet (semi-hard), multi-similarity; of identities alone, without a teacher."
     )
     margin: float | None = _doc("the loss's margin: .5 radians of arcface, .35 of cosface, .2 of triplets.")
@@ -47,7 +47,8 @@ class EmbedOptions:
         "images of an identity in a batch (K of P x K): 4 for triplets and multi-similarity, else as they come."
     )
     template: str | None = _doc(
-        "the landmarks' template that the network takes faces in: arcface, lfw-crop, celeba; that of --aligned by default."
+        "the landmarks' template that the network takes faces in: arcface, lfw-crop, celeba; that of --aligned by "
+        "default."
     )
 
     def __post_init__(self) -> None:

@@ -75,7 +75,7 @@ class Identified:
 
 
 def identify(vectors: Vectors, identities: Ints) -> Identified | None:
-    """Of unit vectors [N, K] and identities [N]: strangers are those with one image. None where there are none of either."""
+    """Of unit vectors [N, K] and identities [N]; strangers are those with one image. None where either is missing."""
     _, first, which, counts = np.unique(identities, return_index=True, return_inverse=True, return_counts=True)
     several = counts > 1
     enrolled = first[several]

@@ -145,7 +145,11 @@ class VectorTally:
         v = v / np.maximum(np.linalg.norm(v, axis=1, keepdims=True), 1e-12)
         given = bool(self.targets) and isinstance(self.targets[0], Seen)
         who = np.array([t.identity if given else int(t) for t in self.targets], np.int64)
-        pairs, same, fold, incomplete = _given(self.targets) if given else (*drawn_pairs(who), 0)
+        incomplete = 0
+        if given:
+            pairs, same, fold, incomplete = _given(self.targets)
+        else:
+            pairs, same, fold = drawn_pairs(who)
         if not same.any() or same.all():
             raise UserError(f"{data}: no two images of one identity, or none of two: there is nothing to verify")
         cosines = (v[pairs[:, 0]] * v[pairs[:, 1]]).sum(1).astype(np.float64)
@@ -167,5 +171,5 @@ def _given(
             about[number] = same, fold
     whole = [n for n, ends in sorted(found.items()) if len(ends) == 2]
     pairs = np.array([found[n] for n in whole], np.int64).reshape(-1, 2)
-    same, fold = (np.array([about[n][k] for n in whole]) for k in (0, 1))
-    return pairs, same.astype(bool), fold.astype(np.int64), len(found) - len(whole)
+    are_same, folds = (np.array([about[n][k] for n in whole]) for k in (0, 1))
+    return pairs, are_same.astype(bool), folds.astype(np.int64), len(found) - len(whole)

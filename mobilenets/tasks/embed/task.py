@@ -14,6 +14,7 @@ from PIL import Image
 
 from mobilenets import console
 from mobilenets.arch.graph import Head, Op, Output
+from mobilenets.arch.heads import FEATURES
 from mobilenets.arch.spec import Arch
 from mobilenets.data import alignment, pairs
 from mobilenets.data import open as opening
@@ -24,7 +25,8 @@ from mobilenets.data.source import Reading, Source
 from mobilenets.errors import UserError
 from mobilenets.model.card import Card, Precision
 from mobilenets.tasks import features
-from mobilenets.tasks.embed.options import EmbedOptions, Head as Kind
+from mobilenets.tasks.embed.options import EmbedOptions
+from mobilenets.tasks.embed.options import Head as Kind
 from mobilenets.tasks.embed.scores import VECTOR, VectorTally
 from mobilenets.tasks.embed.verification import best_threshold, drawn_pairs
 from mobilenets.tasks.features import Features
@@ -101,7 +103,7 @@ class Embed(Labelled):
         """Identities of which whole ones are held out; or, where there is a list of pairs, these to test."""
         asked = Source.parse(source)
         data = opening.open_data(source, root, seed, None if val is None else val, self.labelling)
-        listed = _listed(asked, root)
+        listed = _listed(asked)
         if listed is not None:
             data = _tested(data, *listed)
         elif data.pool is not None:
@@ -216,14 +218,16 @@ class Embed(Labelled):
         self, reference: Outputs, other: Outputs, precision: Precision, limits: tuple[float, float] | None = None
     ) -> Parity:
         """Vectors that point the same way, as features do."""
-        a, b = ({features.FEATURES: x[VECTOR]} for x in (reference, other))
+        a, b = ({FEATURES: x[VECTOR]} for x in (reference, other))
         return features.TASK.parity(a, b, precision, limits)
 
 
 def _kind(config: Mapping[str, Any]) -> Kind:
     kind = config.get("head")
-    if kind == "pool" or kind == "global":
-        return kind
+    if kind == "pool":
+        return "pool"
+    if kind == "global":
+        return "global"
     raise UserError(f"the card's head of vectors is {kind!r}, which is none")
 
 
@@ -238,7 +242,7 @@ def _taken(reading: Reading) -> Template | None:
     return alignment.template("arcface") if reading.landmarks is not None else None
 
 
-def _listed(asked: Source, root: Path | None) -> tuple[bytes, str] | None:
+def _listed(asked: Source) -> tuple[bytes, str] | None:
     """The list of pairs that was named, or lies among the images, and what it is called."""
     if asked.reading.pairs is not None:
         return pairs.list_of(asked.reading.pairs), asked.reading.pairs

@@ -1,4 +1,4 @@
-"""Whether two images show the same, as LFW scores it: accuracy in folds, accepted shares at a rate of false ones. No torch."""
+"""Whether two images show the same, as LFW scores it: accuracy in folds, what is accepted at a rate. No torch."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def verify(scores: Floats, same: Bools, fold: npt.NDArray[np.int64], rates: Sequ
 
 
 def drawn_pairs(identities: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], Bools, npt.NDArray[np.int64]]:
-    """Pairs [P, 2] of images of these identities, as many different ones as same ones, in folds, the same at every call.
+    """Pairs [P, 2] of images of these identities, as many different as same ones, in folds; the same at every call.
 
     All same pairs, or MOST_PAIRS of them drawn at random; none where no identity has two images.
     """

@@ -5,7 +5,8 @@
 DATA has faces_train.zip, celeba_10k.zip (both CelebA, which shares no people with LFW), faces_lfw.zip and
 weights/MobileFaceNet.onnx. A row is NETWORK:ALPHA:SIDE; one that is finished is kept, one that was stopped goes on.
 The teacher's vectors are computed once, for all rows, and kept in WORK/teacher. Test images are looked at once, at
-the end of a row. `--loss arcface` trains without a teacher. `--init FILE` starts from weights of the rows' network.
+the end of a row. `--loss arcface` trains without a teacher. `--init v2:1=FILE` starts rows of that
+network from a file of weights. All rows are trained first, then all are tested.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path
 import mobilenets
 from mobilenets.arch import cost
 from mobilenets.data.alignment import TEMPLATES
+from mobilenets.deploy import engines
 from mobilenets.deploy.foreign import Foreign
 from mobilenets.model.bundle import Bundle, is_bundle
 from mobilenets.tasks.embed.options import EmbedOptions
@@ -29,6 +31,12 @@ from mobilenets.tasks.embed.options import EmbedOptions
 FACES = "lfw-crop"  # the template that students see
 HELD_OUT = 16  # every so many people of faces_train choose the epoch
 POINTS = [f"{p}_{xy}" for p in ("lefteye", "righteye", "nose", "leftmouth", "rightmouth") for xy in "xy"]
+
+
+def reading_of(table: Path) -> mobilenets.Reading:
+    return mobilenets.Reading(label_column="identity", landmarks=str(table), split_column="split")
+
+
 PRINTED = {("v1", 1.0, 160): 79.4, ("v1", 1.0, 128): 78.3, ("v1", 0.75, 160): 75.2, ("v1", 0.75, 128): 72.5}
 
 
@@ -60,59 +68,66 @@ def prepare(data: Path, work: Path) -> Path:
 
 
 def trained(args: argparse.Namespace, table: Path, name: str, alpha: float, side: int, out: Path) -> None:
-    reading = mobilenets.Reading(label_column="identity", landmarks=str(table), split_column="split")
     settings = mobilenets.Overrides(
         epochs=args.epochs, batch=args.batch, lr=args.lr, workers=args.workers, mixup=0.0, patience=0, ema=0.02
     )
     options = EmbedOptions(template=FACES, metric_loss=args.loss or None)
-    network = {} if args.init else {"arch": name, "alpha": alpha}
+    start = dict(word.split("=") for word in args.init.split(",") if word).get(f"{name}:{alpha:g}")
+    network = {"init": start} if start else {"arch": name, "alpha": alpha}
     common = {
-        "out": out, "task": "embed", "resolution": side, "recipe": "modern", "overrides": settings, "reading": reading,
+        "out": out, "task": "embed", "resolution": side, "recipe": "modern", "overrides": settings,
+        "reading": reading_of(table),
         "embedding": options, "time": args.minutes and f"{args.minutes:g}m", "resume": out.exists(), "seed": args.seed,
-        "init": args.init or None, **network,
+        **network,
     }  # fmt: skip
+    began = time.monotonic()
     if args.loss:
         mobilenets.train(table, **common)
     else:
         foreign = Foreign(foreign_norm="imagenet", foreign_template="arcface", foreign_flip=True)
         teacher = args.data / "weights" / "MobileFaceNet.onnx"
         mobilenets.distill(teacher, table, foreign=foreign, cache=args.work / "teacher", **common)
+    took = {
+        "from": Path(start).name if start else "nothing",
+        "minutes": round((time.monotonic() - began) / 60, 1),
+        "hardware": hardware(),
+    }
+    (out / "took.json").write_text(json.dumps(took))
 
 
-def row(args: argparse.Namespace, table: Path, spec: str) -> dict[str, object]:
+def folder(args: argparse.Namespace, spec: str) -> tuple[str, float, int, Path]:
     name, alpha, side = spec.split(":")
-    out = args.work / f"{name}-{float(alpha):g}-{side}{f'-{args.loss}' if args.loss else ''}"
+    return name, float(alpha), int(side), args.work / f"{name}-{float(alpha):g}-{side}{args.loss and f'-{args.loss}'}"
+
+
+def tested(args: argparse.Namespace, table: Path, spec: str) -> dict[str, object]:
+    """A trained row's int8 bundle and both precisions' scores, in ONNX Runtime."""
+    name, alpha, side, out = folder(args, spec)
     result = out / "lfw.json"
     if result.exists():
         return dict(json.loads(result.read_text()))
-    start = time.monotonic()
-    if not is_bundle(out / "float"):
-        trained(args, table, name, float(alpha), int(side), out)
-    took = (time.monotonic() - start) / 60
-    bundle = Bundle.load(out / "float")
-    int8 = out / "int8"
+    bundle, int8 = Bundle.load(out / "float"), out / "int8"
     if not is_bundle(int8):
-        mobilenets.quantize(
-            out / "float",
-            table,
-            out=int8,
-            reading=mobilenets.Reading(label_column="identity", landmarks=str(table), split_column="split"),
-        )
+        mobilenets.quantize(out / "float", table, out=int8, reading=reading_of(table))
+    costs = cost.count(bundle.card.arch)
     found: dict[str, object] = {
-        "network": name, "alpha": float(alpha), "side": int(side),
-        "macs": cost.count(bundle.card.arch).macs, "params": cost.count(bundle.card.arch).params,
-        "printed_at_far_1e-4": PRINTED.get((name, float(alpha), int(side))), "loss": args.loss or "distilled",
-        "epochs": bundle.card.recipe["epochs"], "batch": args.batch, "lr": args.lr, "minutes": round(took, 1),
-        "val": bundle.card.metrics[0].value, "hardware": hardware(),
+        "network": name, "alpha": alpha, "side": side, "macs": costs.macs, "params": costs.params,
+        "printed_at_far_1e-4": PRINTED.get((name, alpha, side)), "loss": args.loss or "distilled",
+        "epochs": bundle.card.recipe["epochs"], "best_epoch": bundle.card.recipe["best_epoch"], "batch": args.batch,
+        "lr": args.lr,
+        "val": bundle.card.metrics[0].value, **json.loads((out / "took.json").read_text()),
     }  # fmt: skip
-    lfw = mobilenets.Reading(aligned=FACES)
     for precision, path in (("float32", out / "float"), ("int8", int8)):
-        scores = mobilenets.evaluate(path, args.data / "faces_lfw.zip", reading=lfw).to_json()
-        verified = scores["verification"]
+        file = out / engines.file_name("onnxruntime", precision)
+        file.unlink(missing_ok=True)
+        engines.module("onnxruntime").write(Bundle.load(path), file, None)
+        scores = mobilenets.evaluate(file, args.data / "faces_lfw.zip", reading=mobilenets.Reading(aligned=FACES))
+        said = scores.to_json()
+        verified = said["verification"]
         found[precision] = {
             "accuracy": verified["accuracy"], "standard_error": verified["standard_error"],
             **{f"tar_at_far_{r['far']:g}": r["tar"] for r in verified["rates"]},
-            "recall_at_1": scores["retrieval"]["recall"]["1"], "map": scores["retrieval"]["map"],
+            "recall_at_1": said["retrieval"]["recall"]["1"], "map": said["retrieval"]["map"],
         }  # fmt: skip
     result.write_text(json.dumps(found, indent=1))
     return found
@@ -142,13 +157,18 @@ def main() -> None:
     p.add_argument("--workers", type=int, default=-1)
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--loss", default="")
-    p.add_argument("--init", default="")
+    p.add_argument("--init", default="", help="NETWORK:ALPHA=FILE,...")
+    p.add_argument("--only-train", action="store_true", help="leave the tests to another call, on another machine")
     p.add_argument("--csv", type=Path, help="append rows to this table")
     args = p.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     table = prepare(args.data, args.work)
     for spec in args.rows.split(","):
-        found = row(args, table, spec)
+        name, alpha, side, out = folder(args, spec)
+        if not is_bundle(out / "float"):
+            trained(args, table, name, alpha, side, out)
+    for spec in () if args.only_train else args.rows.split(","):
+        found = tested(args, table, spec)
         print(json.dumps(found), flush=True)
         if args.csv:
             write(args.csv, found)

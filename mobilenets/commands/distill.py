@@ -155,8 +155,9 @@ def distill(
     vectors = isinstance(asked, Matched)
     if how.labels is None:
         how = dataclasses.replace(how, labels=0.0 if unlabelled or vectors else how.share)
-    if vectors and not how.embedding:
-        how = dataclasses.replace(how, embedding=1.0)
+    if isinstance(asked, Matched):
+        how = how if how.embedding else dataclasses.replace(how, embedding=1.0)
+        asked = asked if how.share else asked.taught()
     loaded = open_teacher(teacher, os.cpu_count() or 1, foreign)
     if how.embedding and not loaded.width:
         raise UserError(f"{teacher} shows no embedding, as a file doesn't: leave out --embedding, or name its bundle")

@@ -7,6 +7,7 @@ are aligned to a template that is known.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -147,7 +148,8 @@ class AsTemplate:
         t, (width, height) = self.template, image.size
         if abs(width / height * t.height / t.width - 1) > NEAR:
             raise BadImage(
-                f"{name}: {width}x{height} pixels, and aligned as {t.name} it would have {t.width}x{t.height}, or that scaled"
+                f"{name}: {width}x{height} pixels, and aligned as {t.name} it would have {t.width}x{t.height}, or that "
+                "scaled"
             )
         return t.on(width, height)
 
@@ -156,8 +158,9 @@ class AsTemplate:
 class FromTable:
     """Landmarks of a table, by image: ten numbers, x and y of each point in pixels of the whole image."""
 
-    path: str
-    points: Mapping[str, Points]
+    path: str = field(repr=False)
+    points: Mapping[str, Points] = field(repr=False)
+    digest: str = ""  # of the table: what tells two apart, wherever they lie
 
     def __call__(self, name: str, image: Image.Image) -> Points:
         found = _lookup(self.points, name)
@@ -185,7 +188,8 @@ def read_landmarks(path: str) -> FromTable:
     where = Path(path)
     if not where.is_file():
         raise UserError(f"{path}: no such table of landmarks")
-    table = text_tables.of_text(text_tables.read_bytes(where), path)
+    content = text_tables.read_bytes(where)
+    table = text_tables.of_text(content, path)
     names = [c for c in table.columns if called(c, "images")] or [*table.columns[:1]]
     numbers = [c for c in table.columns if c.lower().endswith(("_x", "_y")) or c.lower().strip("xy12345") == ""]
     if len(numbers) != 2 * COUNT:
@@ -200,7 +204,7 @@ def read_landmarks(path: str) -> FromTable:
             found[_stem(image or "")] = np.array([float(c[i] or "nan") for c in columns]).reshape(COUNT, 2)
         except ValueError as e:
             raise UserError(f"{path}: row {i + 1} has something else than numbers for landmarks") from e
-    return FromTable(path, found)
+    return FromTable(path, found, hashlib.sha256(content).hexdigest()[:16])
 
 
 @checked

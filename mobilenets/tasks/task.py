@@ -286,6 +286,9 @@ class Matched(Optioned, Protocol):
     @property
     def framing(self) -> Framing | None: ...
 
+    def taught(self) -> Task:
+        """The same, where a teacher's vectors are all that is learned from."""
+
     def threshold(self, outputs: Outputs, targets: npt.NDArray[Any]) -> float | None:
         """The cosine that tells two images that show the same from others best; None where no two do."""
 

@@ -63,6 +63,19 @@ class IdentityLoss(nn.Module):
         return []
 
 
+class Unlabelled(nn.Module):
+    """No loss of identities: a teacher's vectors say all; an `Objective`."""
+
+    def targets(self, batch: Sequence[Any]) -> Tensor:
+        return cast(Tensor, batch[1])
+
+    def forward(self, outputs: Mapping[str, Tensor], targets: Tensor) -> Tensor:  # noqa: ARG002
+        return outputs[VECTOR].new_zeros(())
+
+    def mixes(self) -> list[Any]:
+        return []
+
+
 def contrast(vectors: Tensor, identities: Tensor) -> Tensor:
     """By how much less the cosine of a batch's same pairs is than that of its different ones, on the mean."""
     v = vectors.float()
@@ -99,9 +112,9 @@ class Accuracy(Vectors):
         vectors, who = self.seen()
         pairs, same, fold = drawn_pairs(who)
         if not len(pairs):
-            return torch.tensor(0.0)
+            return torch.tensor(0.0, device=self.device)
         cosines = (vectors[pairs[:, 0]] * vectors[pairs[:, 1]]).sum(1).astype("float64")
-        return torch.tensor(verify(cosines, same, fold).accuracy / 100)
+        return torch.tensor(verify(cosines, same, fold).accuracy / 100, device=self.device)
 
 
 class Alike(Vectors):
@@ -117,7 +130,7 @@ class Alike(Vectors):
         self.looks += 1
         if alike > COLLAPSED and self.looks == ALARM:
             console.note(collapse(alike))
-        return torch.tensor(alike)
+        return torch.tensor(alike, device=self.device)
 
 
 def scores() -> nn.ModuleDict:

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from mobilenets.model.bundle import Bundle
     from mobilenets.model.images import Framing, Preprocess
-    from mobilenets.tasks.embed.losses import IdentityLoss
+    from mobilenets.tasks.task import Objective
 
 PRIMARY = MetricSpec("accuracy", "verification accuracy", share=True)
 DIM = 128
@@ -64,7 +64,11 @@ class Embed(Labelled):
     taps: tuple[str, ...] = (VECTOR,)
     matched = VECTOR
 
-    def __init__(self, options: EmbedOptions | None = None, template: Template | None = None) -> None:
+    def __init__(
+        self, options: EmbedOptions | None = None, template: Template | None = None, alone: bool = True
+    ) -> None:
+        """`alone`: it is learned who is on the images, not from a teacher's vectors only."""
+        self.alone = alone
         self.options = options or EmbedOptions()
         self.template = template or (alignment.template(self.options.template) if self.options.template else None)
 
@@ -80,9 +84,11 @@ class Embed(Labelled):
         return Embed(options)
 
     def by(self, config: Mapping[str, Any]) -> Task:
-        return Embed(
-            dataclasses.replace(self.options, dim=int(config["dim"]), embed_head=_kind(config)), _template(config)
-        )
+        options = dataclasses.replace(self.options, dim=int(config["dim"]), embed_head=_kind(config))
+        return Embed(options, _template(config), self.alone)
+
+    def taught(self) -> Task:
+        return Embed(self.options, self.template, False)
 
     # ---- data
 
@@ -156,9 +162,11 @@ class Embed(Labelled):
 
     # ---- training
 
-    def objective(self, config: Mapping[str, Any], recipe: Any, training: Split) -> IdentityLoss:  # noqa: ARG002
-        from mobilenets.tasks.embed.losses import IdentityLoss
+    def objective(self, config: Mapping[str, Any], recipe: Any, training: Split) -> Objective:  # noqa: ARG002
+        from mobilenets.tasks.embed.losses import IdentityLoss, Unlabelled
 
+        if not self.alone:
+            return Unlabelled()
         return IdentityLoss(self.options, int(np.max(training.targets)) + 1, int(config["dim"]))
 
     @property

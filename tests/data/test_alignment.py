@@ -113,7 +113,7 @@ def test_images_of_other_proportions_are_not_so_aligned():
 
 
 def test_a_network_that_wants_landmarks_says_so():
-    with pytest.raises(UserError, match="aligned as arcface has them .112x112.* --landmarks FILE has them"):
+    with pytest.raises(UserError, match=r"aligned as arcface has them .112x112.* --landmarks FILE has them"):
         located(None, ARCFACE, "the network")
     with pytest.raises(UserError, match="nothing says"):
         located(Faces(), ARCFACE, "the network")

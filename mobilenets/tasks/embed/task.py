@@ -16,7 +16,7 @@ from mobilenets import console
 from mobilenets.arch.graph import Head, Op, Output
 from mobilenets.arch.heads import FEATURES
 from mobilenets.arch.spec import Arch
-from mobilenets.data import alignment, pairs
+from mobilenets.data import alignment, pairs, splitting
 from mobilenets.data import open as opening
 from mobilenets.data.alignment import Template
 from mobilenets.data.dataset import Data, Split
@@ -108,15 +108,14 @@ class Embed(Labelled):
     def open(self, source: str, root: Path | None, seed: int, val: float | None) -> Data:
         """Identities of which whole ones are held out; or, where there is a list of pairs, these to test."""
         asked = Source.parse(source)
-        data = opening.open_data(source, root, seed, None if val is None else val, self.labelling)
+        data = opening.open_data(source, root, seed, val, self.labelling)
         listed = _listed(asked)
         if listed is not None:
             data = _tested(data, *listed)
         elif data.pool is not None:
             whole = dataclasses.replace(data.pool, groups=np.asarray(data.pool.targets, np.int64))
-            data.splits, data.pool = {**data.splits, "train": whole}, None
-            del data.splits["val"]
-            data = opening.held_out(data, val)
+            data.pool = whole
+            data.hold_out(splitting.whole_identities(whole.groups, data.val_fraction or 0.2, seed))
             _say_single(data)
         wanted = self.template or _taken(asked.reading)
         if wanted is not None:

@@ -31,7 +31,7 @@ NEED_TORCH = {
     "compression.calibrate", "compression.equalize", "compression.mixed", "compression.qat", "compression.sensitivity",
     "tasks.augment", "tasks.losses", "tasks.tag_losses",
     "tasks.create", "tasks.detect.loss", "tasks.detect.matcher", "tasks.detect.module", "tasks.detect.mosaic",
-    "tasks.detect.transforms", "tasks.detect.validation", "tasks.geolocate.losses",
+    "tasks.detect.transforms", "tasks.detect.validation", "tasks.geolocate.losses", "tasks.embed.losses",
     "reports.layers",
 }  # fmt: skip
 NO_NUMPY = ("arch", "errors", "files", "console", "arguments", "web")

@@ -51,11 +51,13 @@ def stratified(targets: Any, fraction: float, seed: int) -> Ints:
 def whole_identities(identities: Ints, fraction: float, seed: int) -> Ints:
     """Indices of all images of some identities, drawn at random, `fraction` of the images or a little more; sorted.
 
-    At least two of them have two images, where four do: pairs of the same and of different ones are held out, and left.
+    At least two of them have two images, and as many are left: there are pairs of the same and of others in both. Where
+    fewer than four have two images, a like share of each one's images instead.
     """
     who, count = np.unique(identities, return_counts=True)
-    several = {*who[count > 1].tolist()}
-    least = min(2, len(several) // 2)
+    several, least = {*who[count > 1].tolist()}, 2
+    if len(several) < 2 * least:
+        return stratified(identities, fraction, seed)
     held: list[int] = []
     images = 0
     for i in np.random.default_rng(seed).permutation(len(who)):

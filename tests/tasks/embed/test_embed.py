@@ -1,6 +1,7 @@
 """Embeddings: heads, losses, batches, training, distilling, files, and the verbs that use vectors."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -142,8 +143,6 @@ def test_one_identity_is_not_enough(tmp_path, write_colours):
 
 
 def test_a_list_of_pairs_among_the_images_is_what_is_tested(people, run, command, tmp_path):
-    import shutil
-
     folder = shutil.copytree(people, tmp_path / "lfw")
     for who in range(5):
         for i in range(6):
@@ -166,7 +165,7 @@ def test_a_list_of_pairs_among_the_images_is_what_is_tested(people, run, command
 # ---- training and files
 
 
-def test_a_run_says_how_well_it_tells_pairs(run, people, command):
+def test_a_run_says_how_well_it_tells_pairs(run, people, command, tmp_path):
     card = Bundle.load(run / "float").card
     assert card.metrics[0].name == "accuracy"
     assert card.config["dim"] == 16
@@ -175,7 +174,8 @@ def test_a_run_says_how_well_it_tells_pairs(run, people, command):
     assert card.preprocess.framing == "stretch"
     said = command("eval", run, "--json").json
     assert said["accuracy"] == pytest.approx(card.metrics[0].value, abs=0.01)
-    assert "nothing says where these images' landmarks are" in command("eval", run, people).line
+    other = shutil.copytree(people, tmp_path / "others")
+    assert "nothing says where these images' landmarks are" in command("eval", run, other).line
 
 
 def test_int8_points_the_same_way(run, people, command, tmp_path):

@@ -25,7 +25,7 @@ from mobilenets.data.source import Reading, Source
 from mobilenets.errors import UserError
 from mobilenets.model.card import Card, Precision
 from mobilenets.tasks import features
-from mobilenets.tasks.embed.options import EmbedOptions
+from mobilenets.tasks.embed.options import MOST, EmbedOptions
 from mobilenets.tasks.embed.options import Head as Kind
 from mobilenets.tasks.embed.scores import VECTOR, VectorTally
 from mobilenets.tasks.embed.verification import best_threshold, drawn_pairs
@@ -78,13 +78,13 @@ class Embed(Labelled):
         if start is not None and start.card.task == self.name:
             has = start.card.config
             options = dataclasses.replace(
-                options, dim=options.dim or int(has["dim"]), embed_head=options.embed_head or _kind(has)
+                options, dim=options.dim or _dim(has), embed_head=options.embed_head or _kind(has)
             )
             return Embed(options, None if options.template else _template(has))
         return Embed(options)
 
     def by(self, config: Mapping[str, Any]) -> Task:
-        options = dataclasses.replace(self.options, dim=int(config["dim"]), embed_head=_kind(config))
+        options = dataclasses.replace(self.options, dim=_dim(config), embed_head=_kind(config))
         return Embed(options, _template(config), self.alone)
 
     def taught(self) -> Task:
@@ -113,9 +113,9 @@ class Embed(Labelled):
         if listed is not None:
             data = _tested(data, *listed)
         elif data.pool is not None:
-            whole = dataclasses.replace(data.pool, groups=np.asarray(data.pool.targets, np.int64))
-            data.pool = whole
-            data.hold_out(splitting.whole_identities(whole.groups, data.val_fraction or 0.2, seed))
+            who = np.asarray(data.pool.targets, np.int64)
+            data.pool = dataclasses.replace(data.pool, groups=who)
+            data.hold_out(splitting.whole_identities(who, data.val_fraction or 0.2, seed))
             _say_single(data)
         wanted = self.template or _taken(asked.reading)
         if wanted is not None:
@@ -143,7 +143,7 @@ class Embed(Labelled):
 
         The latter is MobileFaceNet's (Chen and others 2018): it weighs positions, which a mean doesn't.
         """
-        dim, last = int(config["dim"]), arch.ops[-1]
+        dim, last = _dim(config), arch.ops[-1]
         ops: tuple[Op, ...] = ()
         if _kind(config) == GLOBAL:
             seen = arch.blocks[-1].output
@@ -166,7 +166,7 @@ class Embed(Labelled):
 
         if not self.alone:
             return Unlabelled()
-        return IdentityLoss(self.options, int(np.max(training.targets)) + 1, int(config["dim"]))
+        return IdentityLoss(self.options, int(np.max(training.targets)) + 1, _dim(config))
 
     @property
     def together(self) -> int:
@@ -227,6 +227,13 @@ class Embed(Labelled):
         """Vectors that point the same way, as features do."""
         a, b = ({FEATURES: x[VECTOR]} for x in (reference, other))
         return features.TASK.parity(a, b, precision, limits)
+
+
+def _dim(config: Mapping[str, Any]) -> int:
+    dim = config.get("dim")
+    if type(dim) is int and 1 < dim <= MOST:
+        return dim
+    raise UserError(f"the card's vectors have {dim!r} numbers, which can't be")
 
 
 def _kind(config: Mapping[str, Any]) -> Kind:

@@ -56,8 +56,10 @@ def verify(
 
     Parameters
     ----------
-    a, b
-        Two images.
+    a
+        An image.
+    b
+        Another.
     model
         What compares them: a run, bundle or exported file of --task embed, or a classifier's bundle.
     threshold

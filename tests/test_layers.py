@@ -16,7 +16,7 @@ from mobilenets import cli
 from mobilenets.deploy import engines
 
 PACKAGE = Path(mobilenets.__file__).parent
-GROUND = ("errors", "files", "console", "arguments", "web")
+GROUND = ("errors", "files", "console", "arguments", "processor", "web")
 ROOMS = ("arch", "model", "data", "tasks", "deploy", "training", "compression", "reports", "commands")
 DOORS = ("__init__", "__main__", "cli")  # above all rooms
 MOST_AT_THE_TOP = 12
@@ -34,7 +34,7 @@ NEED_TORCH = {
     "tasks.detect.transforms", "tasks.detect.validation", "tasks.geolocate.losses", "tasks.embed.losses",
     "reports.layers",
 }  # fmt: skip
-NO_NUMPY = ("arch", "errors", "files", "console", "arguments", "web")
+NO_NUMPY = ("arch", "errors", "files", "console", "arguments", "processor", "web")
 
 
 def name_of(path: Path) -> str:

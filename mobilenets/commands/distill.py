@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 from cyclopts import Parameter
 
-from mobilenets import console, tasks
+from mobilenets import console, processor, tasks
 from mobilenets.arch.heads import LOGITS
 from mobilenets.arguments import DataSource, StrPath, as_path, checked, seconds, several
 from mobilenets.commands.options import Words
@@ -158,7 +157,7 @@ def distill(
     if isinstance(asked, Matched):
         how = how if how.embedding else dataclasses.replace(how, embedding=1.0)
         asked = asked if how.share else asked.taught()
-    loaded = open_teacher(teacher, os.cpu_count() or 1, foreign)
+    loaded = open_teacher(teacher, processor.cores(), foreign)
     if how.embedding and not loaded.width:
         raise UserError(f"{teacher} shows no embedding, as a file doesn't: leave out --embedding, or name its bundle")
     if loaded.task != asked.name and (how.share < 1 or unlabelled):

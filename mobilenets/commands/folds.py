@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import csv
-import os
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mobilenets import console, files
+from mobilenets import console, files, processor
 from mobilenets.arch.spec import Arch
 from mobilenets.data.dataset import Data, Split
 from mobilenets.deploy import engines, predict
@@ -138,7 +137,7 @@ def cross_validate(
 def _predictions(made: Bundle, val: Split, task: Task) -> Iterator[tuple[str, str, str, str]]:
     """Name, label, predicted label and its probability in percent of each image that can be read (see `Tabled`)."""
     assert isinstance(task, Tabled)  # `check` says so
-    engine = engines.module("torch").TorchEngine(made, os.cpu_count() or 1)
+    engine = engines.module("torch").TorchEngine(made, processor.cores())
     for i, outputs in predict.stream(engine, range(len(val)), lambda i: val.pixels(i, made.card.preprocess)):
         if not isinstance(outputs, BadImage):
             (answer,) = task.decode(outputs, made.card, [(0, 0)], 1)

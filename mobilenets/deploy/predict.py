@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, Protocol, TypeAlias, TypeVar, overload
 import numpy as np
 from PIL import Image
 
-from mobilenets import console, files, tasks
+from mobilenets import console, files, processor, tasks
 from mobilenets.arguments import StrPath, checked
 from mobilenets.data.alignment import Faces, located, placed, template_of
 from mobilenets.data.folder import is_hidden, is_image_name, open_zip, read_member, slashed, unreadable
@@ -90,7 +90,7 @@ def stream(
     Each thread decodes a batch and runs it, so every core is busy with whichever there is more of; only a few batches
     are in flight at any time.
     """
-    cores = cores or os.cpu_count() or 1
+    cores = cores or processor.cores()
     turn = threading.Lock()  # for an engine that uses all cores itself
 
     def work(chunk: tuple[T, ...]) -> list[tuple[T, Outputs | BadImage]]:

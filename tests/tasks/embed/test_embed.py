@@ -175,7 +175,9 @@ def test_a_run_says_how_well_it_tells_pairs(run, people, command, tmp_path):
     said = command("eval", run, "--json").json
     assert said["accuracy"] == pytest.approx(card.metrics[0].value, abs=0.01)
     other = shutil.copytree(people, tmp_path / "others")
-    assert "nothing says where these images' landmarks are" in command("eval", run, other).line
+    refused = command("eval", run, other)
+    assert refused.code == 2
+    assert "nothing says where these images' landmarks are" in refused.err
 
 
 def test_int8_points_the_same_way(run, people, command, tmp_path):

@@ -9,6 +9,7 @@ from typing import Annotated, Any, overload
 
 from cyclopts import Parameter
 
+from mobilenets import tasks
 from mobilenets.arguments import DataSource, StrPath, checked
 from mobilenets.commands.options import as_task
 from mobilenets.data.alignment import Faces
@@ -18,6 +19,8 @@ from mobilenets.deploy.predict import Model, Prediction, sources, spread, there
 from mobilenets.deploy.trust import Doubts, Views, seen, with_logits
 from mobilenets.errors import UserError
 from mobilenets.model.bundle import Bundle, find_bundle, is_bundle, located
+from mobilenets.model.card import Card
+from mobilenets.tasks.task import FromTable, Task
 
 
 def stream(
@@ -31,6 +34,7 @@ def stream(
     tta: Views | None = None,
     nearest: int | None = None,
     among: DataSource | None = None,
+    gallery: StrPath | None = None,
     faces: Annotated[Faces | None, Parameter(name="*")] = None,
     draw: Path | None = None,
     out: Path | None = None,
@@ -63,6 +67,8 @@ def stream(
         Instead of labels, the images that are most alike by the bundle's features, this many.
     among
         Where --nearest looks: a folder, a zip or a set's name; the images it was trained on, if left out.
+    gallery
+        Of places, a table of positions that the answers are taken from: those that a photo can be from.
     draw
         Write each image with what was said of it, as its task draws that (a detector's boxes), into this folder.
     out
@@ -72,7 +78,7 @@ def stream(
         raise UserError("name at least one image, folder or zip")
     if top < 1:
         raise UserError(f"top must be 1 or more, not {top}")
-    asked = Asked(task, tap, reject_below, flag_unlike, tta, nearest, None if among is None else str(among), faces)
+    asked = Asked(task, tap, reject_below, flag_unlike, tta, nearest, told(among), told(gallery), faces)
     if draw is not None and nearest is not None:
         raise UserError("--draw draws answers, and --nearest gives images: leave out one of them")
     if draw is None:
@@ -94,6 +100,7 @@ def predict(
     tta: Views | None = None,
     nearest: int | None = None,
     among: DataSource | None = None,
+    gallery: StrPath | None = None,
     faces: Annotated[Faces | None, Parameter(name="*")] = None,
 ) -> list[Prediction]: ...
 @overload
@@ -108,6 +115,7 @@ def predict(
     tta: Views | None = None,
     nearest: int | None = None,
     among: DataSource | None = None,
+    gallery: StrPath | None = None,
     faces: Annotated[Faces | None, Parameter(name="*")] = None,
     out: StrPath,
 ) -> Written: ...
@@ -123,6 +131,7 @@ def predict(
     tta: Views | None = None,
     nearest: int | None = None,
     among: DataSource | None = None,
+    gallery: StrPath | None = None,
     faces: Annotated[Faces | None, Parameter(name="*")] = None,
     out: StrPath | None = None,
 ) -> list[Prediction] | Written:
@@ -155,6 +164,8 @@ def predict(
         Instead of labels, the images that are most alike by the bundle's features, this many.
     among
         Where `nearest` looks: a folder, a zip or a set's name; the images it was trained on, if left out.
+    gallery
+        Of places, a table of positions that the answers are taken from: those that a photo can be from.
     faces
         Where the landmarks are, for a network that takes faces aligned.
     out
@@ -185,7 +196,7 @@ def predict(
     for image in images:
         if isinstance(image, str | Path):
             there(image)
-    asked = Asked(task, tap, reject_below, flag_unlike, tta, nearest, None if among is None else str(among), faces)
+    asked = Asked(task, tap, reject_below, flag_unlike, tta, nearest, told(among), told(gallery), faces)
     found = asked.of(Path(model))(spread(images), top)
     return list(found) if out is None else answers.write(found, Path(out))
 
@@ -201,6 +212,7 @@ class Asked:
     tta: Views | None
     nearest: int | None
     among: str | None
+    gallery: str | None = None
     faces: Faces | None = None
 
     def __post_init__(self) -> None:
@@ -210,7 +222,7 @@ class Asked:
             return
         if self.nearest < 1:
             raise UserError(f"nearest must be 1 or more, not {self.nearest}")
-        if self.task or self.tap or self.flag_unlike or self.tta or self.reject_below is not None:
+        if self.task or self.tap or self.flag_unlike or self.tta or self.reject_below is not None or self.gallery:
             raise UserError("--nearest shows images instead of labels: leave out the options that change these")
 
     def of(self, model: Path) -> Callable[[Iterable[Any], int], Iterator[Prediction]]:
@@ -229,7 +241,20 @@ class Asked:
         path = located(model)
         if self.flag_unlike and is_bundle(path) and engines.for_path(path) == "torch":
             engine = engines.module("torch").TorchEngine(with_logits(Bundle.load(path)), 1)
-        return Model(seen(engine, self.tta), doubts=doubts, faces=self.faces)
+        return Model(seen(engine, self.tta), doubts=doubts, task=self._reading(engine.card), faces=self.faces)
+
+    def _reading(self, card: Card) -> Task | None:
+        """The task that reads a network's answers otherwise than its card's does; None: as that does."""
+        if self.gallery is None:
+            return None
+        task = tasks.of(card)
+        if not isinstance(task, FromTable):
+            raise UserError(f"--gallery is of places (--task geolocate): this network is for {card.task}")
+        return task.among(self.gallery)
+
+
+def told(given: str | Path | None) -> str | None:
+    return None if given is None else str(given)
 
 
 def _engine(model: Path, task: str, tap: str) -> engines.Engine:

@@ -29,7 +29,7 @@ from mobilenets.model.images import UNREADABLE, BadImage, Pixels, open_rgb
 from mobilenets.model.pictures import Picture, is_batch, is_picture, pictures, rgb_image
 from mobilenets.tasks.classify import Labels
 from mobilenets.tasks.detect.answers import Detection, Detections
-from mobilenets.tasks.task import Answer
+from mobilenets.tasks.task import Answer, Task
 
 OneImage: TypeAlias = bytes | bytearray | memoryview | BinaryIO | Image.Image
 T = TypeVar("T")
@@ -196,15 +196,16 @@ class Model:
         engine: Engine,
         source: tuple[Any, ...] | None = None,
         doubts: Doubts | None = None,
+        task: Task | None = None,
         faces: Faces | None = None,
     ) -> None:
-        """`doubts`: those of its card, if left out. `faces`: where landmarks are, if it takes faces aligned.
+        """`doubts`, and `task`, which reads the answers: those of its card, if left out. `faces`: where landmarks are.
 
         `source`: the arguments of `load` that it was loaded with, by which the model can be pickled.
         """
         self.engine, self.source = engine, source
         self.card = engine.card
-        self.task = tasks.of(engine.card)
+        self.task = task or tasks.of(engine.card)
         self.doubts = doubts or Doubts.of(engine.card)
         self.template, self.faces = template_of(engine.card), faces
 

@@ -192,8 +192,8 @@ def train_bundle(
     score = epochs.score(epoch)
     if start and primary.rank(start.card.metrics[0].value) >= primary.rank(score):
         console.note(
-            f"no epoch beat the linear probe that training began with ({primary.say(start.card.metrics[0].value)}, "
-            f"epoch {epoch} {primary.say(score)}): the probe is what is kept"
+            f"no epoch beat what training began with ({primary.say(start.card.metrics[0].value)}, "
+            f"epoch {epoch} {primary.say(score)}): that is what is kept"
         )
         score = start.card.metrics[0].value
         done = Bundle(start.card.replace(recipe={**card.recipe, "best_epoch": 0}), start.tensors)

@@ -409,4 +409,4 @@ def load(path: StrPath, threads: int = 1, reject_below: float | None = None, fac
     found = engines.resolve(Path(path))
     engine = engines.load(found, threads)
     source = (found.absolute(), threads, reject_below, faces)
-    return Model(engine, source, Doubts.of(engine.card, reject_below), faces)
+    return Model(engine, source, Doubts.of(engine.card, reject_below), faces=faces)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from mobilenets.commands.fetch import fetch as fetch
     from mobilenets.commands.fit import fit as fit
     from mobilenets.commands.import_weights import import_weights as import_weights
+    from mobilenets.commands.index import index as index
     from mobilenets.commands.list import list_networks as list_networks
     from mobilenets.commands.predict import predict as predict
     from mobilenets.commands.push import push_to_hub as push_to_hub
@@ -33,15 +34,19 @@ if TYPE_CHECKING:
     from mobilenets.commands.recipes import recipes as recipes
     from mobilenets.commands.report import report as report
     from mobilenets.commands.reproduce import reproduce as reproduce
+    from mobilenets.commands.search import search as search
     from mobilenets.commands.shards import shards as shards
     from mobilenets.commands.show import show as show
     from mobilenets.commands.sweep import sweep as sweep
     from mobilenets.commands.train import train as train
     from mobilenets.commands.tune import tune as tune
+    from mobilenets.commands.verify import verify as verify
+    from mobilenets.data.alignment import Faces as Faces
     from mobilenets.data.source import Reading as Reading
     from mobilenets.deploy.choose import Budget as Budget
     from mobilenets.deploy.choose import Choice as Choice
     from mobilenets.deploy.export import Export as Export
+    from mobilenets.deploy.foreign import Foreign as Foreign
     from mobilenets.deploy.predict import Model as Model
     from mobilenets.deploy.predict import Prediction as Prediction
     from mobilenets.deploy.predict import load as load
@@ -54,6 +59,7 @@ if TYPE_CHECKING:
     from mobilenets.tasks.create import create as create
     from mobilenets.tasks.detect.config import DetectorOptions as DetectorOptions
     from mobilenets.tasks.detect.module import Detector as Detector
+    from mobilenets.tasks.embed.options import EmbedOptions as EmbedOptions
     from mobilenets.training.calibrated import Calibration as Calibration
     from mobilenets.training.fitted import Fitted as Fitted
     from mobilenets.training.recipes import Distillation as Distillation
@@ -76,6 +82,7 @@ _HOMES = {
     "fit": "commands.fit",
     "import_weights": "commands.import_weights",
     "latency_table": "commands.choose",
+    "index": "commands.index",
     "list_networks": "commands.list",
     "predict": "commands.predict",
     "push_to_hub": "commands.push",
@@ -84,10 +91,12 @@ _HOMES = {
     "report": "commands.report",
     "reproduce": "commands.reproduce",
     "shards": "commands.shards",
+    "search": "commands.search",
     "show": "commands.show",
     "sweep": "commands.sweep",
     "train": "commands.train",
     "tune": "commands.tune",
+    "verify": "commands.verify",
     # networks
     "create": "tasks.create",
     "load": "deploy.predict",
@@ -102,8 +111,11 @@ _HOMES = {
     "Detector": "tasks.detect.module",
     "DetectorOptions": "tasks.detect.config",
     "Distillation": "training.recipes",
+    "EmbedOptions": "tasks.embed.options",
     "Export": "deploy.export",
+    "Faces": "data.alignment",
     "Fitted": "training.fitted",
+    "Foreign": "deploy.foreign",
     "Model": "deploy.predict",
     "Net": "model.net",
     "Overrides": "training.recipes",

@@ -60,6 +60,9 @@ VERBS = {
     ),
     "eval": ("evaluate:evaluate", "Score a network on labelled images."),
     "predict": ("predict:stream", "Label images, any number of them."),
+    "verify": ("verify:verify", "Whether two images show the same."),
+    "index": ("index:index", "Images enrolled by name, to be searched."),
+    "search": ("search:search", "Who or what is on images, among those of an index."),
     "bench": (
         "bench:bench",
         "Latency, throughput, memory: of files, or of a network on every runtime.",

@@ -43,6 +43,8 @@ EXTRAS = {
     "wandb": ("Weights & Biases", "wandb"),
     "huggingface_hub": ("huggingface_hub", "hub"),
     "s2sphere": ("s2sphere", "places"),
+    "pytorch_metric_learning": ("pytorch-metric-learning", "embed"),
+    "usearch": ("usearch", "search"),
     "tflite_micro": ("TensorFlow Lite Micro", "micro"),
 }
 

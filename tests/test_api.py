@@ -79,6 +79,9 @@ GROUPS = (
     "distillation",
     "calibration",
     "detector",
+    "embedding",
+    "faces",
+    "foreign",
     "reading",
 )  # of options, which say what they are
 TRAINING = {"fit", "train", "sweep", "tune", "distill"}  # a minute together

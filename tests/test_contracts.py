@@ -76,6 +76,7 @@ EXAMPLES: dict[str, tuple[Op, ...]] = {
     "conv 3x5": layer("conv", kernel=3, kernel_width=5),
     "depthwise": layer("depthwise", kernel=5),
     "pointwise": layer("pointwise"),
+    "global": layer("global", kernel=8),
     "linear": (
         Op("mean", "pool", 16, 16, inputs=(LAST,)),
         Op("extra", "linear", 16, 5, bias=True, inputs=("mean",)),
@@ -192,7 +193,7 @@ def test_every_operation_in_every_runtime(kind: str, name: str, pixels: Pixels, 
 
 @pytest.mark.usefixtures("ours")
 @pytest.mark.parametrize("name", [n for n in QUICK if "int8" in RUNTIMES[n].precisions and n != "ncnn"])
-@pytest.mark.parametrize("kind", ["concat", "conv grouped", "add", "mul"])
+@pytest.mark.parametrize("kind", ["concat", "conv grouped", "global", "add", "mul"])
 def test_int8_operations(kind: str, name: str, pixels: Pixels, tmp_path: Path) -> None:
     """Ncnn's int8 knows no zero points: its numbers are its own."""
     expected, got = answers(network(EXAMPLES[kind], "int8"), name, pixels[:3], tmp_path)

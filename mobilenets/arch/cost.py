@@ -26,6 +26,7 @@ TYPE_NAMES: dict[str, str] = {
     "depthwise": "Conv DW",
     "conv": "Conv",
     "linear": "Fully connected",
+    "global": "Global DW",
     "norm": "BatchNorm",
     "attend": "Attention",
     "transposed": "Transposed conv",

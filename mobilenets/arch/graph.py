@@ -31,8 +31,9 @@ MOST = 65536  # channels, or pixels of a kernel
 class Op:
     """One operation of a network: a layer with weights, or what joins layers.
 
-    `kind` is a name in KINDS. "conv", "depthwise", "pointwise", "linear" have weights, then BatchNorm if `norm`, a bias
-    if `bias`, then `activation` ("relu", "relu6" or none); "norm": a BatchNorm alone; "activation": `activation` alone.
+    `kind` is a name in KINDS. "conv", "depthwise", "pointwise", "linear", "global" have weights, then BatchNorm if
+    `norm`, a bias if `bias`, then `activation` ("relu", "relu6" or none); "norm": a BatchNorm alone; "activation":
+    `activation` alone.
     `kernel` is its height, and its width too unless `kernel_width` says otherwise; `grouped` the groups of a
     convolution that has some. `inputs` are names of earlier operations; in a row's own ops, "" is the block's input.
     `shares`: the earlier layer whose weights and bias it has, its BatchNorm being its own. `pads` (above, left, below,
@@ -60,7 +61,7 @@ class Op:
 
     @property
     def groups(self) -> int:
-        return self.grouped or (self.cin if self.kind in ("depthwise", "norm") else 1)
+        return self.grouped or (self.cin if self.kind in ("depthwise", "global", "norm") else 1)
 
     @property
     def kernels(self) -> tuple[int, int]:
@@ -226,6 +227,7 @@ KINDS: dict[str, Kind] = {
     "pointwise": Kind(_strided, layer=True),
     "linear": Kind(_pooled, layer=True),
     "transposed": Kind(_doubled, layer=True),  # each position becomes a square of 2x2
+    "global": Kind(_pooled, layer=True),  # depthwise, its kernel as large as the map, nothing around it
     "norm": Kind(_kept, layer=True),
     "activation": Kind(_kept),
     "pool": Kind(_pooled),  # the mean over all positions
@@ -446,6 +448,8 @@ def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
 
 def pads(op: Op, shape: Shape, padding: Padding) -> tuple[int, int, int, int]:
     """What an operation adds above, left, below and right of a map of `shape`."""
+    if op.kind == "global":
+        return 0, 0, 0, 0
     if padding == "symmetric":
         up, left = (k // 2 for k in op.kernels)
         return up, left, up, left

@@ -11,17 +11,19 @@ from cyclopts import Parameter
 
 from mobilenets import console, processor, tasks
 from mobilenets.arch.heads import LOGITS
-from mobilenets.arguments import DataSource, StrPath, as_path, checked, several
+from mobilenets.arguments import DataSource, StrPath, as_path, checked, seconds, several
 from mobilenets.commands.options import Words
 from mobilenets.data import checks
-from mobilenets.data.dataset import Split, cache_side, gather, renumbered
+from mobilenets.data.dataset import Data, Split, cache_side, gather, renumbered
 from mobilenets.data.open import open_unlabelled
 from mobilenets.data.source import Reading, spelled
+from mobilenets.deploy.foreign import Foreign
 from mobilenets.errors import UserError
 from mobilenets.model import imagenet
 from mobilenets.model.bundle import Bundle
 from mobilenets.model.convert import starts
-from mobilenets.tasks.task import Teaching
+from mobilenets.tasks.embed.options import EmbedOptions
+from mobilenets.tasks.task import Matched, Task, Teaching
 from mobilenets.training import distributed as processes
 from mobilenets.training import loggers, recipes, run
 from mobilenets.training import trainer as train
@@ -48,10 +50,13 @@ def distill(
     calibration: Annotated[Calibration | None, Parameter(name="*")] = None,
     unlabelled: bool = False,
     distillation: Annotated[Distillation | None, Parameter(name="*")] = None,
+    embedding: Annotated[EmbedOptions | None, Parameter(name="*")] = None,
+    foreign: Annotated[Foreign | None, Parameter(name="*")] = None,
     cache: StrPath | None = None,
     init: DataSource | None = None,
     weights: StrPath | None = None,
     seed: int = 0,
+    time: str | float | None = None,
     resume: bool = False,
     log: Words = loggers.DEFAULT,
     skip_bad: bool = False,
@@ -71,7 +76,8 @@ def distill(
         Folder of the run: checkpoints, logs, and the bundle in OUT/float. By default in runs/, by the names of the data
         and the network.
     task
-        What the networks are for: classify, attributes (tags, any number for an image), detect (boxes), or geolocate.
+        What the networks are for: classify, attributes (tags, any number for an image), detect (boxes), geolocate,
+        or embed (vectors that are near where two images show the same: the student's become the teacher's).
     arch
         Network: v1, v2, v3-large, ... (`mobilenets list`); v2 if left out.
     alpha
@@ -93,6 +99,8 @@ def distill(
         Folder of pretrained weights, where published ones may be before they are fetched.
     seed
         Seed of everything random: split, initial weights, order, augmentation.
+    time
+        How long training may take, as 10m or 1h30m: in fewer epochs than the recipe's, as many as fit.
     resume
         Go on with a run that was stopped.
     log
@@ -136,25 +144,32 @@ def distill(
     from mobilenets.training.teachers import open_teacher
 
     teacher, source, root = str(teacher), spelled(source, reading), as_path(root)
+    limit = seconds(time, "--time")
     log = several(log)
     loggers.check(log)
     chosen = recipes.recipe(recipe or ("finetune" if init else "modern"), overrides)
     how = distillation or Distillation()
-    if how.labels is None:
-        how = dataclasses.replace(how, labels=0.0 if unlabelled else how.share)
     start = starts.opened(init, as_path(weights)) if init else None
-    loaded = open_teacher(teacher, threads=processor.cores())
+    asked = tasks.with_options(tasks.find_trained(task), {"embed": embedding}, start)
+    vectors = isinstance(asked, Matched)
+    if how.labels is None:
+        how = dataclasses.replace(how, labels=0.0 if unlabelled or vectors else how.share)
+    if isinstance(asked, Matched):
+        how = how if how.embedding else dataclasses.replace(how, embedding=1.0)
+        asked = asked if how.share else asked.taught()
+    loaded = open_teacher(teacher, processor.cores(), foreign)
     if how.embedding and not loaded.width:
         raise UserError(f"{teacher} shows no embedding, as a file doesn't: leave out --embedding, or name its bundle")
-    asked = tasks.find_trained(task)
     if loaded.task != asked.name and (how.share < 1 or unlabelled):
         raise UserError(f"{teacher} is for {loaded.task}, and the student for {task}: --task {loaded.task}")
-    if not isinstance(asked, Teaching) and (how.share < 1 or unlabelled):
+    if vectors:
+        _check_vectors(loaded, asked, unlabelled)
+    elif not isinstance(asked, Teaching) and (how.share < 1 or unlabelled):
         raise UserError(f"the answers for {task} aren't learned from a teacher, its embedding can be (--labels 1)")
     data = open_unlabelled(source, root, seed) if unlabelled else asked.open(source, root, seed, None)
     classes = loaded.labels if unlabelled else data.labels
     columns = _columns(loaded.labels, classes) if loaded.task == asked.name else ()
-    if not columns and how.share < 1:
+    if not columns and how.share < 1 and not vectors:
         stranger = next(c for c in classes if c not in loaded.labels)
         raise UserError(
             f"{source}: class {stranger!r} isn't one the teacher knows: match its embedding instead (--labels 1 "
@@ -167,7 +182,9 @@ def distill(
         "verb": "distill", "task": task, "teacher": loaded.digest, "source": source, "unlabelled": unlabelled,
         "arch": net.to_json(),
         "recipe": chosen.to_json(), "how": dataclasses.asdict(how), "init": start.digest if start else None,
-        "seed": seed, **recorded(calibration),
+        "seed": seed, **({"time": limit} if limit else {}), **recorded(calibration),
+        **(dataclasses.asdict(embedding) if embedding else {}),
+        **(dataclasses.asdict(foreign) if foreign and foreign.given else {}),
     }  # fmt: skip
     out = as_path(out) or run.folder(source, net.title, "distilled")
     _, rank = processes.world()
@@ -195,6 +212,7 @@ def distill(
             task=asked,
             seed=seed,
             resume=resume,
+            seconds=limit,
             init=start,
             distiller=distiller,
             calibration=calibration,
@@ -204,6 +222,17 @@ def distill(
         return None
     run.say_where(out)
     return trained
+
+
+def _check_vectors(teacher: Teacher, task: Task, unlabelled: bool) -> None:
+    """Raises `UserError` where a teacher's vectors can't be a student's."""
+    wide = int(task.config(Data("", (), {}))["dim"])
+    if teacher.width != wide:
+        raise UserError(
+            f"{teacher.name} gives vectors of {teacher.width}, the student has {wide}: --dim {teacher.width}"
+        )
+    if unlabelled:
+        raise UserError("vectors are scored by who is on the images: folders or a table of identities, no --unlabelled")
 
 
 def _columns(teacher: tuple[str, ...], student: tuple[str, ...]) -> tuple[int, ...]:

@@ -11,11 +11,14 @@ from cyclopts import Parameter
 from mobilenets.arguments import DataSource, StrPath, as_path, checked
 from mobilenets.data.source import Reading, named
 from mobilenets.deploy import engines, trust
-from mobilenets.deploy.evaluate import score
+from mobilenets.deploy.evaluate import score, scored
+from mobilenets.deploy.foreign import Foreign, ForeignNetwork
 from mobilenets.deploy.trust import Views
 from mobilenets.errors import UserError
 from mobilenets.model.bundle import Bundle, check_out, is_bundle, located
 from mobilenets.tasks import classify, data_of
+from mobilenets.tasks.embed.scores import VectorTally
+from mobilenets.tasks.embed.task import Embed
 from mobilenets.tasks.reliability import check_precision
 from mobilenets.tasks.task import Scores
 
@@ -27,6 +30,7 @@ def evaluate(
     *,
     split: str | None = None,
     reading: Annotated[Reading | None, Parameter(name="*")] = None,
+    foreign: Annotated[Foreign | None, Parameter(name="*")] = None,
     tta: Views | None = None,
     reject_below: float | None = None,
     wanted_precision: float | None = None,
@@ -85,6 +89,8 @@ def evaluate(
     if out is not None and reject_below is None and wanted_precision is None:
         raise UserError("--out is for a threshold: give --wanted-precision or --reject-below too")
     bundle = None if out is None else _bundle(as_path(model), as_path(out))
+    if foreign is not None and foreign.given:
+        return _foreign(as_path(model), foreign, named(source, reading), split, as_path(root))
     engine = trust.seen(engines.load(as_path(model)), tta)
     data = data_of(engine.card, named(source, reading), as_path(root))
     splits = data.pool is None or "test" in data.splits or data.as_trained
@@ -105,6 +111,16 @@ def evaluate(
         known = dataclasses.replace(bundle.card.trust, reject_below=left.threshold)
         dataclasses.replace(bundle, card=bundle.card.trusted(known).replace(parent=bundle.digest)).save(out)
     return dataclasses.replace(scores, rejection=left)
+
+
+def _foreign(model: Path, how: Foreign, source: str | None, split: str | None, root: Path | None) -> Scores:
+    """Of another's network of embeddings."""
+    if source is None:
+        raise UserError("another's network doesn't say what data it was trained on; name some")
+    network = ForeignNetwork(model, how, 1)
+    task = Embed(template=network.template)
+    data = task.open(source, root, 0, None)
+    return scored(network, network.preprocess, VectorTally(), data, split or data.held_out)
 
 
 def _bundle(model: Path, out: Path) -> Bundle:

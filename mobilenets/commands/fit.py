@@ -80,7 +80,8 @@ def fit(
     out
         Folder of the run; by default in runs/, by the name of the data.
     task
-        What the network is for: classify, attributes (tags, any number for an image), detect (boxes), or geolocate.
+        What the network is for: classify, attributes (tags, any number for an image), detect (boxes), geolocate, or
+        embed (vectors).
     engine
         Runtime to ship for: onnxruntime, openvino, litert, ncnn, executorch; of several, with commas between, the best.
     precision

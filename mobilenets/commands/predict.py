@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Annotated, Any, overload
+
+from cyclopts import Parameter
 
 from mobilenets import tasks
 from mobilenets.arguments import DataSource, StrPath, checked
 from mobilenets.commands.options import as_task
+from mobilenets.data.alignment import Faces
 from mobilenets.deploy import answers, drawings, engines
 from mobilenets.deploy.answers import Written
 from mobilenets.deploy.predict import Model, Prediction, sources, spread, there
@@ -32,6 +35,7 @@ def stream(
     nearest: int | None = None,
     among: DataSource | None = None,
     gallery: StrPath | None = None,
+    faces: Annotated[Faces | None, Parameter(name="*")] = None,
     draw: Path | None = None,
     out: Path | None = None,
 ) -> Iterator[Prediction] | Written:
@@ -74,7 +78,7 @@ def stream(
         raise UserError("name at least one image, folder or zip")
     if top < 1:
         raise UserError(f"top must be 1 or more, not {top}")
-    asked = Asked(task, tap, reject_below, flag_unlike, tta, nearest, told(among), told(gallery))
+    asked = Asked(task, tap, reject_below, flag_unlike, tta, nearest, told(among), told(gallery), faces)
     if draw is not None and nearest is not None:
         raise UserError("--draw draws answers, and --nearest gives images: leave out one of them")
     if draw is None:
@@ -97,6 +101,7 @@ def predict(
     nearest: int | None = None,
     among: DataSource | None = None,
     gallery: StrPath | None = None,
+    faces: Annotated[Faces | None, Parameter(name="*")] = None,
 ) -> list[Prediction]: ...
 @overload
 def predict(
@@ -111,6 +116,7 @@ def predict(
     nearest: int | None = None,
     among: DataSource | None = None,
     gallery: StrPath | None = None,
+    faces: Annotated[Faces | None, Parameter(name="*")] = None,
     out: StrPath,
 ) -> Written: ...
 @checked
@@ -126,6 +132,7 @@ def predict(
     nearest: int | None = None,
     among: DataSource | None = None,
     gallery: StrPath | None = None,
+    faces: Annotated[Faces | None, Parameter(name="*")] = None,
     out: StrPath | None = None,
 ) -> list[Prediction] | Written:
     """What a network makes of images, any number of them.
@@ -159,6 +166,8 @@ def predict(
         Where `nearest` looks: a folder, a zip or a set's name; the images it was trained on, if left out.
     gallery
         Of places, a table of positions that the answers are taken from: those that a photo can be from.
+    faces
+        Where the landmarks are, for a network that takes faces aligned.
     out
         Write them to this file instead: .jsonl, .parquet, or .npy for features, float32 [images, ...].
 
@@ -187,7 +196,7 @@ def predict(
     for image in images:
         if isinstance(image, str | Path):
             there(image)
-    asked = Asked(task, tap, reject_below, flag_unlike, tta, nearest, told(among), told(gallery))
+    asked = Asked(task, tap, reject_below, flag_unlike, tta, nearest, told(among), told(gallery), faces)
     found = asked.of(Path(model))(spread(images), top)
     return list(found) if out is None else answers.write(found, Path(out))
 
@@ -204,6 +213,7 @@ class Asked:
     nearest: int | None
     among: str | None
     gallery: str | None = None
+    faces: Faces | None = None
 
     def __post_init__(self) -> None:
         if self.nearest is None:
@@ -231,7 +241,7 @@ class Asked:
         path = located(model)
         if self.flag_unlike and is_bundle(path) and engines.for_path(path) == "torch":
             engine = engines.module("torch").TorchEngine(with_logits(Bundle.load(path)), 1)
-        return Model(seen(engine, self.tta), doubts=doubts, task=self._reading(engine.card))
+        return Model(seen(engine, self.tta), doubts=doubts, task=self._reading(engine.card), faces=self.faces)
 
     def _reading(self, card: Card) -> Task | None:
         """The task that reads a network's answers otherwise than its card's does; None: as that does."""

@@ -65,7 +65,8 @@ def sweep(
     out
         Folder of the sweep; by default in runs/, by the name of the data.
     task
-        What the networks are for: classify, attributes (tags, any number for an image), detect (boxes), or geolocate.
+        What the networks are for: classify, attributes (tags, any number for an image), detect (boxes), geolocate, or
+        embed (vectors).
     arch
         Networks, with commas between: v1,v2.
     alphas

@@ -19,6 +19,7 @@ from mobilenets.errors import UserError
 from mobilenets.model.bundle import Bundle
 from mobilenets.model.convert import starts
 from mobilenets.tasks.detect.config import DetectorOptions
+from mobilenets.tasks.embed.options import EmbedOptions
 from mobilenets.tasks.task import Shaped
 from mobilenets.training import loggers, loop, recipes, run
 from mobilenets.training import noisy as noisy_labels
@@ -45,6 +46,7 @@ def train(
     weights: StrPath | None = None,
     calibration: Annotated[Calibration | None, Parameter(name="*")] = None,
     detector: Annotated[DetectorOptions | None, Parameter(name="*")] = None,
+    embedding: Annotated[EmbedOptions | None, Parameter(name="*")] = None,
     seed: int = 0,
     val: float | None = None,
     time: str | float | None = None,
@@ -68,7 +70,8 @@ def train(
         Folder of the run: checkpoints, logs, and the bundle in OUT/float. By default in runs/, by the names of the data
         and the network.
     task
-        What the network is for: classify, attributes (tags, any number for an image), detect (boxes), or geolocate.
+        What the network is for: classify, attributes (tags, any number for an image), detect (boxes), geolocate,
+        or embed (vectors that are near where two images show the same).
     arch
         Network: v1, v2, v3-large, ... (`mobilenets list`); v2 if left out.
     alpha
@@ -144,7 +147,7 @@ def train(
     log = several(log)
     loggers.check(log)
     start = starts.opened(init, as_path(weights)) if init else None
-    asked = tasks.with_options(tasks.find_trained(task), detector, start)
+    asked = tasks.with_options(tasks.find_trained(task), {"detect": detector, "embed": embedding}, start)
     if start is None and recipe is None and isinstance(asked, Shaped):
         start = pretrained(asked, arch, alpha, as_path(weights))
         arch, alpha = (arch, alpha) if start is None else (None, None)
@@ -163,6 +166,7 @@ def train(
         "seed": seed, "init": start.digest if start else None, "val": data.val_fraction, "time": limit,
         "folds": folds or None,
         **recorded(calibration), **(dataclasses.asdict(detector) if detector else {}),
+        **(dataclasses.asdict(embedding) if embedding else {}),
         **noisy_labels.recorded(noisy, first),
     }  # fmt: skip
     out = as_path(out) or run.folder(source, net.title)

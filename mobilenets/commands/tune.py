@@ -139,7 +139,8 @@ def tune(
     source
         Folder or zip of class folders, or a set's name (digits, cifar10, flowers102, ...).
     task
-        What the network is for: classify, attributes (tags, any number for an image), detect (boxes), or geolocate.
+        What the network is for: classify, attributes (tags, any number for an image), detect (boxes), geolocate, or
+        embed (vectors).
     arch
         Network: v1, v2, v3-large, ... (`mobilenets list`); v2 if left out.
     alpha

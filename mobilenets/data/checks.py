@@ -198,7 +198,7 @@ def compare(
     `hashes`: by split, an image's name by its hash. `thumbs`: by split, its images' thumbnails.
     """
     for name, split in data.splits.items():
-        if isinstance(split.targets, np.ndarray) and split.targets.dtype.kind == "i":
+        if isinstance(split.targets, np.ndarray) and split.targets.dtype.kind == "i" and data.labels:
             count = np.bincount(split.targets, minlength=len(data.labels))
             found.counts[name] = {c: int(n) for c, n in zip(data.labels, count, strict=True)}
         elif isinstance(split.targets, np.ndarray) and data.labels:  # tags

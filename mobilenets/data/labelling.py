@@ -97,7 +97,7 @@ class Classes:
 
     def targets(self, source: str, said: set[Any], tables: Sequence[Table] = ()) -> tuple[tuple[str, ...], Encode]:
         """The classes that there are: in the order that the tables give them, or by number, or by name."""
-        labels = _ordered(source, said, [t.order[c] for t in tables for c in t.order])
+        labels = in_order_of(source, said, [t.order[c] for t in tables for c in t.order])
         known = {c: i for i, c in enumerate(labels)}
         return labels, lambda rows: np.array([known[c] for c in rows], np.int64)
 
@@ -121,7 +121,8 @@ CLASSES: Labelling = Classes()
 NOTHING: Labelling = Nothing()
 
 
-def _ordered(source: str, found: set[str], orders: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+def in_order_of(source: str, found: set[str], orders: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+    """Labels as one of `orders` has them, or by number, or by name. Raises `UserError`."""
     check_names(source, found)
     for order in orders:
         if found <= {*order}:

@@ -106,6 +106,17 @@ def _opened(asked: Source, root: Path | None, labelling: Labelling) -> Data:
     return data
 
 
+def text_among(path: str, name: str) -> bytes | None:
+    """The text called `name` that lies among the images of a folder or a zip, in whatever folder; None without one."""
+    where = Path(path)
+    listing = _listed(where) if where.exists() else None
+    found = [t for t in listing.texts if t.rsplit("/", 1)[-1].lower() == name] if listing else []
+    if listing is None or not found:
+        return None
+    content = listing.read(found[0])
+    return content if isinstance(content, bytes) else text_tables.read_bytes(content)
+
+
 def _check_for_tables(asked: Source) -> None:
     """Raises `UserError` for ways to read a table, of what is none."""
     given = [f"--{kind}-column" for kind in asked.reading.columns]

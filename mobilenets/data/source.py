@@ -58,6 +58,14 @@ class Reading:
     soft_cells: float | None = _doc(
         "Of places, cells near the true one are partly right: by exp(-km / this) of their distance."
     )
+    landmarks: str | None = _doc(
+        "Of faces, a table of five points for each image, x and y in pixels: the eyes, the nose, the mouth's corners."
+    )
+    aligned: str | None = _doc("Of faces, the template that they are aligned to already: arcface, lfw-crop, celeba.")
+    pairs: str | None = _doc(
+        "Of embeddings, a list of pairs to verify, LFW's pairs.txt or a table of a, b, same, fold; one that lies among "
+        "the images as pairs.txt is taken if left out."
+    )
     limit_per_class: int | None = _doc("Training images of a class, at most; the fewer are among the more.")
 
     def __post_init__(self) -> None:

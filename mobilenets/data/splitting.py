@@ -48,6 +48,27 @@ def stratified(targets: Any, fraction: float, seed: int) -> Ints:
     return np.sort(np.concatenate(held))
 
 
+def whole_identities(identities: Ints, fraction: float, seed: int) -> Ints:
+    """Indices of all images of some identities, drawn at random, `fraction` of the images or a little more; sorted.
+
+    At least two of them have two images, and as many are left: there are pairs of the same and of others in both. Where
+    fewer than four have two images, a like share of each one's images instead.
+    """
+    who, count = np.unique(identities, return_counts=True)
+    several, least = {*who[count > 1].tolist()}, 2
+    if len(several) < 2 * least:
+        return stratified(identities, fraction, seed)
+    held: list[int] = []
+    images = 0
+    for i in np.random.default_rng(seed).permutation(len(who)):
+        if images >= fraction * len(identities) and len(several & {*held}) >= least:
+            break
+        if len(several - {*held, int(who[i])}) >= least:
+            held.append(int(who[i]))
+            images += int(count[i])
+    return np.flatnonzero(np.isin(identities, held))
+
+
 def in_whole_groups(targets: Any, groups: Ints, shares: Sequence[float], seed: int) -> Ints:
     """For each image the part, of as many as there are `shares`, that its group is in: [N].
 

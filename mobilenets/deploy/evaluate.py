@@ -8,16 +8,20 @@ from mobilenets import console, tasks
 from mobilenets.data.dataset import Data
 from mobilenets.deploy import engines, predict
 from mobilenets.deploy.engines import Engine, Outputs
-from mobilenets.model.images import BadImage
-from mobilenets.tasks.task import Scores
+from mobilenets.model.images import BadImage, Preprocess
+from mobilenets.tasks.task import Metrics, Scores
 
 AT_ONCE = 256  # images that the metrics get together
 
 
 def score(engine: Engine, data: Data, split: str) -> Scores:
     """Scores of `engine` on a split whose classes are in the network's order; damaged images are skipped and named."""
+    return scored(engine, engine.card.preprocess, tasks.of(engine.card).metrics(engine.card), data, split)
+
+
+def scored(network: predict.Answering, preprocess: Preprocess, metrics: Metrics, data: Data, split: str) -> Scores:
+    """`score` of a network that may have no card, by a task's metrics."""
     s = data.split(split)
-    metrics = tasks.of(engine.card).metrics(engine.card)
     skipped: list[str] = []
     rows: list[Outputs] = []
     targets: list[Any] = []
@@ -28,8 +32,8 @@ def score(engine: Engine, data: Data, split: str) -> Scores:
         targets.clear()
 
     with console.progress() as bar:
-        task = bar.add_task(f"evaluating {engine.name}", total=len(s), status="")
-        results = predict.stream(engine, range(len(s)), lambda i: s.pixels(i, engine.card.preprocess))
+        task = bar.add_task(f"evaluating {network.name}", total=len(s), status="")
+        results = predict.stream(network, range(len(s)), lambda i: s.pixels(i, preprocess))
         for i, answer in results:
             bar.advance(task)
             if isinstance(answer, BadImage):

@@ -12,19 +12,20 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias, TypeVar, overload
+from typing import Any, BinaryIO, Protocol, TypeAlias, TypeVar, overload
 
 import numpy as np
 from PIL import Image
 
 from mobilenets import console, files, processor, tasks
 from mobilenets.arguments import StrPath, checked
+from mobilenets.data.alignment import Faces, located, placed, template_of
 from mobilenets.data.folder import is_hidden, is_image_name, open_zip, read_member, slashed, unreadable
 from mobilenets.deploy import engines
 from mobilenets.deploy.engines import Engine, Outputs
 from mobilenets.deploy.trust import Doubts
 from mobilenets.errors import UserError
-from mobilenets.model.images import UNREADABLE, BadImage, Pixels
+from mobilenets.model.images import UNREADABLE, BadImage, Pixels, open_rgb
 from mobilenets.model.pictures import Picture, is_batch, is_picture, pictures, rgb_image
 from mobilenets.tasks.classify import Labels
 from mobilenets.tasks.detect.answers import Detection, Detections
@@ -69,8 +70,20 @@ class Prediction:
         return f"{self.image}\t{self.answer or self.error}"
 
 
+class Answering(Protocol):
+    """What `stream` runs: uint8 [N, H, W, 3] -> outputs by name; `concurrent`: by several threads at once."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def concurrent(self) -> bool: ...
+
+    def __call__(self, images: Pixels) -> Outputs: ...
+
+
 def stream(
-    engine: Engine, items: Iterable[T], read: Callable[[T], Pixels], batch: int = BATCH, cores: int | None = None
+    engine: Answering, items: Iterable[T], read: Callable[[T], Pixels], batch: int = BATCH, cores: int | None = None
 ) -> Iterator[tuple[T, Outputs | BadImage]]:
     """Each item with its outputs, of one image each, or the `BadImage` that `read` raised; in order.
 
@@ -181,18 +194,20 @@ class Model:
     def __init__(
         self,
         engine: Engine,
-        source: tuple[Path, int, float | None] | None = None,
+        source: tuple[Any, ...] | None = None,
         doubts: Doubts | None = None,
         task: Task | None = None,
+        faces: Faces | None = None,
     ) -> None:
-        """`doubts`, and `task`, which reads the answers: those of its card, if left out.
+        """`doubts`, and `task`, which reads the answers: those of its card, if left out. `faces`: where landmarks are.
 
-        `source`: the file, the threads and the threshold that it was loaded with, by which the model can be pickled.
+        `source`: the arguments of `load` that it was loaded with, by which the model can be pickled.
         """
         self.engine, self.source = engine, source
         self.card = engine.card
         self.task = task or tasks.of(engine.card)
         self.doubts = doubts or Doubts.of(engine.card)
+        self.template, self.faces = template_of(engine.card), faces
 
     def __repr__(self) -> str:
         return f"<{self.card.arch.title}, {self.card.precision}, in {self.engine.name}>"
@@ -248,18 +263,38 @@ class Model:
     def stream(self, images: Iterable[Any], top: int = 5) -> Iterator[Prediction]:
         """`predict` for any number of images, one at a time, at constant memory."""
         sizes: dict[int, tuple[int, int]] = {}  # of the images under way
+        where = located(self.faces, self.template, "the network") if self.template else None
 
         def read(numbered: tuple[int, Any]) -> Pixels:
-            pixels, sizes[numbered[0]] = self._read(numbered[1])
-            return pixels
+            i, item = numbered
+            if where is None or self.template is None:
+                pixels, sizes[i] = self._read(item)
+                return pixels
+            image = placed(self._image(item, i), named(item, i), where, self.template)
+            sizes[i] = image.size
+            return self.card.preprocess.fit(image)
 
         for (i, item), outputs in stream(self.engine, enumerate(images), read):
-            name = item.name if isinstance(item, Source) else _name(item, i)
+            name = named(item, i)
             if isinstance(outputs, BadImage):
                 yield Prediction(name, None, str(outputs))
             else:
                 (answer,) = self.task.decode(outputs, self.card, [sizes.pop(i)], top)
                 yield Prediction(name, self.doubts.judge(answer, outputs))
+
+    def _image(self, item: Any, number: int) -> Image.Image:
+        """An image as it is, decoded."""
+        if isinstance(item, Source):
+            return open_rgb(content(item), item.name)
+        if isinstance(item, str | Path):
+            return open_rgb(files.local(item))
+        if isinstance(item, bytes | bytearray | memoryview):
+            return open_rgb(bytes(item), named(item, number))
+        if hasattr(item, "read"):
+            return open_rgb(_content(item), named(item, number))
+        if is_picture(item):
+            return rgb_image(item)
+        raise UserError(f"predict takes {TAKES}; got {type(item).__name__} for an image")
 
     def _read(self, item: Any) -> tuple[Pixels, tuple[int, int]]:
         """An image as the network takes it, and its own (width, height)."""
@@ -306,6 +341,11 @@ def _inside(item: Any) -> Iterable[Any]:
     return [item]
 
 
+def named(item: Any, number: int) -> str:
+    """What an image is called, a file's or zip's member among them."""
+    return item.name if isinstance(item, Source) else _name(item, number)
+
+
 def _name(item: Any, number: int) -> str:
     """What an image is called: its path, an open file's, or its number."""
     if isinstance(item, str | Path):
@@ -330,7 +370,7 @@ def content(item: Source) -> Path | bytes:
 
 
 @checked
-def load(path: StrPath, threads: int = 1, reject_below: float | None = None) -> Model:
+def load(path: StrPath, threads: int = 1, reject_below: float | None = None, faces: Faces | None = None) -> Model:
     """A network ready to answer, in the runtime that its file is for.
 
     Parameters
@@ -343,6 +383,9 @@ def load(path: StrPath, threads: int = 1, reject_below: float | None = None) -> 
     reject_below
         The probability below which a classifier's answer is unsure, its `label` None; that of its card if left out, if
         it has one. Of a detector, the least score of its boxes, 0.3 if left out.
+    faces
+        Where the landmarks are, `Faces(landmarks="points.csv")` or `Faces(aligned="arcface")`, for a network that takes
+        faces aligned.
 
     Returns
     -------
@@ -365,4 +408,5 @@ def load(path: StrPath, threads: int = 1, reject_below: float | None = None) -> 
         raise UserError(f"threads must be 1 or more, not {threads}")
     found = engines.resolve(Path(path))
     engine = engines.load(found, threads)
-    return Model(engine, (found.absolute(), threads, reject_below), Doubts.of(engine.card, reject_below))
+    source = (found.absolute(), threads, reject_below, faces)
+    return Model(engine, source, Doubts.of(engine.card, reject_below), faces=faces)

@@ -40,7 +40,7 @@ class ConvNormAct(nn.Module):
     def __init__(self, op: Op, arch: Arch) -> None:
         super().__init__()
         self.same = arch.padding == "same" and op.stride > 1  # at stride 1 and an odd kernel, "SAME" is symmetric
-        pad = (0, 0) if self.same else (op.kernels[0] // 2, op.kernels[1] // 2)
+        pad = (0, 0) if self.same or op.kind == "global" else (op.kernels[0] // 2, op.kernels[1] // 2)
         self.conv = Conv2d(op.cin, op.cout, op.kernels, op.stride, pad, groups=op.groups, bias=op.bias)
         self.norm = nn.BatchNorm2d(op.cout, arch.bn_eps, arch.bn_momentum) if op.norm else nn.Identity()
         self.act = ACTIVATIONS[op.activation](inplace=True) if op.activation else nn.Identity()
@@ -162,6 +162,7 @@ MODULES: dict[str, Callable[[Op, Arch], nn.Module]] = {
     "conv": ConvNormAct,
     "depthwise": ConvNormAct,
     "pointwise": ConvNormAct,
+    "global": ConvNormAct,
     "linear": Linear,
     "transposed": Transposed,
     "norm": _norm,

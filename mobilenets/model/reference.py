@@ -42,7 +42,7 @@ class Layer(nn.Module):
             return F.conv_transpose2d(x, weight.transpose(0, 1), bias, 2)
         if self.same:
             x = pad_same(x, op.kernels, op.stride)
-        pad = (0, 0) if self.same else (op.kernels[0] // 2, op.kernels[1] // 2)
+        pad = (0, 0) if self.same or op.kind == "global" else (op.kernels[0] // 2, op.kernels[1] // 2)
         return F.conv2d(x, weight, bias, op.stride, pad, groups=op.groups)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ PIPELINES = {
     "classify": "image-classification",
     "attributes": "image-classification",
     "geolocate": "image-classification",
+    "embed": "image-feature-extraction",
     "features": "image-feature-extraction",
 }
 DATASETS = {"cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100", "mnist": "ylecun/mnist"}

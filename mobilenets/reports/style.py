@@ -33,6 +33,7 @@ CSS_NAMES = {
 TYPE_COLOURS: dict[str, str] = {
     "pointwise": BLUE,
     "depthwise": ORANGE,
+    "global": ORANGE,
     "conv": GREEN,
     "linear": PINK,
     "norm": MUTED,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from mobilenets.data.open import of_card, open_unlabelled
 from mobilenets.data.source import Source
 from mobilenets.errors import UserError, unknown
 from mobilenets.model.card import Card
-from mobilenets.tasks.task import Choosing, Settled, Shaped, Task
+from mobilenets.tasks.task import Choosing, Optioned, Settled, Shaped, Task
 
 if TYPE_CHECKING:
     from mobilenets.model.bundle import Bundle
@@ -26,6 +27,7 @@ TASKS = {
     "attributes": "mobilenets.tasks.attributes",
     "detect": "mobilenets.tasks.detect.detector",
     "geolocate": "mobilenets.tasks.geolocate.task",
+    "embed": "mobilenets.tasks.embed.task",
 }
 
 
@@ -48,25 +50,21 @@ def find_trained(name: str) -> Task:
 def of(card: Card) -> Task:
     """The task of a network, as its card has it."""
     task = find(card.task)
-    if isinstance(task, Shaped):
+    if isinstance(task, Optioned):
         return task.by(card.config)
     return task.of(card) if isinstance(task, Settled) else task
 
 
-def with_options(task: Task, options: Any, start: Bundle | None) -> Task:
+def with_options(task: Task, options: Mapping[str, Any], start: Bundle | None) -> Task:
     """The task with options of its own, where it has any, of a training that starts from a network, or from nothing.
 
-    Raises `UserError` for options of another task's.
+    `options`: by the task that they are of, None where none are given. Raises `UserError` for those of another.
     """
-    if isinstance(task, Shaped):
-        return task.asked(options, start)
-    if (
-        given := [f.name for f in dataclasses.fields(options) if getattr(options, f.name) is not None]
-        if options
-        else []
-    ):
-        raise UserError(f"--{given[0].replace('_', '-')} is for --task detect")
-    return task
+    for name, some in options.items():
+        given = [f.name for f in dataclasses.fields(some) if getattr(some, f.name) is not None] if some else []
+        if given and name != task.name:
+            raise UserError(f"--{given[0].replace('_', '-')} is for --task {name}")
+    return task.asked(options.get(task.name), start) if isinstance(task, Optioned) else task
 
 
 def check_loss(task: Task, loss: str) -> None:

@@ -41,3 +41,16 @@ def augmentation(kind: str, preprocess: Preprocess, recipe: Any) -> v2.Transform
         move = v2.RandomAffine(10, translate=(0.1, 0.1), scale=(0.85, 1.15), shear=8, interpolation=_BILINEAR)
         return v2.Compose([*fit, move, *random, v2.PILToTensor()])
     return v2.Compose([*fit, v2.PILToTensor()])
+
+
+def aligned(preprocess: Preprocess, recipe: Any) -> v2.Transform:
+    """RGB image of an aligned face -> uint8 [3, H, W]: a mirror, small moves that alignment makes too, light."""
+    size = preprocess.input_size
+    return v2.Compose([
+        v2.RandomHorizontalFlip(),
+        v2.RandomAffine(4, translate=(0.03, 0.03), scale=(0.94, 1.06), interpolation=_BILINEAR, fill=128),
+        v2.Resize(size, antialias=True),
+        v2.ColorJitter(0.3, 0.3, 0.2),
+        v2.PILToTensor(),
+        v2.RandomErasing(recipe.erasing, scale=(0.02, 0.1), value=128),
+    ])  # fmt: skip

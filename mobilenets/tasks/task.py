@@ -283,7 +283,41 @@ class Finishing(Protocol):
 
 
 @runtime_checkable
-class Shaped(Protocol):
+class Optioned(Protocol):
+    """A task that a training can be given options of, and a card has its own of."""
+
+    def asked(self, options: Any, start: Bundle | None) -> Task:
+        """The task with its own options, or None, of a training that starts from a network."""
+
+    def by(self, config: Mapping[str, Any]) -> Task:
+        """The task of a network with this config, whole."""
+
+
+@runtime_checkable
+class Matched(Optioned, Protocol):
+    """A task whose answer is a vector that another network can learn as it is.
+
+    `matched`: its name among the taps. `together`: images of one identity that a batch has, next to each other.
+    `framing`: how its images are fitted to the input, None where that is as usual.
+    """
+
+    matched: str
+
+    @property
+    def framing(self) -> Framing | None: ...
+
+    def taught(self) -> Task:
+        """The same, where a teacher's vectors are all that is learned from."""
+
+    def threshold(self, outputs: Outputs, targets: npt.NDArray[Any]) -> float | None:
+        """The cosine that tells two images that show the same from others best; None where no two do."""
+
+    @property
+    def together(self) -> int: ...
+
+
+@runtime_checkable
+class Shaped(Optioned, Protocol):
     """A task whose answers are bound to its network's shape, as a detector's anchors are to the sizes of its maps.
 
     Its `config` of data alone isn't whole: `shaped` completes it. `recipes`: those that it is trained by where none is
@@ -293,9 +327,6 @@ class Shaped(Protocol):
     recipes: tuple[str, str]
     framing: Framing
 
-    def asked(self, options: Any, start: Bundle | None) -> Task:
-        """The task with its own options, of a training that starts from a network."""
-
     def network(self, arch: str | None, alpha: float | None, resolution: int | None) -> Arch:
         """The network of this name as the task has it from nothing, without a head."""
 
@@ -304,9 +335,6 @@ class Shaped(Protocol):
 
     def shaped(self, config: Mapping[str, Any], arch: Arch, data: Data) -> dict[str, Any]:
         """`config` with what depends on the network."""
-
-    def by(self, config: Mapping[str, Any]) -> Task:
-        """The task of a network with this config, whole."""
 
     def begin(self, network: nn.Module, head: Head, config: Mapping[str, Any]) -> None:
         """Give the head's own layers the weights that they begin with."""

@@ -21,7 +21,7 @@ from mobilenets.model.bundle import Bundle
 from mobilenets.model.images import BadImage
 from mobilenets.model.trust import Trust
 from mobilenets.tasks.reliability import Floats, Reliability, check_precision, fit_temperature, tempered
-from mobilenets.tasks.task import Settled, Task
+from mobilenets.tasks.task import Matched, Settled, Task
 
 LEAST = 100  # held-out images to calibrate on: fewer say little about how sure to be
 MOST = 5000  # of them: enough for one number
@@ -72,6 +72,8 @@ def calibrate(trained: Bundle, data: Data, how: Calibration | None = None, task:
     task = task or tasks.of(trained.card)
     if isinstance(task, Settled) and not how.uncalibrated:
         return _settled(trained, data, task)
+    if isinstance(task, Matched):
+        return _verifying(trained, data, task)
     if trained.card.task != "classify":
         return trained
     few = len(data.split("val")) < LEAST
@@ -114,6 +116,15 @@ def _settled(trained: Bundle, data: Data, task: Settled) -> Bundle:
     found = task.settled(outputs, targets, trained.card)
     console.note(str(found))
     return Bundle(trained.card.trusted(found), trained.tensors)
+
+
+def _verifying(trained: Bundle, data: Data, task: Matched) -> Bundle:
+    """A network of vectors with the cosine from which on two held-out images are most often the same."""
+    outputs, targets = _held_out(trained, data)
+    found = task.threshold(outputs, targets)
+    if found is None:
+        return trained
+    return Bundle(trained.card.replace(config={**trained.card.config, "threshold": found}), trained.tensors)
 
 
 def cooled(source: Bundle, temperature: float) -> Bundle:

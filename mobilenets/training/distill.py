@@ -22,6 +22,8 @@ import numpy.typing as npt
 from mobilenets import console, files, processor
 from mobilenets.arch.graph import Graph
 from mobilenets.arch.heads import LOGITS
+from mobilenets.data.alignment import Aligned, Template
+from mobilenets.data.dataset import Keyed, Read, Split, gather
 from mobilenets.errors import UserError
 from mobilenets.training import distributed as processes
 from mobilenets.training.recipes import Distillation, Recipe
@@ -80,8 +82,12 @@ class Distiller:
         parts += [said[EMBEDDING]] if self.width else []
         return torch.cat(parts, dim=1) if parts else torch.empty(len(images), 0)
 
-    def objective(self, objective: Objective, graph: Graph, border: Sequence[str], live: bool) -> Distilled:
+    def objective(
+        self, objective: Objective, graph: Graph, border: Sequence[str], live: bool, matched: bool = False
+    ) -> Distilled:
         """The loss of a student whose task's part reads `border`; its teacher asked in each step or not.
+
+        `matched`: the one value in `border` is to become the teacher's embedding itself.
 
         Raises `UserError` where an embedding is to be compared, and that isn't one value.
         """
@@ -92,7 +98,7 @@ class Distiller:
         embedding = border[0] if self.width else ""
         width = math.prod(graph.shapes[embedding]) if embedding else 0
         ask = self.ask if live else None
-        return Distilled(objective, self.how, width, len(self.columns), self.width, ask, embedding)
+        return Distilled(objective, self.how, width, len(self.columns), self.width, ask, embedding, matched)
 
     def ask_beforehand(self, images: TrainImages, recipe: Recipe, kind: str) -> CachedAnswers | None:
         """Have the teacher look at each training image's views, once, unless it is to be asked in each step.
@@ -137,16 +143,85 @@ class Distiller:
                 for batch in in_processes(images, workers, batch_size=_at_once(), sampler=keys):
                     said.append(self.ask(batch[0]).to("cpu", torch.float16))
                     bar.advance(task, len(batch[0]))
-                whole = io.BytesIO()
-                np.save(whole, torch.cat(said).numpy())
-                digest = hashlib.sha256(whole.getbuffer()).hexdigest()
-                with files.atomic_file(folder / f"view-{view:02d}-{digest}.npy") as tmp:
-                    tmp.write_bytes(whole.getbuffer())
+                _save(folder, view, torch.cat(said))
+
+    def vectors(self, training: Split, epochs: int) -> CachedAnswers:
+        """The teacher's embedding of each training image as it is, however it is varied: the same in all epochs.
+
+        Of images that are aligned, as the teacher takes them. Kept under `cache` by teacher and images, so that other
+        students find them.
+        """
+        seen = dataclasses.replace(training, read=realigned(training.read, self.teacher.template), cache={})
+        template = self.teacher.template
+        depends = {
+            "teacher": self.teacher.digest, "width": self.width, "preprocess": self.teacher.preprocess.to_json(),
+            "template": template and template.to_json(), "variant": self.teacher.variant,
+            "images": hashlib.sha256("\n".join(training.names).encode()).hexdigest(),
+            "aligned": repr(_ways(training.read)),
+        }  # fmt: skip
+        key = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
+        folder, shape = self.cache / key, (len(training), self.width)
+        if processes.first_here() and _kept(folder, 0, shape) is None:
+            _save(folder, 0, self._of_each(seen))
+        processes.from_rank_0(None)  # until the file is there
+        found = _kept(folder, 0, shape)
+        if found is None:
+            raise UserError(f"{folder}: the teacher's vectors were altered meanwhile; run the command again")
+        return CachedAnswers((found,) * epochs)
+
+    def _of_each(self, split: Split) -> Tensor:
+        """The embedding [N, width] of each image of a split, as in a prediction."""
+        import torch
+
+        from mobilenets.training.teachers import EMBEDDING
+
+        said, at_once = [], _at_once()
+        with console.progress() as bar:
+            task = bar.add_task("asking the teacher", total=len(split), status="")
+            for at in range(0, len(split), at_once):
+                chunk = split.subset(range(at, min(at + at_once, len(split))))
+                pixels = gather(chunk, self.teacher.preprocess).pixels
+                if len(pixels) < len(chunk):
+                    raise UserError(f"{split.name}: an image can't be read as the teacher takes it; run `data check`")
+                images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+                said.append(self.teacher(images)[EMBEDDING].to("cpu", torch.float16))
+                bar.advance(task, len(chunk))
+        return torch.cat(said)
 
     def to_json(self) -> dict[str, Any]:
         """What a student's card says of its teacher."""
         name = PurePath(self.teacher.name).name
         return {TEACHER: {"name": name, "digest": self.teacher.digest, **dataclasses.asdict(self.how)}}
+
+
+def _ways(read: Any) -> Any:
+    """How images are aligned as they are read; None where they aren't."""
+    if isinstance(read, Aligned):
+        return read.where, read.to
+    return _ways(read.read) if isinstance(read, Keyed) else None
+
+
+def realigned(read: Read, to: Template | None) -> Read:
+    """What reads images, aligned to another template. Raises `UserError` where nothing says how they lie."""
+    if to is None:
+        return read
+    if isinstance(read, Aligned):
+        return dataclasses.replace(read, to=to)
+    if isinstance(read, Keyed):
+        return Keyed(realigned(read.read, to), read.keys)
+    raise UserError(
+        f"the teacher takes faces aligned as {to.name} has them, and nothing says where these images' landmarks are: "
+        "--landmarks FILE has them, or --aligned NAME says how they are aligned"
+    )
+
+
+def _save(folder: Path, view: int, said: Tensor) -> None:
+    """Keep answers float16 [N, K] in a file that has its digest in its name."""
+    whole = io.BytesIO()
+    np.save(whole, said.numpy())
+    digest = hashlib.sha256(whole.getbuffer()).hexdigest()
+    with files.atomic_file(folder / f"view-{view:02d}-{digest}.npy") as tmp:
+        tmp.write_bytes(whole.getbuffer())
 
 
 def _kept(folder: Path, view: int, shape: tuple[int, int]) -> npt.NDArray[np.float16] | None:

@@ -96,9 +96,11 @@ class TrainImages(Dataset[tuple[Any, ...]]):
         answers: CachedAnswers | None = None,
         side: int = CACHE_SIDE,
         ragged: bool = False,
+        together: int = 1,
     ) -> None:
+        """`together`: images of one identity, the target, that lie next to each other in a batch (K of P x K)."""
         self.split, self.transform, self.seed, self.answers, self.side = split, transform, seed, answers, side
-        self.ragged = ragged
+        self.ragged, self.together = ragged, together
         self.reading = torch.zeros(SLOTS, 2, dtype=torch.int64)  # by worker: process, image + 1
         self.reading.share_memory_()  # type: ignore[no-untyped-call]
 
@@ -195,6 +197,43 @@ class ShardSampler(EpochSampler):
         return sum(self.counts) // self.batch * (self.batch // self.num_replicas)
 
 
+class IdentitySampler(EpochSampler):
+    """`together` images of an identity after each other, of P others in a batch; those with one image are left out.
+
+    Where an identity's images don't come out even, some are there twice in an epoch.
+    """
+
+    def __init__(self, images: TrainImages, world: int, rank: int, batch: int) -> None:
+        super().__init__(images, world, rank, seed=images.seed, drop_last=False)
+        self.k, self.batch = images.together, batch
+        targets = np.asarray(images.split.targets)
+        order = np.argsort(targets, kind="stable")
+        starts = np.unique(targets[order], return_index=True)[1][1:]
+        self.of_each = [g for g in np.split(order, starts) if len(g) > 1]
+        groups = sum(-(-len(g) // self.k) for g in self.of_each)
+        self.count = groups // (world * (batch // self.k)) * batch  # of this process
+
+    def order(self) -> npt.NDArray[np.int64]:
+        rng = np.random.default_rng(mix(self.seed, self.epoch))
+        groups = [self._groups(rng.permutation(g), rng) for g in self.of_each]
+        turns: list[npt.NDArray[np.int64]] = []  # in each, an identity is there once
+        for turn in range(max(map(len, groups))):
+            some = [g[turn] for g in groups if turn < len(g)]
+            turns += [some[i] for i in rng.permutation(len(some))]
+        p = self.batch // self.k
+        batches = [turns[i : i + p] for i in range(0, len(turns) - p + 1, p)]
+        mine = [batches[i] for i in rng.permutation(len(batches))][self.rank :: self.num_replicas]
+        return np.concatenate([g for b in mine for g in b])[: self.count].astype(np.int64)
+
+    def _groups(self, images: npt.NDArray[np.int64], rng: np.random.Generator) -> list[npt.NDArray[np.int64]]:
+        missing = -len(images) % self.k
+        filled = np.concatenate([images, rng.choice(images, missing)]) if missing else images
+        return [*filled.reshape(-1, self.k)]
+
+    def __len__(self) -> int:
+        return self.count
+
+
 def mix(*numbers: int) -> int:
     """One 63-bit seed from several numbers."""
     state = np.random.SeedSequence([n & 0xFFFFFFFF for n in numbers]).generate_state(1, np.uint64)
@@ -212,6 +251,14 @@ def train_loader(images: TrainImages, recipe: Recipe, world: int, rank: int) -> 
     batch = at_once(recipe, len(split), world)
     if split.shards:
         sampler: EpochSampler = ShardSampler(images, world, rank, batch)
+    elif images.together > 1:
+        batch = max(batch // images.together, 2) * images.together
+        sampler = IdentitySampler(images, world, rank, batch)
+        if not len(sampler):
+            raise UserError(
+                f"too few identities with two images for batches of {batch}, {images.together} of each: take a smaller "
+                "--batch or --photos-of-each"
+            )
     else:
         sampler = EpochSampler(images, world, rank, shuffle=True, seed=seed, drop_last=False)
     workers = recipe.workers

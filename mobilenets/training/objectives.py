@@ -57,13 +57,17 @@ class Distilled(nn.Module):
         teacher_width: int,
         ask: Callable[[Tensor], Tensor] | None = None,
         embedding: str = "",
+        matched: bool = False,
     ) -> None:
+        """`matched`: what is compared is to become the teacher's embedding itself, without a linear map."""
         super().__init__()
         self.labels, self.how, self.ask, self.embedding = objective, how, ask, embedding
         self.answers = objective if isinstance(objective, Answering) else None
         self.widths = [teacher_classes, teacher_width]
         self.taps = (embedding,) if teacher_width else ()
-        self.to_teacher = nn.Linear(width, teacher_width) if teacher_width else None
+        self.to_teacher: nn.Module | None = None
+        if teacher_width:
+            self.to_teacher = nn.Identity() if matched else nn.Linear(width, teacher_width)
 
     def targets(self, batch: Sequence[Any]) -> Any:
         """What is true, the teacher's softened probabilities, its embedding; of labels, as rows of one tensor."""

@@ -12,7 +12,7 @@ from mobilenets.data.dataset import Data, Split, cache_side
 from mobilenets.errors import UserError
 from mobilenets.model.bundle import Bundle
 from mobilenets.model.images import Preprocess
-from mobilenets.tasks.task import Objective, Shaped, Task
+from mobilenets.tasks.task import Matched, Objective, Shaped, Task
 from mobilenets.training.distributed import world
 from mobilenets.training.loop import Setup
 from mobilenets.training.recipes import CO_TEACHING, Recipe
@@ -45,6 +45,8 @@ def setup(
     tasks.check_loss(task, recipe.loss)
     arch = arch.replace(dropout=recipe.dropout)
     config = tasks.config_of(task, data, arch)
+    if isinstance(task, Matched):
+        task = task.by(config)
     head = task.head(arch, config)
     kind = data.kind if recipe.augment == "auto" else recipe.augment
     preprocess = (
@@ -52,6 +54,8 @@ def setup(
     )
     preprocess = dataclasses.replace(preprocess, resolution=arch.resolution, size=arch.size)
     if isinstance(task, Shaped) and (init is None or init.card.task != task.name):
+        preprocess = dataclasses.replace(preprocess, framing=task.framing, crop=1.0)
+    if isinstance(task, Matched) and task.framing:
         preprocess = dataclasses.replace(preprocess, framing=task.framing, crop=1.0)
     torch.manual_seed(seed)
     net = model.build(arch, head)
@@ -70,7 +74,12 @@ def setup(
     objective: Objective = task.objective(config, recipe, training)
     side = cache_side(max(preprocess.input_size))
     images = loader.TrainImages(training, task.transforms(preprocess, recipe, kind), seed, None, side, task.ragged)
-    if distiller:
+    if isinstance(task, Matched) and (distiller is None or distiller.how.share):
+        images.together = task.together
+    if distiller and isinstance(task, Matched):
+        images.answers = distiller.vectors(training, recipe.epochs)
+        objective = distiller.objective(objective, net.graph, (task.matched,), live=False, matched=True)
+    elif distiller:
         images.answers = distiller.ask_beforehand(images, recipe, kind)
         border = own_part(net.graph, head.own, task.taps)[1]
         objective = distiller.objective(objective, net.graph, border, live=images.answers is None)

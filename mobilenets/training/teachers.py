@@ -9,20 +9,24 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mobilenets import files, tasks
 from mobilenets.arch.heads import LOGITS, PROBABILITIES
+from mobilenets.data.alignment import Template, template_of
 from mobilenets.deploy import engines
+from mobilenets.deploy.foreign import Foreign, ForeignNetwork
 from mobilenets.errors import UserError, unknown
 from mobilenets.model import bundle, imagenet
 from mobilenets.model import reference as simulate
 from mobilenets.model.bundle import Bundle
-from mobilenets.model.images import Preprocess
+from mobilenets.model.images import Pixels, Preprocess
 from mobilenets.model.trust import Trust
-from mobilenets.tasks.task import Teaching
+from mobilenets.tasks.embed.scores import VECTOR
+from mobilenets.tasks.task import Matched, Teaching
 from mobilenets.training import hubs
 from mobilenets.training.distributed import fast_bf16
 from mobilenets.training.learner import own_part
@@ -35,7 +39,8 @@ Said = Mapping[str, Tensor]
 class Teacher:
     """A trained network that says what it sees. `width`: the numbers in its embedding, 0 if it can't be reached.
 
-    `task`: what it is for; `trust`: how its answers are read.
+    `task`: what it is for; `trust`: how its answers are read; `template`: how it takes faces aligned; `variant`: in
+    which other way than its file says it is run.
 
     `answer` takes uint8 [N, 3, H, W] of the teacher's own size and gives float32 values by the names of its task's
     taps: a classifier's "logits" [N, labels] (up to a constant of each image, which no probability depends on); and
@@ -50,6 +55,8 @@ class Teacher:
     answer: Callable[[Tensor], Said] = field(repr=False)
     task: str = "classify"
     trust: Trust = field(default_factory=Trust)
+    template: Template | None = None
+    variant: str = ""
 
     def __call__(self, images: Tensor) -> Said:
         """Answers for uint8 (or mixed, float) images of any size, [N, 3, H, W]."""
@@ -60,8 +67,13 @@ class Teacher:
         return self.answer(images)
 
 
-def open_teacher(name: str, threads: int = 1) -> Teacher:
-    """The teacher called `name`: a path, "torchvision:resnet50", "timm:resnet50.a1_in1k". Raises `UserError`."""
+def open_teacher(name: str, threads: int = 1, foreign: Foreign | None = None) -> Teacher:
+    """The teacher called `name`: a path, "torchvision:resnet50", "timm:resnet50.a1_in1k". Raises `UserError`.
+
+    `foreign`: what another's network of embeddings takes, if it is one.
+    """
+    if foreign is not None and foreign.given:
+        return _of_foreign(ForeignNetwork(Path(name), foreign, threads), name, foreign)
     library, _, which = name.partition(":")
     if library in HUBS and which:
         return HUBS[library](which)
@@ -82,8 +94,11 @@ def of_bundle(loaded: Bundle, name: str) -> Teacher:
     """A float bundle: what its task is trained by, and its embedding; one of features gives these alone."""
     net, card = simulate.folded_network(loaded), loaded.card
     graph, own = card.graph, card.head.own
-    taps = tasks.of(card).taps if own else ()
+    task = tasks.of(card)
+    taps = task.taps if own else ()
     border = own_part(graph, own, taps)[1] if own else tuple(o.op for o in graph.outputs)
+    if isinstance(task, Matched):
+        border = (task.matched,)
     embedding = border[0] if len(border) == 1 else ""  # of several values, none is the one to compare
     width = math.prod(graph.shapes[embedding]) if embedding else 0
 
@@ -93,11 +108,14 @@ def of_bundle(loaded: Bundle, name: str) -> Teacher:
         return {**said, EMBEDDING: made[embedding].flatten(1).float()} if embedding else said
 
     made = _of_module(net, values, name, loaded.digest, card.labels, card.preprocess, width)
-    return dataclasses.replace(made, task=card.task, trust=card.trust)
+    return dataclasses.replace(made, task=card.task, trust=card.trust, template=template_of(card))
 
 
 def _of_engine(engine: engines.Engine, name: str, path: Path) -> Teacher:
     card, task = engine.card, tasks.of(engine.card)
+    digest = files.sha256(path / bundle.CARD if bundle.is_bundle(path) else path)
+    if isinstance(task, Matched):
+        return _of_vectors(engine, task.matched, name, digest, card.preprocess, template_of(card))
     if PROBABILITIES not in card.outputs or not isinstance(task, Teaching):
         raise UserError(f"{name} gives no probabilities that another network could learn")
     unread = task.unread
@@ -106,8 +124,27 @@ def _of_engine(engine: engines.Engine, name: str, path: Path) -> Teacher:
         pixels = images.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
         return {LOGITS: torch.from_numpy(unread(engine(pixels)[PROBABILITIES]))}
 
-    digest = files.sha256(path / bundle.CARD if bundle.is_bundle(path) else path)
     return Teacher(name, digest, card.labels, card.preprocess, 0, answer, card.task, card.trust)
+
+
+def _of_vectors(
+    network: Callable[[Pixels], engines.Outputs], vector: str, name: str, digest: str, preprocess: Preprocess,
+    template: Template | None,
+) -> Teacher:  # fmt: skip
+    """What gives vectors by the name `vector` for uint8 [N, H, W, 3]."""
+
+    def answer(images: Tensor) -> Said:
+        pixels = images.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+        return {EMBEDDING: torch.from_numpy(network(pixels)[vector])}
+
+    rows, columns = preprocess.input_size
+    width = network(np.zeros((1, rows, columns, 3), np.uint8))[vector].shape[1]
+    return Teacher(name, digest, (), preprocess, width, answer, "embed", template=template)
+
+
+def _of_foreign(network: ForeignNetwork, name: str, how: Foreign) -> Teacher:
+    made = _of_vectors(network, VECTOR, name, network.digest, network.preprocess, network.template)
+    return dataclasses.replace(made, variant=repr(how))
 
 
 def _of_module(

@@ -136,7 +136,7 @@ EMIT: dict[str, Callable[..., Any]] = {
     "normalize": _Writer.image,
     "quantize": lambda writer, op, x: writer.rounded(x, op.name),
     "dequantize": lambda _writer, _op, x: x,  # values are floats again as soon as they are rounded
-    **dict.fromkeys(("conv", "depthwise", "pointwise", "linear", "norm"), _Writer.layer),
+    **dict.fromkeys(("conv", "depthwise", "pointwise", "linear", "global", "norm"), _Writer.layer),
     "activation": _Writer.activation,
     "pool": _Writer.pool,
     "add": lambda _writer, op, x, y: mb.add(x=x, y=y, name=f"{op.name}.out"),

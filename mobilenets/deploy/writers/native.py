@@ -147,7 +147,7 @@ class _Writer:
     def layer(self, op: Op) -> None:
         assert op.pads is not None
         above, left, _, _ = op.pads
-        depthwise = op.kind in ("depthwise", "norm")
+        depthwise = op.kind in ("depthwise", "global", "norm")
         dense = op.kernels == (1, 1) and not any(op.pads)
         made = self.step(op, "depthwise" if depthwise else "pointwise" if dense else "conv")
         made.kernels, made.stride, made.top, made.left = op.kernels, op.stride, above, left
@@ -273,7 +273,7 @@ EMIT: dict[str, Callable[[_Writer, Op], None]] = {
     "normalize": _Writer.normalize,
     "quantize": _Writer.quantize,
     "dequantize": _Writer.dequantize,
-    **dict.fromkeys(("conv", "depthwise", "pointwise", "linear", "norm"), _Writer.layer),
+    **dict.fromkeys(("conv", "depthwise", "pointwise", "linear", "global", "norm"), _Writer.layer),
     "activation": _Writer.activation,
     "pool": _Writer.pool,
     "add": _Writer.add,

@@ -286,7 +286,7 @@ class _Writer:
 EMIT: dict[str, Callable[..., None]] = {
     "pixels": _Writer.image,
     "normalize": _Writer.image,
-    **dict.fromkeys(("conv", "depthwise", "pointwise", "linear", "norm"), _Writer.layer),
+    **dict.fromkeys(("conv", "depthwise", "pointwise", "linear", "global", "norm"), _Writer.layer),
     "activation": _Writer.activation,
     "pool": _Writer.pool,
     "add": _Writer.binary,

@@ -259,7 +259,7 @@ EMIT: dict[str, Callable[..., str]] = {
     "normalize": _Writer.normalize,
     "quantize": lambda writer, op, x: writer.rounded(x, op.name),
     "dequantize": _Writer.dequantize,
-    **dict.fromkeys(("conv", "depthwise", "pointwise", "linear", "norm"), _Writer.layer),
+    **dict.fromkeys(("conv", "depthwise", "pointwise", "linear", "global", "norm"), _Writer.layer),
     "activation": _Writer.activation,
     "pool": _Writer.pool,
     "add": _Writer.add,

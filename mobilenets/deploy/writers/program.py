@@ -179,7 +179,7 @@ COMPUTE: dict[str, Callable[..., Tensor]] = {
     "pixels": Network.normalize,
     "normalize": Network.normalize,
     "quantize": lambda _network, _op, x: x,  # rounded as every value in whole numbers is
-    **dict.fromkeys(("conv", "depthwise", "pointwise", "linear", "norm"), Network.layer),
+    **dict.fromkeys(("conv", "depthwise", "pointwise", "linear", "global", "norm"), Network.layer),
     "activation": lambda _network, op, x: activated(op, x),
     "pool": lambda _network, _op, x: x.mean((2, 3), keepdim=True),
     "add": lambda _network, _op, x, y: torch.add(x, y),

@@ -105,7 +105,7 @@ class _Writer:
         return self.graph.op("PAD", [x, around], out, schema.PadOptionsT())
 
     def layer(self, op: Op, x: int) -> int:
-        depthwise = op.kind in ("depthwise", "norm")
+        depthwise = op.kind in ("depthwise", "global", "norm")
         _, height, width = self.source.shapes[op.inputs[0]]
         _, rows, columns = self.source.shapes[op.name]
         same = (rows, columns) == (-(-height // op.stride), -(-width // op.stride))
@@ -268,7 +268,7 @@ EMIT: dict[str, Callable[..., int]] = {
     "quantize": _Writer.quantize,
     "dequantize": _Writer.dequantize,
     "pad": _Writer.pad,
-    **dict.fromkeys(("conv", "depthwise", "pointwise", "linear", "norm"), _Writer.layer),
+    **dict.fromkeys(("conv", "depthwise", "pointwise", "linear", "global", "norm"), _Writer.layer),
     "activation": _Writer.activation,
     "pool": _Writer.pool,
     "add": _Writer.joint,

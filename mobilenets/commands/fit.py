@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 from pathlib import Path
 from time import monotonic as clock
 from typing import Annotated, Literal
@@ -24,6 +25,8 @@ from mobilenets.model import bundle as bundles
 from mobilenets.model.bundle import Bundle
 from mobilenets.model.convert import starts
 from mobilenets.model.convert.starts import Start
+from mobilenets.tasks.detect.config import DetectorOptions
+from mobilenets.tasks.task import Ranged, Shaped
 from mobilenets.training import distributed as processes
 from mobilenets.training import loggers, recipes, run
 from mobilenets.training import trainer as train
@@ -47,6 +50,7 @@ def fit(
     threads: int = 1,
     table: StrPath | None = None,
     remeasure: bool = False,
+    detector: Annotated[DetectorOptions | None, Parameter(name="*")] = None,
     recipe: str | None = None,
     overrides: Annotated[Overrides | None, Parameter(name="*")] = None,
     init: DataSource | None = None,
@@ -160,20 +164,23 @@ def fit(
     folder, limit = as_path(weights), seconds(time, "--time")
     recipes.recipe(recipe or "modern", overrides)  # says what is wrong with them before anything is looked for
     start = starts.opened(init, folder) if init else None
-    asked = tasks.find_trained(task)
+    asked = tasks.with_options(tasks.find_trained(task), detector, start)
+    if isinstance(asked, Ranged) and init:
+        raise UserError(f"--init brings its own network: train --task {task} --init fine-tunes it, fit chooses one")
     data = asked.open(source, root, seed, None)
     _, rank = processes.world()
     begin: list[Start] = []
     before = run.began(out) if resume else {}
     if not (init or from_scratch or before.get("pretrained") is False):
         begin = processes.from_rank_0(selection.pretrained(data, folder) if rank == 0 else None)
-    chosen_recipe = recipes.recipe(recipe or ("finetune" if init or begin else "modern"), overrides)
+    usual = asked.recipes if isinstance(asked, Shaped) else ("finetune", "modern")
+    chosen_recipe = recipes.recipe(recipe or usual[not (init or begin)], overrides)
     config = {
         "verb": "fit", "task": task, "source": source, "budget": budget.limits(), "engine": ",".join(engine),
         "precision": ",".join(precision), "table": str(table) if table else None,
         "threads": threads, "recipe": chosen_recipe.to_json(), "init": start.digest if start else None, "seed": seed,
         "pretrained": bool(begin), "candidates": candidates, "halving": halving, "time": limit,
-        **recorded(calibration),
+        **recorded(calibration), **(dataclasses.asdict(detector) if detector else {}),
     }  # fmt: skip
     with run.taken(out, config, resume, data):
         choice: Choice | None = None
@@ -187,7 +194,9 @@ def fit(
             choice = selection.selected(
                 out, data, found, asked, wanted, chosen_recipe, seed, resume, start, begin, folder
             )
-            if begin and not bundles.is_bundle(out / START):  # none of the networks with weights meets the budget
+            if (
+                begin and not isinstance(asked, Ranged) and not bundles.is_bundle(out / START)
+            ):  # none of the networks with weights meets the budget
                 chosen_recipe = recipes.recipe(recipe or "modern", overrides)
                 run.amend(out, pretrained=False, recipe=chosen_recipe.to_json())
         else:
@@ -195,6 +204,13 @@ def fit(
         chosen: Choice = processes.from_rank_0(choice)
         chosen_recipe = processes.from_rank_0(chosen_recipe)
         arch = chosen.pick.arch
+        if isinstance(asked, Ranged):
+            start = selection.body(begin, arch, folder)
+            asked = tasks.with_options(asked, selection.options_of(out, detector, start), start)
+            if rank == 0 and begin and start is None:
+                chosen_recipe = recipes.recipe(recipe or usual[1], overrides)
+                run.amend(out, pretrained=False, recipe=chosen_recipe.to_json())
+            chosen_recipe = processes.from_rank_0(chosen_recipe)
         if rank == 0 and resume and bundles.is_bundle(out / FLOAT):
             trained = Bundle.load(out / FLOAT)
         else:

@@ -180,7 +180,7 @@ def fit(
         "precision": ",".join(precision), "table": str(table) if table else None,
         "threads": threads, "recipe": chosen_recipe.to_json(), "init": start.digest if start else None, "seed": seed,
         "pretrained": bool(begin), "candidates": candidates, "halving": halving, "time": limit,
-        **recorded(calibration), **(dataclasses.asdict(detector) if detector else {}),
+        "variant": before.get("variant"), **recorded(calibration), **(dataclasses.asdict(detector) if detector else {}),
     }  # fmt: skip
     with run.taken(out, config, resume, data):
         choice: Choice | None = None

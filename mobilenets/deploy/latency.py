@@ -154,8 +154,8 @@ def once(a: Arch, s: Setting, of: Ranged | None = None) -> tuple[float, int]:
     """
     with pinned(s.threads):
         bundle = of.random(a, s.precision) if of else random_bundle(a, s.precision)
-        ready, size = engines.build(s.engine, bundle, s.precision, s.threads)
-        ready = ready if of is None else _Answering(ready)
+        built, size = engines.build(s.engine, bundle, s.precision, s.threads)
+        ready = built if of is None else _Answering(built)
         time_calls(ready, 1, WARM_UP_SECONDS)
         return best_round_ms([time_calls(ready, 1, ROUND_SECONDS)]), size
 

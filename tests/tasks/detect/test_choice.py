@@ -57,7 +57,8 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(latency, "here", here)
 
 
-def test_the_best_of_all_families_within_the_budget(measured: None) -> None:
+@pytest.mark.usefixtures("measured")
+def test_the_best_of_all_families_within_the_budget() -> None:
     def within(ms: float) -> tuple[str, int]:
         def picked(of):  # type: ignore[no-untyped-def]
             return choose.pick(choose.grid(0, 300, of), Budget(max_latency_ms=ms), task=of)

@@ -16,7 +16,7 @@ from mobilenets import cli
 from mobilenets.deploy import engines
 
 PACKAGE = Path(mobilenets.__file__).parent
-GROUND = ("errors", "files", "console", "arguments", "web")
+GROUND = ("errors", "files", "console", "arguments", "processor", "web")
 ROOMS = ("arch", "model", "data", "tasks", "deploy", "training", "compression", "reports", "commands")
 DOORS = ("__init__", "__main__", "cli")  # above all rooms
 MOST_AT_THE_TOP = 12
@@ -25,16 +25,15 @@ NEED_TORCH = {
     "model.conv", "model.create", "model.module", "model.detections", "model.net", "model.reference",
     "deploy.engines.torch", "deploy.engines.executorch", "deploy.engines.coreml", "deploy.peers",
     "deploy.writers.program", "deploy.writers.pt2", "deploy.writers.coreml", "deploy.writers.coreml_detect",
-    "training.callbacks", "training.deadline", "training.learner", "training.loader", "training.objectives",
-    "training.optim",
-    "training.pace", "training.statistics", "training.teachers",
+    "training.callbacks", "training.co_teaching", "training.deadline", "training.learner", "training.loader",
+    "training.objectives", "training.optim", "training.pace", "training.statistics", "training.teachers",
     "compression.calibrate", "compression.equalize", "compression.mixed", "compression.qat", "compression.sensitivity",
     "tasks.augment", "tasks.losses", "tasks.tag_losses",
     "tasks.create", "tasks.detect.loss", "tasks.detect.matcher", "tasks.detect.module", "tasks.detect.mosaic",
     "tasks.detect.transforms", "tasks.detect.validation", "tasks.geolocate.losses",
     "reports.layers",
 }  # fmt: skip
-NO_NUMPY = ("arch", "errors", "files", "console", "arguments", "web")
+NO_NUMPY = ("arch", "errors", "files", "console", "arguments", "processor", "web")
 
 
 def name_of(path: Path) -> str:

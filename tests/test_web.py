@@ -57,8 +57,8 @@ def node(folder: Path) -> dict[str, Any]:
     return dict(json.loads((folder / "answers.json").read_text()))
 
 
-def chromium(folder: Path) -> dict[str, Any]:
-    """The same in a page."""
+def chromium(folder: Path, isolated: bool = True) -> dict[str, Any]:
+    """The same in a page, by default one whose memory workers may share."""
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if program is None:
         pytest.skip("no chromium")
@@ -77,6 +77,12 @@ def chromium(folder: Path) -> dict[str, Any]:
             self.send_response(204)
             self.end_headers()
             done.set()
+
+        def end_headers(self) -> None:
+            if isolated:
+                self.send_header("Cross-Origin-Opener-Policy", "same-origin")
+                self.send_header("Cross-Origin-Embedder-Policy", "require-corp")
+            super().end_headers()
 
         def log_message(self, *_: object) -> None:
             pass
@@ -140,8 +146,8 @@ def test_same_bytes_as_plain_c(run: Run, tmp_path: Path) -> None:
             path = tmp_path / f"{name}-{precision}.mnet"
             native.write(network(name, precision), path, None)
             outputs = plain_c(path).run(images)
-            for build in BUILDS:
-                cases.append({"model": path.name, "images": "images.rgb", "build": build})
+            for build, threads in (*((b, 1) for b in BUILDS), ("simd", 2), ("relaxed", 3)):
+                cases.append({"model": path.name, "images": "images.rgb", "build": build, "threads": threads})
                 wanted.append((precision, outputs))
     said = run(prepare(tmp_path, cases))
     assert said["best"] in BUILDS[1:]
@@ -151,6 +157,7 @@ def test_same_bytes_as_plain_c(run: Run, tmp_path: Path) -> None:
             continue
         assert "error" not in got, (case, got)
         tried.add(got["isa"])
+        assert got["threads"] == case["threads"]
         assert len(got["labels"]) == 10
         for output, want in outputs.items():
             value = np.array(got["outputs"][output], np.float32).reshape(want.shape)
@@ -198,6 +205,15 @@ def test_a_page_predicts_what_it_shows(tmp_path: Path) -> None:
     assert sum(image) == pytest.approx(1, abs=1e-3)
 
 
+def test_threads_are_for_pages_that_are_isolated(tmp_path: Path) -> None:
+    native.write(network("v1", "int8"), tmp_path / "v1.mnet", None)
+    (tmp_path / "images.rgb").write_bytes(bytes(SIDE * SIDE * 3))
+    case = {"model": "v1.mnet", "images": "images.rgb", "build": "simd"}
+    said = chromium(prepare(tmp_path, [case, case | {"threads": 2}]), isolated=False)
+    assert said["threads"] == said["made"][0]["threads"] == 1
+    assert said["made"][1]["error"] == "Error: threads need a page that is cross-origin isolated"
+
+
 def test_a_mistake_is_one_clear_error(tmp_path: Path) -> None:
     native.write(network("v1", "int8"), tmp_path / "v1.mnet", None)
     whole = (tmp_path / "v1.mnet").read_bytes()
@@ -227,8 +243,8 @@ def test_what_ships_is_small_and_whole() -> None:
     shipped = ROOT / "mobilenets" / "browser"
     for module in (ROOT / "web").glob("*.js"):
         assert filecmp.cmp(module, shipped / module.name, shallow=False), "run `make wasm`"
-    for build in BUILDS:
-        assert (shipped / f"mnet-{build}.wasm").stat().st_size < 150_000
+    for engine in shipped.glob("*.wasm"):
+        assert engine.stat().st_size < 150_000
 
 
 def test_what_ships_is_what_the_sources_give(tmp_path: Path) -> None:
@@ -240,6 +256,5 @@ def test_what_ships_is_what_the_sources_give(tmp_path: Path) -> None:
     if why := web.missing():
         pytest.skip(why)
     web.build(tmp_path)
-    for build in BUILDS:
-        name = f"mnet-{build}.wasm"
+    for name in (f"mnet-{build}.wasm" for build in web.BUILDS):
         assert filecmp.cmp(tmp_path / name, web.PACKAGED / name, shallow=False), f"{name}: run `make wasm`"

@@ -1,4 +1,4 @@
-"""Builds the engine for browsers: three .wasm, of plain WebAssembly, with SIMD and with relaxed SIMD, and the modules.
+"""Builds the engine for browsers, of plain WebAssembly, with SIMD and with relaxed SIMD, these two also with threads.
 
     python web/build.py [FOLDER]        by default into the package, mobilenets/browser
 
@@ -16,8 +16,17 @@ from pathlib import Path
 COMPILER = "0.17.1"
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGED = ROOT / "mobilenets" / "browser"
-MODULES = tuple(ROOT / "web" / name for name in ("mnet.js", "pictures.js"))
-BUILDS = {"scalar": [], "simd": ["-msimd128"], "relaxed": ["-msimd128", "-mrelaxed-simd"]}
+MODULES = tuple(ROOT / "web" / name for name in ("mnet.js", "pictures.js", "threads.js", "worker.js"))
+SIMD, RELAXED = ("-msimd128",), ("-msimd128", "-mrelaxed-simd")
+THREADS = (  # the memory is the page's, for its workers too; see web/threads.js
+    "-mcpu=lime1+atomics+bulk_memory", "-Wl,--import-memory", "-Wl,--shared-memory",
+    "-Wl,--initial-memory=2097152", "-Wl,--max-memory=536870912",
+    "-Wl,--export-table", "-Wl,--export=__stack_pointer",
+)  # fmt: skip
+BUILDS = {
+    "scalar": (), "simd": SIMD, "relaxed": RELAXED,
+    "simd-threads": (*SIMD, *THREADS), "relaxed-threads": (*RELAXED, *THREADS),
+}  # fmt: skip
 EXPORTS = (
     "aligned_alloc", "mnet_open", "mnet_card", "mnet_image", "mnet_outputs", "mnet_output", "mnet_session", "mnet_isa",
     "mnet_run", "mnet_layer_count", "mnet_layer", "mnet_layers",

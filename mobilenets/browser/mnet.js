@@ -6,9 +6,8 @@
  *     const net = await load("model.mnet");
  *     const {top, probabilities} = await net.predict(document.querySelector("img"));
  *
- * pictures.js, mnet-scalar.wasm, mnet-simd.wasm and mnet-relaxed.wasm lie beside this file; the best build that the
- * browser can run is fetched. All give the same bytes in int8. Runs in pages, workers, Node and Deno; nothing is sent
- * anywhere.
+ * pictures.js, threads.js, worker.js and the .wasm lie beside this file; of these the best that the browser can run is
+ * fetched. All give the same bytes in int8. Runs in pages, workers, Node and Deno; nothing is sent anywhere.
  *
  * @module
  */
@@ -40,6 +39,7 @@
  */
 
 import { fit, picture } from "./pictures.js";
+import { Threads, bestThreads, sharedMemory, yielding } from "./threads.js";
 
 export { fit };
 
@@ -94,21 +94,36 @@ function compiled(url) {
 
 /**
  * @param {URL} url
+ * @param {Threads} [threads]  where there are to be several
  * @returns {Promise<Engine>}
  */
-async function start(url) {
+async function start(url, threads) {
+  const module = await compiled(url);
   /** @type {Engine | undefined} */
   let engine;
+  const memory = threads && sharedMemory();
   const host = {
-    /** @type {(clock: number, precision: bigint, at: number) => number} */
-    clock_time_get: (_clock, _precision, at) => {
-      const now = BigInt(Math.round(performance.now() * 1e6));
-      if (engine) new DataView(engine.memory.buffer).setBigUint64(at, now, true);
-      return 0;
+    wasi_snapshot_preview1: {
+      /** @type {(clock: number, precision: bigint, at: number) => number} */
+      clock_time_get: (_clock, _precision, at) => {
+        const now = BigInt(Math.round(performance.now() * 1e6));
+        if (engine) new DataView(engine.memory.buffer).setBigUint64(at, now, true);
+        return 0;
+      },
+    },
+    ...(memory && { env: { memory } }),
+    mnet: {
+      /** @type {(work: number, argument: number) => number} */
+      thread_start: (work, argument) => {
+        if (!threads || !memory || !engine) return 0;
+        threads.start({ module, memory, work, argument }, engine.aligned_alloc.bind(null, ALIGNED));
+        return 1;
+      },
+      thread_yield: memory ? yielding() : () => undefined,
     },
   };
-  const instance = await WebAssembly.instantiate(await compiled(url), { wasi_snapshot_preview1: host });
-  engine = /** @type {Engine} */ (/** @type {unknown} */ (instance.exports));
+  const { exports } = await WebAssembly.instantiate(module, host);
+  engine = /** @type {Engine} */ (/** @type {unknown} */ (memory ? { ...exports, memory } : exports));
   engine._initialize();
   return engine;
 }
@@ -117,23 +132,38 @@ async function start(url) {
  * Load a network: from an address, relative to the page, or from the bytes of its file.
  *
  * @param {string | URL | ArrayBuffer | Uint8Array} source
- * @param {{build?: Build, base?: string | URL, isa?: string}} [options]  build: one of the three, instead of the best;
- *     base: where the .wasm lie, if not beside this module; isa: kernels by name ("scalar"), for comparisons
+ * @param {{build?: Build, base?: string | URL, isa?: string, threads?: number}} [options]  build: one of the three,
+ *     instead of the best; base: where the .wasm lie, if not beside this module; isa: kernels by name ("scalar"), for
+ *     comparisons; threads: where not given, up to 4 in a page that is cross-origin isolated, else 1
  * @returns {Promise<Net>}
  */
 export async function load(source, options = {}) {
   const base = new URL(options.base ?? ".", import.meta.url);
-  const engine = start(new URL(`mnet-${options.build ?? bestBuild()}.wasm`, base));
+  const build = options.build ?? bestBuild();
+  const count = options.threads ?? (build === "scalar" ? 1 : bestThreads());
+  if (count > 1 && build === "scalar") throw new Error("plain WebAssembly has one thread");
+  const threads = count > 1 ? new Threads() : undefined;
+  const engine = start(new URL(`mnet-${build}${threads ? "-threads" : ""}.wasm`, base), threads);
   engine.catch(() => undefined); // what `source` says comes first
   /** @type {Uint8Array} */
   let bytes;
   if (source instanceof Uint8Array) bytes = source;
   else if (source instanceof ArrayBuffer) bytes = new Uint8Array(source);
   else bytes = await fetched(new URL(source, globalThis.location?.href ?? import.meta.url));
-  return new Net(await engine, bytes, options.isa);
+  try {
+    const net = new Net(await engine, bytes, { ...options, threads: count }, () => threads?.end());
+    await threads?.ready();
+    return net;
+  } catch (e) {
+    threads?.end();
+    throw e;
+  }
 }
 
-/** A network, in a WebAssembly memory that goes with the object. Calls run on the thread that makes them. */
+/**
+ * A network, in a WebAssembly memory that goes with the object. Calls run on the thread that makes them and, where it has
+ * several, in workers.
+ */
 export class Net {
   /** @type {Engine} */
   #engine;
@@ -145,25 +175,31 @@ export class Net {
   /**
    * @param {Engine} engine
    * @param {Uint8Array} bytes
-   * @param {string} [isa]
+   * @param {{isa?: string, threads?: number}} [options]
+   * @param {() => void} [end]
    */
-  constructor(engine, bytes, isa) {
+  constructor(engine, bytes, { isa = "", threads = 1 } = {}, end = () => undefined) {
     this.#engine = engine;
+    /** Ends the threads; the network can't be run afterwards. */
+    this.close = () => {
+      this.#session = 0;
+      end();
+    };
     const file = this.#room(bytes.length);
     new Uint8Array(engine.memory.buffer).set(bytes, file);
     const why = this.#room(ROOM);
     const model = engine.mnet_open(file, bytes.length, why, ROOM);
     if (!model) throw new Error(`not a network that runs here: ${this.#text(why)}`);
     const name = this.#room(ROOM);
-    new Uint8Array(engine.memory.buffer).set(new TextEncoder().encode((isa ?? "").slice(0, ROOM / 4) + "\0"), name);
-    this.#session = engine.mnet_session(model, 1, isa ? name : 0, why, ROOM);
+    new Uint8Array(engine.memory.buffer).set(new TextEncoder().encode(isa.slice(0, ROOM / 4) + "\0"), name);
+    this.#session = engine.mnet_session(model, threads, isa ? name : 0, why, ROOM);
     if (!this.#session) throw new Error(this.#text(why));
 
     const numbers = this.#room(32);
     const at = engine.mnet_card(model, numbers);
     const size = this.#ints(numbers, 1)[0];
     /** @type {Card} What is known of the network: see `mobilenets show`. */
-    this.card = JSON.parse(new TextDecoder().decode(new Uint8Array(engine.memory.buffer, at, size)));
+    this.card = JSON.parse(new TextDecoder().decode(new Uint8Array(engine.memory.buffer, at, size).slice()));
     engine.mnet_image(model, numbers, numbers + 4);
     const [height, width] = this.#ints(numbers, 2);
     /** Height and width of its images in pixels. */
@@ -173,6 +209,8 @@ export class Net {
     this.labels = this.card.config?.labels ?? [];
     /** Which kernels run: "scalar", "wasm", ... */
     this.isa = this.#text(engine.mnet_isa(this.#session));
+    /** How many threads run it together. */
+    this.threads = threads;
     /** @type {Output[]} */
     this.outputs = [];
     for (let i = 0; i < engine.mnet_outputs(model); i++) {
@@ -199,7 +237,7 @@ export class Net {
   /** @param {number} at */
   #text(at) {
     const bytes = new Uint8Array(this.#engine.memory.buffer, at);
-    return new TextDecoder().decode(bytes.subarray(0, bytes.indexOf(0)));
+    return new TextDecoder().decode(bytes.slice(0, bytes.indexOf(0))); // a copy: of shared memory none is decoded
   }
 
   /**
@@ -217,6 +255,7 @@ export class Net {
    * @returns {Outputs}
    */
   run(images) {
+    if (!this.#session) throw new Error("the network is closed");
     const each = this.height * this.width * 3;
     const n = images.length / each;
     if (n < 1 || !Number.isInteger(n))

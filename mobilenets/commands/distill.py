@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 from cyclopts import Parameter
 
-from mobilenets import console, tasks
+from mobilenets import console, processor, tasks
 from mobilenets.arch.heads import LOGITS
 from mobilenets.arguments import DataSource, StrPath, as_path, checked, several
 from mobilenets.commands.options import Words
@@ -144,7 +143,7 @@ def distill(
     if how.labels is None:
         how = dataclasses.replace(how, labels=0.0 if unlabelled else how.share)
     start = starts.opened(init, as_path(weights)) if init else None
-    loaded = open_teacher(teacher, threads=os.cpu_count() or 1)
+    loaded = open_teacher(teacher, threads=processor.cores())
     if how.embedding and not loaded.width:
         raise UserError(f"{teacher} shows no embedding, as a file doesn't: leave out --embedding, or name its bundle")
     asked = tasks.find_trained(task)

@@ -29,6 +29,7 @@ from mobilenets.tasks.detect.config import DetectorOptions
 from mobilenets.tasks.task import Ranged, Shaped
 from mobilenets.training import distributed as processes
 from mobilenets.training import loggers, recipes, run
+from mobilenets.training import noisy as noisy_labels
 from mobilenets.training import trainer as train
 from mobilenets.training.calibrated import Calibration, recorded
 from mobilenets.training.fitted import Fitted
@@ -53,6 +54,8 @@ def fit(
     detector: Annotated[DetectorOptions | None, Parameter(name="*")] = None,
     recipe: str | None = None,
     overrides: Annotated[Overrides | None, Parameter(name="*")] = None,
+    noisy: DataSource | None = None,
+    noisy_epochs: int | None = None,
     init: DataSource | None = None,
     from_scratch: bool = False,
     weights: StrPath | None = None,
@@ -93,8 +96,13 @@ def fit(
     remeasure
         Measure latencies again that were measured before.
     recipe
-        modern (from scratch), finetune, cifar, v1-paper, v2-paper or v3-paper; by default finetune, or modern where
-        training begins from nothing.
+        modern (from scratch), finetune, noisy-then-clean, cifar, v1-paper, v2-paper or v3-paper; by default finetune,
+        modern where training begins from nothing, or noisy-then-clean with --noisy.
+    noisy
+        Images of the same classes with labels that are wrong in part, as those of a web search: a folder, zip or table.
+        Training begins on these, and goes on with the clean ones; both are scored on the clean held-out images.
+    noisy_epochs
+        Passes over the noisy images, at most; as many as modern has, or finetune with pretrained weights, if left out.
     init
         What to fine-tune, instead of choosing: a bundle or run, a file of weights of any kind that import takes, or
         published weights by name (keras:v2-1.0-224); its network and width, at the resolution that meets the budget.
@@ -148,7 +156,7 @@ def fit(
     >>> fitted.file.name, [step.name for step in fitted.steps]
     ('model-int8.onnx', ['float in PyTorch', 'float32 ONNX', 'int8, simulated in PyTorch', 'int8 ONNX'])
     """
-    source, root = spelled(source, reading), as_path(root)
+    source, root, noisy = spelled(source, reading), as_path(root), None if noisy is None else str(noisy)
     engine, precision, log = several(engine), several(precision), several(log)
     loggers.check(log)
     latencies = as_path(table)
@@ -162,25 +170,29 @@ def fit(
     if candidates < 1:
         raise UserError(f"candidates must be 1 or more, not {candidates}")
     folder, limit = as_path(weights), seconds(time, "--time")
-    recipes.recipe(recipe or "modern", overrides)  # says what is wrong with them before anything is looked for
+    recipes.stages(recipe, "modern", overrides, noisy, noisy_epochs, False)  # says what is wrong with them at once
     start = starts.opened(init, folder) if init else None
     asked = tasks.with_options(tasks.find_trained(task), detector, start)
     if isinstance(asked, Ranged) and init:
         raise UserError(f"--init brings its own network: train --task {task} --init fine-tunes it, fit chooses one")
     data = asked.open(source, root, seed, None)
+    dirty = noisy_labels.opened(noisy, data, asked, root) if noisy else None
     _, rank = processes.world()
     begin: list[Start] = []
     before = run.began(out) if resume else {}
     if not (init or from_scratch or before.get("pretrained") is False):
         begin = processes.from_rank_0(selection.pretrained(data, folder) if rank == 0 else None)
     usual = asked.recipes if isinstance(asked, Shaped) else ("finetune", "modern")
-    chosen_recipe = recipes.recipe(recipe or usual[not (init or begin)], overrides)
+    begins = bool(init or begin)
+    first, chosen_recipe = recipes.stages(recipe, usual[not begins], overrides, noisy, noisy_epochs, begins)
+    tasks.check_loss(asked, (first or chosen_recipe).loss)
     config = {
         "verb": "fit", "task": task, "source": source, "budget": budget.limits(), "engine": ",".join(engine),
         "precision": ",".join(precision), "table": str(table) if table else None,
         "threads": threads, "recipe": chosen_recipe.to_json(), "init": start.digest if start else None, "seed": seed,
         "pretrained": bool(begin), "candidates": candidates, "halving": halving, "time": limit,
-        "variant": before.get("variant"), **recorded(calibration), **(dataclasses.asdict(detector) if detector else {}),
+        "variant": before.get("variant"), **recorded(calibration), **noisy_labels.recorded(noisy, first),
+        **(dataclasses.asdict(detector) if detector else {}),
     }  # fmt: skip
     with run.taken(out, config, resume, data):
         choice: Choice | None = None
@@ -194,33 +206,38 @@ def fit(
             choice = selection.selected(
                 out, data, found, asked, wanted, chosen_recipe, seed, resume, start, begin, folder
             )
-            if (
-                begin and not isinstance(asked, Ranged) and not bundles.is_bundle(out / START)
-            ):  # none of the networks with weights meets the budget
-                chosen_recipe = recipes.recipe(recipe or "modern", overrides)
-                run.amend(out, pretrained=False, recipe=chosen_recipe.to_json())
+            if isinstance(asked, Ranged):
+                dropped = bool(begin) and starts.nearest(begin, choice.pick.arch) is None
+            else:
+                dropped = bool(begin) and not bundles.is_bundle(out / START)
+            if dropped:  # none of the networks with weights meets the budget
+                first, chosen_recipe = recipes.stages(recipe, usual[1], overrides, noisy, noisy_epochs, False)
+                changed = {"pretrained": False, "recipe": chosen_recipe.to_json()}
+                run.amend(out, **changed, **noisy_labels.recorded(noisy, first))
         else:
             checks.scan(data)
         chosen: Choice = processes.from_rank_0(choice)
-        chosen_recipe = processes.from_rank_0(chosen_recipe)
+        first, chosen_recipe = processes.from_rank_0((first, chosen_recipe))
         arch = chosen.pick.arch
         if isinstance(asked, Ranged):
             start = selection.body(begin, arch, folder)
             asked = tasks.with_options(asked, selection.options_of(out, detector, start), start)
-            if rank == 0 and begin and start is None:
-                chosen_recipe = recipes.recipe(recipe or usual[1], overrides)
-                run.amend(out, pretrained=False, recipe=chosen_recipe.to_json())
-            chosen_recipe = processes.from_rank_0(chosen_recipe)
         if rank == 0 and resume and bundles.is_bundle(out / FLOAT):
             trained = Bundle.load(out / FLOAT)
         else:
             if rank == 0:
                 how = "from pretrained weights" if start or bundles.is_bundle(out / START) else "from scratch"
                 console.step(f"3/6 train {arch.title} {how}, at most {chosen_recipe.epochs} epochs")
+            left = limit and max(1.0, (1 - SHIPPING) * limit - (clock() - started))
+            if dirty and first:
+                noisy_labels.pretrain(
+                    dirty, arch, first, out, task=asked, seed=seed, init=start, skip_bad=skip_bad, yes=yes,
+                    seconds=left and left / 2, log=log,
+                )  # fmt: skip
+                left = limit and max(1.0, (1 - SHIPPING) * limit - (clock() - started))
             trained = train.train_bundle(
                 data, arch, chosen_recipe, out, task=asked, seed=seed, resume=resume, init=start,
-                seconds=limit and max(1.0, (1 - SHIPPING) * limit - (clock() - started)),
-                calibration=calibration, log=log,
+                seconds=left, calibration=calibration, log=log,
             )  # fmt: skip
         if rank != 0:
             return None

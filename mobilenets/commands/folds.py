@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import csv
-import os
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mobilenets import console, files
+import numpy as np
+import numpy.typing as npt
+
+from mobilenets import console, files, processor
+from mobilenets.arch.heads import PROBABILITIES
 from mobilenets.arch.spec import Arch
 from mobilenets.data.dataset import Data, Split
 from mobilenets.deploy import engines, predict
@@ -19,7 +22,8 @@ from mobilenets.model import bundle as bundles
 from mobilenets.model.bundle import Bundle
 from mobilenets.model.images import BadImage
 from mobilenets.reports.card import bundle_table
-from mobilenets.tasks.task import MetricSpec, Tabled, Task
+from mobilenets.tasks import confident
+from mobilenets.tasks.task import MetricSpec, Outputs, Tabled, Task
 from mobilenets.training import run
 from mobilenets.training.calibrated import Calibration
 from mobilenets.training.distributed import from_rank_0, world
@@ -31,6 +35,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 FOLDER, PREDICTIONS, RESULT = "folds", "predictions.csv", "folds.json"
+LABEL_ERRORS = "label_errors.csv"
 
 
 @dataclass(frozen=True)
@@ -102,6 +107,8 @@ def cross_validate(
     assert primary is not None  # it is trained
     found: list[tuple[Fold, Bundle]] = []
     rows: list[tuple[Any, ...]] = []
+    said: list[npt.NDArray[Any]] = []
+    true: list[Any] = []
     for k, part in enumerate(data.in_folds(count), 1):
         folder = out / f"fold-{k}"
         with run.taken(folder, {**config, "fold": k}, (folder / run.CONFIG).exists(), part):
@@ -119,15 +126,20 @@ def cross_validate(
         val = part.split("val")
         fold = Fold(str(folder / FLOAT), made.card.metrics[0].value, len(val))
         found.append((fold, made))
-        rows += ((k, *row) for row in _predictions(made, val, task))
+        for row, outputs, target in _predictions(made, val, task):
+            rows.append((k, *row))
+            said.append(outputs[PROBABILITIES][0])
+            true.append(target)
         console.done(f"fold {k} of {count}: {primary.say(fold.score)} {primary.label}, {len(val)} images")
     if not found:
         return None
     path = out / FOLDER / PREDICTIONS
-    with files.atomic_file(path) as tmp, tmp.open("w", newline="", encoding="utf-8", errors="replace") as f:
-        table = csv.writer(f, lineterminator="\n")
-        table.writerow(["fold", "image", "label", "predicted", "probability_percent"])
-        table.writerows(rows)
+    _write(path, ["fold", "image", "label", "predicted", "probability_percent"], rows)
+    if np.ndim(true) == 1:  # one class an image
+        labels, wrong = data.labels, confident.suspects(np.stack(said), true)
+        cells = [(rows[s.index][1], labels[s.given], labels[s.likely], f"{100 * s.margin:.2f}") for s in wrong]
+        _write(out / FOLDER / LABEL_ERRORS, ["image", "label", "likely", "margin_percent"], cells)
+        console.note(f"{console.many(len(wrong), 'label')} likely wrong: {out / FOLDER / LABEL_ERRORS}")
     best = max((made for _, made in found), key=lambda b: primary.rank(b.card.metrics[0].value))
     folds = tuple(fold for fold, _ in found)
     result = CrossValidated(best.card, best.tensors, best.digest, folds=folds, metric=primary, predictions=path)
@@ -135,14 +147,24 @@ def cross_validate(
     return result
 
 
-def _predictions(made: Bundle, val: Split, task: Task) -> Iterator[tuple[str, str, str, str]]:
-    """Name, label, predicted label and its probability in percent of each image that can be read (see `Tabled`)."""
+def _write(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    with files.atomic_file(path) as tmp, tmp.open("w", newline="", encoding="utf-8", errors="replace") as f:
+        table = csv.writer(f, lineterminator="\n")
+        table.writerow(columns)
+        table.writerows(rows)
+
+
+def _predictions(made: Bundle, val: Split, task: Task) -> Iterator[tuple[tuple[str, str, str, str], Outputs, Any]]:
+    """Name, label, predicted label and its probability in percent of each image that can be read (see `Tabled`).
+
+    With what the network says of it, and its target.
+    """
     assert isinstance(task, Tabled)  # `check` says so
-    engine = engines.module("torch").TorchEngine(made, os.cpu_count() or 1)
+    engine = engines.module("torch").TorchEngine(made, processor.cores())
     for i, outputs in predict.stream(engine, range(len(val)), lambda i: val.pixels(i, made.card.preprocess)):
         if not isinstance(outputs, BadImage):
             (answer,) = task.decode(outputs, made.card, [(0, 0)], 1)
-            yield val.names[i], *task.told(answer, val.targets[i], made.card)
+            yield (val.names[i], *task.told(answer, val.targets[i], made.card)), outputs, val.targets[i]
 
 
 def check(data: Data, count: int, task: Task, val: float | None) -> None:

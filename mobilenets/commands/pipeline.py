@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mobilenets import console, files, tasks
+from mobilenets import console, files, processor, tasks
 from mobilenets.compression import quantize
 from mobilenets.compression.scheme import CALIBRATION_IMAGES
 from mobilenets.data.dataset import Data
@@ -222,7 +221,7 @@ def ship(
     """Quantize, export for `engine`, evaluate and measure a trained bundle: the steps, and the file to ship."""
     console.step(f"4/6 quantize, export, evaluate on {data.held_out}")
     seen = evidence_of(data, trained.card)
-    cores = os.cpu_count() or 1
+    cores = processor.cores()
     steps: list[Step] = []
     exports: list[Export] = []
     b, bundle_paths = trained, {"float32": out / FLOAT, "int8": out / INT8}

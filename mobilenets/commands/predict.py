@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
+from mobilenets import tasks
 from mobilenets.arguments import DataSource, StrPath, checked
 from mobilenets.commands.options import as_task
 from mobilenets.deploy import answers, drawings, engines
@@ -15,6 +16,8 @@ from mobilenets.deploy.predict import Model, Prediction, sources, spread, there
 from mobilenets.deploy.trust import Doubts, Views, seen, with_logits
 from mobilenets.errors import UserError
 from mobilenets.model.bundle import Bundle, find_bundle, is_bundle, located
+from mobilenets.model.card import Card
+from mobilenets.tasks.task import FromTable, Task
 
 
 def stream(
@@ -28,6 +31,7 @@ def stream(
     tta: Views | None = None,
     nearest: int | None = None,
     among: DataSource | None = None,
+    gallery: StrPath | None = None,
     draw: Path | None = None,
     out: Path | None = None,
 ) -> Iterator[Prediction] | Written:
@@ -59,6 +63,8 @@ def stream(
         Instead of labels, the images that are most alike by the bundle's features, this many.
     among
         Where --nearest looks: a folder, a zip or a set's name; the images it was trained on, if left out.
+    gallery
+        Of places, a table of positions that the answers are taken from: those that a photo can be from.
     draw
         Write each image with what was said of it, as its task draws that (a detector's boxes), into this folder.
     out
@@ -68,7 +74,7 @@ def stream(
         raise UserError("name at least one image, folder or zip")
     if top < 1:
         raise UserError(f"top must be 1 or more, not {top}")
-    asked = Asked(task, tap, reject_below, flag_unlike, tta, nearest, None if among is None else str(among))
+    asked = Asked(task, tap, reject_below, flag_unlike, tta, nearest, told(among), told(gallery))
     if draw is not None and nearest is not None:
         raise UserError("--draw draws answers, and --nearest gives images: leave out one of them")
     if draw is None:
@@ -90,6 +96,7 @@ def predict(
     tta: Views | None = None,
     nearest: int | None = None,
     among: DataSource | None = None,
+    gallery: StrPath | None = None,
 ) -> list[Prediction]: ...
 @overload
 def predict(
@@ -103,6 +110,7 @@ def predict(
     tta: Views | None = None,
     nearest: int | None = None,
     among: DataSource | None = None,
+    gallery: StrPath | None = None,
     out: StrPath,
 ) -> Written: ...
 @checked
@@ -117,6 +125,7 @@ def predict(
     tta: Views | None = None,
     nearest: int | None = None,
     among: DataSource | None = None,
+    gallery: StrPath | None = None,
     out: StrPath | None = None,
 ) -> list[Prediction] | Written:
     """What a network makes of images, any number of them.
@@ -148,6 +157,8 @@ def predict(
         Instead of labels, the images that are most alike by the bundle's features, this many.
     among
         Where `nearest` looks: a folder, a zip or a set's name; the images it was trained on, if left out.
+    gallery
+        Of places, a table of positions that the answers are taken from: those that a photo can be from.
     out
         Write them to this file instead: .jsonl, .parquet, or .npy for features, float32 [images, ...].
 
@@ -176,7 +187,7 @@ def predict(
     for image in images:
         if isinstance(image, str | Path):
             there(image)
-    asked = Asked(task, tap, reject_below, flag_unlike, tta, nearest, None if among is None else str(among))
+    asked = Asked(task, tap, reject_below, flag_unlike, tta, nearest, told(among), told(gallery))
     found = asked.of(Path(model))(spread(images), top)
     return list(found) if out is None else answers.write(found, Path(out))
 
@@ -192,6 +203,7 @@ class Asked:
     tta: Views | None
     nearest: int | None
     among: str | None
+    gallery: str | None = None
 
     def __post_init__(self) -> None:
         if self.nearest is None:
@@ -200,7 +212,7 @@ class Asked:
             return
         if self.nearest < 1:
             raise UserError(f"nearest must be 1 or more, not {self.nearest}")
-        if self.task or self.tap or self.flag_unlike or self.tta or self.reject_below is not None:
+        if self.task or self.tap or self.flag_unlike or self.tta or self.reject_below is not None or self.gallery:
             raise UserError("--nearest shows images instead of labels: leave out the options that change these")
 
     def of(self, model: Path) -> Callable[[Iterable[Any], int], Iterator[Prediction]]:
@@ -219,7 +231,20 @@ class Asked:
         path = located(model)
         if self.flag_unlike and is_bundle(path) and engines.for_path(path) == "torch":
             engine = engines.module("torch").TorchEngine(with_logits(Bundle.load(path)), 1)
-        return Model(seen(engine, self.tta), doubts=doubts)
+        return Model(seen(engine, self.tta), doubts=doubts, task=self._reading(engine.card))
+
+    def _reading(self, card: Card) -> Task | None:
+        """The task that reads a network's answers otherwise than its card's does; None: as that does."""
+        if self.gallery is None:
+            return None
+        task = tasks.of(card)
+        if not isinstance(task, FromTable):
+            raise UserError(f"--gallery is of places (--task geolocate): this network is for {card.task}")
+        return task.among(self.gallery)
+
+
+def told(given: str | Path | None) -> str | None:
+    return None if given is None else str(given)
 
 
 def _engine(model: Path, task: str, tap: str) -> engines.Engine:

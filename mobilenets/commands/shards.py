@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from mobilenets import console, files
+from mobilenets import console, files, processor
 from mobilenets.arguments import DataSource, StrPath, as_path, checked
 from mobilenets.data import checks
 from mobilenets.data import shard_reader as sharded
@@ -145,7 +144,7 @@ def shards(
     checks.stop_at_doubts(data, yes)
     plan = writer.prepare({"source": source, "seed": seed, "short_side": short_side, "shard_mb": shard_mb})
     if not (out / INDEX).exists():
-        damaged = writer.write(plan["shards"], os.cpu_count() or 1 if workers < 0 else workers, skip_bad)
+        damaged = writer.write(plan["shards"], processor.cores() if workers < 0 else workers, skip_bad)
         if damaged:
             found = Scan(source, {}, damaged)
             console.note(Text("\n".join(found.findings())))

@@ -21,6 +21,7 @@ from mobilenets.model.convert import starts
 from mobilenets.tasks.detect.config import DetectorOptions
 from mobilenets.tasks.task import Shaped
 from mobilenets.training import loggers, loop, recipes, run
+from mobilenets.training import noisy as noisy_labels
 from mobilenets.training.calibrated import Calibration, recorded
 from mobilenets.training.distributed import world
 from mobilenets.training.recipes import Overrides
@@ -38,6 +39,8 @@ def train(
     resolution: int | None = None,
     recipe: str | None = None,
     overrides: Annotated[Overrides | None, Parameter(name="*")] = None,
+    noisy: DataSource | None = None,
+    noisy_epochs: int | None = None,
     init: DataSource | None = None,
     weights: StrPath | None = None,
     calibration: Annotated[Calibration | None, Parameter(name="*")] = None,
@@ -74,8 +77,13 @@ def train(
         Input height and width in pixels, 32 or more; if left out, that of --init, or the network's own (224 for most),
         or less for images that are smaller.
     recipe
-        modern (from scratch), finetune, cifar, v1-paper, v2-paper or v3-paper; by default modern, finetune with --init,
-        or detect for a detector from pretrained weights.
+        modern (from scratch), finetune, noisy-then-clean, cifar, v1-paper, v2-paper or v3-paper; by default modern,
+        finetune with --init, noisy-then-clean with --noisy, or detect for a detector from pretrained weights.
+    noisy
+        Images of the same classes with labels that are wrong in part, as those of a web search: a folder, zip or table.
+        Training begins on these, and goes on with the clean ones; both are scored on the clean held-out images.
+    noisy_epochs
+        Passes over the noisy images, at most; as many as modern has, or finetune with pretrained weights, if left out.
     init
         What to start from: a bundle or run, a file of weights of any kind that import takes, or published weights by
         name (keras:v2-1.0-224): its network, and its weights as far as the classes allow. A detector starts from
@@ -91,7 +99,8 @@ def train(
         How long training may take, as 10m or 1h30m: in fewer epochs than the recipe's, as many as fit.
     folds
         Cross-validate: this many times, train on all but another part of the images and score that, groups whole.
-        OUT/fold-1 and so on are runs of their own; OUT/folds has the scores, and what each image was taken for.
+        OUT/fold-1 and so on are runs of their own; OUT/folds has the scores, what each image was taken for, and which
+        labels are likely wrong.
     resume
         Go on with a run that was stopped; it ends with the same weights, bit for bit.
     log
@@ -128,6 +137,7 @@ def train(
     (('blue', 'green', 'red'), 'top1')
     """
     source, root = spelled(source, reading), as_path(root)
+    noisy = None if noisy is None else str(noisy)
     if not checkpoint_minutes >= 0:
         raise UserError(f"checkpoint_minutes must be 0 or more, not {checkpoint_minutes}")
     limit = seconds(time, "--time")
@@ -139,8 +149,12 @@ def train(
         start = pretrained(asked, arch, alpha, as_path(weights))
         arch, alpha = (arch, alpha) if start is None else (None, None)
     usual = asked.recipes if isinstance(asked, Shaped) else ("finetune", "modern")
-    chosen = recipes.recipe(recipe or usual[start is None], overrides)
+    first, chosen = recipes.stages(recipe, usual[start is None], overrides, noisy, noisy_epochs, start is not None)
+    tasks.check_loss(asked, (first or chosen).loss)
     data = asked.open(source, root, seed, val)
+    dirty = noisy_labels.opened(noisy, data, asked, root) if noisy else None
+    if folds and noisy:
+        raise UserError("--folds is of one training: leave out --noisy")
     if folds:
         cross.check(data, folds, asked, val)
     net = network(arch, alpha, resolution, start, asked, asked.config(data), data)
@@ -149,6 +163,7 @@ def train(
         "seed": seed, "init": start.digest if start else None, "val": data.val_fraction, "time": limit,
         "folds": folds or None,
         **recorded(calibration), **(dataclasses.asdict(detector) if detector else {}),
+        **noisy_labels.recorded(noisy, first),
     }  # fmt: skip
     out = as_path(out) or run.folder(source, net.title)
     side = cache_side(max(net.input_size))
@@ -163,6 +178,12 @@ def train(
                 checkpoint_minutes=checkpoint_minutes, seconds=limit and limit / folds, calibration=calibration,
                 log=log,
             )  # fmt: skip
+        if dirty and first:
+            noisy_labels.pretrain(
+                dirty, net, first, out, task=asked, seed=seed, init=start, skip_bad=skip_bad, yes=yes,
+                checkpoint_minutes=checkpoint_minutes, seconds=limit and limit / 2, log=log,
+            )  # fmt: skip
+            limit = limit and limit / 2
         trained = train_bundle(
             data, net, chosen, out, task=asked, seed=seed, resume=resume, init=start,
             checkpoint_minutes=checkpoint_minutes, seconds=limit, calibration=calibration, log=log,

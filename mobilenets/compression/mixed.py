@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import bisect
 import functools
-import os
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 
-from mobilenets import console, tasks
+from mobilenets import console, processor, tasks
 from mobilenets.compression.calibrate import batches
 from mobilenets.compression.quantize import Measured
 from mobilenets.data.dataset import Data
@@ -115,7 +114,7 @@ def _points(score: MetricSpec, lost: float) -> str:
 
 def _scored(bundle: Bundle, data: Data, score: MetricSpec) -> Metric:
     """The score on the val split, run as the file that `export` makes by default."""
-    engine, _ = engines.build("onnxruntime", bundle, bundle.card.precision, os.cpu_count() or 1)
+    engine, _ = engines.build("onnxruntime", bundle, bundle.card.precision, processor.cores())
     scores = evaluate.score(engine, data, DECIDES)
     value = round(scores.value, 4)
     return Metric(score.name, value, data.source, DECIDES, scores.count, score.unit, score.higher_is_better)

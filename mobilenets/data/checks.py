@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from mobilenets import console
+from mobilenets import console, processor
 from mobilenets.arch import fields
 from mobilenets.data import duplicates
 from mobilenets.data.boxes import Boxes
@@ -161,7 +160,7 @@ def scan(data: Data, keep: Iterable[str] = ("train",), side: int = CACHE_SIDE) -
             return str(e)
 
     total = sum(map(len, data.splits.values()))
-    with ThreadPoolExecutor(os.cpu_count()) as pool, console.progress() as bar:
+    with ThreadPoolExecutor(processor.cores()) as pool, console.progress() as bar:
         task = bar.add_task("checking", total=total, status="")
         for name, split in data.splits.items():
             good = []

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from mobilenets import processor
 from mobilenets.data import identity, splitting
 from mobilenets.data.identity import Marks
 from mobilenets.errors import UserError
@@ -258,7 +259,7 @@ def gather(split: Split, preprocess: Preprocess) -> Batch:
         except BadImage:
             return None
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(processor.cores()) as pool:
         out = list(pool.map(one, range(len(split))))
     keep = [i for i, p in enumerate(out) if p is not None]
     empty = np.empty((0, *preprocess.input_size, 3), np.uint8)

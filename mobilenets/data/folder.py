@@ -11,7 +11,7 @@ import threading
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -20,8 +20,9 @@ from mobilenets.console import many
 from mobilenets.data import identity
 from mobilenets.data.dataset import Data, Keyed, Split
 from mobilenets.data.doubts import class_of, classes_in_names, doubts
-from mobilenets.data.labelling import CLASSES, Labelling
+from mobilenets.data.labelling import CLASSES, SEPARATOR, Labelling
 from mobilenets.data.listing import Listing
+from mobilenets.data.source import Reading
 from mobilenets.errors import UserError
 from mobilenets.model.images import MAX_PIXELS, SUFFIXES, TIMES, UNREADABLE, BadImage
 
@@ -39,6 +40,7 @@ TABLES = (".csv", ".tsv", ".jsonl")  # of text
 LIST = ".txt"  # as CelebA's list_attr_celeba.txt
 NOTES = (".json", ".xml", ".yaml", ".yml")  # what boxes are annotated in
 HEAD = 256 << 10  # bytes of an image in which its size stands, but of a few kinds
+PLAIN = Reading()
 NAMED = 5  # files or folders named in a line of what was found
 
 
@@ -192,10 +194,19 @@ class _Layout:
     left_out: list[str] = field(default_factory=list)
 
 
-def _layout(source: str, files: list[str]) -> _Layout:
+def _deeper(by_class: Mapping[str, Sequence[str]]) -> str:
+    """A line where all images lie in folders of their class's folder, which may be classes themselves; else empty."""
+    inside = {c: sorted({f.split("/")[0] for f in files if "/" in f}) for c, files in by_class.items()}
+    if not inside or not all(all("/" in f for f in files) and len(inside[c]) > 1 for c, files in by_class.items()):
+        return ""
+    c = next(iter(inside))
+    return f"all images lie in folders of their class's, as {c}/{inside[c][0]}: --levels 2 makes those the classes"
+
+
+def _layout(source: str, files: list[str], levels: int = 1) -> _Layout:
     """Raises `UserError` where folders look like splits, but for their names."""
     depth = 0
-    while len({f.split("/")[depth] for f in files}) == 1 and all(f.count("/") > depth + 1 for f in files):
+    while len({f.split("/")[depth] for f in files}) == 1 and all(f.count("/") > depth + levels for f in files):
         if split_of(files[0].split("/")[depth]) == "train":
             break
         depth += 1
@@ -217,7 +228,7 @@ def _layout(source: str, files: list[str]) -> _Layout:
             )
         return _Layout(depth, named, sorted(others))
     shared = set.intersection(*inside.values()) if len(inside) > 1 else set()
-    if len(shared) > 1 and all(len(c) == len(shared) for c in inside.values()):
+    if levels == 1 and len(shared) > 1 and all(len(c) == len(shared) for c in inside.values()):
         raise UserError(
             f"{source}: {', '.join(sorted(inside)[:NAMED])} hold folders of the same names ({_some(shared)}), so they "
             "look like splits: call them train and val (or test)"
@@ -234,8 +245,8 @@ def _some(names: Iterable[str]) -> str:
     return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
 
 
-def from_listing(source: str, listing: Listing, by_name: bool = False, labelling: Labelling = CLASSES) -> Data:
-    """[outer/][split/]class/... -> Data, with what was left out; or, `by_name`, .../class_12.jpg.
+def from_listing(source: str, listing: Listing, reading: Reading = PLAIN, labelling: Labelling = CLASSES) -> Data:
+    """[outer/][split/]class/... -> Data, with what was left out; or .../class_12.jpg, or of several levels of folders.
 
     Raises `UserError` where there are no images, or splits can't be told from classes.
     """
@@ -243,7 +254,10 @@ def from_listing(source: str, listing: Listing, by_name: bool = False, labelling
     if not files:
         expected = unreadable(listing.unreadable) or "expected a folder of images for each class"
         raise UserError(f"{source}: no images; {expected}")
-    layout = _Layout(0) if by_name else _layout(source, files)
+    by_name, levels = reading.class_from_name, reading.levels or 1
+    if by_name and levels > 1:
+        raise UserError(f"{source}: classes are in names or in --levels of folders, not in both")
+    layout = _Layout(0) if by_name else _layout(source, files, levels)
     at = layout.depth + bool(layout.splits)
     found: dict[str, list[tuple[str, str]]] = {}
     loose: list[str] = []
@@ -257,9 +271,9 @@ def from_listing(source: str, listing: Listing, by_name: bool = False, labelling
             continue
         if layout.splits and parts[layout.depth] not in layout.splits:
             continue
-        if len(parts) > at + 1:
+        if len(parts) > at + levels:
             split = layout.splits[parts[layout.depth]] if layout.splits else "train"
-            found.setdefault(split, []).append((f, parts[at]))
+            found.setdefault(split, []).append((f, SEPARATOR.join(parts[at : at + levels])))
         elif labelling.loose and len(parts) > at:
             split = layout.splits[parts[layout.depth]] if layout.splits else "train"
             found.setdefault(split, []).append((f, ""))
@@ -272,10 +286,11 @@ def from_listing(source: str, listing: Listing, by_name: bool = False, labelling
             raise UserError(f"{source}: the class folder {c!a} has a name {what}: rename it")
     known = {*folders}
     parts_of = [(d, d.split("/")) for d in listing.folders if not by_name]
-    empty = sorted({
-        p[at] for _, p in parts_of
-        if len(p) > at and p[at] not in known and (not layout.splits or p[layout.depth] in layout.splits)
-    })  # fmt: skip
+    there = {
+        SEPARATOR.join(p[at : at + levels]) for _, p in parts_of
+        if len(p) >= at + levels and (not layout.splits or p[layout.depth] in layout.splits)
+    }  # fmt: skip
+    empty = sorted(there - known)
     said = {name: labelling.in_folders(source, listing, rows) for name, rows in found.items()}
     labels, encode = labelling.targets(source, {what for rows in said.values() for _, what in rows})
     splits, read = {}, listing.read
@@ -288,11 +303,13 @@ def from_listing(source: str, listing: Listing, by_name: bool = False, labelling
             splits[name] = Split(name, names, targets, Keyed(read, names), marks=marks, strata=strata)
     left_out = [f"{_some(layout.left_out)}: not a split, left out"] if layout.left_out else []
     if loose:
-        where = "whose name says no class" if by_name else "in no class's folder"
+        of = "in no class's folder" if levels == 1 else f"in fewer than {levels} folders"
+        where = "whose name says no class" if by_name else of
         left_out.append(f"{many(len(loose), 'image')} {where}, left out: {_some(loose)}")
     by_class: dict[str, list[str]] = {}
     for f in listing.unreadable:
-        by_class.setdefault(f.split("/")[at] if f.count("/") > at else "", []).append(f)
+        inside = f.count("/") >= at + levels
+        by_class.setdefault(SEPARATOR.join(f.split("/")[at : at + levels]) if inside else "", []).append(f)
     left_out += [unreadable(fs, f"{c}: " if c else "") for c, fs in sorted(by_class.items())]
     unread = tuple(c for c in sorted(by_class) if c in empty)
     if len(labels) < labelling.least and not by_name and (named := classes_in_names(files)):
@@ -302,7 +319,9 @@ def from_listing(source: str, listing: Listing, by_name: bool = False, labelling
         )
     below: dict[str, list[str]] = {}  # of each class, its files, from its folder on
     for f, c in (row for rows in found.values() for row in rows):
-        below.setdefault(c, []).append("/".join(f.split("/")[at + 1 :]))
+        below.setdefault(c, []).append("/".join(f.split("/")[at + levels :]))
+    if levels == 1 and not by_name and labelling is CLASSES and (deeper := _deeper(below)):
+        left_out.append(deeper)
     return Data(
         source, labels, splits, empty=tuple(empty), left_out=tuple(left_out), unread=unread,
         images=identity.summary(s.marks for s in splits.values()),

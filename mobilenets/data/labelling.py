@@ -18,6 +18,7 @@ from mobilenets.data.source import Reading, Source
 from mobilenets.data.table import Table, called
 from mobilenets.errors import UserError
 
+SEPARATOR = "/"  # between the levels of a class's name, as dog/beagle
 Encode = Callable[[Sequence[Any]], npt.NDArray[Any]]  # what is said of images -> their targets
 
 

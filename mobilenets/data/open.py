@@ -87,10 +87,14 @@ def _opened(asked: Source, root: Path | None, labelling: Labelling) -> Data:
         if found:
             if asked.reading.class_from_name:
                 raise UserError(f"{path}: --class-from-name is for folders; in a table, a column has the classes")
+            if asked.reading.levels is not None:
+                raise UserError(
+                    f"{path}: --levels is for folders; in a table, a column has the classes, as cat/siamese"
+                )
             return tables.data_of(asked.path, found, place, asked.reading, labelling)
         assert listing is not None  # a file that is no table is a zip
         _check_for_tables(asked)
-        return from_listing(asked.path, listing, asked.reading.class_from_name, labelling)
+        return from_listing(asked.path, listing, asked.reading, labelling)
     elif asked.path == "digits":
         data = _digits()
     else:
@@ -139,13 +143,7 @@ def take_val(data: Data, asked: Source, root: Path | None, opened: Callable[[Sou
     """
     if "val" in data.splits:
         raise UserError(f"{asked.path} has a val split of its own: leave out --val-from")
-    other = Source.parse(str(asked.reading.val_from))
-    if other.plain:  # read as the training images are, as far as it can be
-        reading = dataclasses.replace(asked.reading, val_from=None, limit_per_class=None, split_column=None)
-        if _is_tabled(other.path):
-            other = Source(other.path, reading)
-        elif reading.class_from_name:
-            other = Source(other.path, Reading(class_from_name=True))
+    other = alike(asked, str(asked.reading.val_from))
     there = opened(other, root)
     there.source = other.path
     if strangers := [c for c in there.labels if c not in data.labels]:
@@ -156,6 +154,17 @@ def take_val(data: Data, asked: Source, root: Path | None, opened: Callable[[Sou
     data.splits = {**data.splits, "val": dataclasses.replace(val, name="val", groups=None)}
     data.images = identity.summary(s.marks for s in data.splits.values())
     data.left_out += there.left_out
+
+
+def alike(asked: Source, other: str) -> Source:
+    """Another source of the same labels: read as `asked` is, as far as it can be, where it doesn't say how itself."""
+    found = Source.parse(other)
+    if not found.plain:
+        return found
+    reading = dataclasses.replace(asked.reading, val_from=None, limit_per_class=None, split_column=None)
+    if _is_tabled(found.path):
+        return Source(found.path, reading)
+    return Source(found.path, Reading(class_from_name=reading.class_from_name, levels=reading.levels))
 
 
 def _is_tabled(path: str) -> bool:

@@ -39,6 +39,7 @@ class Positions:
         for option, value in (
             ("--class-from-name", asked.reading.class_from_name),
             ("--limit-per-class", asked.reading.limit_per_class),
+            ("--levels", asked.reading.levels),
             ("--label-delimiter", asked.reading.label_delimiter),
         ):
             if value:
@@ -160,9 +161,10 @@ def _check_swapped(
     beyond = [v for v in latitudes if v is not None and abs(v) > 90]
     if beyond and all(abs(v) <= 90 for v in longitudes if v is not None):
         lat, lon = names
+        row = [*latitudes].index(beyond[0]) + 1
         raise UserError(
-            f"{table.name}: {console.many(len(beyond), 'latitude')} beyond 90 degrees (column {lat!r}, as "
-            f"{beyond[0]:g}), and no longitude is: the headers look swapped; --label-column {lon},{lat} reads them so"
+            f"{table.name}: {console.many(len(beyond), 'latitude')} beyond 90 degrees ({beyond[0]:g} in row {row} of "
+            f"column {lat!r}) and no longitude: if the headers are swapped, --label-column {lon},{lat} reads them so"
         )
 
 

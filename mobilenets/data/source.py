@@ -30,6 +30,10 @@ class Reading:
     class_from_name: bool = _doc(
         "The class of an image is what its name says before its number: Abyssinian_12.jpg.", False
     )
+    levels: int | None = _doc(
+        "Folders that a class's name is made of, 1 if left out: with 2, cat/siamese/1.jpg is of the class cat/siamese. "
+        "Scores are of each level too."
+    )
     images_column: str | None = _doc("Column of a table with the images, or with their paths from the table's folder.")
     label_column: str | None = _doc(
         "Column of a table with the classes; of tags, the columns of yes and no (0/1, -1/1, true/false), with commas "
@@ -59,6 +63,8 @@ class Reading:
     def __post_init__(self) -> None:
         if self.soft_cells is not None and not 0 < self.soft_cells < float("inf"):
             raise UserError(f"soft_cells is a distance in km, above 0, not {self.soft_cells:g}")
+        if self.levels is not None and self.levels < 1:
+            raise UserError(f"levels must be 1 or more, not {self.levels}")
         if self.limit_per_class is not None and self.limit_per_class < 1:
             raise UserError(f"limit_per_class must be 1 or more, not {self.limit_per_class}")
         if self.label_delimiter is not None and not self.label_delimiter.strip():
@@ -80,7 +86,7 @@ class Reading:
 
 
 OPTIONS = {f"--{f.name.replace('_', '-')}": f.name for f in dataclasses.fields(Reading) if f.name != "class_from_name"}
-NUMBERS = {"limit_per_class": int, "soft_cells": float}  # all else is text
+NUMBERS = {"limit_per_class": int, "levels": int, "soft_cells": float}  # all else is text
 _OPTIONS_BEGIN = re.compile(rf" (?=(?:{'|'.join(OPTIONS)}) )")
 
 

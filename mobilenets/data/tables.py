@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -29,11 +29,20 @@ MEANT = {"images": "the images", "label": "the classes", "split": "the splits", 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a table's paths lead: names with / between. `size` in bytes; None of what isn't there."""
+    """Where a table's paths lead: names with / between. `size` in bytes; None of what isn't there.
+
+    `beside`: the names of the files in the folder of a name.
+    """
 
     where: str
     read: Callable[[str], Path | bytes]
     size: Callable[[str], int | None]
+    beside: Callable[[str], Sequence[str]] = lambda _: ()
+
+    def meant(self, name: str) -> str | None:
+        """The file that a name may mean which isn't there: one with another suffix, or other capitals."""
+        stem = PurePosixPath(name).stem.casefold()
+        return next((n for n in self.beside(name) if PurePosixPath(n).stem.casefold() == stem), None)
 
 
 def inside(where: str, path: str, folder: str = "") -> str | None:
@@ -50,12 +59,23 @@ def in_folder(base: Path) -> Place:
         except (OSError, ValueError):
             return None
 
-    return Place(base.absolute().as_posix().rstrip("/"), base.joinpath, size)
+    def beside(name: str) -> list[str]:
+        try:
+            return sorted(p.name for p in (base / name).parent.iterdir())
+        except (OSError, ValueError):
+            return []
+
+    return Place(base.absolute().as_posix().rstrip("/"), base.joinpath, size, beside)
 
 
 def in_zip(path: Path, listing: Listing) -> Place:
     known = {*listing.files}
-    return Place(str(path), listing.read, lambda name: listing.size(name) if name in known else None)
+
+    def beside(name: str) -> list[str]:
+        folder = PurePosixPath(name).parent
+        return [n for n in listing.files if PurePosixPath(n).parent == folder]
+
+    return Place(str(path), listing.read, lambda name: listing.size(name) if name in known else None, beside)
 
 
 def cell(value: Any, table: str, column: str) -> Cell:
@@ -165,10 +185,10 @@ def data_of(
     if not rows:
         raise UserError(f"{source}: no row has an image{'' if labelling is NOTHING else f' and a {labelling.noun}'}")
     if all(r.size is None for r in rows):
-        raise UserError(
-            f"{source}: none of its images is in {place.where}, as {some_of(r.name for r in rows[:2])}; --root names "
-            "the folder that paths start from"
-        )
+        what = f"{source}: none of its images is in {place.where}, as {some_of(r.name for r in rows[:2])}"
+        if meant := place.meant(rows[0].name):
+            raise UserError(f"{what}; but {PurePosixPath(meant).name} is: write names as the files have them")
+        raise UserError(f"{what}; --root names the folder that paths start from")
     labels, encode = labelling.targets(source, {r.label for r in rows}, tables)
     group_of = {g: i for i, g in enumerate({r.group: 0 for r in rows})}
     splits, reader = {}, Reader(place.where, place.read, cells)

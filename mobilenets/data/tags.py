@@ -47,6 +47,8 @@ class Tags:
     def check(self, asked: Source) -> None:
         if asked.reading.class_from_name:
             raise UserError(f"{asked.path}: --class-from-name is for one class an image, and tags may be several")
+        if asked.reading.levels is not None:
+            raise UserError(f"{asked.path}: --levels is for one class an image, and tags may be several")
         if asked.reading.limit_per_class is not None:
             raise UserError(f"{asked.path}: --limit-per-class is for one class an image, and tags may be several")
 

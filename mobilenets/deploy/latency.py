@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mobilenets import __version__, console, files, tasks
+from mobilenets import __version__, console, files, processor, tasks
 from mobilenets.arch.spec import Arch
-from mobilenets.deploy import engines, load, processor
+from mobilenets.deploy import engines, load
 from mobilenets.deploy.bench import best_round_ms, pinned, time_calls
 from mobilenets.errors import UserError, unknown
 from mobilenets.model.bundle import random_bundle
@@ -237,7 +237,7 @@ def _measure(
     of: Ranged | None,
 ) -> None:
     """Rounds of the networks that lack some, into `rows`, which are kept; what a busy machine `spoiled` apart."""
-    spare = load.processors() - s.threads
+    spare = processor.cores() - s.threads
     with pinned(s.threads), console.progress("networks") as bar:
         watch, best = _watch(spare)
         task = bar.add_task(f"measuring on {s.name}", total=ROUNDS * len(missing), status="")

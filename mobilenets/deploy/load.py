@@ -28,11 +28,6 @@ class Moment(NamedTuple):
     busy: bool
 
 
-def processors() -> int:
-    """Those that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def average() -> float:
     """The system's load average of the last minute; 0 where it has none."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, TypeAlias, TypeVar, overload
 import numpy as np
 from PIL import Image
 
-from mobilenets import console, files, tasks
+from mobilenets import console, files, processor, tasks
 from mobilenets.arguments import StrPath, checked
 from mobilenets.data.folder import is_hidden, is_image_name, open_zip, read_member, slashed, unreadable
 from mobilenets.deploy import engines
@@ -28,7 +28,7 @@ from mobilenets.model.images import UNREADABLE, BadImage, Pixels
 from mobilenets.model.pictures import Picture, is_batch, is_picture, pictures, rgb_image
 from mobilenets.tasks.classify import Labels
 from mobilenets.tasks.detect.answers import Detection, Detections
-from mobilenets.tasks.task import Answer
+from mobilenets.tasks.task import Answer, Task
 
 OneImage: TypeAlias = bytes | bytearray | memoryview | BinaryIO | Image.Image
 T = TypeVar("T")
@@ -77,7 +77,7 @@ def stream(
     Each thread decodes a batch and runs it, so every core is busy with whichever there is more of; only a few batches
     are in flight at any time.
     """
-    cores = cores or os.cpu_count() or 1
+    cores = cores or processor.cores()
     turn = threading.Lock()  # for an engine that uses all cores itself
 
     def work(chunk: tuple[T, ...]) -> list[tuple[T, Outputs | BadImage]]:
@@ -183,14 +183,15 @@ class Model:
         engine: Engine,
         source: tuple[Path, int, float | None] | None = None,
         doubts: Doubts | None = None,
+        task: Task | None = None,
     ) -> None:
-        """`doubts`: those of its card, if left out.
+        """`doubts`, and `task`, which reads the answers: those of its card, if left out.
 
         `source`: the file, the threads and the threshold that it was loaded with, by which the model can be pickled.
         """
         self.engine, self.source = engine, source
         self.card = engine.card
-        self.task = tasks.of(engine.card)
+        self.task = task or tasks.of(engine.card)
         self.doubts = doubts or Doubts.of(engine.card)
 
     def __repr__(self) -> str:

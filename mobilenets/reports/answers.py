@@ -23,10 +23,10 @@ def check(page: Page) -> None:
     """Any task's scores will do."""
 
 
-def values(page: Page, root: Path | None) -> dict[str, Any]:
-    """What the template takes."""
+def values(page: Page, root: Path | None, draw: bool = True) -> dict[str, Any]:
+    """What the template takes. `draw`: answers are more than the text that stands below each image."""
     try:
-        shown = samples.drawn(page.fitted.file, page.shipped.scores["split"], root)
+        shown = samples.drawn(page.fitted.file, page.shipped.scores["split"], root, draw)
     except UserError as e:
         return {"samples": page.without_samples(e)}
     return {"samples": {"images": shown, "note": "" if shown else samples.NONE}}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mobilenets.errors import UserError
 from mobilenets.reports import plots, reliability, samples, style
 from mobilenets.tasks.confusion import Confusion
+from mobilenets.tasks.levels import levels
 from mobilenets.tasks.reliability import error
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ def values(page: Page, root: Path | None) -> dict[str, Any]:
         "pairs": pairs(m, labels),
         "samples": _samples(page, m, root),
         "confusion": style.markup(plots.confusion(m, labels), "Confusion matrix"),
+        "levels": levels(labels, m),
         "rows": ROWS,
         "reliability": _reliability(page),
     }

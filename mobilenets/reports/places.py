@@ -36,6 +36,7 @@ SECONDS = 20.0  # at most, in which guesses are made for the map
 # Natural Earth's land, 1:110 million (public domain), from npm's world-atlas 2.0.2, in tenths of a degree: rings of
 # [longitude, latitude].
 LAND = "land.json"
+SOUTH = -60  # degrees: where the map ends, as there is but Antarctica beyond
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def columns(page: Page) -> list[tuple[str, str, str]]:  # noqa: ARG001
     """Scores of a step beside the primary one: title, name in steps.json, format."""
     return [
         ("within 1 km, %", "within1", "%.2f"), ("within 750 km, %", "within750", "%.2f"),
-        ("median, km", "median_km", "%.0f"),
+        ("median, km", "median_km", "%.1f"),
     ]  # fmt: skip
 
 
@@ -84,7 +85,7 @@ def values(page: Page, root: Path | None) -> dict[str, Any]:
         found = []
     ranked = sorted(found, key=lambda g: g.km)
     return {
-        **answers.values(page, root),
+        **answers.values(page, root, draw=False),
         "distances": rows,
         "floors": list(scores["floors"]),
         "partitions": [(len(p), p.most, p.least) for p in partitions_of(page.card.config)],
@@ -120,27 +121,34 @@ def _pair(at: npt.NDArray[np.float64]) -> tuple[float, float]:
 
 @functools.cache
 def land() -> list[npt.NDArray[np.float64]]:
-    """The coasts: rings [N, 2] of longitude and latitude."""
-    rings = json.loads(Path(__file__).with_name(LAND).read_text(encoding="utf-8"))
-    return [np.array(ring) for ring in rings]
+    """The coasts: rings [N, 2] of longitude and latitude, one that crosses the date line once on either side."""
+    out = []
+    for ring in json.loads(Path(__file__).with_name(LAND).read_text(encoding="utf-8")):
+        lon, lat = np.array(ring).T
+        if lat.max() < SOUTH:
+            continue
+        whole = np.unwrap(lon, period=360)
+        out += [np.stack([whole + off, lat], 1) for off in (0, -360, 360) if abs(whole + off).min() < 180]
+    return out
 
 
+@style.styled
 def world(found: list[Guessed]) -> Figure:
     """A map of true places and guesses, a line from each to its guess where they are more than 25 km apart."""
     fig = style.figure(3.9)
     ax = fig.add_subplot()
     for ring in land():
-        ax.fill(ring[:, 0], ring[:, 1], color=style.SHADE, linewidth=0.4, edgecolor=style.GRID)
+        ax.fill(ring[:, 0], ring[:, 1], facecolor=style.GRID, linewidth=0)
     for g in found:
         if g.km > DISTANCES["within25"]:
-            ax.plot([g.true[1], g.guess[1]], [g.true[0], g.guess[0]], color=style.MUTED, linewidth=0.3, alpha=0.4)
-    for name, colour, marker, which in (
-        ("guessed", style.ORANGE, "x", [g.guess for g in found]),
-        ("taken", style.BLUE, "o", [g.true for g in found]),
+            ax.plot([g.true[1], g.guess[1]], [g.true[0], g.guess[0]], color=style.MUTED, linewidth=0.5, alpha=0.5)
+    for name, colour, marker, size, which in (
+        ("taken", style.BLUE, "o", 16, [g.true for g in found]),
+        ("placed", style.ORANGE, "x", 10, [g.guess for g in found]),
     ):
-        lat, lon = np.array(which).reshape(-1, 2).T
-        ax.scatter(lon, lat, s=12, color=colour, marker=marker, linewidths=0.8, label=name, alpha=0.8)
-    ax.set(xlim=(-180, 180), ylim=(-60, 85), xlabel="longitude, degrees", ylabel="latitude, degrees")
+        lat, lon = np.unique(np.array(which).reshape(-1, 2), axis=0).T
+        ax.scatter(lon, lat, s=size, color=colour, marker=marker, linewidths=0.8, label=name)
+    ax.set(xlim=(-180, 180), ylim=(SOUTH, 85), xlabel="longitude, degrees", ylabel="latitude, degrees")
     ax.set_aspect("equal")
-    ax.legend(loc="lower left", frameon=False)
+    ax.legend(loc="lower left")
     return fig

@@ -31,8 +31,8 @@ DRAWN = 352  # pixels of the short side of an image that answers are drawn on
 THUMBNAIL, PIXELATED = 176, 64  # pixels; a smaller original is kept as it is and enlarged without smoothing
 
 
-def drawn(file: Path, split_name: str, root: Path | None) -> list[dict[str, Any]]:
-    """Images of a split as data URIs, each with the file's answer drawn on it by the task, and as text.
+def drawn(file: Path, split_name: str, root: Path | None, draw: bool = True) -> list[dict[str, Any]]:
+    """Images of a split as data URIs, each with the file's answer as text and, with `draw`, drawn on it by the task.
 
     Raises `UserError` if the file or the data it was trained on can't be opened.
     """
@@ -46,7 +46,7 @@ def drawn(file: Path, split_name: str, root: Path | None) -> list[dict[str, Any]
             continue
         image = split.rgb(i, DRAWN)
         (answer,) = task.decode(outputs, card, [image.size], 1)
-        uri, small = data_uri(task.draw(image, answer))
+        uri, small = data_uri(task.draw(image, answer) if draw else image)
         out.append({"answer": str(answer), "uri": uri, "small": small, "name": split.names[i]})
     return out
 

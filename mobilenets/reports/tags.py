@@ -38,4 +38,4 @@ def values(page: Page, root: Path | None) -> dict[str, Any]:
     """What the template takes."""
     each = [{"label": label, **page.shipped.scores["per_label"][label]} for label in page.card.labels]
     ranked = sorted(each, key=lambda t: (t["ap"] is None, t["ap"]))
-    return {**answers.values(page, root), "tags": ranked, "few": FEW, "images": page.card.trust.images}
+    return {**answers.values(page, root, draw=False), "tags": ranked, "few": FEW, "images": page.card.trust.images}

@@ -13,10 +13,12 @@ from mobilenets.data.open import of_card, open_unlabelled
 from mobilenets.data.source import Source
 from mobilenets.errors import UserError, unknown
 from mobilenets.model.card import Card
-from mobilenets.tasks.task import Settled, Shaped, Task
+from mobilenets.tasks.task import Choosing, Settled, Shaped, Task
 
 if TYPE_CHECKING:
     from mobilenets.model.bundle import Bundle
+
+DEFAULT_LOSS = "cross-entropy"  # how recipes call each task's own
 
 TASKS = {
     "classify": "mobilenets.tasks.classify",
@@ -65,6 +67,13 @@ def with_options(task: Task, options: Any, start: Bundle | None) -> Task:
     ):
         raise UserError(f"--{given[0].replace('_', '-')} is for --task detect")
     return task
+
+
+def check_loss(task: Task, loss: str) -> None:
+    """Raises `UserError` for a recipe's loss that the task can't be trained by."""
+    losses = task.losses if isinstance(task, Choosing) else (DEFAULT_LOSS,)
+    if loss not in losses:
+        raise UserError(f"--loss {loss} is for one class an image (--task classify), not for {task.name}")
 
 
 def config_of(task: Task, data: Data, arch: Arch) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from mobilenets.model.trust import Trust
 from mobilenets.tasks import linear
 from mobilenets.tasks.confusion import Confusion
 from mobilenets.tasks.labelled import Labelled, captioned
+from mobilenets.tasks.levels import Level, levels
 from mobilenets.tasks.linear import Probe
 from mobilenets.tasks.reliability import Rejection, Reliability, tempered
 from mobilenets.tasks.task import Answer, MetricSpec, Outputs, Parity, Sizes, Task
@@ -112,6 +113,11 @@ class Scores(Notebook):
         return {c: 100 * right[i] / n[i] for i, c in enumerate(self.labels) if n[i]}
 
     @property
+    def levels(self) -> tuple[Level, ...]:
+        """Top-1 at each level above the classes, where their names are paths, as dog/beagle."""
+        return levels(self.labels, self.confusion)
+
+    @property
     def precision(self) -> dict[str, float]:
         """Of the images that were given each class, the share in percent that have it; 0 where none was given it."""
         given, right = self.confusion.answers.tolist(), self.confusion.right.tolist()
@@ -135,6 +141,7 @@ class Scores(Notebook):
             "ece_adaptive": self.reliability.ece(adaptive=True),
             **({"ece_uncalibrated": self.uncalibrated.ece()} if self.uncalibrated else {}),
             **({"rejection": self.rejection.to_json()} if self.rejection else {}),
+            **({"levels": [level.to_json() for level in found]} if (found := self.levels) else {}),
             "per_class": self.per_class,
             "per_class_precision": self.precision,
             "skipped": list(self.skipped),
@@ -154,6 +161,7 @@ class Scores(Notebook):
         for name, value in (
             ("top-1 (%)", f"{self.top1:.2f}"),
             (f"top-{min(TOP, len(self.labels))} (%)", f"{self.top5:.2f}"),
+            *((f"top-1 of level {at.level}, {at.classes} classes (%)", f"{at.top1:.2f}") for at in self.levels),
             ("mean over classes (%)", f"{self.balanced:.2f}"),
             ("loss (nats)", f"{self.loss:.4f}"),
             ("calibration error, ECE (%)", f"{self.reliability.ece():.2f}"),
@@ -231,6 +239,7 @@ class Classify(Labelled):
     labelling = CLASSES
     primary: MetricSpec | None = PRIMARY
     agreeing = "top-1"
+    losses = ("cross-entropy", "bootstrap", "symmetric", "co-teaching")
 
     def head(self, arch: Arch, config: Mapping[str, Any]) -> Head:  # noqa: ARG002
         return classifier_head(arch)
@@ -238,11 +247,12 @@ class Classify(Labelled):
     # ---- training
 
     def objective(self, config: Mapping[str, Any], recipe: Any, training: Split) -> CrossEntropy:
-        from mobilenets.tasks.losses import CrossEntropy, class_weights
+        from mobilenets.tasks.losses import LOSSES, class_weights
 
         classes = len(config["labels"])
         counts = np.bincount(training.targets, minlength=classes).tolist()
-        return CrossEntropy(recipe, classes, class_weights(counts) if recipe.class_weights == "balanced" else None)
+        weights = class_weights(counts) if recipe.class_weights == "balanced" else None
+        return LOSSES[recipe.loss](recipe, classes, weights)
 
     def validation(self, config: Mapping[str, Any]) -> nn.ModuleDict:
         from mobilenets.tasks.losses import accuracies

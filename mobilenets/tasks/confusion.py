@@ -84,6 +84,14 @@ class Confusion:
         """How many mistakes each class has a part in, on either side [C]."""
         return self._summed(self.true, self.wrong) + self._summed(self.given, self.wrong)
 
+    def merged(self, group: Sequence[int]) -> Confusion:
+        """Of groups of classes: class c is in `group[c]`, from 0 on."""
+        to = np.asarray(group, np.int64)
+        number = int(to.max(initial=-1)) + 1
+        cells, where = np.unique(to[self.true] * number + to[self.given], return_inverse=True)
+        count = np.bincount(where, self.count, len(cells)).astype(np.int64)
+        return Confusion(number, cells // max(number, 1), cells % max(number, 1), count)
+
     @property
     def total(self) -> int:
         return int(self.count.sum())

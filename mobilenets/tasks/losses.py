@@ -75,6 +75,50 @@ class CrossEntropy(LabelLoss):
         return temperature**2 * F.kl_div(log_p, soft, reduction="batchmean")
 
 
+class Bootstrapped(CrossEntropy):
+    """Hard bootstrapping (Reed and others 2015): a share of each target, the recipe's `noise`, is the network's answer.
+
+    Targets that the network has come to doubt count for less.
+    """
+
+    def forward(self, outputs: Mapping[str, Tensor], targets: Tensor) -> Tensor:
+        logits = outputs[LOGITS]
+        own = F.one_hot(logits.detach().argmax(1), self.num_classes)
+        mixed = torch.lerp(shares(targets, self.num_classes), own.float(), self.recipe.noise)
+        return cross_entropy(logits, mixed, self.recipe.label_smoothing, self.weights)
+
+
+class Symmetric(CrossEntropy):
+    """Symmetric cross-entropy (Wang and others 2019): .1 of it, and all of what the labels cost under the answers.
+
+    The second part is at most 4 for an image, however wrong its label, as log 0 is set to -4 there.
+    """
+
+    FORTH, LOG_0 = 0.1, -4.0
+
+    def forward(self, outputs: Mapping[str, Tensor], targets: Tensor) -> Tensor:
+        logits, rows = outputs[LOGITS].float(), shares(targets, self.num_classes)
+        back = -(logits.softmax(1) * rows.log().clamp(min=self.LOG_0)).sum(1)
+        if self.weights is not None:
+            back = back * (rows @ self.weights)
+        forth = cross_entropy(logits, targets, self.recipe.label_smoothing, self.weights)
+        return self.FORTH * forth + back.mean()
+
+
+# By the recipe's `loss`. Co-teaching needs a second network, and is in `training.co_teaching`.
+LOSSES: Mapping[str, type[CrossEntropy]] = {
+    "cross-entropy": CrossEntropy,
+    "bootstrap": Bootstrapped,
+    "symmetric": Symmetric,
+    "co-teaching": CrossEntropy,
+}
+
+
+def shares(targets: Tensor, num_classes: int) -> Tensor:
+    """Classes [N], or shares of each [N, C] already -> shares, float32."""
+    return targets.float() if targets.is_floating_point() else F.one_hot(targets, num_classes).float()
+
+
 def mixes_of(recipe: Any, num_classes: int | None) -> list[v2.Transform]:
     ways = ((v2.MixUp, recipe.mixup), (v2.CutMix, recipe.cutmix))
     return [way(alpha=alpha, num_classes=num_classes) for way, alpha in ways if alpha]

@@ -340,3 +340,18 @@ class Tabled(Protocol):
 
     def told(self, answer: Answer, target: Any, card: Card) -> tuple[str, str, str]:
         """The true label, the one that was given, and how probable that is in percent."""
+
+
+@runtime_checkable
+class Choosing(Protocol):
+    """A task that can be trained by several `losses`, as where labels may be wrong: the recipe names one."""
+
+    losses: tuple[str, ...]
+
+
+@runtime_checkable
+class FromTable(Protocol):
+    """A task whose answers can be taken from a table of all that there are, as places from a gallery."""
+
+    def among(self, gallery: str) -> Task:
+        """The task with such answers. Raises `UserError` for a table that isn't there or isn't one."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mobilenets import console, tasks
+from mobilenets import console, processor, tasks
 from mobilenets.arch.heads import LOGITS, PROBABILITIES
 from mobilenets.arguments import checked
 from mobilenets.data.dataset import Data
@@ -127,7 +126,7 @@ def cooled(source: Bundle, temperature: float) -> Bundle:
 def _held_out(trained: Bundle, data: Data) -> tuple[Outputs, npt.NDArray[Any]]:
     """The outputs of val images, [N, ...] each, and their targets [N, ...]; damaged images are left out."""
     split, card = data.split("val"), trained.card
-    engine = engines.module("torch").TorchEngine(trained, os.cpu_count() or 1)
+    engine = engines.module("torch").TorchEngine(trained, processor.cores())
     order: Sequence[int] = range(len(split))
     if len(split) > MOST and not split.shards:  # those in shards lie in random order
         order = np.random.default_rng(0).permutation(len(split)).tolist()

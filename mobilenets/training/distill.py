@@ -11,7 +11,6 @@ import hashlib
 import io
 import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from mobilenets import console, files
+from mobilenets import console, files, processor
 from mobilenets.arch.graph import Graph
 from mobilenets.arch.heads import LOGITS
 from mobilenets.errors import UserError
@@ -128,7 +127,7 @@ class Distiller:
 
         from mobilenets.training.loader import in_processes
 
-        cores = os.cpu_count() or 1
+        cores = processor.cores()
         workers = 0 if len(images.split.cache) == len(images.split) else cores
         with console.progress() as bar:
             task = bar.add_task("asking the teacher", total=len(missing) * len(images), status="")

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, get_worker
 from torchvision.transforms import v2
 from torchvision.tv_tensors import TVTensor
 
+from mobilenets import processor
 from mobilenets.data import shard_reader as sharded
 from mobilenets.data.dataset import CACHE_SIDE, Split, gather
 from mobilenets.errors import UserError
@@ -215,7 +216,7 @@ def train_loader(images: TrainImages, recipe: Recipe, world: int, rank: int) -> 
         sampler = EpochSampler(images, world, rank, shuffle=True, seed=seed, drop_last=False)
     workers = recipe.workers
     if workers < 0:  # cached images cost less than handing them between processes, until there are cores to spare
-        cores = (os.cpu_count() or 1) // world
+        cores = processor.cores() // world
         cached = len(split.cache) == len(split)
         workers = (max(0, cores - 2) if START == "fork" else 0) if cached else cores
     collate = ragged_batch if images.ragged else None
@@ -233,7 +234,7 @@ def held_out_loader(
 ) -> DataLoader[Any]:
     images = HeldOutImages(split, preprocess, tensors)
     sampler: Any = DistributedSampler(images, world, rank, shuffle=False) if world > 1 else None
-    workers = 0 if images.batch else (os.cpu_count() or 1) // world
+    workers = 0 if images.batch else processor.cores() // world
     collate = ragged_batch if ragged else None
     return in_processes(images, workers, batch_size=batch, sampler=sampler, collate_fn=collate)
 

@@ -26,7 +26,8 @@ CHOICE, SCAN, STEPS, REPORT = "choice.json", "scan.json", "steps.json", "report.
 LATENCIES = "latencies.json"  # what was measured, until the choice is made
 INT8 = "int8"
 RATE = "rate.json"  # what a range test found
-START = "start"  # a bundle: pretrained weights with a head fitted to the data, which training began with
+START = "start"  # a bundle that training on the data began with: pretrained weights with a head fitted, or NOISY's
+NOISY = "noisy"  # the run of a first stage, on noisy labels
 MANIFEST = "manifest.json"  # what ships of a run, with its digests
 
 CONFIG = "run.json"

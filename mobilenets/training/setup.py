@@ -15,7 +15,7 @@ from mobilenets.model.images import Preprocess
 from mobilenets.tasks.task import Objective, Shaped, Task
 from mobilenets.training.distributed import world
 from mobilenets.training.loop import Setup
-from mobilenets.training.recipes import Recipe
+from mobilenets.training.recipes import CO_TEACHING, Recipe
 
 if TYPE_CHECKING:
     from mobilenets.model.module import MobileNet
@@ -37,10 +37,12 @@ def setup(
 
     from mobilenets.model import module as model
     from mobilenets.training import loader, statistics
+    from mobilenets.training.co_teaching import CoTeaching
     from mobilenets.training.distributed import fast_bf16
     from mobilenets.training.learner import Learner, own_part
 
     task = task or tasks.find("classify")
+    tasks.check_loss(task, recipe.loss)
     arch = arch.replace(dropout=recipe.dropout)
     config = tasks.config_of(task, data, arch)
     head = task.head(arch, config)
@@ -72,9 +74,20 @@ def setup(
         images.answers = distiller.ask_beforehand(images, recipe, kind)
         border = own_part(net.graph, head.own, task.taps)[1]
         objective = distiller.objective(objective, net.graph, border, live=images.answers is None)
+    if recipe.loss == CO_TEACHING and distiller:
+        raise UserError("co-teaching is of two networks without a teacher: another --loss")
     bf16 = recipe.training_precision == "bf16" or (recipe.training_precision == "auto" and fast_bf16())
     channels_last = bf16 or torch.cuda.is_available()
+    if recipe.loss == CO_TEACHING:
+        torch.manual_seed(seed + 1)
+        peer = model.build(arch, head)
+        if init:
+            _start_from(peer, init, task, config, head)
+            statistics.settle(peer, head.own, training, preprocess, seed)
+        objective = CoTeaching(peer, preprocess, recipe, channels_last, getattr(objective, "weights", None))
     learner = Learner(net, preprocess, recipe, seed, channels_last, task, config, objective, head.own)
+    if isinstance(objective, CoTeaching):
+        objective.epoch = lambda: learner.current_epoch
     return Setup(learner, images, preprocess, "bf16-mixed" if bf16 else "32-true", measured)
 
 

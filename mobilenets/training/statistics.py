@@ -39,8 +39,10 @@ def settle(net: MobileNet, own: Collection[str], split: Split, preprocess: Prepr
         for module in net.of(op).modules()
         if isinstance(module, nn.BatchNorm2d)
     ]
+    if not any(norm.bias.any() for norm in norms):  # nobody trained it: what it computes is worth nothing
+        return 0
     images = _sample(split, preprocess, seed)
-    if not norms or not len(images):
+    if not len(images):
         return 0
     found = moments(net, norms, _batches(images, preprocess))
     if not (_bare(norms) or misfit(found) > MISFIT):

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mobilenets import console, files, tasks
+from mobilenets import console, files, processor, tasks
 from mobilenets.arch import zoo
 from mobilenets.arch.spec import Arch
 from mobilenets.data.dataset import Data
@@ -193,13 +192,13 @@ def train_bundle(
     score = epochs.score(epoch)
     if start and primary.rank(start.card.metrics[0].value) >= primary.rank(score):
         console.note(
-            f"no epoch beat the linear probe that training began with ({primary.say(start.card.metrics[0].value)}, "
-            f"epoch {epoch} {primary.say(score)}): the probe is what is kept"
+            f"no epoch beat what training began with ({primary.say(start.card.metrics[0].value)}, "
+            f"epoch {epoch} {primary.say(score)}): that is what is kept"
         )
         score = start.card.metrics[0].value
         done = Bundle(start.card.replace(recipe={**card.recipe, "best_epoch": 0}), start.tensors)
     elif made.precision != "32-true":  # the bundle answers in float32, and its card says how well
-        score = evaluate.score(engines.module("torch").TorchEngine(done, os.cpu_count() or 1), data, "val").value
+        score = evaluate.score(engines.module("torch").TorchEngine(done, processor.cores()), data, "val").value
     done = calibrated.calibrate(done, data, calibration, task)
     metric = Metric(primary.name, round(score, 4), data.source, "val", len(val), primary.unit, primary.higher_is_better)
     return Bundle(done.card.replace(metrics=(metric,)), done.tensors).save(out / FLOAT)

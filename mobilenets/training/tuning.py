@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import statistics
 import time
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from mobilenets import console, tasks
+from mobilenets import console, processor, tasks
 from mobilenets.arch.spec import Arch
 from mobilenets.data.dataset import CACHE_SIDE, Data, Split, cache_side, memory
 from mobilenets.deploy import bench
@@ -79,7 +78,7 @@ def sample(data: Data, side: int = CACHE_SIDE) -> Split:
         with contextlib.suppress(BadImage):
             chosen.cache[i] = chosen.cached(i, side)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(processor.cores()) as pool:
         list(pool.map(decode, range(len(chosen))))
     chosen.cached_at = side
     return chosen.subset(sorted(chosen.cache))

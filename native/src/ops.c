@@ -73,7 +73,7 @@ size_t mnet_gather_stride(const struct mnet_model *m, const struct op *o)
 int mnet_gather_pixels(const struct mnet_model *m, const struct op *o)
 {
     const int width = (int)m->values[o->out].width, n = GATHER_BYTES / (int)mnet_gather_stride(m, o);
-    return n >= width ? n / width * width : n > 12 ? n : 12;
+    return n >= width ? n / width * width : n > LEAST_GATHERED ? n : LEAST_GATHERED;
 }
 
 /* The windows of `n` pixels of one row, one after another. Short runs are copied by 16 bytes: what is too much is

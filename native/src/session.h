@@ -13,6 +13,8 @@
 #define KERNELS(session) ((session)->kernels)
 #define GATHER_BYTES (24 * 1024) /* windows of a convolution side by side, at a time: a part of L1 */
 #endif
+/* Pixels of them at least, so that weights too large for a cache are read seldom; few where memory is. */
+#define LEAST_GATHERED (GATHER_BYTES < 16 * 1024 ? 12 : 64)
 #define IN_BYTES(kind, value) (USES(kind, U8) && (!USES(kind, F32) || (value)->type == U8))
 #define HAS(kind) (USES(kind, U8) || USES(kind, F32))
 

@@ -1,4 +1,4 @@
-/* Threads, a lock and a condition, of POSIX or Windows; none in WebAssembly without threads. */
+/* Threads, a lock and a condition: of POSIX, of Windows, or of a WebAssembly whose memory is shared. */
 #ifndef MNET_THREADS_H
 #define MNET_THREADS_H
 
@@ -30,7 +30,43 @@ static inline void thread_join(thread_t t)
 }
 static inline void thread_yield(void) { SwitchToThread(); }
 
-#elif !defined(__wasm__) || defined(_REENTRANT)
+#elif defined(__wasm_atomics__)
+#include <stdatomic.h>
+
+/* What runs the module starts its threads (see web/threads.js) and ends them: none is ever joined. A page's own thread
+ * may not wait, so a lock is spun for; it is never held for long. */
+typedef int thread_t;
+typedef atomic_int lock_t, condition_t;
+#define THREAD_RESULT void *
+#define THREAD_DONE NULL
+__attribute__((import_module("mnet"), import_name("thread_start"))) int thread_spawn(void *(*f)(void *), void *arg);
+static inline void lock_init(lock_t *l) { atomic_store(l, 0); }
+static inline void lock_take(lock_t *l)
+{
+    while (atomic_exchange(l, 1)) {
+    }
+}
+static inline void lock_give(lock_t *l) { atomic_store(l, 0); }
+static inline void lock_free(lock_t *l) { (void)l; }
+static inline void condition_init(condition_t *c) { atomic_store(c, 0); }
+static inline void condition_wait(condition_t *c, lock_t *l)
+{
+    const int seen = atomic_load(c);
+    lock_give(l);
+    __builtin_wasm_memory_atomic_wait32((int *)c, seen, -1);
+    lock_take(l);
+}
+static inline void condition_wake(condition_t *c)
+{
+    atomic_fetch_add(c, 1);
+    __builtin_wasm_memory_atomic_notify((int *)c, 0x7fffffff);
+}
+static inline void condition_free(condition_t *c) { (void)c; }
+static inline int thread_start(thread_t *t, void *(*f)(void *), void *arg) { return *t = thread_spawn(f, arg); }
+static inline void thread_join(thread_t t) { (void)t; }
+__attribute__((import_module("mnet"), import_name("thread_yield"))) void thread_yield(void);
+
+#elif !defined(__wasm__)
 #include <pthread.h>
 #include <sched.h>
 
@@ -61,6 +97,9 @@ static inline void pause_briefly(void)
     __builtin_ia32_pause();
 #elif defined(__aarch64__)
     __asm__ volatile("yield");
+#elif defined(__wasm__)
+    for (int i = 0; i < 32; i++) /* it has no pause */
+        __asm__ volatile("nop");
 #endif
 }
 

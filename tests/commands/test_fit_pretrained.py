@@ -189,3 +189,17 @@ def test_a_choice_that_fails_leaves_no_run(colours, brought, command, tmp_path):
 
 def test_a_seed_below_zero_is_one_line(colours, command, tmp_path):
     assert "seed must be 0 or more" in command(*line(colours, tmp_path / "run", "--seed", -1)).line
+
+
+@pytest.mark.slow
+def test_noisy_labels_come_first(colours, brought, command, tmp_path, monkeypatch):
+    out, more = tmp_path / "run", ("--weights", brought, "--precision", "float32", "--halving", "off")
+    given = line(colours, out, *more, "--noisy", colours / "train", "--noisy-epochs", 1, "--loss", "symmetric")
+    ran = command(*given)
+    assert ran.code == 0, ran.err
+    probe, noisy, start = (Bundle.load(out / name) for name in ("noisy/start", "noisy/float", "start"))
+    assert noisy.card.parent == probe.digest or noisy.card.recipe["best_epoch"] == 0
+    assert start.digest == noisy.digest
+    assert "linear probe" in (out / "report.html").read_text()
+    monkeypatch.setattr(train, "train_bundle", lambda *_, **__: pytest.fail("trained again"))
+    assert command(*given, "--resume").code == 0

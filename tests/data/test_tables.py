@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -129,6 +130,16 @@ def test_a_missing_image_is_a_damaged_one(photos):
     where = table(photos / "t.csv", HEAD, [*rows(), ("img/lost.png", "cat")])
     (damaged,) = scan(opened(where)).damaged
     assert damaged == "img/lost.png: no such file"
+
+
+@pytest.mark.parametrize("as_zip", [False, True])
+def test_names_that_are_not_quite_the_files(photos, tmp_path, as_zip):
+    """Another suffix, or other capitals: the line says which file is there."""
+    source = table(photos / "metadata.csv", HEAD, [(p.replace("png", "JPG"), c) for p, c in rows()])
+    if as_zip:
+        source = Path(shutil.make_archive(str(tmp_path / "photos"), "zip", photos))
+    with pytest.raises(UserError, match=r"as img/00\.JPG, img/01\.JPG; but 00\.png is: write names as the files"):
+        opened(source)
 
 
 def test_paths_from_elsewhere(photos, tmp_path):

@@ -200,6 +200,7 @@ def test_positions_of_a_table(tmp_path):
     ("rows", "header", "said"),
     [
         ([(91, 5), (10, 100)], ("file", "lat", "lon"), "beyond 90 degrees"),
+        ([(10, 5), (91, 5)], ("file", "lat", "lon"), "91 in row 2"),
         ([(151.2, -33.9), (16.4, 48.2)], ("file", "lat", "lon"), "--label-column lon,lat"),
         ([(10, 181)], ("file", "lat", "lon"), "beyond 180 degrees"),
         ([("north", 181)], ("file", "lat", "lon"), "says 'north' in row 1, which is no number"),
@@ -300,6 +301,20 @@ def test_predict_says_a_place(trained, places, command):
     assert np.asarray(TASK.draw(Image.new("RGB", (200, 60)), answer)).max() == 255
 
 
+def test_answers_from_a_gallery(trained, places, command, tmp_path):
+    gallery = tmp_path / "gallery.csv"
+    gallery.write_text("lat,lon\n-33.9,151.2\n48.2,16.4\n59.9,10.8\n0.5,0.5\n")
+    said = command("predict", trained, places / "62.png", "--gallery", gallery, "--json").json
+    assert [said["latitude"], said["longitude"]] == [-33.9, 151.2]
+    assert len(said["guesses"]) == 4
+    assert sum(g["probability"] for g in said["guesses"]) == pytest.approx(1, abs=1e-4)
+    ran = command("predict", trained, places / "62.png", "--gallery", tmp_path / "none.csv")
+    assert "no such table of positions" in ran.line
+    assert (
+        "--gallery is of places" in command("predict", "cifar10-v1-0.25", places / "62.png", "--gallery", gallery).line
+    )
+
+
 def _outputs():
     return {PROBABILITIES: np.full((1, 3), 1 / 3, np.float32), probabilities_of(1): np.array([[0.1, 0.9]], np.float32)}
 
@@ -328,8 +343,10 @@ def test_the_map_shows_no_photos_own_position(trained):
     assert {g.true for g in found} <= {(float(lat), float(lon)) for lat, lon in fine.means}
     drawn = style.svg(reported.world(found), "map")
     assert drawn.startswith("<svg")
-    assert "guessed" in drawn
-    assert sum(map(len, reported.land())) > 4000
+    assert "placed" in drawn
+    rings = reported.land()
+    assert sum(map(len, rings)) > 4000
+    assert max(np.abs(np.diff(ring[:, 0])).max() for ring in rings) < 180  # no coast runs across the whole map
 
 
 def test_faults(places, command, tmp_path):

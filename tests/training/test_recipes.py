@@ -21,6 +21,7 @@ WORDS = {
     "training_precision": "float32",
     "class_weights": "balanced",
     "accumulate": "2",
+    "loss": "symmetric",
 }
 
 

@@ -9,6 +9,7 @@ import torch
 from mobilenets.data.dataset import Split
 from mobilenets.model.bundle import Bundle
 from mobilenets.model.encodings import fold
+from mobilenets.model.module import MobileNet
 from mobilenets.model.reference import float_model
 from mobilenets.training import statistics
 
@@ -117,3 +118,12 @@ def test_training_measures_them_once_and_says_so(folded, make_bundle, tiny_train
     assert "the BatchNorm statistics of --init don't fit what it computes" in said["folded"]
     assert "measured anew on 72 training images" in said["folded"]
     assert "statistics" not in said["trained"]
+
+
+def test_a_network_that_nobody_trained_is_left_alone(make_bundle, split):
+    """What it computes in eval mode shrinks from layer to layer: kept, it would answer the same for every image."""
+    bundle = make_bundle("v1")
+    net = MobileNet(bundle.card.arch, bundle.card.head)
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    assert settle(net, bundle, split) == 0
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())

@@ -9,12 +9,13 @@ export async function answers(mnet, bytes, cases) {
         made.push([...mnet.fit({ width: c.width, height: c.height, data }, c.fit)]);
         continue;
       }
-      const net = await mnet.load(await bytes(c.model), { build: c.build });
+      const net = await mnet.load(await bytes(c.model), { build: c.build, threads: c.threads });
       const outputs = c.picture
         ? (await net.predict({ width: c.width, height: c.height, data: await bytes(c.picture) })).outputs
         : net.run(await bytes(c.images));
       const values = Object.fromEntries(Object.entries(outputs).map(([name, v]) => [name, [...v]]));
-      made.push({ isa: net.isa, labels: net.labels, outputs: values });
+      made.push({ isa: net.isa, threads: net.threads, labels: net.labels, outputs: values });
+      net.close();
     } catch (e) {
       made.push({ error: `${e.name}: ${e.message}` });
     }

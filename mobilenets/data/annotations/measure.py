@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image
 
-from mobilenets import console
+from mobilenets import console, processor
 from mobilenets.data.listing import Listing
 from mobilenets.model.images import FORMATS
 
@@ -51,7 +50,7 @@ class Measure:
 
 def each(listing: Listing, names: Sequence[str]) -> Iterator[Measure | None]:
     """Of each image; None of one that can't be read."""
-    with ThreadPoolExecutor(min(8, (os.cpu_count() or 1) + 2)) as pool, console.progress() as bar:
+    with ThreadPoolExecutor(min(8, processor.cores() + 2)) as pool, console.progress() as bar:
         task = bar.add_task("measuring", total=len(names), status="")
         for found in pool.map(lambda name: _of(listing, name), names):
             bar.advance(task)

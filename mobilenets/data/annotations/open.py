@@ -33,10 +33,9 @@ def open_boxes(source: str, root: Path | None = None, seed: int = 0, val: float 
     check_split(seed, val)
     asked = Source.parse(source)
     reading = asked.reading
-    if reading.class_from_name or reading.label_delimiter is not None or reading.limit_per_class is not None:
-        option = next(
-            o for o in reading.options() if o in ("--class-from-name", "--label-delimiter", "--limit-per-class")
-        )
+    if any((reading.class_from_name, reading.label_delimiter, reading.limit_per_class, reading.levels)):
+        refused = ("--class-from-name", "--label-delimiter", "--limit-per-class", "--levels")
+        option = next(o for o in reading.options() if o in refused)
         raise UserError(f"{asked.path}: {option} is for images that have one class, or tags; boxes have a class each")
     data = _opened(asked, root)
     data.source, data.seed = source, seed

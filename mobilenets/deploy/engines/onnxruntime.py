@@ -11,7 +11,7 @@ from pathlib import Path
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime as ort
 
-from mobilenets.deploy import processor
+from mobilenets import processor
 from mobilenets.deploy.engines import Outputs, check_card, parse_card, run_batched
 from mobilenets.deploy.engines.guard import Guarded
 from mobilenets.errors import UserError

@@ -13,7 +13,6 @@ import errno
 import functools
 import importlib.metadata
 import json
-import os
 import re
 import shutil
 import threading
@@ -21,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mobilenets import processor
 from mobilenets.deploy.engines import Outputs, check_card, parse_card, run_batched
 from mobilenets.deploy.engines.guard import Guarded
 from mobilenets.deploy.engines.imports import without
@@ -93,7 +93,7 @@ class OpenVinoEngine(Guarded):
         self.model, self.card = read(path)
         batch = self.model.input(0).get_partial_shape()[0]
         self.batch = batch.get_length() if batch.is_static else None
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores = processor.cores()
         streams = max(cores // threads, 1)  # how many callers can be served at once
         self.config = {
             "PERFORMANCE_HINT": "LATENCY",

@@ -10,6 +10,7 @@ from mobilenets.deploy.writers.native_file import HEADER, INT8, OPERATION, PREFI
 from mobilenets.deploy.writers.native_plan import F32, KINDS, NONE, SLACK, SPATIAL, U8, UNIT, WINDOW
 
 SMALL_GATHER, GATHER = 2 * 1024, 24 * 1024  # bytes of a convolution's windows at a time: in plain C, and with vectors
+LEAST_GATHERED = {SMALL_GATHER: 12, GATHER: 64}  # pixels of them, however large
 CANDIDATE = 12  # bytes of a box that suppression looks at
 POINTER = 8  # bytes; on a microcontroller half as many, and the rest of the arena stays empty
 
@@ -153,7 +154,7 @@ def memory(p: Parsed, table: str) -> int:
         if o.kind == "conv":
             stride = _up(o.kernels[0] * o.kernels[1] * x.pixel, 4 if x.type == U8 else 1)
             n = gather_bytes(table) // stride
-            pixels = n // out.width * out.width if n >= out.width else max(n, 12)
+            pixels = n // out.width * out.width if n >= out.width else max(n, LEAST_GATHERED[gather_bytes(table)])
             gather = max(gather, pixels * stride + 2 * SLACK)
         if o.kind == "suppress":
             gather = max(gather, x.width * CANDIDATE)

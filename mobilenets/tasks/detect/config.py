@@ -12,6 +12,7 @@ from mobilenets.arguments import checked
 from mobilenets.errors import UserError, unknown
 
 Scores = Literal["sigmoid", "softmax"]
+DetectorFamily = Literal["ssd", "ssdlite", "ssdlite-torchvision", "ssd-fpnlite"]
 Shape = tuple[float, float]  # width, height, as fractions of the input's
 SCORES: tuple[Scores, ...] = ("sigmoid", "softmax")
 CONVENTIONS = ("tf", "torchvision", "tf-pyramid", "fitted")
@@ -28,7 +29,7 @@ OFFSETS, LOGITS, SCORE, BOXES, CLASSES, COUNT = "offsets", "logits", "scores", "
 class DetectorOptions:
     """What a detector is built of, where that is neither the default nor what the network to start from has."""
 
-    detector: Literal["ssd", "ssdlite", "ssdlite-torchvision", "ssd-fpnlite"] | None = field(
+    detector: DetectorFamily | None = field(
         default=None,
         metadata={
             "help": "Of --task detect: ssd, ssdlite (by default), ssdlite-torchvision, or ssd-fpnlite, for small "

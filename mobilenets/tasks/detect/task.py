@@ -21,7 +21,7 @@ from mobilenets.model.bundle import with_random_weights
 from mobilenets.model.card import Card, Precision
 from mobilenets.model.images import Framing, Preprocess
 from mobilenets.tasks.detect import anchors, answers, decode, finish, parity, start, zero
-from mobilenets.tasks.detect.config import LOGITS, OFFSETS, Config, DetectorOptions
+from mobilenets.tasks.detect.config import LOGITS, OFFSETS, Config, DetectorFamily, DetectorOptions
 from mobilenets.tasks.detect.scoring import DetectionScores, Evaluation, add_boxes, scorer, scores_of
 from mobilenets.tasks.task import Answer, MetricSpec, Outputs, Parity, Prior, Sizes, Task
 
@@ -37,7 +37,7 @@ PRIMARY = MetricSpec("ap", "AP")
 PRIOR = MetricSpec("coco_ap", "COCO AP")
 SIDES = (224, 256, 320, 416)  # of inputs that `choose` measures
 FAMILY = "ssdlite"
-FAMILIES = ("ssdlite", "ssd", "ssd-fpnlite")  # that `choose` measures; of equals, the first
+FAMILIES: tuple[DetectorFamily, ...] = ("ssdlite", "ssd", "ssd-fpnlite")  # that `choose` measures; of equals, the first
 BODIES = ("v1", "v2", "v3-small", "v3-large")
 
 
@@ -226,7 +226,7 @@ class Detect:
         asked = self.options.detector
         made = []
         for name in [asked] if asked else FAMILIES:
-            one = Detect(dataclasses.replace(self.options, detector=name), self.like)
+            one = Detect(DetectorOptions(name, self.options.anchors), self.like)
             one.classes = classes
             made.append(one)
         return [*made]

@@ -24,6 +24,7 @@ from mobilenets.model.card import Card, Precision
 from mobilenets.tasks import classify, linear
 from mobilenets.tasks.geolocate import cells, sphere
 from mobilenets.tasks.geolocate.cells import Partition
+from mobilenets.tasks.geolocate.gallery import Floats, Gallery
 from mobilenets.tasks.geolocate.scores import DISTANCES, PlaceTally
 from mobilenets.tasks.labelled import Labelled, captioned
 from mobilenets.tasks.linear import Probe
@@ -114,6 +115,10 @@ class Geolocate(Labelled):
     labelling = POSITIONS
     primary: MetricSpec | None = PRIMARY
 
+    def __init__(self, gallery: Gallery | None = None) -> None:
+        """`gallery`: what answers are taken from; none: the cells' mean positions."""
+        self.gallery = gallery
+
     # ---- network
 
     def config(self, data: Data) -> dict[str, Any]:
@@ -126,6 +131,8 @@ class Geolocate(Labelled):
         wanted = cells.parse(reading.cells) if reading.cells else cells.usual(len(at))
         found = [cells.partition(at, most, least) for most, least in wanted]
         found.sort(key=len, reverse=True)
+        if len(np.unique(at, axis=0)) < 2:
+            raise UserError(f"{data.source}: all positions are the same place: there is nothing to learn")
         if len(found[0]) < 2:
             raise UserError(
                 f"{data.source}: the globe in one cell; --cells T_MAX,T_MIN with a smaller T_MAX parts it further"
@@ -223,12 +230,22 @@ class Geolocate(Labelled):
 
     def decode(self, outputs: Outputs, card: Card, sizes: Sizes, top: int) -> list[Answer]:  # noqa: ARG002
         fine = partitions_of(card.config)[0]
-        tokens, scores = fine.tokens(), self.scored(outputs, card)
-        order = np.argsort(-scores, axis=1, kind="stable")[:, :top]
+        tokens = fine.tokens()
         return [
-            Place(tuple(_guess(fine, tokens, int(c), float(row[c])) for c in best))
-            for row, best in zip(scores, order, strict=True)
+            Place(tuple(_guess(at, fine, tokens, cell, p) for at, p, cell in self._best(row, fine, top)))
+            for row in self.scored(outputs, card)
         ]
+
+    def _best(self, scores: Floats, fine: Partition, top: int) -> list[tuple[Floats, float, int]]:
+        """Positions with their probabilities and cells, the most probable first: the gallery's, or the cells' means."""
+        if self.gallery is not None:
+            return self.gallery.best(scores, fine, top)
+        order = np.argsort(-scores, kind="stable")[:top].tolist()
+        return [(fine.means[c], float(scores[c]), c) for c in order]
+
+    def among(self, gallery: str) -> Task:
+        """The task whose answers are positions of a table. Raises `UserError`."""
+        return Geolocate(Gallery(opening.open_positions(gallery)))
 
     def told(self, answer: Answer, target: Any, card: Card) -> tuple[str, str, str]:  # noqa: ARG002
         assert isinstance(answer, Place)
@@ -253,9 +270,9 @@ class Geolocate(Labelled):
         return classify.TASK.parity(reference, other, precision, limits)
 
 
-def _guess(fine: Partition, tokens: list[str], cell: int, probability: float) -> Guess:
-    lat, lon = (float(v) for v in fine.means[cell])
-    return Guess(lat, lon, float(fine.spreads[cell]), probability, tokens[cell])
+def _guess(at: Floats, fine: Partition, tokens: list[str], cell: int, probability: float) -> Guess:
+    latitude, longitude = map(float, at)
+    return Guess(latitude, longitude, float(fine.spreads[cell]), probability, tokens[cell])
 
 
 class _Tally(PlaceTally):

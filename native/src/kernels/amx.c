@@ -25,6 +25,7 @@ enum {
     COPIED = 64,       /* pixels that are copied at a time */
     CHUNK = 96,        /* pixels that meet all weights before the next do, at most; their inputs stay in L1: */
     CHUNK_BYTES = 32768,
+    MANY_INPUTS = 2048, /* from here on they wouldn't: as many pixels as there may be, weights being more */
     UNIT = 64, /* sums that become bytes together */
     MOST_CHANNELS = 2048,
     TAIL_BYTES = STEP * PANEL,
@@ -250,7 +251,7 @@ static void runs(struct job *j, void (*of)(const struct job *), const uint8_t *x
                  struct walk *to)
 {
     int most = CHUNK_BYTES / j->k4 / (2 * ROWS) * (2 * ROWS);
-    most = most < 2 * ROWS ? 2 * ROWS : most > CHUNK ? CHUNK : most;
+    most = most > CHUNK || j->k4 >= MANY_INPUTS ? CHUNK : most < 2 * ROWS ? 2 * ROWS : most;
     for (int r = 0; r < rows; r++)
         for (int i = 0; i < pixels; i += j->pixels) {
             const int left = pixels - i; /* what is left behind a chunk is never less than a pair of tiles */

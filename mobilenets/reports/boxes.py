@@ -118,7 +118,10 @@ def look(file: Path, split_name: str, root: Path | None) -> Looked:
         out.pairs.update((card.labels[a], card.labels[b]) for a, b in right)
         for m in wrong:
             true = BACKGROUND if m.true is None else card.labels[m.true]
-            out.pairs[(true, BACKGROUND if m.said is None else card.labels[m.said])] += m.kind != "double"
+            out.pairs[(true, BACKGROUND if m.said is None else card.labels[m.said])] += m.kind not in (
+                "double",
+                "badly placed",
+            )
         # A sure mistake is a bad one; a missed object counts as one that is half sure.
         found.append((sum(m.score or 0.5 for m in wrong), i, wrong))
         out.images += 1

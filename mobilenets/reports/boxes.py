@@ -117,11 +117,9 @@ def look(file: Path, split_name: str, root: Path | None) -> Looked:
         out.kinds.update(m.kind for m in wrong)
         out.pairs.update((card.labels[a], card.labels[b]) for a, b in right)
         for m in wrong:
-            true = BACKGROUND if m.true is None else card.labels[m.true]
-            out.pairs[(true, BACKGROUND if m.said is None else card.labels[m.said])] += m.kind not in (
-                "double",
-                "badly placed",
-            )
+            if m.kind not in ("double", "badly placed"):  # those are of an object that is told by itself
+                pair = [BACKGROUND if c is None else card.labels[c] for c in (m.true, m.said)]
+                out.pairs[(pair[0], pair[1])] += 1
         # A sure mistake is a bad one; a missed object counts as one that is half sure.
         found.append((sum(m.score or 0.5 for m in wrong), i, wrong))
         out.images += 1

@@ -107,6 +107,33 @@ DETECTORS = (
 )
 
 
+# For ranking detectors that nobody published: COCO mAP goes with this power of the body's top-1 on ImageNet, as from
+# V3-Small to V3-Large in SSDLite, and grows by this factor with twice the input's side, as SSD FPNLite's from 320.
+TOP1_POWER, PER_DOUBLING = 3.5, 1.27
+
+
+def coco_map(family: str, name: str, alpha: float, resolution: int) -> tuple[float, str] | None:
+    """COCO mAP of a family of detectors on a backbone, and "published" or "extrapolated"; None where nothing is known.
+
+    From the nearest that somebody published, of this family, by what the body has on ImageNet at its own resolution
+    and by the input's size: good for ranking networks against each other, not for promising a score.
+    """
+    body = TOP1.get(name, {}).get(alpha)
+    known = [d for d in DETECTORS if d.name == family and d.coco_map is not None]
+    if not body or not known:
+        return None
+    exact = [d.coco_map for d in known if (d.backbone, d.alpha, d.resolution) == (name, alpha, resolution)]
+    if exact:
+        return max(v for v in exact if v is not None), "published"
+    near = min(
+        known, key=lambda d: (d.backbone != name, abs(d.alpha - alpha), abs(math.log2(d.resolution / resolution)))
+    )
+    better = max(body.values()) / max(TOP1[near.backbone][near.alpha].values())
+    larger = math.log2(resolution / near.resolution)
+    assert near.coco_map is not None
+    return near.coco_map * better**TOP1_POWER * PER_DOUBLING**larger, "extrapolated"
+
+
 @dataclass(frozen=True)
 class Top1:
     """ImageNet top-1 in percent; `extrapolated` where nobody published that resolution."""

@@ -13,11 +13,15 @@ from mobilenets.commands.options import Ints, NumClasses, Words
 from mobilenets.deploy import latency
 from mobilenets.deploy.choose import Budget, Choice, grid, pick
 from mobilenets.deploy.latency import Table
+from mobilenets.deploy.variants import pick_variant
+from mobilenets.tasks import find_trained
+from mobilenets.tasks.task import Ranged, Task
 
 
 @checked
 def choose(
     *,
+    task: str = "classify",
     budget: Annotated[Budget | None, Parameter(name="*")] = None,
     engine: Words = ("onnxruntime",),
     precision: Words = ("int8",),
@@ -34,6 +38,8 @@ def choose(
 
     Parameters
     ----------
+    task
+        What networks are for: classify, or detect: then each is measured whole, from pixels to boxes.
     engine
         Runtimes, with commas between: onnxruntime, openvino, litert, ...
     precision
@@ -74,10 +80,20 @@ def choose(
         from mobilenets.reports import plots, style
 
         style.kind(as_path(plot))
-    chosen = pick(
-        grid(num_classes), budget or Budget(), several(engine), several(precision), threads, as_path(table),
-        remeasure=remeasure,
-    )  # fmt: skip
+
+    def picked(of: Task) -> Choice:
+        return pick(
+            grid(num_classes, None, of), budget or Budget(), several(engine), several(precision), threads,
+            as_path(table), of, remeasure,
+        )  # fmt: skip
+
+    asked = find_trained(task)
+    if isinstance(asked, Ranged):
+        best = pick_variant(asked, num_classes, picked)
+        assert best is not None  # each way has networks
+        chosen = best[0]
+    else:
+        chosen = picked(asked)
     if plot:
         style.save(plots.pareto(chosen), as_path(plot))
     return chosen

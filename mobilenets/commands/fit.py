@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 from pathlib import Path
 from time import monotonic as clock
 from typing import Annotated, Literal
@@ -24,6 +25,8 @@ from mobilenets.model import bundle as bundles
 from mobilenets.model.bundle import Bundle
 from mobilenets.model.convert import starts
 from mobilenets.model.convert.starts import Start
+from mobilenets.tasks.detect.config import DetectorOptions
+from mobilenets.tasks.task import Ranged, Shaped
 from mobilenets.training import distributed as processes
 from mobilenets.training import loggers, recipes, run
 from mobilenets.training import noisy as noisy_labels
@@ -48,6 +51,7 @@ def fit(
     threads: int = 1,
     table: StrPath | None = None,
     remeasure: bool = False,
+    detector: Annotated[DetectorOptions | None, Parameter(name="*")] = None,
     recipe: str | None = None,
     overrides: Annotated[Overrides | None, Parameter(name="*")] = None,
     noisy: DataSource | None = None,
@@ -169,7 +173,9 @@ def fit(
     folder, limit = as_path(weights), seconds(time, "--time")
     recipes.stages(recipe, "modern", overrides, noisy, noisy_epochs, False)  # says what is wrong with them at once
     start = starts.opened(init, folder) if init else None
-    asked = tasks.find_trained(task)
+    asked = tasks.with_options(tasks.find_trained(task), {"detect": detector}, start)
+    if isinstance(asked, Ranged) and init:
+        raise UserError(f"--init brings its own network: train --task {task} --init fine-tunes it, fit chooses one")
     data = asked.open(source, root, seed, None)
     dirty = noisy_labels.opened(noisy, data, asked, root) if noisy else None
     _, rank = processes.world()
@@ -177,17 +183,17 @@ def fit(
     before = run.began(out) if resume else {}
     if not (init or from_scratch or before.get("pretrained") is False):
         begin = processes.from_rank_0(selection.pretrained(data, folder) if rank == 0 else None)
+    usual = asked.recipes if isinstance(asked, Shaped) else ("finetune", "modern")
     begins = bool(init or begin)
-    first, chosen_recipe = recipes.stages(
-        recipe, "finetune" if begins else "modern", overrides, noisy, noisy_epochs, begins
-    )
+    first, chosen_recipe = recipes.stages(recipe, usual[not begins], overrides, noisy, noisy_epochs, begins)
     tasks.check_loss(asked, (first or chosen_recipe).loss)
     config = {
         "verb": "fit", "task": task, "source": source, "budget": budget.limits(), "engine": ",".join(engine),
         "precision": ",".join(precision), "table": str(table) if table else None,
         "threads": threads, "recipe": chosen_recipe.to_json(), "init": start.digest if start else None, "seed": seed,
         "pretrained": bool(begin), "candidates": candidates, "halving": halving, "time": limit,
-        **recorded(calibration), **noisy_labels.recorded(noisy, first),
+        "variant": before.get("variant"), **recorded(calibration), **noisy_labels.recorded(noisy, first),
+        **(dataclasses.asdict(detector) if detector else {}),
     }  # fmt: skip
     with run.taken(out, config, resume, data):
         choice: Choice | None = None
@@ -201,8 +207,12 @@ def fit(
             choice = selection.selected(
                 out, data, found, asked, wanted, chosen_recipe, seed, resume, start, begin, folder
             )
-            if begin and not bundles.is_bundle(out / START):  # none of the networks with weights meets the budget
-                first, chosen_recipe = recipes.stages(recipe, "modern", overrides, noisy, noisy_epochs, False)
+            if isinstance(asked, Ranged):
+                dropped = bool(begin) and starts.nearest(begin, choice.pick.arch) is None
+            else:
+                dropped = bool(begin) and not bundles.is_bundle(out / START)
+            if dropped:  # none of the networks with weights meets the budget
+                first, chosen_recipe = recipes.stages(recipe, usual[1], overrides, noisy, noisy_epochs, False)
                 changed = {"pretrained": False, "recipe": chosen_recipe.to_json()}
                 run.amend(out, **changed, **noisy_labels.recorded(noisy, first))
         else:
@@ -210,6 +220,9 @@ def fit(
         chosen: Choice = processes.from_rank_0(choice)
         first, chosen_recipe = processes.from_rank_0((first, chosen_recipe))
         arch = chosen.pick.arch
+        if isinstance(asked, Ranged):
+            start = selection.body(begin, arch, folder)
+            asked = tasks.with_options(asked, {"detect": selection.options_of(out, detector, start)}, start)
         if rank == 0 and resume and bundles.is_bundle(out / FLOAT):
             trained = Bundle.load(out / FLOAT)
         else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,14 +13,15 @@ from mobilenets import console, files
 from mobilenets.arch.spec import Arch
 from mobilenets.data.checks import Scan
 from mobilenets.data.dataset import Data
-from mobilenets.deploy import choose
+from mobilenets.deploy import choose, variants
 from mobilenets.deploy.choose import Budget, Choice
 from mobilenets.errors import UserError
 from mobilenets.model.bundle import Bundle
 from mobilenets.model.convert import starts
 from mobilenets.model.convert.starts import Start, nearest
-from mobilenets.tasks.task import Task
-from mobilenets.training import candidates, probing
+from mobilenets.tasks.detect.config import DetectorOptions
+from mobilenets.tasks.task import Ranged, Task
+from mobilenets.training import candidates, probing, run
 from mobilenets.training import trainer as train
 from mobilenets.training.calibrated import Calibration
 from mobilenets.training.candidates import Entrant, Table
@@ -85,6 +86,11 @@ def selected(
     if path.exists():
         return files.read_object(path, Choice.from_json, "a run of fit")
     console.step("2/6 choose")
+    if isinstance(task, Ranged):
+        choice = _of_variants(out, data, found, task, wanted, begin)
+        console.note(choice)
+        files.write_json(path, choice.to_json())
+        return choice
     config = task.config(data)
     grid = [task.arch(a, config) for a in choose.grid(1000, found.native_side, task)]
     if init:
@@ -97,6 +103,50 @@ def selected(
     files.write_json(path, choice.to_json())
     (out / LATENCIES).unlink(missing_ok=True)
     return choice
+
+
+def _of_variants(out: Path, data: Data, found: Scan, task: Ranged, wanted: Wanted, begin: Sequence[Start]) -> Choice:
+    """The best of every way to build the task's networks, by what was published and measured; recorded in the run.
+
+    Of bodies with pretrained weights where some of them meet the budget. There is no linear probe of boxes.
+    """
+
+    def of_bodies(warm: bool) -> Callable[[Task], Choice | None]:
+        def picked(variant: Task) -> Choice | None:
+            archs = [a for a in choose.grid(0, found.native_side, variant) if not warm or nearest(begin, a)]
+            return wanted.pick(archs, variant) if archs else None
+
+        return picked
+
+    classes, made = len(data.labels), None
+    if begin:
+        try:
+            made = variants.pick_variant(task, classes, of_bodies(warm=True))
+        except UserError as e:
+            console.note(f"{e}. Those are the networks with pretrained weights; choosing among all")
+    made = made or variants.pick_variant(task, classes, of_bodies(warm=False))
+    if made is None:
+        raise UserError("there is no network to choose from")
+    choice, variant = made
+    run.amend(out, variant=getattr(variant, "family", ""))
+    return choice
+
+
+def options_of(out: Path, asked: DetectorOptions | None, start: Bundle | None) -> DetectorOptions:
+    """What a run was asked for of its detector, of the family that it chose.
+
+    Anchors are fitted to the boxes, but for a detector to start from: its answers are bound to its own.
+    """
+    family = run.began(out)["variant"]
+    whole = start is not None and start.card.config.get("family") == family
+    asked = asked or DetectorOptions()
+    return dataclasses.replace(asked, detector=family, anchors=asked.anchors or ("default" if whole else "auto"))
+
+
+def body(begin: Sequence[Start], arch: Arch, folder: Path | None) -> Bundle | None:
+    """The pretrained network that a task's own network begins with; None where there is none."""
+    found = nearest(begin, arch)
+    return found.load(folder) if found else None
 
 
 def _picked(out: Path, wanted: Wanted, archs: Sequence[Arch], task: Task) -> Choice:

@@ -21,6 +21,7 @@ from mobilenets.data.source import Reading, spelled
 from mobilenets.deploy import latency
 from mobilenets.errors import UserError
 from mobilenets.model.card import Precision
+from mobilenets.tasks.task import Shaped
 from mobilenets.training import loggers, recipes, run
 from mobilenets.training.distributed import world
 from mobilenets.training.recipes import Overrides
@@ -132,6 +133,10 @@ def sweep(
     chosen = recipes.recipe(recipe, overrides)
     address = ray or _ray_of_environment()
     asked = tasks.find_trained(task)
+    if isinstance(asked, Shaped):
+        raise UserError(
+            f"sweep has no networks for {task}: mobilenets choose --task {task} measures them, fit picks one"
+        )
     data = asked.open(source, root, 0, None)
     side = data.native_side() or RESOLUTIONS[0]
     sides = (

@@ -18,7 +18,7 @@ import types
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -31,6 +31,11 @@ from mobilenets.files import size_on_disk
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
     from multiprocessing.process import BaseProcess
+
+    import numpy.typing as npt
+
+    from mobilenets.model.card import Card
+    from mobilenets.tasks.task import Outputs
 
 ROUNDS = 5
 WARM_UP_SECONDS = 0.2
@@ -82,7 +87,16 @@ def pinned(threads: int) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def time_calls(engine: Engine, batch: int, seconds: float, at_least: int = 5) -> list[float]:
+class Timed(Protocol):
+    """What can be timed: an engine, or one with more behind it."""
+
+    @property
+    def card(self) -> Card: ...
+
+    def __call__(self, images: npt.NDArray[np.uint8], /) -> Outputs: ...
+
+
+def time_calls(engine: Timed, batch: int, seconds: float, at_least: int = 5) -> list[float]:
     """Seconds of each of many calls on random images, for about `seconds`."""
     r = engine.card.preprocess.resolution
     images = np.random.default_rng(0).integers(0, 256, (batch, r, r, 3), dtype=np.uint8)

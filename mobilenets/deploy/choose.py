@@ -20,7 +20,7 @@ from mobilenets.errors import UserError, unknown
 from mobilenets.model.bundle import random_bundle
 from mobilenets.model.card import PRECISIONS, Precision
 from mobilenets.tasks import classify, labelled
-from mobilenets.tasks.task import MetricSpec, Prior, Task
+from mobilenets.tasks.task import MetricSpec, Prior, Ranged, Task
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -275,6 +275,8 @@ def grid(num_classes: int, native_side: int | None = None, task: Task = classify
 
     With `native_side`, the images' own short side: the resolutions that they are worth.
     """
+    if isinstance(task, Ranged):
+        return task.networks(native_side)
     out = []
     for network in zoo.NETWORKS.values():
         every: Sequence[int] = network.resolutions
@@ -357,7 +359,10 @@ def pick(
     on_microcontrollers = bool(budget.max_ram_kb or budget.max_flash_kb)
     if on_microcontrollers and {s.precision for s in wanted} != {"int8"}:
         raise UserError("microcontrollers run int8 networks: with --max-ram-kb and --max-flash-kb, ask for int8 alone")
-    found = latency.of_file(table, archs, wanted) if table else latency.here(archs, wanted, remeasure)
+    ranged = task if isinstance(task, Ranged) else None
+    if ranged and table:
+        raise UserError(f"a table has classifiers' latencies: networks of the task {task.name} are measured here")
+    found = latency.of_file(table, archs, wanted) if table else latency.here(archs, wanted, remeasure, ranged)
     by_digest = {a.digest: a for a in archs}
     candidates = [
         _candidate(by_digest[digest], setting, m, task)

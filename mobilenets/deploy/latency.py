@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mobilenets import __version__, console, files, processor
+from mobilenets import __version__, console, files, processor, tasks
 from mobilenets.arch.spec import Arch
 from mobilenets.deploy import engines, load
 from mobilenets.deploy.bench import best_round_ms, pinned, time_calls
@@ -30,7 +30,12 @@ from mobilenets.model.bundle import random_bundle
 from mobilenets.model.card import PRECISIONS, Precision
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     from rich.console import RenderableType
+
+    from mobilenets.deploy.engines import Engine
+    from mobilenets.tasks.task import Outputs, Ranged
 
 
 ROUNDS, ROUND_SECONDS, WARM_UP_SECONDS = 3, 0.1, 0.05
@@ -134,18 +139,38 @@ class Cache:
             self.told = True
 
 
-def cache_of(s: Setting) -> Cache:
+def cache_of(s: Setting, of: Ranged | None = None) -> Cache:
     """The cache of a setting on this machine: rows of HEAD numbers, then each round's milliseconds."""
     name = f"latency-{s.engine}-{s.precision}-{s.threads}"
-    return Cache(name, machine(), _instructions(), s.engine, engines.version(s.engine), s.precision, s.threads, HEAD)
+    kind = [of.called] if of else []
+    version = engines.version(s.engine)
+    return Cache(name, machine(), _instructions(), s.engine, version, s.precision, s.threads, HEAD, *kind)
 
 
-def once(a: Arch, s: Setting) -> tuple[float, int]:
-    """One round of a network: its median latency in milliseconds, and the bytes of its file. Raises `UserError`."""
+def once(a: Arch, s: Setting, of: Ranged | None = None) -> tuple[float, int]:
+    """One round of a network: its median latency in milliseconds, and the bytes of its file. Raises `UserError`.
+
+    Of a task that has networks `of` its own, answers included, whether they are made in the file or behind it.
+    """
     with pinned(s.threads):
-        ready, size = engines.build(s.engine, random_bundle(a, s.precision), s.precision, s.threads)
+        bundle = of.random(a, s.precision) if of else random_bundle(a, s.precision)
+        built, size = engines.build(s.engine, bundle, s.precision, s.threads)
+        ready = built if of is None else _Answering(built)
         time_calls(ready, 1, WARM_UP_SECONDS)
         return best_round_ms([time_calls(ready, 1, ROUND_SECONDS)]), size
+
+
+class _Answering:
+    """A detector's engine with what makes boxes of its outputs: what is waited for from pixels to answers."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine, self.card, self.task = engine, engine.card, tasks.of(engine.card)
+
+    def __call__(self, images: npt.NDArray[np.uint8]) -> Outputs:
+        outputs = self.engine(images)
+        height, width = images.shape[1:3]
+        self.task.decode(outputs, self.card, [(width, height)] * len(images), 1)
+        return outputs
 
 
 def _settled(row: Sequence[float]) -> bool:
@@ -162,20 +187,22 @@ def _watch(spare: int) -> tuple[load.Watch, Cache]:
     return load.Watch(spare, before[0] or None), cache
 
 
-def time_networks(archs: Sequence[Arch], s: Setting, remeasure: bool = False) -> dict[str, Measured]:
+def time_networks(
+    archs: Sequence[Arch], s: Setting, remeasure: bool = False, of: Ranged | None = None
+) -> dict[str, Measured]:
     """Arch digest -> its measurement; from the cache (unless to `remeasure`), or measured in turn on this machine.
 
     Networks that the engine refuses are left out, with a note; a `UserError` if it refuses all. Another note tells of
     those that were measured on a busy machine, which aren't kept.
     """
-    cache = cache_of(s)
+    cache = cache_of(s, of)
     before = {} if remeasure else {d: row for d, row in cache.rows.items() if all(row[HEAD:])}
     rows = {a.digest: before.get(a.digest, []) for a in archs}
     spoiled: dict[str, list[float]] = {}
     missing = {a.digest: a for a in archs if not _settled(rows[a.digest])}
     refused: dict[str, str] = {}
     if missing:
-        _measure(missing, s, cache, rows, spoiled, refused)
+        _measure(missing, s, cache, rows, spoiled, refused, of)
     if refused:
         first = next(iter(refused.values()))
         if len(refused) == len(archs):
@@ -207,6 +234,7 @@ def _measure(
     rows: dict[str, list[float]],
     spoiled: dict[str, list[float]],
     refused: dict[str, str],
+    of: Ranged | None,
 ) -> None:
     """Rounds of the networks that lack some, into `rows`, which are kept; what a busy machine `spoiled` apart."""
     spare = processor.cores() - s.threads
@@ -225,7 +253,7 @@ def _measure(
                     before = watch.wait(lambda: bar.update(task, status="waiting: the machine is busy"))
                     bar.update(task, status=a.title)
                     try:
-                        ms, size = once(a, s)
+                        ms, size = once(a, s, of)
                     except UserError as e:
                         refused[digest] = f"{a.title}: {e}"
                         continue
@@ -338,12 +366,12 @@ class Table(console.Notebook):
             raise UserError(f"{path}: damaged: a field is missing or malformed: {e}") from e
 
 
-def here(archs: Sequence[Arch], wanted: Sequence[Setting], remeasure: bool = False) -> Table:
+def here(archs: Sequence[Arch], wanted: Sequence[Setting], remeasure: bool = False, of: Ranged | None = None) -> Table:
     """`archs` on this machine: cached (unless to `remeasure`), or measured now. Raises `UserError`."""
     for s in wanted:
         engines.module(s.engine)  # says what to install before anything is measured
     # Most threads first: those that a runtime has started stay on the processors of that time.
-    measured = {s: time_networks(archs, s, remeasure) for s in sorted(wanted, key=lambda s: -s.threads)}
+    measured = {s: time_networks(archs, s, remeasure, of) for s in sorted(wanted, key=lambda s: -s.threads)}
     return Table(machine(), {s.engine: engines.version(s.engine) for s in wanted}, {s: measured[s] for s in wanted})
 
 

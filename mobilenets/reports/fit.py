@@ -36,6 +36,7 @@ RUN = ("command", "source", "recipe", "seed")  # of run.json
 ANSWERS = {
     "classify": "mobilenets.reports.classes",
     "attributes": "mobilenets.reports.tags",
+    "detect": "mobilenets.reports.boxes",
     "geolocate": "mobilenets.reports.places",
 }
 BYTES = {"int8": 1, "float32": 4}

@@ -46,7 +46,7 @@ def drawn(file: Path, split_name: str, root: Path | None, draw: bool = True) -> 
             continue
         image = split.rgb(i, DRAWN)
         (answer,) = task.decode(outputs, card, [image.size], 1)
-        uri, small = _uri(task.draw(image, answer) if draw else image)
+        uri, small = data_uri(task.draw(image, answer) if draw else image)
         out.append({"answer": str(answer), "uri": uri, "small": small, "name": split.names[i]})
     return out
 
@@ -137,10 +137,10 @@ def _thumbnail(img: Image.Image, crop: float, most: int = THUMBNAIL) -> tuple[st
     side = max(1, round(min(img.size) * crop))
     left, top = (img.width - side) // 2, (img.height - side) // 2
     img = img.crop((left, top, left + side, top + side))
-    return _uri(img if side < PIXELATED else img.resize((min(side, most),) * 2, Image.Resampling.LANCZOS))
+    return data_uri(img if side < PIXELATED else img.resize((min(side, most),) * 2, Image.Resampling.LANCZOS))
 
 
-def _uri(img: Image.Image) -> tuple[str, bool]:
+def data_uri(img: Image.Image) -> tuple[str, bool]:
     """An image as a data URI, and whether it is so small that it is shown pixel by pixel."""
     small = min(img.size) < PIXELATED
     out = io.BytesIO()

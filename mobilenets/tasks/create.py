@@ -15,7 +15,7 @@ from mobilenets.model import create as networks
 from mobilenets.model.bundle import Bundle
 from mobilenets.model.net import Backbone, Net
 from mobilenets.tasks.detect import module, two_stage_module
-from mobilenets.tasks.detect.config import Detectors
+from mobilenets.tasks.detect.config import DetectorFamily
 from mobilenets.tasks.detect.module import Detector
 
 DETECTORS = (*FAMILIES, *PYRAMIDS)
@@ -24,7 +24,7 @@ COCO_CLASSES = 91
 
 @overload
 def create(
-    name: Detectors,
+    name: DetectorFamily,
     *,
     backbone: str | None = None,
     alpha: float | None = None,

@@ -344,6 +344,25 @@ class Shaped(Optioned, Protocol):
 
 
 @runtime_checkable
+class Ranged(Protocol):
+    """A task whose networks aren't those of the zoo as they are: what `choose` and `fit` measure, and rank by `prior`.
+
+    `called`: what they are besides an arch, as a detector's family and how many classes it tells apart.
+    """
+
+    called: str
+
+    def variants(self, classes: int) -> list[Task]:
+        """The task in each way that its networks can be built, telling `classes` labels apart."""
+
+    def networks(self, native_side: int | None) -> list[Arch]:
+        """Every network that is worth measuring, for images of this short side in pixels."""
+
+    def random(self, arch: Arch, precision: Precision) -> Bundle:
+        """One with random weights: latency and size don't depend on what they are."""
+
+
+@runtime_checkable
 class Teaching(Protocol):
     """A task whose answers are probabilities of labels, which another network can learn (see `training.distill`).
 

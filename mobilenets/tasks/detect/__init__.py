@@ -1,1 +1,1 @@
-"""Detection: which objects an image has, and where. A folder of small parts; `task.TASK` is what the rest asks."""
+"""Detection: which objects an image has, and where. A folder of small parts; `detector.TASK` is what the rest asks."""

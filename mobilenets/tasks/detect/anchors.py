@@ -47,9 +47,10 @@ def corners(boxes: Floats) -> Floats:
 
 def overlaps(a: Floats, b: Floats) -> Floats:
     """Intersection over union of corner boxes [..., M, 4] with [..., N, 4]: [..., M, N]; 0 of empty ones."""
-    low = np.maximum(a[..., :, None, :2], b[..., None, :, :2])
-    high = np.minimum(a[..., :, None, 2:], b[..., None, :, 2:])
-    common = (high - low).clip(0).prod(-1)
+    left, top, right, bottom = (a[..., i][..., :, None] for i in range(4))
+    wide = np.minimum(right, b[..., None, :, 2]) - np.maximum(left, b[..., None, :, 0])
+    high = np.minimum(bottom, b[..., None, :, 3]) - np.maximum(top, b[..., None, :, 1])
+    common = np.maximum(wide, 0) * np.maximum(high, 0)
     areas = [(x[..., 2:] - x[..., :2]).clip(0).prod(-1) for x in (a, b)]
     union = areas[0][..., :, None] + areas[1][..., None, :] - common
     return np.asarray(common / np.maximum(union, 1e-12), np.float32)

@@ -12,7 +12,7 @@ from mobilenets.arguments import checked
 from mobilenets.errors import UserError, unknown
 
 Scores = Literal["sigmoid", "softmax"]
-Detectors = Literal["ssd", "ssdlite", "ssdlite-torchvision", "ssd-fpnlite", "faster-rcnn-fpn", "mask-rcnn"]
+DetectorFamily = Literal["ssd", "ssdlite", "ssdlite-torchvision", "ssd-fpnlite", "faster-rcnn-fpn", "mask-rcnn"]
 Shape = tuple[float, float]  # width, height, as fractions of the input's
 SCORES: tuple[Scores, ...] = ("sigmoid", "softmax")
 CONVENTIONS = ("tf", "torchvision", "tf-pyramid", "fitted")
@@ -30,7 +30,7 @@ MASKS = "masks"
 class DetectorOptions:
     """What a detector is built of, where that is neither the default nor what the network to start from has."""
 
-    detector: Detectors | None = field(
+    detector: DetectorFamily | None = field(
         default=None,
         metadata={
             "help": "Of --task detect: ssd, ssdlite (by default), ssdlite-torchvision; ssd-fpnlite, for small objects; "

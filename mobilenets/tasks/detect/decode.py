@@ -16,7 +16,8 @@ from mobilenets.tasks.detect.config import BOXES, CLASSES, COUNT, MASKS, OFFSETS
 from mobilenets.tasks.task import Outputs, Sizes
 
 Floats = npt.NDArray[np.float32]
-FIRST = 256  # candidates that are compared at first: of most images, they have all answers among them
+Whole = npt.NDArray[np.int64]
+FIRST = 256  # anchors that are looked at first: of most images, they have all answers among them
 
 
 @dataclass(frozen=True)
@@ -70,44 +71,61 @@ def suppressed(offsets: Floats, scores: Floats, anchors: Floats, config: Config)
     """
     how = config.suppression
     columns = scores.shape[1]
-    flat = scores.reshape(-1)
-    where = np.flatnonzero(flat >= how.score) if how.score > 0 else np.arange(flat.size)
+    flat, best = scores.reshape(-1), scores.max(1, initial=0.0)
     taken = FIRST
     while True:
-        some = where
-        if len(where) > taken:
-            some = where[np.argpartition(-flat[where], taken)[:taken]]
-        order = some[np.lexsort((some, -flat[some]))]
+        least = how.score  # all that are as good as the best of `taken` anchors are the best there are
+        if taken < len(best):
+            least = max(least, float(np.partition(best, len(best) - taken)[len(best) - taken]))
+        some = np.flatnonzero(flat >= least)
+        order = some[np.argsort(-flat[some], kind="stable")]
         at, classes = np.divmod(order, columns)
-        boxes = coder.decode(offsets[at], anchors[at], config.coder)
-        keep = _kept(boxes, classes, how)
-        if len(keep) >= how.most or taken >= len(where):
+        keep = _kept(offsets, anchors, at, classes, config)
+        if len(keep) >= how.most or least == how.score:
             break
         taken *= 4
-    keep = keep[: how.most]
-    return Found(boxes[keep].clip(0, 1), flat[order[keep]].astype(np.float32), classes[keep].astype(np.int64))
+    boxes = coder.decode(offsets[at[keep]], anchors[at[keep]], config.coder)
+    return Found(boxes.clip(0, 1), flat[order[keep]].astype(np.float32), classes[keep].astype(np.int64))
 
 
-def _kept(boxes: Floats, classes: npt.NDArray[np.int64], how: Suppression) -> npt.NDArray[np.int64]:
-    """Places of those that stay, of boxes [N, 4] in order of their scores."""
-    alive = np.asarray(((boxes[:, 2:] - boxes[:, :2]) > 0).all(1), bool)
-    kept: list[int] = []
+def _kept(offsets: Floats, anchors: Floats, at: Whole, classes: Whole, config: Config) -> Whole:
+    """Places of those that stay, of candidates in order of their scores: anchors `at` [N] with `classes` [N].
+
+    A block of them at a time: those that overlap none that was kept before, and of these each against each at once.
+    """
+    how = config.suppression
+    kept = np.empty(0, np.int64)
+    before = np.empty((0, 4), np.float32)
     of_class: dict[int, int] = {}
-    for i in range(len(boxes)):
-        if not alive[i]:
-            continue
-        c = int(classes[i])
-        of_class[c] = of_class.get(c, 0) + 1
-        if of_class[c] > how.per_class and not how.together:
-            continue
-        kept.append(i)
+    for start in range(0, len(at), FIRST):
+        places = np.arange(start, min(start + FIRST, len(at)))
+        boxes = coder.decode(offsets[at[places]], anchors[at[places]], config.coder)
+        alive = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(1)
+        alive &= ~_pushed(before, classes[kept], boxes, classes[places], how).any(0)
+        places, boxes = places[alive], boxes[alive]
+        out = _pushed(boxes, classes[places], boxes, classes[places], how)
+        alive = np.ones(len(places), bool)
+        chosen: list[int] = []
+        for i, c in enumerate(classes[places].tolist()):
+            if not alive[i]:
+                continue
+            of_class[c] = of_class.get(c, 0) + 1
+            if of_class[c] > how.per_class and not how.together:
+                continue
+            chosen.append(i)
+            if len(kept) + len(chosen) == how.most:
+                break
+            alive &= ~out[i]
+        kept, before = np.concatenate([kept, places[chosen]]), np.concatenate([before, boxes[chosen]])
         if len(kept) == how.most:
             break
-        near = alive[i + 1 :] if how.together else alive[i + 1 :] & (classes[i + 1 :] == c)
-        rest = np.flatnonzero(near) + i + 1
-        if len(rest):
-            alive[rest[overlaps(boxes[i : i + 1], boxes[rest])[0] > how.iou]] = False
-    return np.array(kept, np.int64)
+    return kept
+
+
+def _pushed(better: Floats, their: Whole, boxes: Floats, classes: Whole, how: Suppression) -> npt.NDArray[np.bool_]:
+    """Which of `boxes` [N, 4] each of the `better` [M, 4] pushes out: [M, N]."""
+    near = overlaps(better, boxes) > how.iou
+    return near if how.together else near & (their[:, None] == classes)
 
 
 def on_images(every: Iterator[Found], preprocess: Preprocess, sizes: Sizes) -> Iterator[Found]:

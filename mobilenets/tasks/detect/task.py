@@ -12,15 +12,16 @@ import numpy.typing as npt
 from PIL import Image
 
 from mobilenets import console
-from mobilenets.arch import detectors
+from mobilenets.arch import detectors, published, zoo
 from mobilenets.arch.graph import Head
 from mobilenets.arch.spec import Arch
 from mobilenets.data.dataset import Data, Split
 from mobilenets.errors import UserError
+from mobilenets.model.bundle import with_random_weights
 from mobilenets.model.card import Card, Precision
-from mobilenets.model.images import Framing
+from mobilenets.model.images import Framing, Preprocess
 from mobilenets.tasks.detect import anchors, answers, decode, finish, masks, parity, start, zero
-from mobilenets.tasks.detect.config import LOGITS, OFFSETS, Config, DetectorOptions
+from mobilenets.tasks.detect.config import LOGITS, OFFSETS, Config, DetectorFamily, DetectorOptions
 from mobilenets.tasks.detect.scoring import (
     OF_MASKS,
     DetectionScores,
@@ -37,12 +38,15 @@ if TYPE_CHECKING:
     from torchvision.transforms import v2
 
     from mobilenets.model.bundle import Bundle
-    from mobilenets.model.images import Preprocess
     from mobilenets.tasks.detect.loss import DetectionLoss
     from mobilenets.tasks.linear import Probe
 
 PRIMARY = MetricSpec("ap", "AP")
+PRIOR = MetricSpec("coco_ap", "COCO AP")
+SIDES = (224, 256, 320, 416)  # of inputs that `choose` measures
 FAMILY = "ssdlite"
+FAMILIES: tuple[DetectorFamily, ...] = ("ssdlite", "ssd", "ssd-fpnlite")  # that `choose` measures; of equals, the first
+BODIES = ("v1", "v2", "v3-small", "v3-large")
 
 
 class Detect:
@@ -60,6 +64,7 @@ class Detect:
     ) -> None:
         """`like`: the config of the detector that a training starts from. `by`: of the network at hand."""
         self.options, self.like, self.known = options or DetectorOptions(), like, by
+        self.classes = 80  # labels of the networks that are measured, COCO's
         self.fit: dict[str, Any] = {}  # anchors that were fitted already, by what they were fitted to
 
     @property
@@ -217,10 +222,39 @@ class Detect:
         return parity.parity(reference, other, precision, limits)
 
     def prior(self, arch: Arch) -> Prior | None:
-        """ImageNet's top-1 as published, of the body: it ranks networks, it promises nothing."""
-        from mobilenets.tasks import classify
+        """COCO's mAP of the family on this body, as published or near it: it ranks networks, it promises nothing."""
+        found = published.coco_map(self.family, arch.name, arch.alpha, arch.resolution)
+        return Prior(PRIOR, *found) if found else None
 
-        return classify.TASK.prior(arch)
+    @property
+    def called(self) -> str:
+        return f"{self.family}-{self.classes}"
+
+    def variants(self, classes: int) -> list[Task]:
+        """One of each family, or of the one that is asked for."""
+        asked = self.options.detector
+        if asked in detectors.PYRAMIDS:
+            raise UserError(f"{asked} has no files to choose by yet: train --task detect --detector {asked}")
+        made = []
+        for name in [asked] if asked else FAMILIES:
+            one = Detect(DetectorOptions(name, self.options.anchors), self.like)
+            one.classes = classes
+            made.append(one)
+        return [*made]
+
+    def networks(self, native_side: int | None) -> list[Arch]:
+        """Bodies whose width is published, with inputs up to twice the images' short side."""
+        sides = [s for s in SIDES if native_side is None or s <= max(SIDES[0], 2 * native_side)]
+        bodies = [(n.name, a) for n in zoo.NETWORKS.values() for a in n.alphas if n.name in BODIES]
+        every = [detectors.detector_arch(self.family, name, alpha, side) for name, alpha in bodies for side in sides]
+        return [a for a in every if self.prior(a)]
+
+    def random(self, arch: Arch, precision: Precision) -> Bundle:
+        labels = [f"class {i}" for i in range(self.classes)]
+        config = detectors.detection_config(arch, labels, self.family)
+        preprocess = Preprocess(arch.resolution, size=arch.size, framing=self.framing)
+        card = Card(arch, preprocess, self.head(arch, config), task=self.name, config=config)
+        return with_random_weights(card, precision)
 
 
 class DetectionTally:

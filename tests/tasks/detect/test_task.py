@@ -395,24 +395,24 @@ def test_a_detector_goes_on_as_it_was(bundle, shown):
     config["suppression"]["iou"] = 0.33
     config["coder"]["order"] = "xywh"
     start = Bundle(bundle.card.replace(config=config), bundle.tensors)
-    task = tasks.with_options(tasks.find("detect"), None, start)
+    task = tasks.with_options(tasks.find("detect"), {}, start)
     arch = network(None, None, None, start, task, task.config(shown), shown)
     assert arch.resolution == 64
     assert tasks.config_of(task, shown, arch) == {
         **config, "labels": list(shown.labels), "suppression": bundle.card.config["suppression"],
     }  # fmt: skip
-    fresh = tasks.with_options(tasks.find("detect"), DetectorOptions("ssdlite-torchvision"), start)
+    fresh = tasks.with_options(tasks.find("detect"), {"detect": DetectorOptions("ssdlite-torchvision")}, start)
     assert tasks.config_of(fresh, shown, arch)["scores"] == "softmax"
 
 
 def test_options_are_of_detectors():
     with pytest.raises(UserError, match="--anchors is for --task detect"):
-        tasks.with_options(tasks.find("classify"), DetectorOptions(anchors="auto"), None)
+        tasks.with_options(tasks.find("classify"), {"detect": DetectorOptions(anchors="auto")}, None)
 
 
 def test_a_detector_starts_from_pretrained_weights_where_there_are_some(make_bundle, tmp_path, capsys):
     make_bundle("v1").save(tmp_path / "weights" / "v1")
-    task = tasks.with_options(tasks.find("detect"), None, None)
+    task = tasks.with_options(tasks.find("detect"), {}, None)
     found = train.pretrained(task, "v1", 0.25, tmp_path / "weights")
     assert found.card.arch.title.startswith("v1 0.25")
     assert "it starts from pretrained weights, v1 " in capsys.readouterr().err

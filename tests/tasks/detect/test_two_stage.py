@@ -185,7 +185,7 @@ def masked(count, seed):
 @pytest.mark.slow
 def test_it_is_trained_scored_and_kept(tmp_path):
     data = Data("shapes", tuple(shapes.COLOURS), {"train": masked(8, 0), "val": masked(4, 1)})
-    task = tasks.with_options(tasks.find("detect"), DetectorOptions(detector="mask-rcnn"), None)
+    task = tasks.with_options(tasks.find("detect"), {"detect": DetectorOptions(detector="mask-rcnn")}, None)
     arch = network("v2", 0.35, 64, None, task, task.config(data), data)
     recipe = dataclasses.replace(RECIPES["two-stage"], epochs=1, workers=0)
     made = train_bundle(data, arch, recipe, tmp_path / "run", task=task)

@@ -22,7 +22,7 @@ from serving import Server
 
 from mobilenets import cli, web
 from mobilenets.arch import zoo
-from mobilenets.arch.graph import Padding
+from mobilenets.arch.operations import Padding
 from mobilenets.arch.spec import scale
 from mobilenets.commands.shards import Sharded, shards
 from mobilenets.compression.scheme import DEFAULT, Scheme

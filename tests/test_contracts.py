@@ -11,7 +11,8 @@ import torch
 from mobilenets import tasks
 from mobilenets.arch import graph as graphs
 from mobilenets.arch.boxes import PARTS, Coder, Suppression
-from mobilenets.arch.graph import ACTIVATIONS, KINDS, Head, Kind, Op, Output
+from mobilenets.arch.graph import Head, Output
+from mobilenets.arch.operations import ACTIVATIONS, KINDS, Kind, Op
 from mobilenets.arch.rows import Conv, Separable
 from mobilenets.arch.spec import Arch
 from mobilenets.deploy import engines

@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mobilenets.arch.graph import Graph, Op, Shape
+from mobilenets.arch.graph import Graph
+from mobilenets.arch.operations import Op, Shape
 from mobilenets.arch.spec import Arch
 from mobilenets.console import Notebook
 

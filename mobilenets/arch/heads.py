@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from mobilenets.arch.graph import Head, Op, Output
+from mobilenets.arch.graph import Head, Output
+from mobilenets.arch.operations import Op
 from mobilenets.arch.spec import Arch
 
 PROBABILITIES, LOGITS, FEATURES = "probabilities", "logits", "features"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Collection
 
-from mobilenets.arch.graph import KINDS, Graph, Op
+from mobilenets.arch.graph import Graph
+from mobilenets.arch.operations import KINDS, Op
 
 
 def with_rounding(

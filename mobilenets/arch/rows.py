@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mobilenets.arch.graph import ACTIVATIONS, CLIPS, Activation, Op
+from mobilenets.arch.operations import ACTIVATIONS, CLIPS, Activation, Op
 from mobilenets.errors import UserError, unknown
 
 

@@ -15,7 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mobilenets.arch.graph import ACTIVATIONS, PADDINGS, Activation, Graph, Op, Padding
+from mobilenets.arch.graph import Graph
+from mobilenets.arch.operations import ACTIVATIONS, PADDINGS, Activation, Op, Padding
 from mobilenets.arch.rows import RESIDUAL, InvertedResidual, Row, Scaling, round_channels, row_from_json
 from mobilenets.arguments import checked
 from mobilenets.errors import UserError, unknown

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from mobilenets.arch import spec
-from mobilenets.arch.graph import Activation
+from mobilenets.arch.operations import Activation
 from mobilenets.arch.rows import Attention, Conv, FusedInvertedResidual, InvertedResidual, Row, Separable
 from mobilenets.arch.spec import Arch, Network
 from mobilenets.errors import unknown

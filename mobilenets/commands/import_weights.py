@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mobilenets import console
-from mobilenets.arch.graph import Padding
+from mobilenets.arch.operations import Padding
 from mobilenets.arguments import DataSource, StrPath, as_path, checked, several
 from mobilenets.commands.options import Floats
 from mobilenets.errors import UserError

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from mobilenets.arch.graph import Op
+from mobilenets.arch.operations import Op
 from mobilenets.compression.scheme import Calibration
 from mobilenets.errors import UserError
 from mobilenets.model.encodings import affine

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mobilenets.arch.graph import Graph, Op
+from mobilenets.arch.graph import Graph
+from mobilenets.arch.operations import Op
 from mobilenets.compression.calibrate import batches, watch
 from mobilenets.model.card import Card
 from mobilenets.model.encodings import Array, Folded

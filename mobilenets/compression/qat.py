@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from mobilenets import console, files, tasks
-from mobilenets.arch.graph import Op
+from mobilenets.arch.operations import Op
 from mobilenets.arch.rounding import with_rounding
 from mobilenets.compression.calibrate import BATCH
 from mobilenets.compression.quantize import Measured

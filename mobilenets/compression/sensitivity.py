@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from mobilenets import console, tasks
-from mobilenets.arch.graph import Op
+from mobilenets.arch.operations import Op
 from mobilenets.compression.calibrate import batches
 from mobilenets.console import share
 from mobilenets.model.bundle import Bundle

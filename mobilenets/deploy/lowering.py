@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mobilenets.arch.graph import IMAGE, Graph, Op, pads
+from mobilenets.arch.graph import Graph, pads
+from mobilenets.arch.operations import IMAGE, Op
 from mobilenets.arch.rounding import with_rounding
 from mobilenets.errors import UserError
 from mobilenets.model.bundle import Bundle

@@ -15,7 +15,7 @@ import safetensors
 import safetensors.numpy
 
 from mobilenets import console, files
-from mobilenets.arch.graph import CLIPS
+from mobilenets.arch.operations import CLIPS
 from mobilenets.arch.spec import Arch
 from mobilenets.arguments import StrPath, checked
 from mobilenets.errors import UserError, disk_errors

@@ -14,8 +14,9 @@ from typing import Any, Literal, TypedDict
 
 from mobilenets import console
 from mobilenets.arch import fields
-from mobilenets.arch.graph import Graph, Head, Shape
+from mobilenets.arch.graph import Graph, Head
 from mobilenets.arch.heads import PROBABILITIES, classifier_head, feature_head
+from mobilenets.arch.operations import Shape
 from mobilenets.arch.spec import Arch
 from mobilenets.errors import UserError, unknown
 from mobilenets.model.images import Preprocess

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torchvision.ops import nms
 
 from mobilenets.arch.boxes import COLUMNS, Suppression
-from mobilenets.arch.graph import Op
+from mobilenets.arch.operations import Op
 
 FIRST = 2000  # of the best candidates, those that are looked at first
 

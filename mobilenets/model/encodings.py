@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mobilenets.arch.graph import Graph, Op
+from mobilenets.arch.graph import Graph
+from mobilenets.arch.operations import Op
 from mobilenets.errors import unknown
 from mobilenets.model.card import Card, Precision
 from mobilenets.model.images import Preprocess

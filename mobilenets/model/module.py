@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mobilenets.arch.graph import KINDS, Activation, Graph, Head, Op, same_padding
+from mobilenets.arch.graph import Graph, Head, same_padding
+from mobilenets.arch.operations import KINDS, Activation, Op
 from mobilenets.arch.spec import Arch, Block
 from mobilenets.errors import UserError
 from mobilenets.model.conv import Conv2d

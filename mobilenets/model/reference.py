@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mobilenets.arch.graph import KINDS, Graph, Op
+from mobilenets.arch.graph import Graph
+from mobilenets.arch.operations import KINDS, Op
 from mobilenets.arch.rounding import with_rounding
 from mobilenets.arch.spec import Arch
 from mobilenets.model.bundle import Bundle

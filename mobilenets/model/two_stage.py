@@ -13,7 +13,7 @@ from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.ops import MultiScaleRoIAlign
 
 from mobilenets.arch.boxes import COLUMNS
-from mobilenets.arch.graph import Op
+from mobilenets.arch.operations import Op
 from mobilenets.arch.spec import Arch
 
 SAMPLES = 2  # a side of each of a crop's cells (torchvision's default)

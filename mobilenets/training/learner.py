@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 from torchvision.transforms import v2
 
-from mobilenets.arch.graph import Graph, Op
+from mobilenets.arch.graph import Graph
+from mobilenets.arch.operations import Op
 from mobilenets.errors import UserError
 from mobilenets.model.images import Preprocess
 from mobilenets.model.module import Taps, Walker

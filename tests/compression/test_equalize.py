@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from mobilenets.arch import zoo
-from mobilenets.arch.graph import Head, Op, Output
+from mobilenets.arch.graph import Head, Output
 from mobilenets.arch.heads import classifier_head
+from mobilenets.arch.operations import Op
 from mobilenets.arch.spec import scale
 from mobilenets.compression.calibrate import batches
 from mobilenets.compression.equalize import correct, equalize, pairs

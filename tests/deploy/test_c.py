@@ -15,7 +15,8 @@ import pytest
 from conftest import quantized, smooth_images
 
 from mobilenets.arch import zoo
-from mobilenets.arch.graph import Head, Op, Output
+from mobilenets.arch.graph import Head, Output
+from mobilenets.arch.operations import Op
 from mobilenets.arch.rows import Conv, Separable
 from mobilenets.arch.spec import Arch
 from mobilenets.deploy import engines, export

@@ -11,7 +11,8 @@ import torch
 from conftest import quantized
 from torch.nn import functional as F
 
-from mobilenets.arch.graph import Head, Op, Output
+from mobilenets.arch.graph import Head, Output
+from mobilenets.arch.operations import Op
 from mobilenets.compression.quantize import quantize_bundle
 from mobilenets.compression.scheme import Scheme
 from mobilenets.deploy import engines, export

@@ -15,7 +15,8 @@ from mobilenets import tasks
 from mobilenets.arch import detectors
 from mobilenets.arch.boxes import Coder, Suppression
 from mobilenets.arch.detectors.heads import OFFSETS, SCORES
-from mobilenets.arch.graph import Head, Op, Output
+from mobilenets.arch.graph import Head, Output
+from mobilenets.arch.operations import Op
 from mobilenets.compression.quantize import quantize_bundle
 from mobilenets.deploy import engines
 from mobilenets.deploy.engines import RUNTIMES

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from conftest import quantized
 
-from mobilenets.arch.graph import Head, Op, Output
+from mobilenets.arch.graph import Head, Output
+from mobilenets.arch.operations import Op
 from mobilenets.arch.rows import Conv, Separable
 from mobilenets.arch.spec import Arch
 from mobilenets.compression.scheme import Scheme

@@ -18,7 +18,8 @@ import torch
 from conftest import quantized, smooth_images
 
 from mobilenets.arch import zoo
-from mobilenets.arch.graph import Head, Op, Output
+from mobilenets.arch.graph import Head, Output
+from mobilenets.arch.operations import Op
 from mobilenets.arch.spec import scale
 from mobilenets.compression.quantize import quantize_bundle
 from mobilenets.deploy import choose, engines, export

@@ -10,7 +10,8 @@ import torch
 from conftest import quantized, smooth_images
 
 from mobilenets import files
-from mobilenets.arch.graph import Head, Op, Output
+from mobilenets.arch.graph import Head, Output
+from mobilenets.arch.operations import Op
 from mobilenets.arch.rows import Conv
 from mobilenets.arch.spec import Arch
 from mobilenets.deploy import engines, export

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from conftest import quantized, smooth_images
 
-from mobilenets.arch.graph import Head, Op, Output
+from mobilenets.arch.graph import Head, Output
+from mobilenets.arch.operations import Op
 from mobilenets.deploy import engines, export
 from mobilenets.errors import UserError
 from mobilenets.model.bundle import Bundle

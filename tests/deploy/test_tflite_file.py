@@ -10,7 +10,8 @@ from conftest import smooth_images
 from lite import NETWORKS, OURS, PER_CHANNEL, source_of, sure, written
 
 from mobilenets.arch import zoo
-from mobilenets.arch.graph import Head, Op, Output
+from mobilenets.arch.graph import Head, Output
+from mobilenets.arch.operations import Op
 from mobilenets.deploy import engines, export
 from mobilenets.deploy.engines.torch import TorchEngine
 from mobilenets.deploy.writers import tflite, tflite_graph

@@ -13,7 +13,8 @@ pytest.importorskip("ai_edge_litert")
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from mobilenets.arch import zoo
-from mobilenets.arch.graph import Head, Op, Output
+from mobilenets.arch.graph import Head, Output
+from mobilenets.arch.operations import Op
 from mobilenets.arch.rows import Conv, Separable
 from mobilenets.arch.spec import Arch, scale
 from mobilenets.compression.quantize import quantize_bundle

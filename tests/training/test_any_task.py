@@ -19,8 +19,9 @@ from torch import nn
 
 from mobilenets import tasks
 from mobilenets.arch import zoo
-from mobilenets.arch.graph import Head, Op, Output
+from mobilenets.arch.graph import Head, Output
 from mobilenets.arch.heads import classifier_head
+from mobilenets.arch.operations import Op
 from mobilenets.data import checks
 from mobilenets.data.open import open_data
 from mobilenets.deploy import bench, choose, latency

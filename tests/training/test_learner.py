@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from mobilenets.arch import zoo
-from mobilenets.arch.graph import Head, Op, Output
+from mobilenets.arch.graph import Head, Output
 from mobilenets.arch.heads import LOGITS, classifier_head
+from mobilenets.arch.operations import Op
 from mobilenets.data.open import open_data
 from mobilenets.model import module as model
 from mobilenets.model.bundle import Bundle

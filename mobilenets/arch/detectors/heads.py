@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 from mobilenets.arch.detectors import anchors
 from mobilenets.arch.detectors.families import EXTRAS, Family, family
-from mobilenets.arch.graph import Activation, Head, Op, Output
+from mobilenets.arch.graph import Head, Output
+from mobilenets.arch.operations import Activation, Op
 from mobilenets.arch.spec import Arch
 from mobilenets.errors import UserError
 

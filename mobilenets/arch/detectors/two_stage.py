@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from mobilenets.arch import spec, zoo
 from mobilenets.arch.boxes import PARTS, Coder, Suppression
 from mobilenets.arch.detectors.families import BN_EPS
-from mobilenets.arch.graph import Activation, Graph, Head, Op, Output
+from mobilenets.arch.graph import Graph, Head, Output
+from mobilenets.arch.operations import Activation, Op
 from mobilenets.arch.spec import Arch
 from mobilenets.errors import UserError, unknown
 

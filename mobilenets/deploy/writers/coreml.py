@@ -16,7 +16,7 @@ import numpy as np
 from coremltools.converters.mil import Builder as mb  # noqa: N813  as Apple's own programs call it
 from coremltools.converters.mil.mil import Program, types
 
-from mobilenets.arch.graph import Op
+from mobilenets.arch.operations import Op
 from mobilenets.deploy.lowering import Lowered, lower, unsupported
 from mobilenets.deploy.writers import coreml_detect
 from mobilenets.model.bundle import Bundle

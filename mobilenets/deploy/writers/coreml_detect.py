@@ -12,7 +12,8 @@ from typing import Any, Protocol
 import numpy as np
 from coremltools.converters.mil import Builder as mb  # noqa: N813  as Apple's own programs call it
 
-from mobilenets.arch.graph import Graph, Op
+from mobilenets.arch.graph import Graph
+from mobilenets.arch.operations import Op
 from mobilenets.deploy.lowering import Lowered, unsupported
 
 NAME = "Core ML"

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mobilenets.arch.graph import Op
+from mobilenets.arch.operations import Op
 from mobilenets.deploy.lowering import Lowered, lower, unsupported
 from mobilenets.deploy.writers import native_detect, native_plan
 from mobilenets.deploy.writers.native_file import (

@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mobilenets.arch.boxes import PARTS
-from mobilenets.arch.graph import Graph, Op
+from mobilenets.arch.graph import Graph
+from mobilenets.arch.operations import Op
 from mobilenets.deploy.lowering import Lowered
 from mobilenets.deploy.writers.native_plan import Step, Value
 

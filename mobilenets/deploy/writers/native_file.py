@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mobilenets.arch.graph import Op
+from mobilenets.arch.operations import Op
 from mobilenets.deploy.writers.native_plan import KINDS, NONE, UNIT, Plan, Step
 from mobilenets.errors import UserError
 from mobilenets.files import parse_json

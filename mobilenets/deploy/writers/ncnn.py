@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mobilenets.arch.graph import Activation, Op
+from mobilenets.arch.operations import Activation, Op
 from mobilenets.deploy.lowering import Lowered, lower, unsupported
 from mobilenets.deploy.writers import ncnn_detect
 from mobilenets.model.bundle import Bundle

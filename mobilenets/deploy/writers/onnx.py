@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mobilenets.arch.graph import Op
+from mobilenets.arch.operations import Op
 from mobilenets.deploy.lowering import Lowered, Weights, lower, unsupported
 from mobilenets.deploy.writers import onnx_detect, proto
 from mobilenets.files import parse_json

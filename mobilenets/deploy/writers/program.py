@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.nn import functional as F
 
-from mobilenets.arch.graph import Op
+from mobilenets.arch.operations import Op
 from mobilenets.deploy.lowering import lower, unsupported
 from mobilenets.model.bundle import Bundle
 from mobilenets.model.encodings import Array

@@ -17,7 +17,8 @@ import numpy.typing as npt
 from ai_edge_litert import schema_py_generated as schema
 
 from mobilenets.arch import graph as graphs
-from mobilenets.arch.graph import Op, pads
+from mobilenets.arch.graph import pads
+from mobilenets.arch.operations import Op
 from mobilenets.deploy.lowering import Lowered, lower, unsupported
 from mobilenets.deploy.writers import tflite_detect
 from mobilenets.deploy.writers.tflite_graph import CARD_KEY, Graph, quantization

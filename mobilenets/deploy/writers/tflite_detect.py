@@ -15,7 +15,7 @@ from ai_edge_litert import schema_py_generated as schema
 from flatbuffers import flexbuffers
 
 from mobilenets.arch import graph as graphs
-from mobilenets.arch.graph import Op
+from mobilenets.arch.operations import Op
 from mobilenets.deploy.lowering import Lowered, unsupported
 from mobilenets.deploy.writers.tflite_graph import Graph
 from mobilenets.errors import UserError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 from mobilenets.arch import detectors
-from mobilenets.arch.graph import Op
+from mobilenets.arch.operations import Op
 from mobilenets.arch.spec import Arch
 from mobilenets.errors import UserError
 from mobilenets.model.convert.detectors import Detector

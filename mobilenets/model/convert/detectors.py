@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 from mobilenets.arch import detectors
 from mobilenets.arch.detectors.heads import taps
-from mobilenets.arch.graph import Head, Op
+from mobilenets.arch.graph import Head
+from mobilenets.arch.operations import Op
 from mobilenets.arch.spec import Arch
 from mobilenets.errors import UserError
 from mobilenets.model.convert.namings import NAMINGS, Naming

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from pathlib import PurePath
 
-from mobilenets.arch.graph import Padding
+from mobilenets.arch.operations import Padding
 from mobilenets.errors import UserError
 from mobilenets.model.card import Metric
 from mobilenets.model.convert.formats import tflite

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from mobilenets.arch import zoo
-from mobilenets.arch.graph import Activation, Op
+from mobilenets.arch.operations import Activation, Op
 from mobilenets.arch.spec import Arch
 from mobilenets.errors import UserError
 from mobilenets.model.convert.formats import tflite

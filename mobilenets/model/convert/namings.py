@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from mobilenets.arch import zoo
-from mobilenets.arch.graph import Op, Padding
+from mobilenets.arch.operations import Op, Padding
 from mobilenets.arch.rows import Conv, FusedInvertedResidual
 from mobilenets.arch.spec import Arch
 

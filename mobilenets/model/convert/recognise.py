@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mobilenets.arch import spec, zoo
-from mobilenets.arch.graph import Op
+from mobilenets.arch.operations import Op
 from mobilenets.arch.spec import Arch
 from mobilenets.errors import UserError
 from mobilenets.model.convert.formats import one_line

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mobilenets.arch.cost import Cost, CostRow
-from mobilenets.arch.graph import Op
+from mobilenets.arch.operations import Op
 from mobilenets.arch.rows import Attention, Conv, FusedInvertedResidual, InvertedResidual, Row, Separable
 
 Shape = tuple[int, int, int]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mobilenets.arch.graph import Activation, Op
+from mobilenets.arch.operations import Activation, Op
 from mobilenets.reports.explain.parts import Part, short
 from mobilenets.reports.explain.words import shape
 

@@ -9,7 +9,8 @@ import dataclasses
 
 from mobilenets.arch.boxes import MOST, PARTS, Coder, Part, Suppression
 from mobilenets.arch.detectors.heads import OFFSETS, PREFIX, SCORES
-from mobilenets.arch.graph import Head, Op, Output
+from mobilenets.arch.graph import Head, Output
+from mobilenets.arch.operations import Op
 from mobilenets.model.bundle import Bundle
 from mobilenets.model.card import Card
 from mobilenets.tasks.detect.anchors import centres_and_sizes

@@ -12,7 +12,8 @@ from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.ops import MultiScaleRoIAlign
 
 from mobilenets.arch.detectors.two_stage import FOUND, MASK
-from mobilenets.arch.graph import Graph, Op
+from mobilenets.arch.graph import Graph
+from mobilenets.arch.operations import Op
 from mobilenets.model.module import ConvNormAct, Walker
 from mobilenets.model.two_stage import SAMPLES, pixels
 from mobilenets.tasks.detect.start import BOX_LAYERS

@@ -13,8 +13,9 @@ import numpy.typing as npt
 from PIL import Image
 
 from mobilenets import console
-from mobilenets.arch.graph import Head, Op, Output
+from mobilenets.arch.graph import Head, Output
 from mobilenets.arch.heads import FEATURES
+from mobilenets.arch.operations import Op
 from mobilenets.arch.spec import Arch
 from mobilenets.data import alignment, pairs, splitting
 from mobilenets.data import open as opening

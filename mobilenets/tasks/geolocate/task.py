@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from mobilenets.arch.graph import Head, Op, Output
+from mobilenets.arch.graph import Head, Output
 from mobilenets.arch.heads import LOGITS, PROBABILITIES, classifier_head
+from mobilenets.arch.operations import Op
 from mobilenets.arch.spec import Arch
 from mobilenets.data import open as opening
 from mobilenets.data.dataset import Data, Split

@@ -176,6 +176,8 @@ def fit(
     asked = tasks.with_options(tasks.find_trained(task), {"detect": detector}, start)
     if isinstance(asked, Ranged) and init:
         raise UserError(f"--init brings its own network: train --task {task} --init fine-tunes it, fit chooses one")
+    if isinstance(asked, Ranged):
+        asked.variants(1)  # says at once where there are none
     data = asked.open(source, root, seed, None)
     dirty = noisy_labels.opened(noisy, data, asked, root) if noisy else None
     _, rank = processes.world()

@@ -110,6 +110,8 @@ def index(
         if model is not None or out is not None or into is not None or name is not None or len(asked) > 1:
             raise UserError(f"{path} is an index: look into it, or give one of --find, --delete, --rename")
         return _kept(path, find, delete, rename)
+    if path.suffix == SUFFIX:
+        raise UserError(f"{path}: no such index")
     if asked:
         raise UserError(f"{asked[0]} is of an index: name the .idx file")
     target = as_path(out or into)

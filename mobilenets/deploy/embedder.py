@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +61,10 @@ class Embedder:
 
     def of(self, image: Path, faces: Faces | None = None) -> Vector:
         """One image's vector. Raises `UserError`."""
-        ((_, said),) = self.stream(predict.sources([image]), faces)
+        found = [said for _, said in itertools.islice(self.stream(predict.sources([image]), faces), 2)]
+        if len(found) != 1:
+            raise UserError(f"{image}: one image is needed, not a folder or an archive of them")
+        (said,) = found
         if isinstance(said, BadImage):
             raise said
         return said

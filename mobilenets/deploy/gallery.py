@@ -101,7 +101,7 @@ class Index:
         if vector.shape != self.vectors.shape[1:]:
             raise UserError(f"a vector of {len(vector)} numbers can't be sought among those of {self.vectors.shape[1]}")
         if self.graph:
-            near = np.asarray(_usearch().Index.restore(bytearray(self.graph)).search(vector, count).keys, np.int64)
+            near = self._near(vector, count)
         else:
             near = np.argsort(-(self.vectors @ vector), kind="stable")[:count]
         cosines = self.vectors[near] @ vector  # a graph's own are rounded
@@ -109,6 +109,16 @@ class Index:
             Found(self.names[i], self.images[i], round(float(c), 6))
             for i, c in zip(near.tolist(), cosines, strict=True)
         ]
+
+    def _near(self, vector: npt.NDArray[np.float32], count: int) -> npt.NDArray[np.int64]:
+        """The numbers of the nearest, by the graph. Raises `UserError` for one that is damaged."""
+        try:
+            near = np.asarray(_usearch().Index.restore(bytearray(self.graph)).search(vector, count).keys, np.int64)
+        except (RuntimeError, ValueError) as e:
+            raise UserError(f"the index's graph is damaged ({e}): enrol its images again") from e
+        if near.size and not 0 <= near.min() <= near.max() < len(self):
+            raise UserError("the index's graph is damaged: enrol its images again")
+        return near
 
     def save(self, path: Path) -> Index:
         """Write it to `path`, whole or not at all; with a graph where there are EXACT vectors or more."""

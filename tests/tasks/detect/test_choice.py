@@ -33,6 +33,8 @@ def test_each_family_is_a_variant_and_one_that_is_asked_for_the_only_one() -> No
     assert [v.family for v in TASK.variants(3)] == ["ssdlite", "ssd", "ssd-fpnlite"]  # type: ignore[attr-defined]
     (one,) = Detect(DetectorOptions("ssd")).variants(3)
     assert one.called == "ssd-3"  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match="train --task detect --detector mask-rcnn"):
+        Detect(DetectorOptions("mask-rcnn")).variants(3)
 
 
 def test_a_network_is_timed_from_pixels_to_boxes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Embeddings: heads, losses, batches, training, distilling, files, and the verbs that use vectors."""
 
+import dataclasses
 import json
 import shutil
 
@@ -237,6 +238,7 @@ def test_two_images_are_compared(run, people, command):
     itself = command("verify", a, a, "--with", run, "--aligned", "arcface", "--json").json
     assert itself["cosine"] == pytest.approx(1, abs=1e-5)
     assert "a threshold is a cosine" in command("verify", a, b, "--with", run, "--threshold", 2).line
+    assert "one image is needed" in command("verify", a, people / "p0", "--with", run, "--aligned", "arcface").line
 
 
 def test_an_index_is_made_changed_and_searched(run, people, command, tmp_path):
@@ -273,6 +275,7 @@ def test_an_index_of_another_network_or_a_damaged_one(run, people, command, tmp_
     )
     idx.write_bytes(idx.read_bytes()[:100])
     assert "not an index of vectors" in command("search", idx, people / "p0" / "0.png", "--with", run).line
+    assert command("index", tmp_path / "no.idx").line.endswith("no.idx: no such index")
 
 
 def test_a_large_index_has_a_graph(monkeypatch, tmp_path):
@@ -285,6 +288,9 @@ def test_a_large_index_has_a_graph(monkeypatch, tmp_path):
     assert kept.graph
     assert [f.name for f in kept.search(v[7], 5)] == [f.name for f in made.search(v[7], 5)]
     assert not kept.without("7").graph
+    for damaged in (kept.graph[:10], kept.graph[:-50]):
+        with pytest.raises(UserError, match="graph is damaged"):
+            dataclasses.replace(kept, graph=damaged).search(v[7], 5)
 
 
 def test_the_card_has_the_task_whole(run):

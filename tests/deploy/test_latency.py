@@ -200,7 +200,7 @@ def neighbour(monkeypatch):
     monkeypatch.setattr(load, "PAUSE_SECONDS", 0.001)
     monkeypatch.setattr(load, "PATIENCE_SECONDS", 0.003)
     monkeypatch.setattr(load, "OFF", 1.1)
-    monkeypatch.setattr(latency, "once", lambda _arch, _setting: (state["ms"], 1000))
+    monkeypatch.setattr(latency, "once", lambda _arch, _setting, _of=None: (state["ms"], 1000))
     state = {"ms": 2.0}
 
     def busy(times, ms=2.0):
@@ -247,7 +247,7 @@ def test_it_waits_for_a_quiet_moment(small, monkeypatch, capsys):
 @pytest.mark.usefixtures("neighbour")
 def test_rounds_far_apart_are_taken_again_and_not_kept(small, monkeypatch, capsys):
     found = iter([2.0, 3.0, 4.0, 5.0, 6.0, 2.0, 3.0, 4.0, 2.1])
-    monkeypatch.setattr(latency, "once", lambda _arch, _setting: (next(found), 1000))
+    monkeypatch.setattr(latency, "once", lambda _arch, _setting, _of=None: (next(found), 1000))
     assert time_networks(small[:1], INT8)[small[0].digest].latency_ms == 2.0
     assert "aren't kept" in " ".join(capsys.readouterr().err.split())
     assert latency.cache_of(INT8).rows == {}
@@ -364,7 +364,7 @@ def test_the_cache_is_where_the_system_has_caches(monkeypatch, tmp_path):
 
 
 def test_the_verb(command, small, monkeypatch, tmp_path):
-    monkeypatch.setattr("mobilenets.commands.choose.grid", lambda _classes, _side=None: small)
+    monkeypatch.setattr("mobilenets.commands.choose.grid", lambda _classes, _side=None, _task=None: small)
     ran = command("latency-table", "--precision", "int8,float32", "--out", tmp_path / "t.json")
     assert ran.code == 0, ran.err
     assert "onnxruntime float32, 1 thread" in ran.out
@@ -382,7 +382,7 @@ from mobilenets.arch import zoo
 from mobilenets.commands import choose
 from mobilenets.deploy import load
 load.OFF, load.waiting = 1000.0, lambda: 0
-choose.grid = lambda classes, side=None: [zoo.arch("v1", 0.25, 32, classes)]
+choose.grid = lambda classes, side=None, task=None: [zoo.arch("v1", 0.25, 32, classes)]
 sys.exit(cli.run(sys.argv[1:]))
 """
 

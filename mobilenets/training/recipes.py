@@ -150,6 +150,20 @@ FINETUNE = Recipe(
 )
 CLEAN = "noisy-then-clean"
 CO_TEACHING = "co-teaching"
+# As finetune, but for what is new: half of a detector's layers. Its losses are sums over many anchors, and so are
+# their gradients. SGD as SSD's papers have it needs thousands of steps; here there are hundreds.
+DETECT = Recipe(
+    epochs=60,
+    batch=16,
+    lr=2e-3,
+    frozen_rows=0.25,
+    layer_decay=0.85,
+    warmup=0.1,
+    label_smoothing=0.0,
+    mixup=0.0,
+    clip=10.0,
+    patience=15,
+)
 RECIPES: dict[str, Recipe] = {
     "modern": Recipe(patience=20),
     # V1 paper, sections 3.2 and 4: RMSprop, no label smoothing, light augmentation, no decay on depthwise filters. It
@@ -178,33 +192,9 @@ RECIPES: dict[str, Recipe] = {
     # V1 paper, section 4.3, after Krause and others (2016): first the many noisy labels, by modern or, with --init,
     # finetune; then the few clean ones, by this. All of the network goes on learning: it began with wrong labels.
     CLEAN: dataclasses.replace(FINETUNE, frozen_rows=0.0),
-    # As finetune, but for what is new: half of a detector's layers. Its losses are sums over many anchors, and so are
-    # their gradients. SGD as SSD's papers have it needs thousands of steps; here there are hundreds.
-    "detect": Recipe(
-        epochs=60,
-        batch=16,
-        lr=2e-3,
-        frozen_rows=0.25,
-        layer_decay=0.85,
-        warmup=0.1,
-        label_smoothing=0.0,
-        mixup=0.0,
-        clip=10.0,
-        patience=15,
-    ),
+    "detect": DETECT,
     # An image says more here, by 64 of its proposals, and costs more.
-    "two-stage": Recipe(
-        epochs=20,
-        batch=4,
-        lr=4e-4,
-        frozen_rows=0.25,
-        layer_decay=0.85,
-        warmup=0.1,
-        label_smoothing=0.0,
-        mixup=0.0,
-        clip=10.0,
-        patience=8,
-    ),
+    "two-stage": dataclasses.replace(DETECT, epochs=20, batch=4, lr=4e-4, patience=8),
 }
 
 

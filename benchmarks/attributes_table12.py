@@ -18,15 +18,15 @@ from __future__ import annotations
 import argparse
 import csv
 import itertools
-import multiprocessing
 import os
 import shutil
 import statistics
 import time
 import zipfile
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
+
+from rows import keep, make, read
 
 import mobilenets
 from mobilenets import console, files
@@ -38,10 +38,6 @@ from mobilenets.model.module import build
 
 KEY = ("way", "alpha", "side", "epochs", "seed")
 SCORES = ("map", "accuracy", "balanced")
-FIELDS = (
-    *KEY, "macs_without_head", "params_without_head", *(f"{s}_percent" for s in SCORES),
-    *(f"int8_{s}_percent" for s in SCORES), "seconds", "device",
-)  # fmt: skip
 TEACHER, DISTILLED, LABELS = "teacher", "distilled", "labels"
 MIN_DEPTH = 16
 
@@ -176,32 +172,12 @@ def main() -> None:
     if any(r["way"] == TEACHER for r in done):
         wanted = [key for key in wanted if key["way"] != TEACHER]
     else:  # the others learn from it
-        keep(path, trained((a, table, every, began), wanted.pop(0)))
+        row = trained((a, table, every, began), wanted.pop(0))
+        assert row is not None  # its time is not over yet
+        keep(path, row)
     wanted = [key for key in wanted if key not in done]
-    with ProcessPoolExecutor(a.jobs, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
-        for row in pool.map(trained, itertools.repeat((a, table, every, began)), wanted):
-            if row is None:
-                console.note(f"{a.minutes:g} minutes are over: run it again for the rest")
-                break
-            keep(path, row)
+    make(path, trained, (a, table, every, began), wanted, a.jobs)
     show(read(path), Bundle.load(a.out / TEACHER / "float"), table)
-
-
-def keep(path: Path, row: dict[str, str] | None) -> None:
-    if row:
-        rows = [*read(path), row]
-        with files.atomic_file(path) as tmp, tmp.open("w", newline="", encoding="utf-8") as f:
-            writer = csv.DictWriter(f, FIELDS)
-            writer.writeheader()
-            writer.writerows(rows)
-        console.note(", ".join(f"{k} {v}" for k, v in row.items()))
-
-
-def read(path: Path) -> list[dict[str, str]]:
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as f:
-        return list(csv.DictReader(f))
 
 
 def show(rows: list[dict[str, str]], teacher: Bundle, table: Path) -> None:

@@ -16,26 +16,21 @@ from __future__ import annotations
 
 import argparse
 import csv
-import itertools
-import multiprocessing
 import shutil
 import statistics
 import time
 import zipfile
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
+
+from rows import make, read
 
 import mobilenets
 from mobilenets import console, files
 from mobilenets.data.splitting import stratified
 from mobilenets.errors import UserError
 
-FIELDS = (
-    "start", "way", "loss", "alpha", "resolution", "epochs", "seed", "test_top1_percent", "val_top1_percent",
-    "seconds", "device",
-)  # fmt: skip
-KEY = FIELDS[:7]
+KEY = ("start", "way", "loss", "alpha", "resolution", "epochs", "seed")
 TABLE = ("file", "split", "label")
 CLEAN, NOISY, MIXED = "clean only", "noisy then clean", "mixed"
 NOTHING = "nothing"
@@ -158,25 +153,8 @@ def main() -> None:
         for loss in (a.losses.split(",") if way == NOISY else ["cross-entropy"])
     ]
     wanted = [key for key in wanted if not any({k: r[k] for k in KEY} == key for r in read(path))]
-    with ProcessPoolExecutor(a.jobs, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
-        for row in pool.map(trained, itertools.repeat((a, photos, began)), wanted):
-            if row is None:
-                console.note(f"{a.minutes:g} minutes are over: run it again for the rest")
-                break
-            rows = [*read(path), row]
-            with files.atomic_file(path) as tmp, tmp.open("w", newline="", encoding="utf-8") as f:
-                writer = csv.DictWriter(f, FIELDS)
-                writer.writeheader()
-                writer.writerows(rows)
-            console.note(", ".join(f"{k} {v}" for k, v in row.items()))
+    make(path, trained, (a, photos, began), wanted, a.jobs)
     show(read(path))
-
-
-def read(path: Path) -> list[dict[str, str]]:
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as f:
-        return list(csv.DictReader(f))
 
 
 def show(rows: list[dict[str, str]]) -> None:

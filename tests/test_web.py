@@ -247,6 +247,7 @@ def test_what_ships_is_small_and_whole() -> None:
         assert engine.stat().st_size < 150_000
 
 
+@pytest.mark.slow
 def test_what_ships_is_what_the_sources_give(tmp_path: Path) -> None:
     spec = importlib.util.spec_from_file_location("build_web", ROOT / "web" / "build.py")
     assert spec is not None

@@ -41,6 +41,8 @@ class Layer(nn.Module):
         op = self.op
         if op.kind == "transposed":
             return F.conv_transpose2d(x, weight.transpose(0, 1), bias, 2)
+        if x.ndim == 2:  # vectors, of a linear layer
+            x = x[:, :, None, None]
         if self.same:
             x = pad_same(x, op.kernels, op.stride)
         pad = (0, 0) if self.same or op.kind == "global" else (op.kernels[0] // 2, op.kernels[1] // 2)

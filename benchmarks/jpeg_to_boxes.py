@@ -6,13 +6,13 @@ PHOTOS: a folder or zip of images, made JPEGs of first. All ways have 91 classes
 
 - torchvision: `decode_image`, the float32 ssdlite320_mobilenet_v3_large in eval mode, as its documentation shows;
 - torchvision, ONNX: the same network by `torch.onnx.export`, in ONNX Runtime;
-- ours: `load(FILE).predict([photo])` with the int8 file of each runtime, and the whole of it by parts: what the boxes and
-  their suppression take is the difference to the same file with `--raw` heads, or what the engine's own clock says.
+- ours: `load(FILE).predict([photo])` with the int8 file of each runtime. What boxes and their suppression take of it is
+  the difference to the same file with `--raw` heads; of our own engine, what its clock says too.
 
 The weights are random, so how many boxes look like something is set: of torchvision's pairs of an anchor and a class,
 CANDIDATES an image pass its threshold of 0.001, as few as a trained network leaves on a simple photo (more of them make
-torchvision slower); ours takes the best 1,000 of all pairs, whatever they score. Prints and writes milliseconds an image,
-the median and the quietest of the rounds, and their ratios.
+torchvision slower); ours takes the best 1,000 of all pairs, whatever they score. Prints and writes milliseconds an
+image, the median and the quietest of the rounds, the processor's time, which a busy machine hardly changes, and ratios.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TextIO
 
 import numpy as np
 import onnxruntime as ort
@@ -37,6 +38,7 @@ from torchvision.io import decode_image
 from torchvision.models.detection import ssdlite320_mobilenet_v3_large
 from torchvision.transforms.v2.functional import to_dtype
 
+from mobilenets import files as mobilenet_files
 from mobilenets.arch import detectors
 from mobilenets.compression.quantize import quantize_bundle
 from mobilenets.deploy import engines, predict
@@ -134,18 +136,19 @@ def own_clock(path: Path, images: np.ndarray) -> float:
     return float(np.median(rows[:, of_boxes].sum(1)))
 
 
-def timed(ways: dict[str, Way], files: list[Path], rounds: int) -> dict[str, list[float]]:
-    """Milliseconds an image of each way in each round."""
-    times: dict[str, list[float]] = {name: [] for name in ways}
+def timed(ways: dict[str, Way], files: list[Path], rounds: int) -> dict[str, list[tuple[float, float]]]:
+    """Milliseconds an image of each way in each round: on the clock, and of the processor."""
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     for way in ways.values():
         for file in files[:4]:
             way(file)
     for _ in range(rounds):
         for name, way in ways.items():
-            start = time.perf_counter()
+            before = time.perf_counter(), time.process_time()
             for file in files:
                 way(file)
-            times[name].append(1e3 * (time.perf_counter() - start) / len(files))
+            after = time.perf_counter(), time.process_time()
+            times[name].append((1e3 * (after[0] - before[0]) / len(files), 1e3 * (after[1] - before[1]) / len(files)))
     return times
 
 
@@ -155,6 +158,12 @@ def jpegs(source: Path, count: int, folder: Path) -> list[Path]:
         made.append(folder / f"{len(made):03d}.jpg")
         open_rgb(predict.content(item)).save(made[-1], quality=90)
     return made
+
+
+def write(to: TextIO, columns: list[str], rows: list[list[Any]]) -> None:
+    table = csv.writer(to, lineterminator="\n")
+    table.writerow(columns)
+    table.writerows([[name, *(f"{v:.2f}" for v in values)] for name, *values in rows])
 
 
 def main() -> None:
@@ -182,21 +191,26 @@ def main() -> None:
             ways[f"network alone, {name}"] = lambda _, engine=raw, x=seen: engine(x)
         times = timed(ways, files, a.rounds)
         clock = own_clock(folder / "whole.mnet", generated(bundle.card.preprocess, 15))
-    middle = {name: statistics.median(ms) for name, ms in times.items()}
-    least = {name: min(ms) for name, ms in times.items()}
-    columns = ["way", "median_ms", "quietest_ms", "torchvision_over_it", "torchvision_onnx_over_it"]
+    wall = {name: [t for t, _ in both] for name, both in times.items()}
+    cpu = {name: statistics.median(t for _, t in both) for name, both in times.items()}
+    middle, least = ({name: of(t) for name, t in wall.items()} for of in (statistics.median, min))
+    peers = ("torchvision", "torchvision, ONNX")
+    columns = ["way", "median_ms", "quietest_ms", "processor_ms"]
+    columns += [f"{peer} / it, {by}" for peer in peers for by in ("quietest", "processor")]
     rows = [
-        [name, middle[name], least[name], *(least[peer] / least[name] for peer in ("torchvision", "torchvision, ONNX"))]
+        [name, middle[name], least[name], cpu[name], *(of[peer] / of[name] for peer in peers for of in (least, cpu))]
         for name in ways
     ]
-    for to in filter(None, (sys.stdout, a.out and a.out.open("w", newline=""))):
-        table = csv.writer(to, lineterminator="\n")
-        table.writerow(columns)
-        table.writerows([[row[0], *(f"{v:.2f}" for v in row[1:])] for row in rows])
+    write(sys.stdout, columns, rows)
+    if a.out:
+        with mobilenet_files.atomic_file(a.out) as tmp, tmp.open("w", newline="") as to:
+            write(to, columns, rows)
     for name in ("native", "onnxruntime"):
-        boxes = least[f"network with boxes, {name}"] - least[f"network alone, {name}"]
-        print(f"boxes and suppression, {name}: {boxes:.2f} ms, {100 * boxes / least[f'ours, {name}']:.1f}% of the whole")
-    print(f"by the native engine's own clock: {clock:.2f} ms, {100 * clock / least['ours, native']:.1f}% of the whole")
+        boxes = cpu[f"network with boxes, {name}"] - cpu[f"network alone, {name}"]
+        share = 100 * boxes / cpu[f"ours, {name}"]
+        print(f"boxes and suppression, {name}: {boxes:.2f} ms of the processor, {share:.1f}% of the whole")
+    share = 100 * clock / least["ours, native"]
+    print(f"by the native engine's own clock: {clock:.2f} ms, {share:.1f}% of the quietest whole")
 
 
 if __name__ == "__main__":

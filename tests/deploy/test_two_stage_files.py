@@ -36,7 +36,7 @@ WHOLE = [n for n in ("onnxruntime", "openvino") if engines.available(n)]
 def detector(name: str, spread: float) -> Bundle:
     """Random weights whose scores are spread: high for some classes, `spread` 0 for none. Few boxes, as they cost."""
     torch.manual_seed(0)
-    net = mobilenets.create(name, backbone="v2", alpha=0.35, resolution=SIDE, num_classes=4).eval()
+    net = mobilenets.create(name, backbone="v1", alpha=0.25, resolution=SIDE, num_classes=4).eval()
     with torch.no_grad():
         net.get_submodule("rpn.0.scores").conv.weight.mul_(200)
         net.get_submodule("rpn.0.boxes").conv.weight.mul_(20)
@@ -75,7 +75,8 @@ def test_a_file_says_what_pytorch_says(
     made = export_bundle(masked, images, tmp_path / f"m{RUNTIMES[name].suffix}", "noise", name)
     assert made.agreement is not None
     assert made.agreement >= 99
-    engine = engines.load(made.path)
+    model = load(made.path)
+    engine = model.engine
     assert list(engine.card.outputs) == ["boxes", "scores", "classes", "count", "masks"]
     got = engine(images)
     assert {k: v.shape for k, v in got.items()} == {k: v.shape for k, v in expected.items()}
@@ -87,14 +88,14 @@ def test_a_file_says_what_pytorch_says(
         assert same.sum() >= MOST - 1
         for output in ("scores", "classes", "masks"):
             np.testing.assert_allclose(got[output][i][partner][same], expected[output][i][same], atol=1e-3)
-    (found,) = load(made.path).predict([images[0]])
+    (found,) = model.predict([images[0]])
     assert "mask" in json.loads(json.dumps(found.to_json()))["boxes"][0]
 
 
 @pytest.mark.parametrize("name", WHOLE)
-def test_nothing_is_found(name: str, images: npt.NDArray[np.uint8], tmp_path: Path) -> None:
-    made = export_bundle(detector("mask-rcnn", 0.0), images, tmp_path / f"m{RUNTIMES[name].suffix}", "noise", name)
-    got = engines.load(made.path)(images)
+def test_nothing_is_found(name: str, images: npt.NDArray[np.uint8]) -> None:
+    engine, _ = engines.build(name, detector("mask-rcnn", 0.0), "float32", 1)
+    got = engine(images[:1])
     assert not any(values.any() for values in got.values())
 
 
@@ -112,13 +113,14 @@ def test_smaller_files(
 ) -> None:
     """Nearly the same scores: random boxes are so near each other that some change."""
     path = tmp_path / "m.onnx"
-    engines.module("onnxruntime").write(Bundle(masked.card.replace(precision=precision), masked.tensors), path, None)
-    assert engines.module("onnxruntime").stored_precision(path) == precision
-    got = engines.load(path)(images)
+    runtime = engines.module("onnxruntime")
+    runtime.write(Bundle(masked.card.replace(precision=precision), masked.tensors), path, None)
+    assert runtime.stored_precision(path) == precision
+    got = runtime.load(path, 1)(images)
     np.testing.assert_allclose(got["scores"], expected["scores"], atol=0.01 if precision == "float16" else 0.3)
 
 
-def test_each_box_is_cut_out_of_the_map_of_its_size(tmp_path: Path) -> None:
+def test_each_box_is_cut_out_of_the_map_of_its_size() -> None:
     """A wide picture, three maps, boxes from a few pixels to all of it."""
     arch = Arch("three", 1.0, 256, 0, tuple(Conv(8, stride=2) for _ in range(5)), activation="relu6")
     maps = [f"blocks.{i}.conv" for i in (2, 3, 4)]
@@ -143,8 +145,6 @@ def test_each_box_is_cut_out_of_the_map_of_its_size(tmp_path: Path) -> None:
     areas = np.prod((reference["proposed"][..., 2:] - reference["proposed"][..., :2]) * size[::-1], -1)
     assert all((areas > least).any() for least in (0, 112**2, 224**2))
     for name in WHOLE:
-        path = tmp_path / f"m{RUNTIMES[name].suffix}"
-        engines.module(name).write(bundle, path, None)
-        got = engines.load(path)(pixels)
+        got = engines.build(name, bundle, "float32", 1)[0](pixels)
         np.testing.assert_allclose(got["proposed"], reference["proposed"], atol=1e-5)
         np.testing.assert_allclose(got["crop"], reference["crop"], atol=1e-4)

@@ -71,13 +71,23 @@ VERBS = {
         "choose:latency_table",
         "Measure all networks here, for `choose --table` elsewhere.",
     ),
+    "prune": ("prune:prune", "Fewer channels or weights: by macs, by latency measured, by share."),
     "quantize": ("quantize:quantize", "Float bundle -> int8 bundle."),
     "export": ("export:export", "Bundle -> a file that runs, proved against PyTorch."),
     "push": ("push:push_to_hub", "A bundle, with what its run ships -> the Hugging Face Hub."),
     "show": ("show:show", "What a bundle, run or file says of itself."),
     "report": ("report:report", "A run's report, one HTML page."),
 }
-TRAINING = ("fit", "train", "sweep", "tune", "distill", "quantize", "export")  # need PyTorch, whatever is asked of them
+TRAINING = (
+    "fit",
+    "train",
+    "sweep",
+    "tune",
+    "distill",
+    "prune",
+    "quantize",
+    "export",
+)  # need PyTorch, whatever is asked of them
 PARTS = {"data": "check"}  # verbs that are said with a second word
 # Options that say which network, which `fit` finds out.
 NETWORK = ("--arch", "--alpha", "--resolution")

@@ -33,7 +33,8 @@ class Unmet(UserError):
 class Goal(Protocol):
     """`of` measures a network by its card; at most `limit` of it is wanted."""
 
-    limit: float
+    @property
+    def limit(self) -> float: ...
 
     @property
     def called(self) -> str: ...

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from mobilenets.model.card import Card
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 
 def sparse(card: Card) -> bool:
@@ -24,4 +25,9 @@ def keep_zeros(weights: Iterable[nn.Parameter]) -> None:
     for weight in weights:
         mask = (weight.detach() != 0).to(weight.dtype)
         if not mask.all():
-            weight.register_hook(lambda gradient, mask=mask: gradient * mask.to(gradient.device))
+            hook = functools.partial(_masked, mask)
+            weight.register_hook(hook)  # type: ignore[no-untyped-call]
+
+
+def _masked(mask: Tensor, gradient: Tensor) -> Tensor:
+    return gradient * mask.to(gradient.device)

@@ -91,7 +91,7 @@ def test_the_fewest_channels_go_that_meet_the_goal(how: str) -> None:
     source, coupled = bundle_of(net), Coupled(net)
     worth = coupled.worth(how, losses(net))  # type: ignore[arg-type]
     whole = macs_m(source.card)
-    least = {n: 8 for n in coupled.found}
+    least = dict.fromkeys(coupled.found, 8)
     made = narrow(source, coupled, worth, Scheme(how, 8, least), Macs(0.6 * whole), 0.6 * whole)  # type: ignore[arg-type]
     assert 0.5 * whole < macs_m(made.card) <= 0.6 * whole
     assert all(op.cout % 8 == 0 for op in made.card.arch.layers if op.kind == "pointwise")
@@ -114,7 +114,7 @@ def test_a_goal_that_nothing_meets_says_the_nearest() -> None:
     source, coupled = bundle_of(net), Coupled(net)
     worth = coupled.worth("magnitude", ())
     with pytest.raises(goals.Unmet, match=r"no width meets a latency of 1 ms: the narrowest, .* has 8 ms") as e:
-        narrow(source, coupled, worth, Scheme("magnitude", 8, {n: 8 for n in coupled.found}), Slow(), 1.0)
+        narrow(source, coupled, worth, Scheme("magnitude", 8, dict.fromkeys(coupled.found, 8)), Slow(), 1.0)
     assert e.value.nearest.card.graph.op("blocks.0.conv").cout == 8
 
 

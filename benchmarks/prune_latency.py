@@ -4,10 +4,10 @@
         [--final-epochs 3] [--importance taylor] [--threads 1]
 
 BUNDLE: a float bundle or a run of one of the zoo's networks; DATA: what it was trained on. The narrower network is the
-zoo's of the largest alpha that meets the same limit, with the first channels of each of BUNDLE's layers; it is trained by
-the same recipe for as many epochs as the pruned one in all. Scores are of the val split, which also picked the epoch, of
-both. Latencies are of float32 on one thread, each measured in turn with BUNDLE's. Adds to OUT/prune.csv; the bundles stay
-in OUT, and a script that was killed goes on.
+zoo's of the largest alpha that meets the same limit, with the first channels of each of BUNDLE's layers; it is trained
+by the same recipe for as many epochs as the pruned one in all. Scores are of the val split, which also picked the epoch,
+of both. Latencies are of float32, measured in turn with BUNDLE's. Adds to OUT/prune.csv; the bundles stay in OUT, and a
+script that was killed goes on.
 """
 
 from __future__ import annotations
@@ -98,8 +98,9 @@ def main() -> None:
         made = Bundle.load(out) if bundles.is_bundle(out) else make()
         row = {
             "network": made.card.arch.title, "how": name, "engine": a.engine, "importance": a.importance,
-            "macs_m": round(macs_m(made.card), 2), "params_m": round(sum(t.size for t in made.tensors.values()) / 1e6, 3),
-            "latency_ms": round(goal.of(made.card), 4), "share": round(goal.of(made.card) / goal.of(source.card), 3),
+            "macs_m": round(macs_m(made.card), 2), 
+            "params_m": round(sum(t.size for t in made.tensors.values()) / 1e6, 3),
+            "latency_ms": round(ms := goal.of(made.card), 4), "share": round(ms / goal.own, 3),
             f"val_{score.column}": round(mixed.scored(made, data, score).value, 2),
             "seconds": round(time.perf_counter() - began), "machine": machine(),
         }  # fmt: skip

@@ -6,18 +6,16 @@ import functools
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-
 from mobilenets.arch import cost
 from mobilenets.deploy import engines
-from mobilenets.deploy.bench import pinned, time_calls
+from mobilenets.deploy.bench import best_round_ms, pinned, time_calls
 from mobilenets.deploy.engines import Engine
 from mobilenets.deploy.latency import Setting
 from mobilenets.errors import UserError
 from mobilenets.model.bundle import Bundle, with_random_weights
 from mobilenets.model.card import Card
 
-ROUNDS, ROUND_SECONDS, WARM_UP_SECONDS = 5, 0.08, 0.05
+ROUNDS, ROUND_SECONDS, WARM_UP_SECONDS = 5, 0.1, 0.05
 # What runtimes compute at once: a count of channels between two multiples takes as long as the next.
 AT_ONCE = 8
 
@@ -66,8 +64,8 @@ class Latency:
     """At most `limit` milliseconds of one image, or that share of what the network `whole` takes.
 
     What a network takes doesn't depend on its weights: random ones are timed. Its rounds are taken in turn with rounds
-    of `whole`, and counted by what these took more than at their best, so that a machine's mood changes no choice.
-    Raises `UserError` for an engine that isn't there or doesn't take the network.
+    of `whole`, and the quickest calls of both compared, which a busy machine changes least: latencies are `whole`'s, the
+    median of its quietest round, by that ratio. Raises `UserError` for an engine that isn't there or doesn't take it.
     """
 
     called, unit = "latency", "ms"
@@ -75,9 +73,11 @@ class Latency:
     def __init__(self, whole: Card, setting: Setting, limit: float | None = None, share: float | None = None) -> None:
         self.setting = setting
         self.whole = self._ready(whole)
-        self.best = float("inf")
-        own = self.of(whole)
-        self.limit = own * share if share else limit or own
+        with pinned(setting.threads):
+            rounds = [_round(self.whole) for _ in range(ROUNDS)]
+        self.own = best_round_ms(rounds)
+        self.quickest = min(map(min, rounds))
+        self.limit = self.own * share if share else limit or self.own
 
     def _ready(self, card: Card) -> Engine:
         s = self.setting
@@ -87,17 +87,17 @@ class Latency:
         return engine
 
     def of(self, card: Card) -> float:
-        """Milliseconds of one image, the median of its quietest round."""
+        """Milliseconds of one image."""
         engine = self._ready(card)
         with pinned(self.setting.threads):
             rounds = [(_round(self.whole), _round(engine)) for _ in range(ROUNDS)]
-        beside, own = (float(np.min(column)) for column in zip(*rounds, strict=True))
-        self.best = min(self.best, beside)
-        return 1e3 * own * self.best / beside
+        self.quickest = min(self.quickest, *(min(beside) for beside, _ in rounds))
+        return self.own * min(min(own) for _, own in rounds) / self.quickest
 
 
-def _round(engine: Engine) -> float:
-    return float(np.median(time_calls(engine, 1, ROUND_SECONDS)))
+def _round(engine: Engine) -> list[float]:
+    """Seconds of each of some calls."""
+    return time_calls(engine, 1, ROUND_SECONDS)
 
 
 @functools.cache

@@ -174,8 +174,8 @@ def prune(
         else:
             Budget(max_latency_ms=max_latency_ms)
             (setting,) = latency.settings([engine], [precision], [threads])
-            part = None if target_latency is None else share(target_latency, "--target-latency")
-            goal = Latency(dense.card, setting, max_latency_ms, part)
+            part = 0.0 if target_latency is None else share(target_latency, "--target-latency")
+            goal = Latency(dense.card, setting, max_latency_ms or 0.0, part)
         how = Narrowing(dense, goal, importance, multiple, images, recipe, seed)
     dataset = tasks.data_of(source.card, named(data, reading), as_path(root))
     made, told = pruning.prune(

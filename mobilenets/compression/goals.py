@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
 from mobilenets.arch import cost
 from mobilenets.deploy import engines
-from mobilenets.deploy.bench import best_round_ms, pinned, time_calls
+from mobilenets.deploy.bench import pinned, time_calls
 from mobilenets.deploy.engines import Engine
 from mobilenets.deploy.latency import Setting
 from mobilenets.errors import UserError
@@ -61,23 +62,23 @@ class Macs:
 
 
 class Latency:
-    """At most `limit` milliseconds of one image, or that share of what the network `whole` takes.
+    """At most `limit` milliseconds of one image, or a `share` of what the network `whole` takes.
 
-    What a network takes doesn't depend on its weights: random ones are timed. Its rounds are taken in turn with rounds
-    of `whole`, and the quickest calls of both compared, which a busy machine changes least: latencies are `whole`'s, the
-    median of its quietest round, by that ratio. Raises `UserError` for an engine that isn't there or doesn't take it.
+    What a network takes doesn't depend on its weights: random ones are timed, in rounds in turn with those of `whole`.
+    It is the quickest call that counts: a busy machine makes others longer, and none shorter. Raises `UserError` for an
+    engine that isn't there or doesn't take a network.
     """
 
     called, unit = "latency", "ms"
 
-    def __init__(self, whole: Card, setting: Setting, limit: float | None = None, share: float | None = None) -> None:
-        self.setting = setting
-        self.whole = self._ready(whole)
-        with pinned(setting.threads):
-            rounds = [_round(self.whole) for _ in range(ROUNDS)]
-        self.own = best_round_ms(rounds)
-        self.quickest = min(map(min, rounds))
-        self.limit = self.own * share if share else limit or self.own
+    def __init__(self, whole: Card, setting: Setting, limit: float = 0.0, share: float = 0.0) -> None:
+        self.setting, self.fixed, self.share = setting, limit, share
+        self.whole, self.whole_ms = self._ready(whole), math.inf
+        self.of(whole)
+
+    @property
+    def limit(self) -> float:
+        return self.fixed or self.share * self.whole_ms
 
     def _ready(self, card: Card) -> Engine:
         s = self.setting
@@ -88,16 +89,12 @@ class Latency:
 
     def of(self, card: Card) -> float:
         """Milliseconds of one image."""
-        engine = self._ready(card)
+        engine, best = self._ready(card), math.inf
         with pinned(self.setting.threads):
-            rounds = [(_round(self.whole), _round(engine)) for _ in range(ROUNDS)]
-        self.quickest = min(self.quickest, *(min(beside) for beside, _ in rounds))
-        return self.own * min(min(own) for _, own in rounds) / self.quickest
-
-
-def _round(engine: Engine) -> list[float]:
-    """Seconds of each of some calls."""
-    return time_calls(engine, 1, ROUND_SECONDS)
+            for _ in range(ROUNDS):
+                self.whole_ms = min(self.whole_ms, 1e3 * min(time_calls(self.whole, 1, ROUND_SECONDS)))
+                best = min(best, 1e3 * min(time_calls(engine, 1, ROUND_SECONDS)))
+        return best
 
 
 @functools.cache

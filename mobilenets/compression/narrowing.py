@@ -75,8 +75,8 @@ def narrow(
     made = _cut(source, coupled, worth, card(removed))
     if measured(removed) > limit:
         raise Unmet(
-            f"no width meets a {goal.called} of {limit:.4g} {goal.unit}: the narrowest, each layer a tenth of what it "
-            f"was, has {measured(removed):.4g} {goal.unit}",
+            f"no width meets a {goal.called} of {goal.limit:.4g} {goal.unit}: the narrowest, a tenth of each layer, has "
+            f"{measured(removed):.4g} {goal.unit}",
             made,
         )
     return made

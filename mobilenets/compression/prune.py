@@ -10,7 +10,7 @@ import importlib
 import itertools
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -83,11 +83,9 @@ class Narrowing:
     images: int = IMAGES
     recipe: Recipe = RECIPE
     seed: int = 0
-    whole: float = field(init=False)
 
     def __post_init__(self) -> None:
         importlib.import_module("torch_pruning")  # says what to install before anything is begun
-        self.whole = self.goal.of(self.source.card)
 
     def cut(self, bundle: Bundle, data: Data, number: int, steps: int) -> Bundle:
         from mobilenets.compression.channels import Coupled
@@ -104,8 +102,9 @@ class Narrowing:
         before = self.source.card.graph
         least = {name: tenth(before.op(name).cout, self.multiple) for name in coupled.found}
         scheme = Scheme(self.importance, self.multiple, least)
-        limit = self.whole * min(1.0, self.goal.limit / self.whole) ** (number / steps)
-        return narrow(bundle, coupled, worth, scheme, self.goal, limit)
+        here = self.goal.of(bundle.card)
+        left = min(1.0, self.goal.limit / here) ** (1 / (steps - number + 1))
+        return narrow(bundle, coupled, worth, scheme, self.goal, left * here)
 
     def latency_ms(self, bundle: Bundle) -> float | None:
         return self.goal.of(bundle.card) if self.goal.unit == "ms" else None

@@ -7,8 +7,7 @@ BUNDLE: a float bundle or a run of one of the zoo's networks; DATA: what it was 
 zoo's of the largest alpha that meets the same limit, with the first channels of each of BUNDLE's layers; it is trained
 by the same recipe for as many epochs as the pruned one in all. Scores are of the val split, which also picked both's
 epochs. Latencies are of float32, measured in turn with BUNDLE's; with --processor-time of what the process had of the
-processor, where others have it too. Adds to OUT/prune.csv; the bundles stay in OUT, so that a script that was killed goes
-on.
+processor, where others have it too. Adds to OUT/prune.csv; what was made stays in OUT, and one that was killed goes on.
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ def narrow(
     made = _cut(source, coupled, worth, card(removed))
     if measured(removed) > limit:
         raise Unmet(
-            f"no width meets a {goal.called} of {goal.limit:.4g} {goal.unit}: the narrowest, a tenth of each layer, has "
+            f"no width meets a {goal.called} of {goal.limit:.4g} {goal.unit}: a tenth of each layer has "
             f"{measured(removed):.4g} {goal.unit}",
             made,
         )

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import Ran, Run
+from conftest import Ran, Run, quantized
 
 import mobilenets
 from mobilenets.arch import zoo
@@ -19,13 +18,17 @@ from mobilenets.compression import goals, prune
 from mobilenets.compression.channels import MEASURES, Coupled, ranked
 from mobilenets.compression.goals import Latency, Macs, macs_m
 from mobilenets.compression.narrowing import Scheme, narrow
+from mobilenets.compression.qat import FakeQuantized
+from mobilenets.compression.quantize import measure_ranges
+from mobilenets.compression.scheme import DEFAULT
 from mobilenets.compression.sparsify import Anywhere, NofM, progress, share_of_zeros, sparsified, thinned
+from mobilenets.data.dataset import Data
 from mobilenets.deploy.latency import Setting
 from mobilenets.errors import UserError
 from mobilenets.model.bundle import Bundle
 from mobilenets.model.card import classifier_card
 from mobilenets.model.encodings import weight_name
-from mobilenets.model.images import Preprocess
+from mobilenets.model.images import Pixels, Preprocess
 from mobilenets.model.module import MobileNet, build
 from mobilenets.model.net import of_tensors
 from mobilenets.training.zeros import keep_zeros
@@ -113,7 +116,7 @@ def test_a_goal_that_nothing_meets_says_the_nearest() -> None:
     net = network("v1", 0.5)
     source, coupled = bundle_of(net), Coupled(net)
     worth = coupled.worth("magnitude", ())
-    with pytest.raises(goals.Unmet, match=r"no width meets a latency of 1 ms: the narrowest, .* has 8 ms") as e:
+    with pytest.raises(goals.Unmet, match=r"no width meets a latency of 1 ms: a tenth of each layer has 8 ms") as e:
         narrow(source, coupled, worth, Scheme("magnitude", 8, dict.fromkeys(coupled.found, 8)), Slow(), 1.0)
     assert e.value.nearest.card.graph.op("blocks.0.conv").cout == 8
 
@@ -186,7 +189,7 @@ def thinned_bundle(learned: Run, colours: Path, tmp_path_factory: pytest.TempPat
 def test_half_the_macs(learned: Run, colours: Path, tmp_path: Path, command: Callable[..., Ran]) -> None:
     out = tmp_path / "half"
     line = ("prune", learned.out, colours, "--out", out, "--target-macs", "50%", "--steps", 2, "--epochs", 1)
-    ran = command(*line, "--final-epochs", 2, "--workers", 0, "--batch", 24, "--images", 48, "--json")
+    ran = command(*line, "--final-epochs", 1, "--workers", 0, "--batch", 24, "--images", 48, "--json")
     before, first, last = ran.json["steps"]
     assert last["macs_m"] <= 0.5 * before["macs_m"] < first["macs_m"] <= 0.71 * before["macs_m"]
     assert last["score"] >= 90
@@ -195,47 +198,63 @@ def test_half_the_macs(learned: Run, colours: Path, tmp_path: Path, command: Cal
     assert made.card.recipe["pruned"]["channels"]["importance"] == "taylor"
     assert not (tmp_path / "half.prune").exists()
     assert command("export", out, "--to", "onnx", "--out", tmp_path / "half.onnx").code == 0
-    assert "half" in command("show", out).out or command("show", out).code == 0
 
 
-def test_zeros_stay_in_training_and_in_int8(
-    thinned_bundle: Path, colours: Path, tmp_path: Path, tiny_train: Callable[..., Run]
-) -> None:
+def test_zeros_stay_in_training(thinned_bundle: Path, tmp_path: Path, tiny_train: Callable[..., Run]) -> None:
     made = Bundle.load(thinned_bundle)
     assert made.card.recipe["pruned"] == {"zeros": {"sparsity": "2:4"}}
-    names = [weight_name(op) for op in made.card.graph.layers if thinned(op)]
     assert share_of_zeros(made) == pytest.approx(0.5, abs=0.01)
     run = tiny_train(tmp_path / "on", "--init", thinned_bundle, "--epochs", 1, "--lr", 0.01)
     assert run.ran.code == 0, run.ran.err
     on = Bundle.load(run.out / "float")
     assert on.card.recipe["pruned"] == made.card.recipe["pruned"]
-    for name in names:
+    for name in (weight_name(op) for op in made.card.graph.layers if thinned(op)):
         assert np.array_equal(on.tensors[name] == 0, made.tensors[name] == 0)
-    int8 = mobilenets.quantize(thinned_bundle, colours, out=tmp_path / "int8", images=24, qat=1)
+    assert not np.array_equal(on.tensors["classifier.weight"], made.tensors["classifier.weight"])
+
+
+def test_zeros_stay_in_int8_and_its_training(thinned_bundle: Path, pixels: Pixels) -> None:
+    made = Bundle.load(thinned_bundle)
+    measured = measure_ranges(made, pixels[:8], DEFAULT)
+    int8, net = measured.bundle(), FakeQuantized(measured)
+    said = net.run({"input": torch.from_numpy(made.card.preprocess.normalize(pixels[:4]))}, ["logits"])["logits"]
+    said.square().sum().backward()
     for op in made.card.graph.layers:
         if thinned(op):
-            codes = int8.tensors[f"{op.name}.weight"]
-            assert not codes.reshape(-1)[made.tensors[weight_name(op)].reshape(-1) == 0].any()
+            zero = made.tensors[weight_name(op)].reshape(op.weight_shape) == 0
+            assert not int8.tensors[f"{op.name}.weight"][zero].any()
+            gradient = net.of(op).weight.grad.numpy()
+            assert not gradient[zero].any()
+            assert gradient.any()
 
 
 def test_it_goes_on_where_it_was_stopped(
     learned: Run, colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def call(out: Path) -> Bundle:
+    def call() -> Bundle:
         return mobilenets.prune(
-            learned.out, colours, out=out, unstructured="60%", steps=2, final_epochs=1, overrides=FEW
+            learned.out, colours, out=tmp_path / "cut", unstructured="60%", steps=2, final_epochs=1, overrides=FEW
         )
 
-    whole, cuts = call(tmp_path / "whole"), prune.Thinning.cut
-    monkeypatch.setattr(
-        prune.Thinning, "cut", lambda *a: (_ for _ in ()).throw(UserError("full")) if a[3] == 2 else cuts(*a)
-    )
+    cut = prune.Thinning.cut
+    steps: list[int] = []
+
+    def full_disk(self: prune.Thinning, bundle: Bundle, data: Data, number: int, of: int) -> Bundle:
+        steps.append(number)
+        if steps == [1, 2]:
+            raise UserError("the disk is full")
+        return cut(self, bundle, data, number, of)
+
+    monkeypatch.setattr(prune.Thinning, "cut", full_disk)
     with pytest.raises(UserError, match="full"):
-        call(tmp_path / "cut")
-    monkeypatch.setattr(prune.Thinning, "cut", cuts)
-    assert (tmp_path / "cut.prune" / "step-1" / "float").exists()
-    again = call(tmp_path / "cut")
-    assert all(np.array_equal(again.tensors[k], t) for k, t in whole.tensors.items())
+        call()
+    assert not (tmp_path / "cut").exists()
+    before = Bundle.load(tmp_path / "cut.prune" / "step-1" / "float")
+    made = call()
+    assert steps == [1, 2, 2]
+    assert made.steps[1].score == before.card.metrics[0].value  # type: ignore[attr-defined]
+    assert share_of_zeros(made) == pytest.approx(0.6, abs=0.001)
+    assert not (tmp_path / "cut.prune").exists()
 
 
 def test_a_budget_that_nothing_meets(learned: Run, colours: Path, tmp_path: Path, command: Callable[..., Ran]) -> None:
@@ -248,7 +267,12 @@ def test_a_budget_that_nothing_meets(learned: Run, colours: Path, tmp_path: Path
 
 
 def test_wrong_calls(
-    learned: Run, colours: Path, tmp_path: Path, command: Callable[..., Ran], make_bundle: Callable[..., Bundle]
+    learned: Run,
+    colours: Path,
+    tmp_path: Path,
+    command: Callable[..., Ran],
+    make_bundle: Callable[..., Bundle],
+    pixels: Pixels,
 ) -> None:
     def line(*more: object, bundle: Path = learned.out) -> str:
         return command("prune", bundle, colours, "--out", tmp_path / "no", *more).line
@@ -259,16 +283,22 @@ def test_wrong_calls(
     assert "--unstructured takes a share" in line("--unstructured", "x")
     assert "steps must be at least 1" in line("--target-macs", "50%", "--steps", 0)
     assert "did you mean 'onnxruntime'" in line("--target-latency", "50%", "--engine", "onnxruntim")
-    int8 = make_bundle("v1")
-    Bundle(int8.card.replace(precision="float16"), int8.tensors)
+    quantized(make_bundle("v1"), pixels).save(tmp_path / "int8")
+    assert "is int8: prune the float bundle" in line("--target-macs", "50%", bundle=tmp_path / "int8")
     assert not (tmp_path / "no").exists()
     assert not (tmp_path / "no.prune").exists()
 
 
-def test_a_two_stage_detector_is_refused() -> None:
-    card = bundle_of(network("v1")).card
-    net = of_tensors(card, bundle_of(network("v1")).tensors)
-    crop = dataclasses.replace(net.graph.ops[0], kind="crop")
-    net.graph = net.graph.replace(ops=(crop, *net.graph.ops[1:]))
+def test_detectors() -> None:
+    """One stage: the body's channels go, and the heads read what is left. Two stages: one clear line."""
+    source = mobilenets.create("ssdlite", backbone="v2", alpha=0.35, resolution=96, num_classes=3).bundle()  # type: ignore[call-overload]
+    coupled = Coupled(of_tensors(source.card, source.tensors))
+    whole = macs_m(source.card)
+    scheme = Scheme("magnitude", 8, dict.fromkeys(coupled.found, 8))
+    made = narrow(source, coupled, coupled.worth("magnitude", ()), scheme, Macs(0.8 * whole), 0.8 * whole)
+    x = torch.randn(1, 3, 96, 96)
+    before, after = coupled.net.answers(x), of_tensors(made.card, made.tensors).answers(x)
+    assert all(torch.equal(after[name], y) for name, y in before.items())
+    two = mobilenets.create("faster-rcnn-fpn", backbone="v1", alpha=0.25, resolution=64, num_classes=3)  # type: ignore[call-overload]
     with pytest.raises(UserError, match="two-stage"):
-        Coupled(net)
+        Coupled(two)

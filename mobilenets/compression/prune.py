@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from mobilenets import console, tasks
 from mobilenets.arch import cost
-from mobilenets.compression import mixed
 from mobilenets.compression.goals import Goal, Unmet, macs_m, tenth
 from mobilenets.compression.sparsify import Pattern, progress, share_of_zeros, sparsified
 from mobilenets.data import checks
@@ -24,6 +23,7 @@ from mobilenets.data.dataset import Data, cache_side
 from mobilenets.errors import UserError
 from mobilenets.model.bundle import Bundle, is_bundle
 from mobilenets.model.card import Card
+from mobilenets.tasks.task import MetricSpec
 from mobilenets.training import run, trainer
 from mobilenets.training.recipes import FINETUNE, Overrides, Recipe
 from mobilenets.training.run import CHECKPOINTS, FLOAT
@@ -164,7 +164,7 @@ def prune(
     said = {**source.card.recipe.get("pruned", {}), **how.to_json()}
     with run.taken(work, config, work.exists(), data):
         checks.scan(data, side=cache_side(max(source.card.preprocess.input_size)))
-        told = [_told(source, how, 0, mixed.scored(source, data, score).value)]
+        told = [_told(source, how, 0, _score(source, data, score))]
         bundle = source
         for number in range(1, steps + 1):
             folder = work / f"step-{number}"
@@ -186,12 +186,18 @@ def _cut(
     try:
         made = how.cut(bundle, data, *step)
     except Unmet as e:
-        value = score.say(mixed.scored(e.nearest, data, score).value)
-        raise UserError(f"{e}, and without training {value} {score.label} on {mixed.DECIDES}") from e
+        value = score.say(_score(e.nearest, data, score))
+        raise UserError(f"{e}, and without training {value} {score.label} on val") from e
     made = Bundle(made.card.replace(recipe={**made.card.recipe, "pruned": dict(said)}), made.tensors).save(path)
     what = f"{macs_m(made.card):.4g} M macs, {100 * share_of_zeros(made):.3g}% of the weights zero"
     console.note(f"step {step[0]} of {step[1]}: {what}")
     return made
+
+
+def _score(bundle: Bundle, data: Data, score: MetricSpec) -> float:
+    from mobilenets.compression import mixed
+
+    return mixed.scored(bundle, data, score).value
 
 
 def _trained(cut: Bundle, data: Data, recipe: Recipe, folder: Path, seed: int) -> Bundle:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mobilenets.arch.graph import Graph, Head, same_padding
+from mobilenets.arch.graph import Graph, Head, pads, same_padding
 from mobilenets.arch.operations import KINDS, Activation, Op
 from mobilenets.arch.spec import Arch, Block
 from mobilenets.errors import UserError
@@ -35,13 +35,24 @@ def pad_same(x: Tensor, kernels: Sequence[int], stride: int) -> Tensor:
     return F.pad(x, (left, right, top, bottom))
 
 
+def pads_same(op: Op, arch: Arch) -> bool:
+    """Whether a layer pads by `pad_same` before its convolution: at stride 1 and an odd kernel, "SAME" is symmetric."""
+    return arch.padding == "same" and op.stride > 1 and op.pads is None
+
+
+def own_padding(op: Op, arch: Arch) -> tuple[int, int]:
+    """What a layer's convolution itself adds above and below, left and right."""
+    if pads_same(op, arch) or op.kind == "global":
+        return 0, 0
+    return (op.kernels[0] // 2, op.kernels[1] // 2) if op.pads is None else op.pads[:2]
+
+
 class ConvNormAct(nn.Module):
     """A convolution, BatchNorm or a bias, an activation, as `op` says: [N, cin, H, W] -> [N, cout, H', W']."""
 
     def __init__(self, op: Op, arch: Arch) -> None:
         super().__init__()
-        self.same = arch.padding == "same" and op.stride > 1  # at stride 1 and an odd kernel, "SAME" is symmetric
-        pad = (0, 0) if self.same or op.kind == "global" else (op.kernels[0] // 2, op.kernels[1] // 2)
+        self.same, pad = pads_same(op, arch), own_padding(op, arch)
         self.conv = Conv2d(op.cin, op.cout, op.kernels, op.stride, pad, groups=op.groups, bias=op.bias)
         self.norm = nn.BatchNorm2d(op.cout, arch.bn_eps, arch.bn_momentum) if op.norm else nn.Identity()
         self.act = ACTIVATIONS[op.activation](inplace=True) if op.activation else nn.Identity()
@@ -58,6 +69,17 @@ class Transposed(ConvNormAct):
     def forward(self, x: Tensor) -> Tensor:
         conv = self.conv
         return cast(Tensor, self.act(self.norm(F.conv_transpose2d(x, conv.weight.transpose(0, 1), conv.bias, 2))))
+
+
+class MapClassifier(ConvNormAct):
+    """A classifier at every position of a map, dropout before it: [N, C, H, W] -> [N, classes, H, W]."""
+
+    def __init__(self, op: Op, arch: Arch) -> None:
+        super().__init__(op, arch)
+        self.dropout = arch.dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.dropout(x, self.dropout, self.training))
 
 
 class Linear(nn.Linear):
@@ -125,6 +147,47 @@ class Pool(nn.Module):
         return x.mean((2, 3), keepdim=True)
 
 
+class Windows(nn.Module):
+    """The largest or the mean of each window of a map, as `op` says: [N, C, H, W] -> [N, C, H', W']."""
+
+    def __init__(self, op: Op, arch: Arch) -> None:
+        super().__init__()
+        self.op, self.padding = op, arch.padding
+
+    def forward(self, x: Tensor) -> Tensor:
+        op, largest = self.op, self.op.kind == "maxpool"
+        above, left, below, right = pads(op, tuple(x.shape[1:]), self.padding)
+        pad = above, left
+        if pad != (below, right) or above > op.kernels[0] // 2 or left > op.kernels[1] // 2:
+            x = F.pad(x, (left, right, above, below), value=float("-inf") if largest else 0.0)
+            pad = 0, 0
+        pool = F.max_pool2d if largest else F.avg_pool2d
+        return cast(Tensor, pool(x, op.kernels, op.stride, pad))
+
+
+class Shuffle(nn.Module):
+    """Channels of each of some groups in turn: [N, g * n, H, W], seen as g x n, to n x g."""
+
+    def __init__(self, groups: int) -> None:
+        super().__init__()
+        self.groups = groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, c, h, w = x.shape
+        return x.reshape(n, self.groups, c // self.groups, h, w).transpose(1, 2).reshape(n, c, h, w)
+
+
+class Slice(nn.Module):
+    """Some channels of a map."""
+
+    def __init__(self, op: Op) -> None:
+        super().__init__()
+        self.first, self.last = op.first, op.first + op.cout
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, self.first : self.last]
+
+
 class Add(nn.Module):
     """The sum of two maps of one shape."""
 
@@ -169,6 +232,10 @@ MODULES: dict[str, Callable[[Op, Arch], nn.Module]] = {
     "norm": _norm,
     "activation": lambda op, _: ACTIVATIONS[cast(Activation, op.activation)](),
     "pool": lambda _op, _: Pool(),
+    "maxpool": Windows,
+    "avgpool": Windows,
+    "shuffle": lambda op, _: Shuffle(op.grouped),
+    "slice": lambda op, _: Slice(op),
     "add": lambda _op, _: Add(),
     "mul": lambda _op, _: Mul(),
     "attend": lambda op, _: Attend(op.heads),
@@ -264,8 +331,11 @@ class Walker(nn.Module):
 
 
 def classifier_of(arch: Arch) -> nn.Module:
-    """The last layer, which gives the logits; of a headless network, nothing."""
-    return Linear(arch.ops[-1], arch) if arch.num_classes else nn.Identity()
+    """The layer that gives the logits; of a headless network, nothing."""
+    if not arch.num_classes:
+        return nn.Identity()
+    made = MapClassifier if arch.classifies == "map" else Linear
+    return made(arch.graph.op("classifier"), arch)
 
 
 def initialise(module: nn.Module) -> None:
@@ -344,7 +414,15 @@ class MobileNet(Walker):
         return x.flatten(1)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.arch.classifies == "map":
+            for block in self.blocks:
+                x = block(x)
+            return self.classified(x)
         return cast(Tensor, self.classifier(self.pooled(x)))
+
+    def classified(self, x: Tensor) -> Tensor:
+        """Logits [N, classes] of the last map, every position of which is classified."""
+        return cast(Tensor, self.pool(self.classifier(x))).flatten(1)
 
 
 def build(arch: Arch, head: Head | None = None) -> MobileNet:

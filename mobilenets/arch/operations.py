@@ -99,11 +99,13 @@ class Op:
         inputs = d.get("inputs", [])
         names = [d.get("name"), *inputs] if isinstance(inputs, list) else [None]
         shared = isinstance(d.get("shares", ""), str)
-        if not (shared and all(isinstance(n, str) and n for n in names)) or {"pads", "ceil"} & d.keys():
+        if not (shared and all(isinstance(n, str) and n for n in names)) or not _are_pads(d.get("pads")):
             raise UserError(f"not an operation: {dict(d)}")
         if (d.get("part") in PARTS) != (d["kind"] == "detected"):
             raise UserError(f"not an operation: {dict(d)}")
-        own: dict[str, Any] = {"inputs": tuple(inputs)}
+        if type(d.get("ceil", False)) is not bool:
+            raise UserError(f"not an operation: {dict(d)}")
+        own: dict[str, Any] = {"inputs": tuple(inputs)} | ({"pads": tuple(d["pads"])} if "pads" in d else {})
         for key, of, kinds in (
             ("coder", Coder, ("boxes", "refine")),
             ("suppression", Suppression, ("suppress", "propose", "refine")),
@@ -113,6 +115,14 @@ class Op:
             if key in d:
                 own[key] = of.from_json(d[key])
         return cls(**{**d, **own})
+
+
+def _are_pads(value: Any) -> bool:
+    """Whether a JSON value is what an operation may say of its pads: four numbers, alike on opposite sides, or none."""
+    if value is None:
+        return True
+    whole = isinstance(value, list) and len(value) == 4 and all(type(v) is int and 0 <= v <= MOST for v in value)
+    return whole and value[:2] == value[2:]
 
 
 def _plain(value: Any) -> Any:

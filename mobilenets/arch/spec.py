@@ -27,6 +27,7 @@ Convention = Literal["slim", "torchvision"]
 Classifies = Literal["pooled", "map"]
 SHORTCUTS: tuple[Shortcut, ...] = ("bottleneck", "expansion", "none")
 CONVENTIONS: tuple[Convention, ...] = ("slim", "torchvision")
+CLASSIFIER = "classifier"  # the layer that gives what the probabilities are of
 CLASSIFIES: tuple[Classifies, ...] = ("pooled", "map")
 
 
@@ -162,7 +163,7 @@ class Arch:
         """From the last map to the classes: the global pooling, the head's layers, the classifier."""
         last = self.blocks[-1]
         if self.num_classes and self.classifies == "map":
-            layer = Op("classifier", "pointwise", last.cout, self.num_classes, activation=self.activation, bias=True)
+            layer = Op(CLASSIFIER, "pointwise", last.cout, self.num_classes, activation=self.activation, bias=True)
             pool = Op("pool", "pool", self.num_classes, self.num_classes)
             return chain(layer, pool, source=last.output)
         pool = Op("pool", "pool", last.cout, last.cout, inputs=(last.output,))
@@ -170,7 +171,7 @@ class Arch:
         if not self.num_classes:
             return ops
         inputs = (ops[-1].name,)
-        return *ops, Op("classifier", "linear", self.features, self.num_classes, bias=True, inputs=inputs)
+        return *ops, Op(CLASSIFIER, "linear", self.features, self.num_classes, bias=True, inputs=inputs)
 
     @property
     def scaling(self) -> Scaling:

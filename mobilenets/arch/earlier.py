@@ -173,9 +173,7 @@ def _a(pool: int) -> Branches:
 
 
 def _c(n: int) -> Branches:
-    return _branches(
-        "192", f"{n}, {n} 1x7, 192 7x1", f"{n}, {n} 7x1, {n} 1x7, {n} 7x1, 192 1x7", "mean 3, 192"
-    )
+    return _branches("192", f"{n}, {n} 1x7, 192 7x1", f"{n}, {n} 7x1, {n} 1x7, {n} 7x1, 192 1x7", "mean 3, 192")
 
 
 _E = _branches("320", "384 | 384 1x3 | 384 3x1", "448, 384 3 | 384 1x3 | 384 3x1", "mean 3, 192")

@@ -93,7 +93,9 @@ class Op:
             raise unknown("operation kind", str(d.get("kind")), KINDS)
         if d.get("activation") not in (None, *ACTIVATIONS):
             raise unknown("activation", str(d["activation"]), ACTIVATIONS)
-        numbers = {k: d[k] for k in ("cin", "cout", "kernel", "stride", "heads", "kernel_width", "grouped", "first") if k in d}
+        numbers = {
+            k: d[k] for k in ("cin", "cout", "kernel", "stride", "heads", "kernel_width", "grouped", "first") if k in d
+        }
         if not all(type(v) is int and 0 <= v <= MOST for v in numbers.values()):
             raise UserError(f"not an operation: its sizes must be whole numbers up to {MOST}, not {numbers}")
         inputs = d.get("inputs", [])

@@ -36,11 +36,7 @@ SHUFFLENET_V2 = Network(
     rows=(
         Conv(24, kernel=3, stride=2),
         pooling(3, 2, pad=1),
-        *(
-            ShuffleUnit(c, stride=1 + (i == 0))
-            for c, n in zip((116, 232, 464), _STAGES, strict=True)
-            for i in range(n)
-        ),
+        *(ShuffleUnit(c, stride=1 + (i == 0)) for c, n in zip((116, 232, 464), _STAGES, strict=True) for i in range(n)),
         Conv(1024, kernel=1),
     ),
     activation="relu",
@@ -147,9 +143,7 @@ MOBILENET_EDGETPU = Network(
 def _mobileone(n: int, widths: tuple[float, ...]) -> Network:
     """MobileOne paper (2206.04040), tables 2 and 3, folded for inference."""
     stages = zip((64, 128, 256, 512), (2, 8, 10, 1), widths, strict=True)
-    rows = [
-        BiasedSeparable(int(c * width), stride=1 + (i == 0)) for c, times, width in stages for i in range(times)
-    ]
+    rows = [BiasedSeparable(int(c * width), stride=1 + (i == 0)) for c, times, width in stages for i in range(times)]
     stem = convolution(int(min(64, 64 * widths[0])), 3, 2, norm=False)
     return Network(f"mobileone-s{n}", (stem, *rows), "relu", False, "MobileOne table 2", (1.0,), (224,))
 

@@ -65,12 +65,13 @@ class ShuffleUnit(Row):
     def ops(self, cin: int, scaling: Scaling) -> tuple[Op, ...]:
         half, act = self.channels // 2, scaling.activation
         left: tuple[Op, ...]
+        source: tuple[Op, ...] = ()
         if self.stride == 1:
             left = (Op("left", "slice", cin, half, inputs=("",)),)
             source, fed = (Op("right", "slice", cin, half, first=half, inputs=("",)),), half
         else:
             left = after("", *depthwise("left_depthwise", cin, 3, self.stride), *conv("left", cin, half, act=act))
-            source, fed = (), cin
+            fed = cin
         right = after(
             source[0].name if source else "",
             *conv("expand", fed, half, act=act),

@@ -381,7 +381,8 @@ def scale(
     rows: list[Row] = []
     exact = network.widths.get(alpha)
     for row, width in zip(table, widths, strict=True):
-        new = row.scaled(exact.__getitem__ if exact else lambda c, w=width: round_channels(c * w, divisor, min_depth))
+        of = exact.__getitem__ if exact else functools.partial(_widened, width, divisor, min_depth)
+        new = row.scaled(of)
         if network.head and convention == "torchvision" and rows:
             before, narrowed = table[len(rows) - 1].channels, rows[-1].channels
             if isinstance(new, InvertedResidual) and isinstance(row, InvertedResidual):
@@ -415,3 +416,7 @@ def scale(
         size=size if size[0] != size[1] else None,
         classifies=network.classifies,
     )
+
+
+def _widened(width: float, divisor: int, min_depth: int, channels: int) -> int:
+    return round_channels(channels * width, divisor, min_depth)

@@ -196,7 +196,10 @@ NAMINGS = (
     _renamed("v2", lambda name: name.replace("predictions", "Logits")),
     _renamed("v3", _keras_2),
     # timm's of one builder with its MobileNets
-    *(Naming("timm", family, PYTORCH, {**_TIMM_INVERTED, "last": "conv_head|bn2"}) for family in ("mnasnet", "efficientnet")),
+    *(
+        Naming("timm", family, PYTORCH, {**_TIMM_INVERTED, "last": "conv_head|bn2"})
+        for family in ("mnasnet", "efficientnet")
+    ),
     Naming(
         "timm",
         "mobilenet",

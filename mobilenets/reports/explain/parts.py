@@ -233,7 +233,9 @@ def _against(ops: Sequence[Op], sides: dict[str, int], rows: Sequence[CostRow]) 
         note = "attention isn't a convolution: there is no standard one to set it beside"
         return Against(0, total, None, None, None, None, None, note)
     if not rows:
-        return Against(0, 0, None, None, None, None, None, "it has no weights: there is no convolution to set it beside")
+        return Against(
+            0, 0, None, None, None, None, None, "it has no weights: there is no convolution to set it beside"
+        )
     if len(rows) == 1:
         k = ops[0].kernel
         note = "a 1x1 convolution has no spatial kernel to separate"

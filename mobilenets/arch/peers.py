@@ -25,7 +25,8 @@ def _shuffle_v1(groups: int, first: int) -> Network:
         c = first * 2**i
         rows += [GroupedShuffleUnit(c, 2, groups, dense=i == 0), *[GroupedShuffleUnit(c, 1, groups)] * (n - 1)]
     name = "shufflenet-v1" if groups == 3 else f"shufflenet-v1-g{groups}"
-    return Network(name, tuple(rows), "relu", False, f"ShuffleNet table 1, g = {groups}", (1.0,), (224,))
+    source, fixed = f"ShuffleNet table 1, g = {groups}", frozenset({24})
+    return Network(name, tuple(rows), "relu", False, source, (1.0,), (224,), fixed=fixed)
 
 
 SHUFFLENETS_V1 = tuple(_shuffle_v1(g, c) for g, c in ((1, 144), (2, 200), (3, 240), (4, 272), (8, 384)))
@@ -44,6 +45,7 @@ SHUFFLENET_V2 = Network(
     source="ShuffleNet V2 table 5",
     alphas=(0.5, 1.0, 1.5, 2.0),
     resolutions=(224,),
+    fixed=frozenset({24}),
     widths={
         alpha: dict(zip((24, 116, 232, 464, 1024), columns, strict=True))
         for alpha, columns in {
@@ -62,11 +64,6 @@ def _bottlenecks(c: int, n: int, s: int, kernel: int, t: float) -> tuple[Inverte
     return first, *(other,) * (n - 1)
 
 
-def _rounded(alpha: float, channels: tuple[int, ...], kept: tuple[int, ...], divisor: int = 8) -> dict[int, int]:
-    """Channels at a width, those of `kept` as they are."""
-    return {c: c if c in kept else round_channels(c * alpha, divisor, divisor) for c in (*channels, *kept)}
-
-
 # MnasNet paper (1807.11626), figure 7's B1 as in torchvision. The last layer has one width.
 MNASNET = Network(
     name="mnasnet",
@@ -82,11 +79,11 @@ MNASNET = Network(
         Conv(1280, kernel=1),
     ),
     activation="relu",
-    keep_head=True,
+    keep_head=False,
     source="MnasNet B1",
     alphas=(0.5, 0.75, 1.0, 1.3),
     resolutions=(224,),
-    widths={1.3: _rounded(1.3, (32, 16, 24, 40, 80, 96, 192, 320), (1280,))},
+    fixed=frozenset({1280}),
 )
 
 
@@ -175,11 +172,12 @@ GHOSTNET = Network(
     ),
     head=(Conv(1280, kernel=1, norm=False),),
     activation="relu",
-    keep_head=True,
+    keep_head=False,
     source="GhostNet table 1",
     alphas=(0.5, 1.0, 1.3),
     resolutions=(224,),
-    widths={alpha: _rounded(alpha, _GHOST_WIDTHS, (1280,), 4) for alpha in (0.5, 1.3)},
+    fixed=frozenset({1280}),
+    widths={a: {1280: 1280} | {c: round_channels(c * a, 4, 4) for c in _GHOST_WIDTHS} for a in (0.5, 1.3)},
 )
 
 PEERS = (

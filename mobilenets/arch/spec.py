@@ -74,7 +74,7 @@ class Network:
     `rows` up to the global pooling, `head` from there to the classifier. `keep_head`: the last of all rows isn't
     narrowed below alpha 1 (V2 paper, section 4). `alphas` and `resolutions` are those with published accuracies, the
     last resolution the one that the paper leads with. `widths`: at alphas for which the paper has a table of its own,
-    the channels there by those here. `classifies` as an `Arch` has it.
+    the channels there by those here; `fixed`: channels that no width changes. `classifies` as an `Arch` has it.
     """
 
     name: str
@@ -86,6 +86,7 @@ class Network:
     resolutions: tuple[int, ...]
     head: tuple[Row, ...] = ()
     widths: Mapping[float, Mapping[int, int]] = dataclasses.field(default_factory=dict)
+    fixed: frozenset[int] = frozenset()
     classifies: Classifies = "pooled"
 
 
@@ -381,7 +382,7 @@ def scale(
     rows: list[Row] = []
     exact = network.widths.get(alpha)
     for row, width in zip(table, widths, strict=True):
-        of = exact.__getitem__ if exact else functools.partial(_widened, width, divisor, min_depth)
+        of = exact.__getitem__ if exact else functools.partial(_widened, network.fixed, width, divisor, min_depth)
         new = row.scaled(of)
         if network.head and convention == "torchvision" and rows:
             before, narrowed = table[len(rows) - 1].channels, rows[-1].channels
@@ -418,5 +419,5 @@ def scale(
     )
 
 
-def _widened(width: float, divisor: int, min_depth: int, channels: int) -> int:
-    return round_channels(channels * width, divisor, min_depth)
+def _widened(fixed: frozenset[int], width: float, divisor: int, min_depth: int, channels: int) -> int:
+    return channels if channels in fixed else round_channels(channels * width, divisor, min_depth)

@@ -6,12 +6,9 @@ with a BatchNorm where the paper had none, or another kernel, are as torchvision
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
-
 from mobilenets.arch.operations import Activation
-from mobilenets.arch.rows import Conv, Row, Separable
-from mobilenets.arch.rows_branches import Branches, Step, convolution, fire, pooling
+from mobilenets.arch.rows import Conv, Row
+from mobilenets.arch.rows_branches import SAME, Branches, Step, convolution, fire, pooling
 from mobilenets.arch.rows_units import BareSeparable, Factorized, Flattened, XceptionBlock
 from mobilenets.arch.spec import Classifies, Network
 
@@ -76,7 +73,7 @@ XCEPTION = _network(
     resolution=299,
 )
 
-# AlexNet on one GPU (1404.5997), as torchvision has it. A fully connected layer on a map is a convolution as large as it.
+# AlexNet on one GPU (1404.5997), as torchvision has it. A fully connected layer on a map is a convolution of its size.
 ALEXNET = _network(
     "alexnet",
     "One weird trick (1404.5997), as in torchvision",
@@ -112,29 +109,35 @@ VGG16 = _network(
 )
 
 
-def _branches(*lines: str) -> Branches:
-    """Branches by a line each: steps from the row's input on, as "64", "96 3", "192 1x7", "384 3/2" or "max 3/2".
+def _step(name: str, text: str, reads: str) -> Step:
+    """A step as "64", "96 3", "192 1x7", "384 3/2" or "max 3/2": channels or a pooling, the kernel, the stride.
 
-    Channels, then the kernel, and the stride after "/": at stride 2 nothing is around. "mean 3" and "max 3" pool. A "|"
-    says that what is on its sides both read what is before it: "384 | 384 1x3 | 384 3x1".
+    With a stride nothing is around the map.
     """
+    what, _, window = text.partition(" ")
+    sides, _, stride = (window or "1").partition("/")
+    height, _, width = sides.partition("x")
+    how = {
+        "kernel": int(height),
+        "kernel_width": int(width or 0),
+        "stride": int(stride or 1),
+        "pad": 0 if stride else SAME,
+    }
+    if what == "max" or what == "mean":
+        return Step(name, pooling=what, reads=reads, **how)
+    return Step(name, int(what), reads=reads, **how)
+
+
+def _branches(*lines: str) -> Branches:
+    """Branches by a line each, steps with commas between; what is after a "|" reads what is before the first."""
     steps: list[Step] = []
     for i, line in enumerate(lines):
         trunk, *forks = line.split(" | ")
         before = ""
-        for part, fork in ((p, part is not trunk) for part in (trunk, *forks) for p in part.split(", ")):
-            what, _, window = part.partition(" ")
-            sides, _, stride = (window or "1").partition("/")
-            height, _, width = sides.partition("x")
-            name = f"branch{i}_{sum(s.name.startswith(f'branch{i}_') for s in steps)}"
-            pools = {"max": "max", "mean": "mean"}.get(what, "")
-            steps.append(
-                Step(
-                    name, 0 if pools else int(what), int(height), int(stride or 1), 0 if stride else -1,
-                    int(width or 0), before, pools, False,  # type: ignore[arg-type]
-                )
-            )  # fmt: skip
-            before = before if fork else name
+        for j, text in enumerate(trunk.split(", ")):
+            steps.append(_step(f"branch{i}_{j}", text, before))
+            before = steps[-1].name
+        steps += [_step(f"{before}_{j}", text, before) for j, text in enumerate(forks)]
     return Branches(tuple(steps))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from mobilenets.arch.rows import Conv, FusedInvertedResidual, InvertedResidual, Row, Separable, round_channels
+from mobilenets.arch.rows import Conv, FusedInvertedResidual, InvertedResidual, Row, round_channels
 from mobilenets.arch.rows_branches import convolution, pooling
 from mobilenets.arch.rows_units import (
     BiasedSeparable,
@@ -59,7 +59,7 @@ SHUFFLENET_V2 = Network(
 
 
 def _bottlenecks(c: int, n: int, s: int, kernel: int, t: float) -> tuple[InvertedResidual, ...]:
-    """n inverted residuals of c channels, the first of stride s."""
+    """N inverted residuals of c channels, the first of stride s."""
     first, other = (InvertedResidual(c, stride=stride, expand=t, kernel=kernel) for stride in (s, 1))
     return first, *(other,) * (n - 1)
 

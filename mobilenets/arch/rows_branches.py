@@ -20,7 +20,7 @@ NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 @dataclass(frozen=True)
 class Step:
-    """A convolution of `channels`, or a `pooling` ("max", "mean"), with a window of `kernel` x `kernel_width` or square.
+    """A convolution of `channels`, or a `pooling` ("max", "mean"), its window `kernel` x `kernel_width` or square.
 
     `reads`: the step of its row whose output it reads, the row's input if empty. `pad`: pixels around. `ceil`: the
     last window of a pooling may stand over the edge (Caffe's rule).

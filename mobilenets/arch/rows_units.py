@@ -1,4 +1,4 @@
-"""Rows of the small networks beside MobileNets: ShuffleNet's units, Xception's block, GhostNet's, MobileOne's. No torch.
+"""Rows of the networks beside MobileNets: ShuffleNet's units, Xception's block, GhostNet's, MobileOne's. No torch.
 
 What follows the idea of one paper is one row, whose docstring says where in the paper.
 """
@@ -231,7 +231,7 @@ def _line(name: str, channels: int, height: int, width: int, stride: int = 1) ->
 
 @dataclass(frozen=True)
 class Flattened(Row):
-    """A convolution as three along one axis each: channels, height, width (flattened networks, 1412.5474, section 3)."""
+    """A convolution as three along one axis each: channels, height, width (flattened networks, 1412.5474)."""
 
     channels: int
     stride: int = 1

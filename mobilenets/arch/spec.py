@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from mobilenets.arch.expansions import around_expansions
 from mobilenets.arch.graph import Graph
 from mobilenets.arch.operations import ACTIVATIONS, CLIPS, PADDINGS, Activation, Op, Padding
 from mobilenets.arch.row_types import row_from_json
@@ -185,7 +186,7 @@ class Arch:
             bodies.append((ops, row.RESIDUAL and row.stride == 1 and cin == ops[-1].cout))
             cin = ops[-1].cout
         if bodies and self.shortcut == "expansion":
-            bodies = _around_expansions(bodies)
+            bodies = around_expansions(bodies)
         blocks = []
         for i, (ops, joined) in enumerate(bodies):
             name = f"{prefix}.{i}"
@@ -280,33 +281,6 @@ class Arch:
 
         text = json.dumps(self.to_json(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _around_expansions(bodies: list[tuple[tuple[Op, ...], bool]]) -> list[tuple[tuple[Op, ...], bool]]:
-    """Blocks cut after each expansion instead of each projection: joined bottlenecks become joined expansions."""
-    out: list[tuple[tuple[Op, ...], bool]] = []
-    pending: tuple[Op, ...] = ()
-    waiting = False
-    for ops, joined in bodies:
-        names = [op.name for op in ops]
-        cut = names.index("depthwise") if {"expand", "depthwise"} <= set(names) else 0
-        if cut:
-            spliced = _splice(pending + ops[:cut])
-            out.append((spliced, waiting and spliced[0].cin == spliced[-1].cout))
-            pending, waiting = ops[cut:], joined
-        else:
-            pending, waiting = pending + ops, False
-    return [*out, (_splice(pending), False)]
-
-
-def _splice(ops: tuple[Op, ...]) -> tuple[Op, ...]:
-    """Operations of neighbouring blocks as one block's: what isn't among them is the input of the first."""
-    out: list[Op] = []
-    for op in ops:
-        here = {o.name for o in out}
-        after = out[-1].name if out else ""
-        out.append(dataclasses.replace(op, inputs=tuple(x if x in here else after for x in op.inputs)))
-    return tuple(out)
 
 
 def check_alpha(alpha: float) -> None:

@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mobilenets.arch import cost, zoo
 from mobilenets.errors import UserError
-from mobilenets.model import module
+from mobilenets.model import joints, module
 from mobilenets.model.convert.branches import joined
 from mobilenets.model.convert.recognise import convert, identify
 from mobilenets.model.convert.weights import foreign_bundle, open_foreign
@@ -115,4 +115,4 @@ def test_macs_equal_the_flop_counters(name):
 
 def test_a_shuffle_takes_one_of_each_group_in_turn():
     x = torch.arange(6.0).reshape(1, 6, 1, 1)
-    assert module.Shuffle(2)(x).flatten().tolist() == [0, 3, 1, 4, 2, 5]
+    assert joints.Shuffle(2)(x).flatten().tolist() == [0, 3, 1, 4, 2, 5]

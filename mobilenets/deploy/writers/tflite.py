@@ -333,8 +333,8 @@ EMIT: dict[str, Callable[..., int]] = {
 def computed_in_float(op: Op, micro: bool = False) -> bool:
     """Whether an int8 network's operation is computed in float, between int8 values.
 
-    What is inside attention has no scales; TFLite's means of windows keep their input's. XNNPACK has no int8 hard swish: with TFLite's own, V3-Small takes 15 times
-    as long (x86). A microcontroller has no memory for maps in float.
+    What is inside attention has no scales; TFLite's means of windows keep their input's. XNNPACK has no int8 hard
+    swish: with TFLite's own, V3-Small takes 15 times as long (x86). A microcontroller has no memory for maps in float.
     """
     return op.kind in ("attend", "avgpool") or (op.activation in ("hard_swish", "gelu") and not micro)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from mobilenets.arch import detectors
 from mobilenets.arch.operations import Op
 from mobilenets.arch.spec import Arch

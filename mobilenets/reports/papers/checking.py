@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import ROUND_DOWN, ROUND_HALF_UP, Decimal
 from fractions import Fraction
@@ -206,7 +206,9 @@ def check(table: Table) -> Result:
     return Result(table, tuple(rows))
 
 
-def _check(table: Table, row: Row, column: Column, given: str | Cell, erratum: Erratum | None, theirs: Cost | None) -> Checked:
+def _check(
+    table: Table, row: Row, column: Column, given: str | Cell, erratum: Erratum | None, theirs: Cost | None
+) -> Checked:
     if isinstance(given, str):
         given = Cell(given, column.unit, column.what, row.net)
     printed, unit = given.printed, given.unit

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import ChainMap
 
 from mobilenets.arch import spec
 from mobilenets.arch.earlier import EARLIER
@@ -210,7 +211,7 @@ NETWORKS: dict[str, Network] = {
 }
 # Those that MobileNets are measured against: everything walks them too, but nothing chooses among them by itself.
 OTHERS: dict[str, Network] = {n.name: n for n in (*EARLIER, *PEERS)}
-EVERY: dict[str, Network] = {**NETWORKS, **OTHERS}
+EVERY: ChainMap[str, Network] = ChainMap(OTHERS, NETWORKS)  # told from the last on
 
 
 def canonical(name: str) -> str:

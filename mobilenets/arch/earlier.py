@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from mobilenets.arch.operations import Activation
 from mobilenets.arch.rows import Conv, Row
-from mobilenets.arch.rows_branches import SAME, Branches, Step, convolution, fire, pooling
+from mobilenets.arch.rows_branches import SAME, Branches, Pooling, Step, convolution, fire, pooling
 from mobilenets.arch.rows_units import BareSeparable, Factorized, Flattened, XceptionBlock
 from mobilenets.arch.spec import Classifies, Network
 
@@ -117,15 +117,11 @@ def _step(name: str, text: str, reads: str) -> Step:
     what, _, window = text.partition(" ")
     sides, _, stride = (window or "1").partition("/")
     height, _, width = sides.partition("x")
-    how = {
-        "kernel": int(height),
-        "kernel_width": int(width or 0),
-        "stride": int(stride or 1),
-        "pad": 0 if stride else SAME,
-    }
-    if what == "max" or what == "mean":
-        return Step(name, pooling=what, reads=reads, **how)
-    return Step(name, int(what), reads=reads, **how)
+    pools: Pooling = "max" if what == "max" else "mean" if what == "mean" else ""
+    return Step(
+        name, 0 if pools else int(what), int(height), int(stride or 1), 0 if stride else SAME, int(width or 0), reads,
+        pools,
+    )  # fmt: skip
 
 
 def _branches(*lines: str) -> Branches:

@@ -33,7 +33,7 @@ def _flow(part: Part) -> Text:
     words: list[tuple[str, str]] = []
     drawn = [s for s in steps(part) if s.kind != "norm"]
     for s in drawn:
-        size = f"{s.op.kernel}x{s.op.kernel}{s.stride}"
+        size = f"{s.op.kernels[0]}x{s.op.kernels[1]}{s.stride}"
         wide = "" if s is drawn[-1] else f" {s.op.cout}"
         text = {
             "conv": f"conv {size}{wide}",
@@ -41,7 +41,9 @@ def _flow(part: Part) -> Text:
             "pointwise": f"{size}{wide}",
             "pool": "mean of the map",
             "linear": "linear",
-        }.get(s.kind, "")
+            "maxpool": f"max {size}",
+            "avgpool": f"mean {size}",
+        }.get(s.kind, s.kind)
         if s.kind == "se":
             text = f"se {s.branches[0][0].cout}"
         if s.kind == "attend":
@@ -186,7 +188,7 @@ class Screen:
             kinds: dict[str, list[Part]] = {}
             for p in parts:
                 kinds.setdefault(p.kind, []).append(p)
-            drawn = [k for k in kinds if not k.endswith("convolution")] or list(kinds)[:1]
+            drawn = [k for k in kinds if not k.endswith(("convolution", "pooling"))] or list(kinds)[:1]
             heavy = sorted(drawn, key=lambda k: -sum(p.times * p.macs for p in kinds[k]))[:MOST_DRAWN]
             shown = [k for k in drawn if k in heavy or k == "attention"]
             # The one that has most to show: a squeeze-excite, a shortcut, many repeats.

@@ -96,7 +96,7 @@ def _boxes(part: Part) -> Text:
     return Text("\n", no_wrap=True).join(lines)
 
 
-def _bar(ratio: float, width: int) -> str:
+def filled(ratio: float, width: int) -> str:
     """A bar of `width` characters at 1, in eighths of a character."""
     eighths = round(8 * width * ratio)
     return ("█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8]).rstrip() or ("▏" if ratio else "")
@@ -161,7 +161,7 @@ class Screen:
         for p, flow, (name, n, out, act) in zip(e.parts, flows, cells, strict=True):
             macs, params = p.times * p.macs, p.times * p.params
             share = Text(
-                _bar(macs / top, bar), style=INK.get(max(p.rows, key=lambda r: r.macs).type, "") if macs else ""
+                filled(macs / top, bar), style=INK.get(max(p.rows, key=lambda r: r.macs).type, "") if macs else ""
             )
             m = percent(macs / e.cost.macs) if macs else ""
             t.add_row(name, n, flow, act if len(acts) > 1 else "", out, m, share, percent(params / e.cost.params))
@@ -264,7 +264,7 @@ class Screen:
 
         m, p = s.macs / self.e.cost.macs, s.params / self.e.cost.params
         style = INK.get(s.kind, "")
-        t.add_row(s.label, percent(m), Text(_bar(m, bar), style=style), percent(p), Text(_bar(p, bar), style=style))
+        t.add_row(s.label, percent(m), Text(filled(m, bar), style=style), percent(p), Text(filled(p, bar), style=style))
 
     def _facts(self) -> Iterator[RenderableType]:
         t = self._grid("<", "wrap")

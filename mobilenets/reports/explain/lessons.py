@@ -165,7 +165,7 @@ LESSONS = {
             "1x1 layers in groups, and a shuffle between them",
             "Once filters are depthwise, the 1x1 layers have nearly all of the macs. In groups they have a g-th, but a "
             "group never hears of the others: so the channels are shuffled, which costs no mac. ShuffleNet V2, since "
-            "groups are slow on real hardware, has whole 1x1 layers on half of the channels, and nothing narrow between.",
+            "groups are slow on real hardware, has whole 1x1 layers on half of the channels, none narrow.",
             "M·N/g in place of M·N.",
             "Zhang et al. 1707.01083, figure 2; Ma et al. 1807.11164, figure 3",
             (

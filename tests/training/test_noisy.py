@@ -56,7 +56,7 @@ def test_co_teaching_leaves_out_what_the_peer_finds_wrong():
     torch.manual_seed(0)
     arch = zoo.arch("v1", 0.25, 32).replace(num_classes=C)
     settings = Recipe(epochs=10, noise=0.4, label_smoothing=0.0)
-    loss = CoTeaching(build(arch, classifier_head(arch)), Preprocess(32), settings, False)
+    loss = CoTeaching(build(arch, classifier_head(arch)), Preprocess(32), settings)
     torch.nn.init.normal_(loss.peer.classifier.weight)
     images = torch.randint(0, 256, (N, 3, 32, 32), dtype=torch.uint8)
     targets = loss.targets((images, TRUE))

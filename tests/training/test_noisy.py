@@ -151,7 +151,7 @@ def test_what_it_refuses(colours, web, tmp_path, command):
     (web / "red").rename(web / "rose")
     line = ("train", colours, "--noisy", web, *SMALL, "--out", tmp_path / "run")
     assert "class 'rose' isn't one of" in command(*line).line
-    assert "unknown data set" in command("train", colours, "--noisy", "nowhere", *SMALL).line
+    assert "--noisy: unknown data set" in command("train", colours, "--noisy", "nowhere", *SMALL).line
     assert "--noisy takes a folder" in command("train", colours, "--recipe", CLEAN, *SMALL).line
     assert not (tmp_path / "run").exists()
 

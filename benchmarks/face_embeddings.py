@@ -70,7 +70,7 @@ def prepare(data: Path, work: Path) -> Path:
 def trained(args: argparse.Namespace, table: Path, name: str, alpha: float, side: int, out: Path) -> None:
     settings = mobilenets.Overrides(
         epochs=args.epochs, batch=args.batch, lr=args.lr, workers=args.workers, mixup=0.0, patience=0, ema=0.02,
-        progressive=args.progressive,
+        progressive=args.progressive, frozen_rows=args.frozen_rows,
     )  # fmt: skip
     options = EmbedOptions(template=FACES, metric_loss=args.loss or None, embed_head=args.head)
     start = dict(word.split("=") for word in args.init.split(",") if word).get(f"{name}:{alpha:g}")
@@ -162,6 +162,9 @@ def main() -> None:
     p.add_argument("--loss", default="")
     p.add_argument("--head", choices=("pool", "global"), help="what the vector is a linear layer of; pool by default")
     p.add_argument("--progressive", type=float, default=1.0, help="side of the first epochs, as a share")
+    p.add_argument(
+        "--frozen-rows", type=float, default=0.0, help="share of the first rows that stay as --init has them"
+    )
     p.add_argument("--init", default="", help="NETWORK:ALPHA=FILE,...")
     p.add_argument("--only-train", action="store_true", help="leave the tests to another call, on another machine")
     p.add_argument("--csv", type=Path, help="append rows to this table")

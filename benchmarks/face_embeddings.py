@@ -163,7 +163,7 @@ def main() -> None:
     p.add_argument("--head", choices=("pool", "global"), help="what the vector is a linear layer of; pool by default")
     p.add_argument("--progressive", type=float, default=1.0, help="side of the first epochs, as a share")
     p.add_argument(
-        "--frozen-rows", type=float, default=0.0, help="share of the first rows that stay as --init has them"
+        "--frozen-rows", type=float, default=0.0, help="share of the rows, the first, that stay as they began"
     )
     p.add_argument("--init", default="", help="NETWORK:ALPHA=FILE,...")
     p.add_argument("--only-train", action="store_true", help="leave the tests to another call, on another machine")

@@ -76,7 +76,7 @@ class Learner(pl.LightningModule):
         self.kept_ops = _kept(model.graph, recipe.frozen_rows)
         for op in self.kept_ops:
             model.of(op).requires_grad_(False)
-        self.model.to(memory_format=torch.channels_last)  # in float32 too: see results/README.md
+        self.model.to(memory_format=torch.channels_last)  # 1.2 to 1.6 times as fast, in float32 too (results)
         self.recent: deque[Tensor] = deque(maxlen=RECENT * recipe.accumulate)  # images of the epoch's last batches
         self.features: list[tuple[Taps, Any]] = []  # of the frozen epoch so far, with their targets
         self.mixes = list(objective.mixes())

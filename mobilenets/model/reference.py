@@ -41,6 +41,8 @@ class Layer(nn.Module):
         op = self.op
         if op.kind == "transposed":
             return F.conv_transpose2d(x, weight.transpose(0, 1), bias, 2)
+        if x.ndim == 2:  # vectors, of a linear layer
+            x = x[:, :, None, None]
         if self.same:
             x = pad_same(x, op.kernels, op.stride)
         return F.conv2d(x, weight, bias, op.stride, self.pad, groups=op.groups)

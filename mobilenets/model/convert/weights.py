@@ -16,7 +16,7 @@ from mobilenets.errors import UserError
 from mobilenets.model import imagenet
 from mobilenets.model.bundle import Bundle, is_bundle
 from mobilenets.model.card import Card, Metric, classifier_card
-from mobilenets.model.convert import catalogue, detector_graphs, detectors, fetched, formats, sidecars
+from mobilenets.model.convert import catalogue, detector_graphs, detectors, fetched, formats, sidecars, two_stage
 from mobilenets.model.convert.branches import joined
 from mobilenets.model.convert.catalogue import Published
 from mobilenets.model.convert.detector_bundle import detector_bundle
@@ -44,7 +44,6 @@ USUAL = {
 }
 IMAGE_FIELDS: tuple[str, ...] = ("resolution", "mean", "std", "crop", "interpolation")
 BOX_FIELDS: tuple[str, ...] = ("resolution", "mean", "std", "interpolation")  # of a detector, which crops nothing
-TWO_STAGE_EPS = 1e-5  # of torchvision's, whose BatchNorms aren't those of its V3
 USUAL_SIDE = {detectors.TF: 300, detectors.TORCHVISION: 320}
 IN_FOLDERS = ("model.safetensors", "pytorch_model.bin")  # as timm and the Hub call a network's weights
 LICENCES = dict.fromkeys(("Keras", "TF-slim", "TFLite"), "Apache-2.0")  # of the weights that TensorFlow published
@@ -211,7 +210,10 @@ def _is_detector(foreign: Foreign) -> bool:
 
 
 def _detector(foreign: Foreign, said: Stated) -> Bundle:
-    """The bundle of a detector of one stage."""
+    """The bundle of a detector."""
+    if not isinstance(foreign.tensors, tflite.Graph) and two_stage.is_known(foreign.tensors):
+        recipe = _recipe(foreign, said, detectors.TORCHVISION, "float32", ("padding", "bn_eps", *BOX_FIELDS))
+        return two_stage.bundle(foreign.tensors, said, foreign.where, recipe=recipe, licence=said.licence or "")
     if isinstance(foreign.tensors, tflite.Graph):
         precision, assumable = str(foreign.tensors.precision), BOX_FIELDS
         found = detector_graphs.from_graph(foreign.tensors, foreign.where, said.arch, said.alpha)
@@ -240,7 +242,7 @@ def _of_detector(foreign: Foreign) -> Foreign:
     body = unprefixed(foreign.tensors)
     if not detectors.has_two_stages(foreign.tensors):
         return dataclasses.replace(foreign, tensors=body)
-    return dataclasses.replace(foreign, tensors=body, said=foreign.said.over(Stated(bn_eps=TWO_STAGE_EPS)))
+    return dataclasses.replace(foreign, tensors=body, said=foreign.said.over(Stated(bn_eps=two_stage.BN_EPS)))
 
 
 def _identified(foreign: Foreign, said: Stated, body_only: bool) -> tuple[Naming, Arch, dict[str, Array]]:

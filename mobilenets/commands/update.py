@@ -1,0 +1,426 @@
+"""`mobilenets update`: networks that are replaced where they run, by what has changed, signed, and all at once.
+
+What signs and codes is an extra's, and imported when called.
+"""
+
+from __future__ import annotations
+
+import datetime
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mobilenets import console
+from mobilenets.arguments import StrPath, as_path, checked
+from mobilenets.console import Notebook
+
+if TYPE_CHECKING:
+    from mobilenets.deploy.update.apply import Step
+    from mobilenets.deploy.update.package import Head
+
+
+@dataclass(frozen=True)
+class UpdateKey(Notebook):
+    """A new key: the file that signs, which is to be kept safe, and the one that verifies, which devices have."""
+
+    private: Path
+    public: Path
+    name: str
+
+    def to_json(self) -> dict[str, Any]:
+        return {"private": str(self.private), "public": str(self.public), "name": self.name}
+
+    def __rich__(self) -> str:
+        return (
+            f"key      {self.name}\nsigns    {self.private}: keep it safe, and a copy of it: without it no device takes "
+            f"another update\nverifies {self.public}: for the devices"
+        )
+
+
+@dataclass(frozen=True)
+class Update(Notebook):
+    """An update's file: what it is and what it changes. `verified`: whether a key was given that signed it."""
+
+    path: Path
+    head: Head
+    size: int
+    verified: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        return {"path": str(self.path), "bytes": self.size, "verified": self.verified, **self.head.to_json()}
+
+    def __rich__(self) -> str:
+        h = self.head
+        kind = "what has changed" if h.kind == "delta" else "the whole network"
+        layers = ", ".join(h.layers) + (f" and {h.more} more" if h.more else "") or "none"
+        labels = [f"+ {n}" for n in h.labels_added] + [f"- {n}" for n in h.labels_removed]
+        checked = "" if self.verified or not h.key else ", not checked: --verify KEY does"
+        rows = [
+            ("update", f"{self.path}, {self.size:,} bytes: {kind}"),
+            ("of", f"{h.name}, version {h.version}, made {h.made}"),
+            ("network", f"{h.network}, {h.to[:16]}"),
+            ("takes", f"the place of {h.base[:16]}" if h.base else f"the place of any version of {h.name}"),
+            ("layers", layers),
+            *([("labels", ", ".join(labels))] if labels else []),
+            ("signed", f"by {h.key}{checked}" if h.key else "by nobody"),
+        ]
+        return "\n".join(f"{name:<9}{text}" for name, text in rows)
+
+
+@dataclass(frozen=True)
+class Updated(Notebook):
+    """What was done to an installed network, step by step; nothing where it was the newest already."""
+
+    path: Path
+    steps: tuple[Step, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "path": str(self.path),
+            "steps": [{"from": s.before, "from_version": s.version_before, **s.head.to_json()} for s in self.steps],
+        }
+
+    def __rich__(self) -> str:
+        if not self.steps:
+            return f"{self.path} has the newest version already"
+        lines = [
+            f"updated  {self.path}: version {s.version_before or '0, put there by hand,'} -> {s.head.version}, "
+            f"{s.head.network}, by {'what has changed' if s.head.kind == 'delta' else 'the whole network'}"
+            for s in self.steps
+        ]
+        return "\n".join([*lines, f"back     mobilenets update rollback {self.path}"])
+
+
+@dataclass(frozen=True)
+class RolledBack(Notebook):
+    """The network that is in use again, by its digest and version; version 0: it was put there by hand."""
+
+    path: Path
+    digest: str
+    version: int
+
+    def to_json(self) -> dict[str, Any]:
+        return {"path": str(self.path), "digest": self.digest, "version": self.version}
+
+    def __rich__(self) -> str:
+        return f"{self.path} is version {self.version} again, {self.digest[:16]}; once more undoes it"
+
+
+@dataclass(frozen=True)
+class ServedUpdates(Notebook):
+    """A folder that a web server can serve, the updates in it, and when its index runs out."""
+
+    folder: Path
+    updates: tuple[str, ...]
+    expires: datetime.datetime
+
+    def to_json(self) -> dict[str, Any]:
+        return {"folder": str(self.folder), "updates": list(self.updates), "expires": self.expires.isoformat()}
+
+    def __rich__(self) -> str:
+        return (
+            f"folder   {self.folder}: {console.many(len(self.updates), 'update')}, for any web server\n"
+            f"fresh    until {self.expires.isoformat()}: sign it anew before, by mobilenets update serve {self.folder} "
+            "--sign KEY"
+        )
+
+
+@checked
+def update_key(path: StrPath) -> UpdateKey:
+    """Make a key to sign updates with (Ed25519): NAME, and NAME.pub, which verifies.
+
+    Parameters
+    ----------
+    path
+        File of the new key; the public one gets `.pub` after its name.
+
+    Returns
+    -------
+    UpdateKey
+        Both files, and the `name` that updates call the key by.
+
+    Raises
+    ------
+    UserError
+        Where there is such a file already.
+
+    Examples
+    --------
+    >>> import mobilenets
+    >>> mobilenets.update_key("keys/release").public.name
+    'release.pub'
+    """
+    from mobilenets.deploy.update import keys
+
+    private, public = keys.make(Path(path))
+    return UpdateKey(private, public, keys.name(keys.verifying(public)))
+
+
+@checked
+def make_update(
+    old: StrPath,
+    new: StrPath,
+    *,
+    out: StrPath,
+    sign: StrPath | None = None,
+    name: str | None = None,
+    number: int | None = None,
+    whole: bool = False,
+) -> Update:
+    """Make the update that turns one network into another: what has changed, or all of it where that is smaller.
+
+    Both may be folders or .mnz files, float or int8, of the same architecture or not; the task must be the same.
+
+    Parameters
+    ----------
+    old
+        The network that is installed: a bundle.
+    new
+        The network that is to take its place: a bundle.
+    out
+        File to write, .mnu.
+    sign
+        Key to sign it with, of `update key`.
+    name
+        What the network is called, so that a device that has several takes none for another: "network" if left out.
+    number
+        The version, which only goes up: the time (YYYYMMDDhhmmss, UTC) if left out.
+    whole
+        All of the network, for devices that have any version of it.
+
+    Returns
+    -------
+    Update
+        The file's `head`: what it is, what it applies to, and what it changes.
+
+    Raises
+    ------
+    UserError
+        For what is no bundle or no key, networks for different tasks, and where both are the same.
+
+    Examples
+    --------
+    >>> import mobilenets
+    >>> mobilenets.make_update("old", "new.mnz", out="u.mnu").head.kind
+    'delta'
+    """
+    from mobilenets.deploy.update import keys
+    from mobilenets.deploy.update.contents import Contents
+    from mobilenets.deploy.update.make import NAME, make
+
+    path, key = Path(out), keys.signing(Path(sign)) if sign else None
+    before, after = Contents.read(Path(old)), Contents.read(Path(new))
+    head = make(before, after, path, name=name or NAME, version=number, key=key, whole=whole)
+    return Update(path, head, path.stat().st_size, key is not None)
+
+
+@checked
+def apply_update(
+    installed: StrPath, update: StrPath, *, verify: StrPath | None = None, allow_rollback: bool = False
+) -> Updated:
+    """Put the network that an update makes in the place of the one installed, all at once; that one is kept.
+
+    Interrupted at any moment it leaves the old network or the new one. What was updated once by a signed update takes none
+    that another key signed, or none.
+
+    Parameters
+    ----------
+    installed
+        A bundle's folder or a .mnz file.
+    update
+        The update's file.
+    verify
+        The public key that must have signed it; it is remembered.
+    allow_rollback
+        Take an update though its version isn't newer than what was installed before.
+
+    Returns
+    -------
+    Updated
+        The versions before and after.
+
+    Raises
+    ------
+    UserError
+        For an update that is damaged, older, for another network, or not signed by the key; where another process
+        updates the same network, or the disk is full. The network installed is as it was.
+
+    Examples
+    --------
+    >>> import mobilenets
+    >>> mobilenets.apply_update("installed", "u.mnu").steps[0].head.name
+    'network'
+    """
+    from mobilenets.deploy.update import keys, package
+    from mobilenets.deploy.update.apply import apply
+    from mobilenets.deploy.update.installed import Installation
+
+    place = Installation(Path(installed))
+    key = keys.verifying(Path(verify)) if verify else None
+    made = package.read(Path(update))
+    with place.alone():
+        return Updated(place.path, (apply(place, made, key, allow_rollback),))
+
+
+@checked
+def show_update(update: StrPath, *, verify: StrPath | None = None) -> Update:
+    """What an update's file says of itself: what it applies to, and which layers and labels it changes.
+
+    Parameters
+    ----------
+    update
+        The update's file.
+    verify
+        The public key that must have signed it.
+
+    Returns
+    -------
+    Update
+        Its `head`.
+
+    Raises
+    ------
+    UserError
+        For a file that is none, or damaged, or not signed by the key.
+
+    Examples
+    --------
+    >>> import mobilenets
+    >>> mobilenets.show_update("u.mnu").head.layers
+    ('classifier',)
+    """
+    from mobilenets.deploy.update import keys, package
+
+    path, key = Path(update), as_path(verify)
+    made = package.read(path)
+    if key:
+        made.check(keys.verifying(key))
+    return Update(path, made.head, path.stat().st_size, key is not None)
+
+
+@checked
+def roll_back(installed: StrPath) -> RolledBack:
+    """Have the network that was installed before the last update again.
+
+    Parameters
+    ----------
+    installed
+        The bundle's folder, or the .mnz file.
+
+    Returns
+    -------
+    RolledBack
+        Which version that is.
+
+    Raises
+    ------
+    UserError
+        Where no older version is kept.
+
+    Examples
+    --------
+    >>> import mobilenets
+    >>> mobilenets.roll_back("installed").version
+    0
+    """
+    from mobilenets.deploy.update.installed import Installation
+
+    place = Installation(Path(installed))
+    with place.alone():
+        digest = place.roll_back()
+        return RolledBack(place.path, digest, place.state().versions.get(digest, 0))
+
+
+@checked
+def serve_updates(
+    folder: StrPath,
+    *updates: StrPath,
+    sign: StrPath | None = None,
+    refresh_key: StrPath | None = None,
+    days: int = 30,
+) -> ServedUpdates:
+    """Add updates to a folder that any web server can serve, and sign its index, which `update pull` reads.
+
+    The index runs out: without updates given, it is signed anew for another while, so that devices can tell a server that
+    has no news from one that hides them.
+
+    Parameters
+    ----------
+    folder
+        The folder, made where there is none.
+    updates
+        Files of updates to add.
+    sign
+        Key that signs the index; needed for the first time, and to add updates.
+    refresh_key
+        Another key for what runs out soon, so that `sign` needn't be where the index is signed anew every day.
+    days
+        For how long the index is fresh.
+
+    Returns
+    -------
+    ServedUpdates
+        The `updates` in the folder, and when its index `expires`.
+
+    Raises
+    ------
+    UserError
+        For files that are no updates, or older than those in the folder, and for another key than the folder's.
+
+    Examples
+    --------
+    >>> import mobilenets
+    >>> len(mobilenets.serve_updates("updates", "u.mnu", sign="release.key").updates)
+    1
+    """
+    from mobilenets.deploy.update import keys, package, repository
+    from mobilenets.errors import UserError
+
+    if days < 1:
+        raise UserError(f"days must be 1 or more, not {days}")
+    key, fresh = (keys.signing(Path(k)) if k else None for k in (sign, refresh_key))
+    done = repository.serve(Path(folder), [package.read(Path(u)) for u in updates], key, fresh, days)
+    return ServedUpdates(done.folder, done.updates, done.expires)
+
+
+@checked
+def pull_updates(url: str, installed: StrPath, *, verify: StrPath | None = None, trust_clock: bool = False) -> Updated:
+    """Fetch what is new at the address of a folder of `update serve`, and apply it, one update after another.
+
+    A download that broke goes on where it was, in a later call too.
+
+    Parameters
+    ----------
+    url
+        The folder's address, http:// or https://.
+    installed
+        A bundle's folder or a .mnz file.
+    verify
+        The public key that must have signed the folder's index; it is remembered.
+    trust_clock
+        Take the clock for right though it was later once: where it was wrong then.
+
+    Returns
+    -------
+    Updated
+        The updates that were applied, if any.
+
+    Raises
+    ------
+    UserError
+        For an index that isn't signed by the key, is older than one that was seen, ran out or doesn't hang together,
+        a clock that was set back, and all that `apply_update` raises it for. The network installed is as it was.
+
+    Examples
+    --------
+    >>> import mobilenets
+    >>> mobilenets.pull_updates("https://example.com/updates", "installed", verify="release.key.pub").steps
+    ()
+    """
+    from mobilenets.deploy.update import keys
+    from mobilenets.deploy.update.installed import Installation
+    from mobilenets.deploy.update.pull import pull
+
+    place = Installation(Path(installed))
+    key = keys.verifying(Path(verify)) if verify else None
+    return Updated(place.path, tuple(pull(url, place, key, trust_clock)))

@@ -79,8 +79,8 @@ VERBS = {
     "update show": ("update:show_update", "What an update changes, and whose it is."),
     "update apply": ("update:apply_update", "An update -> the network installed, all at once."),
     "update rollback": ("update:roll_back", "The network installed before the last update."),
-    "update serve": ("update:serve_updates", "Updates -> a folder for any web server, its index signed."),
-    "update pull": ("update:pull_updates", "What is new at an address -> the network installed."),
+    "update serve": ("update_server:serve_updates", "Updates -> a folder for any web server, its index signed."),
+    "update pull": ("update_server:pull_updates", "What is new at an address -> the network installed."),
     "show": ("show:show", "What a bundle, run or file says of itself."),
     "report": ("report:report", "A run's report, one HTML page."),
 }

@@ -22,7 +22,7 @@ from mobilenets.arch.operations import CLIPS
 from mobilenets.arch.spec import Arch
 from mobilenets.arguments import StrPath, checked
 from mobilenets.errors import UserError, disk_errors
-from mobilenets.model import hub, mnz
+from mobilenets.model import hub, installed, mnz
 from mobilenets.model.card import Card, Precision, classifier_card, stamp
 from mobilenets.model.encodings import (
     PLAIN,
@@ -111,33 +111,19 @@ class Bundle:
         d = card.to_json()
         d["files"] = {WEIGHTS: hashlib.sha256(weights).hexdigest()}
         d["digest"] = hashlib.sha256(_canonical(d)).hexdigest()
-        if path.suffix == mnz.SUFFIX:
-            whole = mnz.pack(d, self.tensors, code_bits(card))
-            with files.atomic_file(path) as tmp:
-                tmp.write_bytes(whole)
-        else:
-            with files.atomic_dir(path) as tmp:
-                (tmp / WEIGHTS).write_bytes(weights)  # save_file hides a full disk's OSError
-                files.write_text(tmp / CARD, json.dumps(d, indent=2) + "\n")
+        made = as_files(d, self.tensors, path.suffix)
+        with (files.atomic_file if path.suffix == mnz.SUFFIX else files.atomic_dir)(path) as tmp:
+            for name, data in made.items():  # safetensors' own save_file hides a full disk's OSError
+                (tmp / name).write_bytes(data)
         return Bundle(card, self.tensors, d["digest"])
 
     @classmethod
     @checked
     def load(cls, path: StrPath) -> Bundle:
         """Read and verify a folder, or a .mnz file: all is there, every digest right. Raises `UserError`."""
-        path = located(Path(path))
-        card, d, tensors, where = (_read_file if is_file(path) else _read_folder)(path)
+        card, d, tensors = read(located(Path(path)))
         if d["format"] == 1:  # whose weights were halved without a word on the card
             tensors = {k: v.astype(np.float32) if v.dtype == np.float16 else v for k, v in tensors.items()}
-        expected = tensor_shapes(card)
-        for name in sorted({*expected, *tensors}):
-            if name not in tensors or name not in expected:
-                how = "is missing" if name in expected else "is not of this network"
-                raise UserError(f"{where}: tensor {name} {how}")
-            if tensors[name].dtype.kind not in "fiu":
-                raise UserError(f"{where}: tensor {name} is {tensors[name].dtype}, no numbers")
-            if tensors[name].shape != expected[name]:
-                raise UserError(f"{where}: tensor {name} is {tensors[name].shape}, not {expected[name]}")
         return cls(card, tensors, d["digest"])
 
 
@@ -156,6 +142,31 @@ def _verified(d: dict[str, Any], where: str) -> Card:
         named = sorted(listed) if isinstance(listed, dict) else listed
         raise UserError(f"{where}: lists files {named}, not {WEIGHTS}")
     return card
+
+
+def as_files(d: Mapping[str, Any], tensors: Tensors, suffix: str) -> dict[str, bytes]:
+    """The files of a bundle whose card is `d`, by their names in its folder; of a .mnz file, the one without a name."""
+    if suffix == mnz.SUFFIX:
+        return {"": mnz.pack(d, tensors, code_bits(Card.from_json(d)))}
+    return {WEIGHTS: _safetensors(tensors), CARD: (json.dumps(d, indent=2) + "\n").encode()}
+
+
+def read(path: Path) -> tuple[Card, dict[str, Any], dict[str, Array]]:
+    """The card of a folder or a .mnz file, the same as the JSON that was written, and its tensors.
+
+    All is there, every digest right. Raises `UserError`.
+    """
+    card, d, tensors, where = (_read_file if is_file(path) else _read_folder)(path)
+    expected = tensor_shapes(card)
+    for name in sorted({*expected, *tensors}):
+        if name not in tensors or name not in expected:
+            how = "is missing" if name in expected else "is not of this network"
+            raise UserError(f"{where}: tensor {name} {how}")
+        if tensors[name].dtype.kind not in "fiu":
+            raise UserError(f"{where}: tensor {name} is {tensors[name].dtype}, no numbers")
+        if tensors[name].shape != expected[name]:
+            raise UserError(f"{where}: tensor {name} is {tensors[name].shape}, not {expected[name]}")
+    return card, d, tensors
 
 
 def _read_folder(path: Path) -> tuple[Card, dict[str, Any], dict[str, Array], str]:
@@ -189,11 +200,12 @@ def is_file(path: Path) -> bool:
 
 
 def is_bundle(path: Path) -> bool:
-    return (path / CARD).is_file() or is_file(path)
+    return (installed.current(path) / CARD).is_file() or is_file(path)
 
 
 def identity(path: Path) -> str:
     """A digest that changes with the file at `path`, or with the bundle."""
+    path = installed.current(path)
     return files.sha256(path / CARD if (path / CARD).is_file() else path)
 
 
@@ -210,13 +222,14 @@ def packaged() -> dict[str, Path]:
 
 
 def located(path: Path) -> Path:
-    """`path`; or, where there is nothing, the packaged network of that name, or the Hub's at that address.
+    """`path`, or the version in use of a bundle that is updated; where there is nothing, the packaged network of that
+    name, or the Hub's at that address.
 
     Raises `UserError` for any other address.
     """
-    if not path.exists() and hub.is_address(path):
-        return hub.fetched(path, Bundle.load)
-    return path if path.exists() else packaged().get(str(path)) or files.local(path)
+    if path.exists():
+        return installed.current(path)
+    return hub.fetched(path, Bundle.load) if hub.is_address(path) else packaged().get(str(path)) or files.local(path)
 
 
 def find_bundle(path: Path) -> Path:

@@ -32,7 +32,7 @@ class Contents:
     @classmethod
     def read(cls, path: Path) -> Contents:
         """Of a bundle's folder, a .mnz file, or whatever else a bundle is named by. Raises `UserError`."""
-        _, card, tensors, _ = bundles.read(bundles.located(path))
+        _, card, tensors = bundles.read(bundles.located(path))
         return cls(card, tensors)
 
     @classmethod

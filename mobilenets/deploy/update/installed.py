@@ -1,7 +1,7 @@
 """Where a network is installed, and how it is replaced: all at once, with the one before it kept. No torch.
 
-A folder has its versions in folders of their own, and `installed.json`, which names the one in use and is replaced in one
-step. A .mnz file is itself replaced in one step; what is known of it lies in a folder beside it. Whenever a step is
+A folder has its versions in folders of their own, and `installed.json`, which names the one in use and is replaced in
+one step. A .mnz file is itself replaced in one step; what is known of it lies in a folder beside it. Whenever a step is
 interrupted, what is read is the old network or the new one.
 """
 
@@ -23,7 +23,7 @@ from mobilenets.errors import UserError, disk_errors
 from mobilenets.model import bundle as bundles
 from mobilenets.model import mnz
 from mobilenets.model.bundle import CARD, WEIGHTS, Bundle
-from mobilenets.model.installed import CURRENT, ITSELF, POINTER, inside
+from mobilenets.model.installed import ITSELF, POINTER, inside
 
 VERSIONS, LOCK, INDEX = "versions", "lock", "index"
 OLD, NEW, KEPT = "old" + mnz.SUFFIX, "new" + mnz.SUFFIX, "kept" + mnz.SUFFIX

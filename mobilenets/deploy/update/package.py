@@ -2,8 +2,8 @@
 
     "MNU1", bytes of the head (uint32), the head (JSON), the seal (64 bytes), the body
 
-The seal is an Ed25519 signature of all before it; of an unsigned update its SHA-512, which tells damage, not forgery. The
-head has the body's size and SHA-256. Of a delta the body is `delta`'s, else a .mnz file.
+The seal is an Ed25519 signature of all before it; of an unsigned update its SHA-512, which tells damage, not forgery.
+The head has the body's size and SHA-256. Of a delta the body is `delta`'s, else a .mnz file.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ class Head:
         if d["format"] != FORMAT:
             raise UserError("written by a newer mobilenets; upgrade with: pip install --upgrade mobilenets")
         lists = ("layers", "labels_added", "labels_removed")
-        given = {f.name: tuple(d[f.name]) if f.name in lists else d[f.name] for f in dataclasses.fields(cls)}
-        head = cls(**given)
+        given: dict[str, Any] = {f.name: d[f.name] for f in dataclasses.fields(cls)}
+        head = cls(**given | {name: tuple(given[name]) for name in lists})
         fields.check(head, cls, "head")
         if head.version < 1 or not 0 <= head.size <= BODY_MOST:
             raise ValueError(f"version {head.version}, {head.size} bytes")

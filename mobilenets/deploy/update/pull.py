@@ -142,8 +142,8 @@ def _check_clock(seen: str | None, what: str, hint: str = "") -> None:
     now = package.now()
     if seen and now < datetime.datetime.fromisoformat(seen) - SKEW:
         raise UserError(
-            f"the clock says {now.isoformat()}, which is before {what}, {seen}: set it right, for by a wrong one an old "
-            f"index passes for a fresh one{hint}; nothing was changed"
+            f"the clock says {now.isoformat()}, which is before {what}, {seen}: set it right, for by a wrong one an "
+            f"old index passes for a fresh one{hint}; nothing was changed"
         )
 
 

@@ -1,9 +1,9 @@
 """Updates as a folder that any web server serves, with the index of The Update Framework. No torch.
 
-The roles, their checks and the files are TUF's (theupdateframework.github.io/specification, 1.0), written by python-tuf:
+The roles, their checks and the files are TUF's (theupdateframework.github.io/specification, 1.0), by python-tuf:
 `root` names the keys, `targets` every update by its size and digest, `snapshot` which `targets` is the newest, and
-`timestamp`, which runs out within days, which `snapshot`. Whoever copies, holds back or mixes old files of the folder is
-found out by those who follow it.
+`timestamp`, which runs out within days, which `snapshot`. Whoever shows old files of the folder, or mixes them, is found
+out by those who follow it.
 
     metadata/timestamp.json, N.snapshot.json, N.targets.json, N.root.json
     targets/<sha256>.<digest of what it applies to>.mnu, targets/<sha256>.<name>.mnu for a whole network
@@ -16,13 +16,13 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from securesystemslib.exceptions import StorageError
 from securesystemslib.signer import CryptoSigner
 from tuf.api.exceptions import RepositoryError
-from tuf.api.metadata import Metadata, MetaFile, Root, Signed, Snapshot, TargetFile, Targets, Timestamp
+from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Targets, Timestamp
 from tuf.api.serialization import DeserializationError
 
 from mobilenets import files
@@ -35,8 +35,6 @@ TIMESTAMP = "timestamp.json"
 YEAR = datetime.timedelta(days=365)  # after which root, targets and snapshot run out, unless they are signed anew
 MADE = "made"  # of a timestamp, beside TUF's own fields: when it was signed
 VERSION = "version"  # of a target, among its own fields
-
-S = TypeVar("S", bound=Signed)
 
 
 @dataclass(frozen=True)
@@ -146,7 +144,7 @@ class Index:
         if any(name.endswith(".targets.json") for name, _ in self.changed):
             self.snapshot.signed.meta["targets.json"] = MetaFile(self.targets.signed.version)
 
-    def _bump(self, role: str, metadata: Metadata[S]) -> None:
+    def _bump(self, role: str, metadata: Metadata[Any]) -> None:
         metadata.signed.version += 1
         metadata.signed.expires = self.now + YEAR
         self.changed = [(n, m) for n, m in self.changed if m is not metadata]

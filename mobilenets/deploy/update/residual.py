@@ -83,7 +83,8 @@ def _ordered(values: Array) -> Array:
         return bits
     if values.dtype.kind == "i":
         return bits ^ top
-    return np.where(bits & top, ~bits, bits | top)
+    out: Array = np.where(bits & top, ~bits, bits | top)
+    return out
 
 
 def _from_ordered(bits: Array, kind: np.dtype[Any]) -> Array:
@@ -98,9 +99,11 @@ def _from_ordered(bits: Array, kind: np.dtype[Any]) -> Array:
 def _zigzag(bits: Array) -> Array:
     """Differences, modulo their width, as 0, -1, 1, -2, ... -> 0, 1, 2, 3, ...: small ones have zeros above."""
     last = bits.dtype.type(8 * bits.dtype.itemsize - 1)
-    return (bits << bits.dtype.type(1)) ^ (np.zeros_like(bits) - (bits >> last))
+    out: Array = (bits << bits.dtype.type(1)) ^ (np.zeros_like(bits) - (bits >> last))
+    return out
 
 
 def _unzigzag(bits: Array) -> Array:
     one = bits.dtype.type(1)
-    return (bits >> one) ^ (np.zeros_like(bits) - (bits & one))
+    out: Array = (bits >> one) ^ (np.zeros_like(bits) - (bits & one))
+    return out

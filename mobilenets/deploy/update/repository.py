@@ -2,8 +2,8 @@
 
 The roles, their checks and the files are TUF's (theupdateframework.github.io/specification, 1.0), by python-tuf:
 `root` names the keys, `targets` every update by its size and digest, `snapshot` which `targets` is the newest, and
-`timestamp`, which runs out within days, which `snapshot`. Whoever shows old files of the folder, or mixes them, is found
-out by those who follow it.
+`timestamp`, which runs out within days, which `snapshot`. Whoever shows old files of the folder, or mixes them, is
+found out by those who follow it.
 
     metadata/timestamp.json, N.snapshot.json, N.targets.json, N.root.json
     targets/<sha256>.<digest of what it applies to>.mnu, targets/<sha256>.<name>.mnu for a whole network

@@ -67,7 +67,8 @@ def decode(source: Reader, kind: np.dtype[Any], count: int, base: Array | None) 
             raise Malformed(str(e)) from e
     whole = bits.view(f"<u{kind.itemsize}").reshape(count)
     if base is None:
-        return whole.view(kind)
+        out: Array = whole.view(kind)
+        return out
     return _from_ordered(_unzigzag(whole) + _ordered(base), kind)
 
 

@@ -132,7 +132,7 @@ def _safetensors(tensors: Tensors) -> bytes:
     return made
 
 
-def _verified(d: dict[str, Any], where: str) -> Card:
+def verified(d: dict[str, Any], where: str) -> Card:
     """The card of its JSON, which says its weights' digest. Raises `UserError` where it isn't as it was written."""
     card = Card.from_json(d, where)
     if d.get("digest") != hashlib.sha256(_canonical(d)).hexdigest():
@@ -174,7 +174,7 @@ def _read_folder(path: Path) -> tuple[Card, dict[str, Any], dict[str, Array], st
     if not (path / CARD).exists():
         raise UserError(f"{path}: not a bundle: {CARD} is missing")
     d = files.read_json(path / CARD, (), "a bundle")
-    card, weights = _verified(d, str(path / CARD)), path / WEIGHTS
+    card, weights = verified(d, str(path / CARD)), path / WEIGHTS
     if not weights.is_file():
         raise UserError(f"{path}: {WEIGHTS} is missing; restore or re-create the bundle")
     data = weights.read_bytes()
@@ -188,10 +188,15 @@ def _read_folder(path: Path) -> tuple[Card, dict[str, Any], dict[str, Array], st
 
 def _read_file(path: Path) -> tuple[Card, dict[str, Any], dict[str, Array], str]:
     """The same of a .mnz file."""
-    card, d, tensors = mnz.unpack(path.read_bytes(), str(path), _verified)
-    if hashlib.sha256(_safetensors(tensors)).hexdigest() != d["files"][WEIGHTS]:
-        raise UserError(f"{path}: its weights aren't those of its card (their digest differs); re-create it")
+    card, d, tensors = mnz.unpack(path.read_bytes(), str(path), verified)
+    check_weights(d, tensors, str(path))
     return card, d, tensors, str(path)
+
+
+def check_weights(d: Mapping[str, Any], tensors: Tensors, where: str) -> None:
+    """Raises `UserError` where tensors aren't those of the card `d`, by its digest."""
+    if hashlib.sha256(_safetensors(tensors)).hexdigest() != d["files"][WEIGHTS]:
+        raise UserError(f"{where}: its weights aren't those of its card (their digest differs); re-create it")
 
 
 def is_file(path: Path) -> bool:

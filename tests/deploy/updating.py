@@ -29,7 +29,9 @@ def tuned(bundle, by=0.01, seed=0, only=""):
     """The same network after a little training: of all float tensors, or of those whose names begin with `only`."""
     rng = np.random.default_rng(seed)
     tensors = {
-        k: t + rng.normal(0, by, t.shape).astype(t.dtype) if t.dtype.kind == "f" and t.ndim and k.startswith(only) else t
+        k: t + rng.normal(0, by, t.shape).astype(t.dtype)
+        if t.dtype.kind == "f" and t.ndim and k.startswith(only)
+        else t
         for k, t in bundle.tensors.items()
     }
     return Bundle(dataclasses.replace(bundle.card, parent=f"{seed}"), tensors)

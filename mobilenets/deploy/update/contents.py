@@ -38,7 +38,7 @@ class Contents:
     @classmethod
     def unpack(cls, data: bytes | memoryview) -> Contents:
         """Of a .mnz file's bytes. Raises `UserError`."""
-        _, card, tensors = mnz.unpack(bytes(data), "its network")
+        _, card, tensors = mnz.unpack(bytes(data), "its network", bundles.verified)
         return cls(card, tensors)
 
     def pack(self) -> bytes:

@@ -22,7 +22,7 @@ from mobilenets import files
 from mobilenets.deploy.update import residual
 from mobilenets.deploy.update.contents import Contents
 from mobilenets.deploy.update.residual import Malformed, Reader, block
-from mobilenets.model.card import Card
+from mobilenets.model import bundle as bundles
 from mobilenets.model.encodings import Array, Tensors, tensor_shapes
 
 SMALL = 2048  # numbers
@@ -68,7 +68,7 @@ def decode(data: bytes | memoryview, base: Contents) -> Contents:
         card = files.parse_json(_inflate(source.block(CARD_MOST), _text(base)))
     except ValueError as e:
         raise Malformed(f"its card can't be read: {e}") from e
-    shapes = tensor_shapes(Card.from_json(card, "its card"))
+    shapes = tensor_shapes(bundles.verified(card, "its card"))
     fresh: dict[str, Array] = {}
     changed, total = [], 0
     for name, kind in zip(sorted(shapes), source.take(len(shapes)), strict=True):

@@ -24,6 +24,7 @@ from mobilenets.arch import fields
 from mobilenets.deploy.update import delta, keys
 from mobilenets.deploy.update.contents import Contents
 from mobilenets.errors import UserError
+from mobilenets.model import bundle as bundles
 
 MAGIC = b"MNU1"
 FORMAT = 1
@@ -100,6 +101,7 @@ class Package:
         """The network it makes of what is installed. Raises `UserError`."""
         try:
             made = Contents.unpack(self.body) if self.head.kind == "full" else delta.decode(self.body, base)
+            bundles.check_weights(made.card, made.tensors, "its network")
         except UserError as e:
             raise UserError(f"{self.path}: can't be applied: {e}") from e
         if made.digest != self.head.to:

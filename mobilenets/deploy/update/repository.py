@@ -74,10 +74,12 @@ class Index:
 
     def __init__(self, folder: Path, key: Ed25519PrivateKey | None, fresh: Ed25519PrivateKey | None) -> None:
         self.folder, self.now = folder, package.now()
+        self.verifying = key.public_key() if key else None
         self.key = CryptoSigner(key) if key else None
         self.fresh = CryptoSigner(fresh) if fresh else self.key
         self.changed: list[tuple[str, Metadata[Any]]] = []
-        if (folder / TIMESTAMP).exists():
+        self.there = (folder / TIMESTAMP).exists()
+        if self.there:
             self.timestamp: Metadata[Timestamp] = self._read(TIMESTAMP)
             version = self.timestamp.signed.snapshot_meta.version
             self.snapshot: Metadata[Snapshot] = self._read(f"{version}.snapshot.json")
@@ -98,13 +100,13 @@ class Index:
         root.add_key(self.fresh.public_key, "timestamp")
         self.root, self.targets = Metadata(root), Metadata(Targets(expires=self.now + YEAR))
         self.snapshot = Metadata(Snapshot(expires=self.now + YEAR))
-        self.timestamp = Metadata(Timestamp(version=0))
+        self.timestamp = Metadata(Timestamp())
         for role, metadata in (("targets", self.targets), ("snapshot", self.snapshot), ("root", self.root)):
             self.changed.append((f"1.{role}.json", metadata))
 
     def add(self, folder: Path, updates: Sequence[Package]) -> None:
         """Copy updates to the folder of targets and name them. Raises `UserError`."""
-        if self.key is None:
+        if self.verifying is None:
             raise UserError(f"{folder.parent}: adding updates needs the key that signs them: --sign KEY")
         listed = self.targets.signed.targets
         for update in sorted(updates, key=lambda u: u.head.version):
@@ -112,7 +114,7 @@ class Index:
             there = listed.get(name)
             if there and there.unrecognized_fields["custom"][VERSION] >= head.version:
                 raise UserError(f"{update.path}: the folder has one as new for the same network: versions only go up")
-            if head.key and not keys.verifies(self.key.private_key.public_key(), update.seal, update.signed):  # type: ignore[attr-defined]
+            if head.key and not keys.verifies(self.verifying, update.seal, update.signed):
                 raise UserError(f"{update.path}: signed by {head.key}, another key than the folder's")
             file = TargetFile.from_file(name, str(update.path), ["sha256"])
             file.unrecognized_fields["custom"] = {VERSION: head.version, "name": head.name, "to": head.to}
@@ -130,7 +132,7 @@ class Index:
             assert self.key is not None
             self._write(name, metadata, self.key)
         stamp = self.timestamp.signed
-        stamp.version, stamp.expires = stamp.version + 1, self.now + datetime.timedelta(days=days)
+        stamp.version, stamp.expires = stamp.version + self.there, self.now + datetime.timedelta(days=days)
         stamp.snapshot_meta = MetaFile(self.snapshot.signed.version)
         stamp.unrecognized_fields[MADE] = self.now.isoformat()
         self._write(TIMESTAMP, self.timestamp, self.fresh)

@@ -53,7 +53,7 @@ def block(data: bytes) -> bytes:
 def encode(values: Array, base: Array | None) -> bytes:
     """Numbers [N] by what they differ by from `base` [N], of the same type; None: by themselves."""
     bits = _bits(values) if base is None else _zigzag(_ordered(values) - _ordered(base))
-    planes = bits.astype(bits.dtype.newbyteorder("<")).view(np.uint8).reshape(len(bits), -1).T
+    planes = bits.astype(bits.dtype.newbyteorder("<")).view(np.uint8).reshape(len(bits), bits.itemsize).T
     return b"".join(block(entropy.pack(p)) for p in planes)
 
 

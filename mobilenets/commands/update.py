@@ -180,8 +180,8 @@ def make_update(
     Examples
     --------
     >>> import mobilenets
-    >>> mobilenets.make_update("old", "new.mnz", out="u.mnu").head.kind
-    'delta'
+    >>> mobilenets.make_update("cifar10-v1-0.25", "cifar10-v2-0.25", out="u.mnu").head.network
+    'v2-cifar 0.25-32, float32'
     """
     from mobilenets.deploy.update import keys
     from mobilenets.deploy.update.contents import Contents
@@ -227,8 +227,10 @@ def apply_update(
     Examples
     --------
     >>> import mobilenets
-    >>> mobilenets.apply_update("installed", "u.mnu").steps[0].head.name
-    'network'
+    >>> _ = mobilenets.Bundle.load("cifar10-v1-0.25").save("installed")
+    >>> _ = mobilenets.make_update("installed", "cifar10-v2-0.25", out="u.mnu")
+    >>> mobilenets.apply_update("installed", "u.mnu").steps[0].version_before
+    0
     """
     from mobilenets.deploy.update import keys, package
     from mobilenets.deploy.update.apply import apply
@@ -265,8 +267,9 @@ def show_update(update: StrPath, *, verify: StrPath | None = None) -> Update:
     Examples
     --------
     >>> import mobilenets
-    >>> mobilenets.show_update("u.mnu").head.layers
-    ('classifier',)
+    >>> _ = mobilenets.make_update("cifar10-v1-0.25", "cifar10-v2-0.25", out="u.mnu", number=3)
+    >>> mobilenets.show_update("u.mnu").head.version
+    3
     """
     from mobilenets.deploy.update import keys, package
 
@@ -299,6 +302,9 @@ def roll_back(installed: StrPath) -> RolledBack:
     Examples
     --------
     >>> import mobilenets
+    >>> _ = mobilenets.Bundle.load("cifar10-v1-0.25").save("installed")
+    >>> _ = mobilenets.make_update("installed", "cifar10-v2-0.25", out="u.mnu")
+    >>> _ = mobilenets.apply_update("installed", "u.mnu")
     >>> mobilenets.roll_back("installed").version
     0
     """

@@ -75,7 +75,9 @@ def serve_updates(
     Examples
     --------
     >>> import mobilenets
-    >>> len(mobilenets.serve_updates("updates", "u.mnu", sign="release.key").updates)
+    >>> key = mobilenets.update_key("server")
+    >>> _ = mobilenets.make_update("cifar10-v1-0.25", "cifar10-v2-0.25", out="u.mnu", sign=key.private)
+    >>> len(mobilenets.serve_updates("updates", "u.mnu", sign=key.private).updates)
     1
     """
     from mobilenets.deploy.update import keys, package, repository
@@ -114,12 +116,6 @@ def pull_updates(url: str, installed: StrPath, *, verify: StrPath | None = None,
     UserError
         For an index that isn't signed by the key, is older than one that was seen, ran out or doesn't hang together,
         a clock that was set back, and all that `apply_update` raises it for. The network installed is as it was.
-
-    Examples
-    --------
-    >>> import mobilenets
-    >>> mobilenets.pull_updates("https://example.com/updates", "installed", verify="release.key.pub").steps
-    ()
     """
     from mobilenets.deploy.update import keys
     from mobilenets.deploy.update.installed import Installation

@@ -2,7 +2,9 @@
 
 import contextlib
 import errno
+import hashlib
 import io
+import json
 import os
 import shutil
 import signal
@@ -22,9 +24,8 @@ from mobilenets.errors import UserError
 
 pytest.importorskip("cryptography")
 FORMS = ("", ".mnz")
-few_or_many = pytest.mark.parametrize(
-    "count", [pytest.param(40, id="few"), pytest.param(2000, id="many", marks=[pytest.mark.slow, pytest.mark.timeout(3600)])]
-)  # fmt: skip
+MANY = [pytest.mark.slow, pytest.mark.timeout(3600)]
+few_or_many = pytest.mark.parametrize("count", [pytest.param(40, id="few"), pytest.param(2000, id="many", marks=MANY)])
 
 
 @pytest.fixture(scope="module", params=FORMS)
@@ -146,7 +147,7 @@ def test_at_every_step(ready, error, tmp_path, monkeypatch):
 
 @few_or_many
 def test_cut_or_altered(ready, count, tmp_path):
-    """None of them is taken; a hundred are enough to find a byte that nothing looks at."""
+    """None of them is taken."""
     old, _, file, key, unsigned = ready
     place, rng = install(old, tmp_path / f"installed{old.suffix}"), np.random.default_rng(count)
     before, bad = digest(place), tmp_path / "bad.mnu"
@@ -180,10 +181,7 @@ def test_every_byte_of_the_head_counts(ready, tmp_path):
 
 @few_or_many
 def test_a_body_that_its_digest_fits(ready, count, tmp_path):
-    """An update made by whoever can: its bytes are looked at too, and what comes of them is what it says, or nothing."""
-    import hashlib
-    import json
-
+    """An update made by whoever can: what comes of its bytes is what it says, or nothing."""
     old, _, _, _, unsigned = ready
     place, rng = install(old, tmp_path / f"installed{old.suffix}"), np.random.default_rng(count)
     bad, made = tmp_path / "bad.mnu", package.read(unsigned)
@@ -194,7 +192,7 @@ def test_a_body_that_its_digest_fits(ready, count, tmp_path):
         start = package.MAGIC + len(text).to_bytes(4, "little") + text
         bad.write_bytes(start + hashlib.sha512(start).digest() + body)
         if body != bytes(made.body):
-            with pytest.raises(UserError, match="can't be applied|makes another network than it says"):
+            with pytest.raises(UserError, match=r"can't be applied|makes another network than it says"):
                 applied(place, bad)
     assert digest(place) == digest(old)
 

@@ -272,18 +272,15 @@ def test_addresses_and_a_key_from_before(made, serve, phone, tmp_path):
 
 def test_the_command_line(made, serve, command, tmp_path):
     key, folder = tmp_path / "k", tmp_path / "updates"
+    u = tmp_path / "u.mnu"
     assert command("update", "key", key).code == 0
-    ran = command(
-        "update", "make", made / "old", made / "new", "--out", tmp_path / "u.mnu", "--sign", key, "--number", 7
-    )
+    ran = command("update", "make", made / "old", made / "new", "--out", u, "--sign", key, "--number", 7)
     assert ran.code == 0, ran.err
     assert "layers   classifier" in ran.out
-    shown = command("update", "show", tmp_path / "u.mnu", "--verify", f"{key}.pub", "--json").json
+    shown = command("update", "show", u, "--verify", f"{key}.pub", "--json").json
     assert (shown["version"], shown["verified"], shown["kind"]) == (7, True, "delta")
-    assert command("update", "show", tmp_path / "u.mnu", "--verify", made / "other").line.endswith(
-        "nothing was changed"
-    )
-    assert "1 update" in command("update", "serve", folder, tmp_path / "u.mnu", "--sign", key).out
+    assert command("update", "show", u, "--verify", made / "other").line.endswith("nothing was changed")
+    assert "1 update" in command("update", "serve", folder, u, "--sign", key).out
     phone = install(made / "old", tmp_path / "phone")
     line = ("update", "pull", serve(folder).url, phone)
     assert "--verify" in command(*line).line

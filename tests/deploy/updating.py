@@ -20,9 +20,13 @@ LABELS = ("cat", "dog", "frog")
 OLD, NEW = "old", "new"
 
 
-def small(labels=LABELS, precision="float32", width=16):
+def card(labels=LABELS, width=16):
     arch = Arch("small", 1.0, 32, len(labels), (Conv(8, stride=2), Separable(width, stride=2)), activation="relu6")
-    return with_random_weights(classifier_card(arch, Preprocess(32), labels), precision)
+    return classifier_card(arch, Preprocess(32), labels)
+
+
+def small(labels=LABELS, precision="float32", width=16):
+    return with_random_weights(card(labels, width), precision)
 
 
 def tuned(bundle, by=0.01, seed=0, only=""):

@@ -26,7 +26,8 @@ from mobilenets.model import bundle as bundles
 from mobilenets.model.encodings import Array, Tensors, tensor_shapes
 
 SMALL = 2048  # numbers
-CARD_MOST, WEIGHTS_MOST = 4 << 20, 512 << 20  # bytes, unpacked
+CARD_MOST = 4 << 20  # bytes, unpacked
+EXPANDS, WEIGHTS_LEAST = 4096, 64 << 20  # times an update's bytes that its tensors may take, or so many bytes
 SAME = 0
 TYPES = ("", "f8", "f4", "f2", "i8", "i4", "i2", "i1", "u8", "u4", "u2", "u1")  # by a tensor's byte
 WHOLE, DIFFERENCE = range(2)  # how a stream is coded
@@ -81,8 +82,8 @@ def decode(data: bytes | memoryview, base: Contents) -> Contents:
             total += changed[-1].count * changed[-1].kind.itemsize
         else:
             raise Malformed(f"tensor {name} is of no known type")
-    if total > WEIGHTS_MOST:
-        raise Malformed(f"it would take {total:,} bytes, more than the {WEIGHTS_MOST:,} that any network may")
+    if total > EXPANDS * len(data) + WEIGHTS_LEAST:
+        raise Malformed(f"it would take {total:,} bytes, more than can come of an update of its size")
     for group in _streams(changed):
         how, count = source.byte(), sum(c.count for c in group)
         if how not in (WHOLE, DIFFERENCE):

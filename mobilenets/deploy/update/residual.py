@@ -65,10 +65,9 @@ def decode(source: Reader, kind: np.dtype[Any], count: int, base: Array | None) 
             bits[:, i] = entropy.unpack(bytes(source.block(count + 512)), count)
         except ValueError as e:
             raise Malformed(str(e)) from e
-    whole = bits.view(f"<u{kind.itemsize}").reshape(count)
+    whole: Array = bits.view(f"<u{kind.itemsize}").reshape(count)
     if base is None:
-        out: Array = whole.view(kind)
-        return out
+        return whole.view(kind)
     return _from_ordered(_unzigzag(whole) + _ordered(base), kind)
 
 

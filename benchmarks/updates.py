@@ -6,8 +6,8 @@ A classifier of DATA's classes is fine-tuned from INIT (weights or a bundle) and
 becomes, each time from there: itself with its classifier trained for one more epoch; itself with everything trained for
 one more epoch (by the recipe's own rate); and, with --extra, a classifier of one class more, whose photos are in
 FOLDER/train and FOLDER/val. Each as float32 and as int8 (calibrated on the same images), in folders and in .mnz files.
-Prints and writes OUT/updates.csv: bytes of the new network as it lies on the disk, in .mnz, as a whole update and as what
-has changed, and the median of ten applications in one process (reading, checking, decoding, writing to the disk,
+Prints and writes OUT/updates.csv: bytes of the new network as it lies on the disk, in .mnz, as a whole update and as
+what has changed, and the median of ten applications in one process (reading, checking, decoding, writing to the disk,
 replacing). Bundles stay in OUT; those that are there are taken.
 """
 

@@ -267,7 +267,7 @@ def test_bombs(networks, tmp_path):
     """What would take gigabytes when it is unpacked is refused before it does."""
     old, new, u = networks
     base = delta._text(Contents.read(old))
-    wide = {**Contents.read(new).card, **card(width=1 << 22).to_json()}
+    wide = {**Contents.read(new).card, **card(width=1 << 16, first=1 << 16).to_json()}
     wide["digest"] = hashlib.sha256(bundles._canonical(wide)).hexdigest()
     huge = residual.block(delta._deflate(json.dumps(wide).encode(), base)) + b"\2" * 16
     for body, line in (

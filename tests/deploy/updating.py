@@ -20,8 +20,8 @@ LABELS = ("cat", "dog", "frog")
 OLD, NEW = "old", "new"
 
 
-def card(labels=LABELS, width=16):
-    arch = Arch("small", 1.0, 32, len(labels), (Conv(8, stride=2), Separable(width, stride=2)), activation="relu6")
+def card(labels=LABELS, width=16, first=8):
+    arch = Arch("small", 1.0, 32, len(labels), (Conv(first, stride=2), Separable(width, stride=2)), activation="relu6")
     return classifier_card(arch, Preprocess(32), labels)
 
 

@@ -45,6 +45,10 @@ EXTRAS = {
     "s2sphere": ("s2sphere", "places"),
     "pytorch_metric_learning": ("pytorch-metric-learning", "embed"),
     "usearch": ("usearch", "search"),
+    "constriction": ("constriction", "compress"),
+    "cryptography": ("cryptography", "update"),
+    "securesystemslib": ("python-tuf", "update"),
+    "tuf": ("python-tuf", "update"),
     "tflite_micro": ("TensorFlow Lite Micro", "micro"),
 }
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from mobilenets.commands.index import index as index
     from mobilenets.commands.list import list_networks as list_networks
     from mobilenets.commands.predict import predict as predict
+    from mobilenets.commands.prune import prune as prune
     from mobilenets.commands.push import push_to_hub as push_to_hub
     from mobilenets.commands.quantize import quantize as quantize
     from mobilenets.commands.recipes import recipes as recipes
@@ -94,6 +95,7 @@ _HOMES = {
     "index": "commands.index",
     "list_networks": "commands.list",
     "predict": "commands.predict",
+    "prune": "commands.prune",
     "push_to_hub": "commands.push",
     "quantize": "commands.quantize",
     "recipes": "commands.recipes",

@@ -16,6 +16,7 @@ from mobilenets.tasks.task import Matched, Objective, Shaped, Task
 from mobilenets.training.distributed import world
 from mobilenets.training.loop import Setup
 from mobilenets.training.recipes import CO_TEACHING, Recipe
+from mobilenets.training.zeros import keep_zeros, sparse
 
 if TYPE_CHECKING:
     from mobilenets.model.module import MobileNet
@@ -112,3 +113,5 @@ def _start_from(net: MobileNet, init: Bundle, task: Task, config: dict[str, Any]
     if wrong:
         raise UserError(f"--init: the bundle's network isn't the one to be trained, as {wrong[0]} shows")
     net.load_state_dict(state, strict=False)
+    if sparse(init.card):
+        keep_zeros(p for p in net.parameters() if p.ndim > 1)

@@ -45,7 +45,7 @@ SHUFFLENET_V2 = Network(
     source="ShuffleNet V2 table 5",
     alphas=(0.5, 1.0, 1.5, 2.0),
     resolutions=(224,),
-    fixed=frozenset({24}),
+    fixed=frozenset({24, 1024}),
     widths={
         alpha: dict(zip((24, 116, 232, 464, 1024), columns, strict=True))
         for alpha, columns in {

@@ -98,7 +98,10 @@ class GroupedShuffleUnit(Row):
 
     def ops(self, cin: int, scaling: Scaling) -> tuple[Op, ...]:
         act, mid = scaling.activation, self.channels // 4
-        made = self.channels - cin * (self.stride > 1)
+        made = (
+            max(self.channels - cin, self.groups) if self.stride > 1 else cin
+        )  # the narrowest units grow beyond theirs
+        total = made + cin * (self.stride > 1)
         shuffle = [Op("shuffle", "shuffle", mid, mid, grouped=self.groups)] * (self.groups > 1)
         body = chain(
             *self._pointwise("reduce", cin, mid, 1 if self.dense else self.groups, act),
@@ -107,14 +110,14 @@ class GroupedShuffleUnit(Row):
             *self._pointwise("expand", mid, made, self.groups, None),
         )
         if self.stride == 1:
-            join = [Op("sum", "add", self.channels, self.channels, inputs=("", "expand"))]
+            join = [Op("sum", "add", total, total, inputs=("", "expand"))]
         else:
             pads = (1, 1, 1, 1)
             join = [
                 Op("mean", "avgpool", cin, cin, 3, self.stride, pads=pads, inputs=("",)),
-                Op("concat", "concat", self.channels, self.channels, inputs=("expand", "mean")),
+                Op("concat", "concat", total, total, inputs=("expand", "mean")),
             ]
-        last = Op("act", "activation", self.channels, self.channels, activation=act, inputs=(join[-1].name,))
+        last = Op("act", "activation", total, total, activation=act, inputs=(join[-1].name,))
         return *body, *join, last
 
     def _pointwise(self, name: str, cin: int, cout: int, groups: int, act: Activation | None) -> tuple[Op, ...]:

@@ -234,6 +234,8 @@ def initialise(module: nn.Module) -> None:
         nn.init.kaiming_normal_(module.weight, mode="fan_out")
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+    elif isinstance(module, MapClassifier):  # after its convolution: as SqueezeNet's, whose answers would die else
+        nn.init.normal_(module.conv.weight, std=0.01)
     elif isinstance(module, nn.Linear):
         nn.init.normal_(module.weight, std=0.01)
         nn.init.zeros_(module.bias)

@@ -104,6 +104,13 @@ def test_channels_of_a_shuffle_unit_fit_its_groups():
         assert row.channels % 12 == 0
 
 
+@pytest.mark.parametrize("name", zoo.OTHERS)
+def test_every_width_is_a_network_and_wider_costs_more(name):
+    macs = [cost.count(zoo.arch(name, alpha)).macs for alpha in (0.01, 0.3, 0.8, 1.2, 2.0)]
+    assert macs == sorted(macs)
+    assert macs[0] > 0
+
+
 def test_a_pooling_by_itself_is_one_operation():
     (op,) = pooling(3, 2, ceil=True).ops(16, spec.Scaling("relu"))
     assert op == Op("pool", "maxpool", 16, 16, 3, 2, pads=(0, 0, 0, 0), ceil=True, inputs=("",))

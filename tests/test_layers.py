@@ -22,7 +22,7 @@ DOORS = ("__init__", "__main__", "cli")  # above all rooms
 MOST_AT_THE_TOP = 12
 # Modules that import torch, or a runtime that does, at their top. All others can be used without it.
 NEED_TORCH = {
-    "model.conv", "model.create", "model.module", "model.detections", "model.net", "model.reference",
+    "model.conv", "model.create", "model.joints", "model.module", "model.detections", "model.net", "model.reference",
     "model.two_stage",
     "deploy.engines.torch", "deploy.engines.executorch", "deploy.engines.coreml", "deploy.peers",
     "deploy.writers.program", "deploy.writers.pt2", "deploy.writers.coreml", "deploy.writers.coreml_detect",

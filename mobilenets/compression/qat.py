@@ -317,8 +317,8 @@ def _setup(source: Bundle, net: FakeQuantized, data: Data, recipe: Recipe, seed:
     side = cache_side(max(preprocess.input_size))
     transform = task.transforms(preprocess, recipe, kind)
     images = loader.TrainImages(data.split("train"), transform, seed, None, side, task.ragged)
-    objective, channels_last = TeacherLoss(_teacher(source), task), torch.cuda.is_available()
-    learner = Learner(net, preprocess, recipe, seed, channels_last, task, source.card.config, objective)
+    objective = TeacherLoss(_teacher(source), task)
+    learner = Learner(net, preprocess, recipe, seed, task, source.card.config, objective)
     return loop.Setup(learner, images, preprocess, "32-true")
 
 

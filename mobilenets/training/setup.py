@@ -87,15 +87,14 @@ def setup(
     if recipe.loss == CO_TEACHING and distiller:
         raise UserError("co-teaching is of two networks without a teacher: another --loss")
     bf16 = recipe.training_precision == "bf16" or (recipe.training_precision == "auto" and fast_bf16())
-    channels_last = bf16 or torch.cuda.is_available()
     if recipe.loss == CO_TEACHING:
         torch.manual_seed(seed + 1)
         peer = model.build(arch, head)
         if init:
             _start_from(peer, init, task, config, head)
             statistics.settle(peer, head.own, training, preprocess, seed)
-        objective = CoTeaching(peer, preprocess, recipe, channels_last, getattr(objective, "weights", None))
-    learner = Learner(net, preprocess, recipe, seed, channels_last, task, config, objective, head.own)
+        objective = CoTeaching(peer, preprocess, recipe, getattr(objective, "weights", None))
+    learner = Learner(net, preprocess, recipe, seed, task, config, objective, head.own)
     if isinstance(objective, CoTeaching):
         objective.epoch = lambda: learner.current_epoch
     return Setup(learner, images, preprocess, "bf16-mixed" if bf16 else "32-true", measured)

@@ -6,9 +6,21 @@ import dataclasses
 from collections.abc import Mapping
 
 from mobilenets.arch.operations import Op
-from mobilenets.arch.rows import RESIDUAL, FusedInvertedResidual, InvertedResidual, Row, round_channels
+from mobilenets.arch.rows import (
+    Attention,
+    Conv,
+    FusedInvertedResidual,
+    InvertedResidual,
+    Row,
+    Separable,
+    round_channels,
+)
+from mobilenets.arch.rows_units import BiasedSeparable
 from mobilenets.arch.spec import Arch, Block
 from mobilenets.errors import UserError
+
+# Rows whose layers can have any channels. In others branches are split and joined by what the rows themselves imply.
+FREE = (Conv, Separable, BiasedSeparable, InvertedResidual, FusedInvertedResidual, Attention)
 
 
 def narrowed(arch: Arch, widths: Mapping[str, int]) -> Arch:
@@ -19,6 +31,11 @@ def narrowed(arch: Arch, widths: Mapping[str, int]) -> Arch:
     """
     if arch.shortcut == "expansion":
         raise UserError("a network whose shortcuts join its expansions can't be narrowed layer by layer")
+    bound = next((row for row in (*arch.rows, *arch.head) if not isinstance(row, FREE)), None)
+    if bound is not None:
+        raise UserError(
+            f"{arch.title} can't be narrowed layer by layer: the channels of a {type(bound).__name__} are tied"
+        )
     parts: list[tuple[Row, ...]] = []
     cin = 3
     for rows, blocks in ((arch.rows, arch.blocks), (arch.head, arch.head_blocks)):
@@ -67,7 +84,7 @@ def unlike(arch: Arch) -> list[tuple[str, str]]:
         expand = next((op for op in block.ops if op.name.endswith(".expand")), None)
         if source and expand is not None and isinstance(row, InvertedResidual):
             pairs.append((source, expand.name))
-        if source and isinstance(row, RESIDUAL) and row.stride == 1 and not block.shortcut:
+        if source and row.RESIDUAL and row.stride == 1 and not block.shortcut:
             pairs.append((source, last.name))
         source = last.name
     return pairs

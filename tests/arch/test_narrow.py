@@ -4,6 +4,7 @@ import pytest
 
 from mobilenets.arch import cost, zoo
 from mobilenets.arch.narrow import narrowed, unlike
+from mobilenets.arch.rows_units import ShuffleUnit
 from mobilenets.arch.spec import Arch
 from mobilenets.errors import UserError
 
@@ -50,6 +51,8 @@ def test_what_rows_cannot_say() -> None:
     for widths in ({"blocks.3.project": 16}, {"blocks.2.expand": 16}, {"blocks.1.depthwise": 16}):
         with pytest.raises(UserError, match=r"v2 1-64: .* rows"):
             narrowed(arch, widths)
+    with pytest.raises(UserError, match="the channels of a ShuffleUnit are tied"):
+        narrowed(arch.replace(rows=(*arch.rows, ShuffleUnit(320))), {})
     with pytest.raises(UserError, match="can't be narrowed"):
         narrowed(arch.replace(shortcut="expansion"), {})
 

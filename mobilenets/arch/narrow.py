@@ -57,6 +57,7 @@ def narrowed(arch: Arch, widths: Mapping[str, int]) -> Arch:
 def _narrow(row: Row, block: Block, cin: int, widths: Mapping[str, int], divisor: int) -> Row:
     """A row that now reads `cin` channels."""
     last = _last_layer(block)
+    assert isinstance(row, FREE)
     row = dataclasses.replace(row, channels=widths.get(last.name, last.cout))
     expand = next((op for op in block.ops if op.name.endswith(".expand")), None)
     inner = cin if expand is None else widths.get(expand.name, expand.cout)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mobilenets.commands.check_data import check_data as check_data
     from mobilenets.commands.choose import choose as choose
     from mobilenets.commands.choose import latency_table as latency_table
+    from mobilenets.commands.compare import compare as compare
     from mobilenets.commands.cost import cost as cost
     from mobilenets.commands.distill import distill as distill
     from mobilenets.commands.evaluate import evaluate as evaluate
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from mobilenets.commands.index import index as index
     from mobilenets.commands.list import list_networks as list_networks
     from mobilenets.commands.predict import predict as predict
+    from mobilenets.commands.prune import prune as prune
     from mobilenets.commands.push import push_to_hub as push_to_hub
     from mobilenets.commands.quantize import quantize as quantize
     from mobilenets.commands.recipes import recipes as recipes
@@ -80,6 +82,7 @@ _HOMES = {
     "bench": "commands.bench",
     "check_data": "commands.check_data",
     "choose": "commands.choose",
+    "compare": "commands.compare",
     "cost": "commands.cost",
     "distill": "commands.distill",
     "evaluate": "commands.evaluate",
@@ -92,6 +95,7 @@ _HOMES = {
     "index": "commands.index",
     "list_networks": "commands.list",
     "predict": "commands.predict",
+    "prune": "commands.prune",
     "push_to_hub": "commands.push",
     "quantize": "commands.quantize",
     "recipes": "commands.recipes",

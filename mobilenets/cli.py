@@ -53,6 +53,7 @@ VERBS = {
         "sweep:sweep",
         "Train the grid of widths and resolutions; accuracy against cost, drawn.",
     ),
+    "compare": ("compare:compare", "Networks of the same macs, trained alike: which makes the most of them."),
     "tune": ("tune:tune", "Find the batch size and the learning rate to train with."),
     "distill": (
         "distill:distill",
@@ -71,6 +72,7 @@ VERBS = {
         "choose:latency_table",
         "Measure all networks here, for `choose --table` elsewhere.",
     ),
+    "prune": ("prune:prune", "Fewer channels or weights: by macs, by latency measured, by share."),
     "quantize": ("quantize:quantize", "Float bundle -> int8 bundle."),
     "export": ("export:export", "Bundle -> a file that runs, proved against PyTorch."),
     "push": ("push:push_to_hub", "A bundle, with what its run ships -> the Hugging Face Hub."),
@@ -84,7 +86,8 @@ VERBS = {
     "show": ("show:show", "What a bundle, run or file says of itself."),
     "report": ("report:report", "A run's report, one HTML page."),
 }
-TRAINING = ("fit", "train", "sweep", "tune", "distill", "quantize", "export")  # need PyTorch, whatever is asked of them
+# Need PyTorch, whatever is asked of them.
+TRAINING = ("fit", "train", "sweep", "compare", "tune", "distill", "prune", "quantize", "export")
 HOMES = {  # of verbs that are said in two words
     "data": "What is wrong with images, labels and boxes: `data check DATA`.",
     "update": "Networks replaced where they run: updates made, signed, applied, undone, served.",

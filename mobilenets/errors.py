@@ -44,6 +44,7 @@ EXTRAS = {
     "huggingface_hub": ("huggingface_hub", "hub"),
     "s2sphere": ("s2sphere", "places"),
     "pytorch_metric_learning": ("pytorch-metric-learning", "embed"),
+    "torch_pruning": ("torch-pruning", "prune"),
     "usearch": ("usearch", "search"),
     "constriction": ("constriction", "compress"),
     "cryptography": ("cryptography", "update"),

@@ -165,7 +165,9 @@ def distill(
     if vectors:
         _check_vectors(loaded, asked, unlabelled)
     elif not isinstance(asked, Teaching) and (how.share < 1 or unlabelled):
-        raise UserError(f"the answers for {task} aren't learned from a teacher, its embedding can be (--labels 1)")
+        raise UserError(
+            f"the answers for {task} aren't learned from a teacher, its embedding can be (--labels 1 --embedding 1)"
+        )
     data = open_unlabelled(source, root, seed) if unlabelled else asked.open(source, root, seed, None)
     classes = loaded.labels if unlabelled else data.labels
     columns = _columns(loaded.labels, classes) if loaded.task == asked.name else ()

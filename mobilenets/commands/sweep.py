@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
+import functools
 import os
 from typing import Annotated
 
@@ -12,11 +13,13 @@ from cyclopts import Parameter
 
 from mobilenets import console, files, tasks
 from mobilenets.arch import cost, zoo
+from mobilenets.arch.matching import at_macs
+from mobilenets.arch.spec import Arch
 from mobilenets.arguments import DataSource, StrPath, as_path, checked, several
 from mobilenets.commands.options import Floats, Ints, Words
 from mobilenets.commands.sweep_jobs import cluster, finished, timed, train_network
 from mobilenets.data import checks
-from mobilenets.data.dataset import cache_side
+from mobilenets.data.dataset import Data, cache_side
 from mobilenets.data.source import Reading, spelled
 from mobilenets.deploy import latency
 from mobilenets.errors import UserError
@@ -39,6 +42,7 @@ def sweep(
     arch: Words = ("v1",),
     alphas: Floats = (1.0, 0.75, 0.5, 0.25),
     resolutions: Ints | None = None,
+    macs: int | None = None,
     recipe: str = "modern",
     overrides: Annotated[Overrides | None, Parameter(name="*")] = None,
     seeds: int = 1,
@@ -75,6 +79,9 @@ def sweep(
     resolutions
         Input heights and widths in pixels, with commas between; if left out, 224,192,160,128, or as many smaller ones
         for images that are smaller.
+    macs
+        Multiply-adds of an image that every network should have, its width found by them: `alphas` are left aside. What
+        `mobilenets compare` does.
     recipe
         modern, cifar, v1-paper, v2-paper or v3-paper.
     seeds
@@ -138,18 +145,20 @@ def sweep(
             f"sweep has no networks for {task}: mobilenets choose --task {task} measures them, fit picks one"
         )
     data = asked.open(source, root, 0, None)
-    side = data.native_side() or RESOLUTIONS[0]
-    sides = (
-        several(resolutions or ())
-        or [r for r in RESOLUTIONS if r in zoo.worthwhile("v1", side)]
-        or zoo.worthwhile("v1", side)
-    )
-    grid = {
-        a.title: a for n in several(arch) for alpha in several(alphas) for r in sides for a in [zoo.arch(n, alpha, r)]
-    }
+    sides = several(resolutions or ()) or worthwhile(data)
     network_config = asked.config(data)
-    archs = sorted((asked.arch(a, network_config) for a in grid.values()), key=lambda a: cost.count(a).macs)
-    out = as_path(out) or run.folder(source, "sweep")
+
+    def network(name: str, alpha: float, side: int) -> Arch:
+        return asked.arch(zoo.arch(name, alpha, side), network_config)
+
+    grid = [
+        at_macs(functools.partial(network, name, side=r), macs) if macs else network(name, alpha, r)
+        for name in several(arch)
+        for r in sides
+        for alpha in ((1.0,) if macs else several(alphas))
+    ]
+    archs = sorted({a.title: a for a in grid}.values(), key=lambda a: cost.count(a).macs)
+    out = as_path(out) or run.folder(source, "compare" if macs else "sweep")
     config = {"verb": "sweep", "task": task, "source": source, "recipe": chosen.to_json(), "precision": precision}
     with cluster(address, ray_cpus) if address else contextlib.nullcontext() as on_ray, contextlib.ExitStack() as stack:
         stack.enter_context(run.taken(out, config, resume, data))
@@ -164,7 +173,7 @@ def sweep(
         left = [job for job in jobs if not before[job.out]]
         runs = timed([r for r in before.values() if r], precision, threads)
         assert asked.primary is not None  # it is trained
-        made = Sweep(out, source, chosen, precision, threads, len(jobs), tuple(runs), asked.primary)
+        made = Sweep(out, source, chosen, precision, threads, len(jobs), tuple(runs), asked.primary, macs or 0)
         for result in on_ray(left) if on_ray else (train_network(data, job) for job in left):
             same = next((r for r in runs if r.key == result.key and not r.error), None)  # of another seed
             known = [dataclasses.replace(result, latency_ms=same.latency_ms)] if same else []
@@ -181,6 +190,12 @@ def sweep(
             f"{len(made.failed)} of {console.many(len(jobs), 'training')} failed ({names}); the others are in {out}"
         )
     return made
+
+
+def worthwhile(data: Data) -> list[int]:
+    """The resolutions that a set's images are worth, of those of the paper where there are such, largest first."""
+    sides = zoo.worthwhile("v1", data.native_side() or RESOLUTIONS[0])
+    return [r for r in RESOLUTIONS if r in sides] or sides[::-1]
 
 
 def _ray_of_environment() -> str | None:

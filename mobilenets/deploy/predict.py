@@ -19,7 +19,7 @@ from PIL import Image
 
 from mobilenets import console, files, processor, tasks
 from mobilenets.arguments import StrPath, checked
-from mobilenets.data.alignment import Faces, located, placed, template_of
+from mobilenets.data.alignment import Faces, Finder, placed, sought, template_of
 from mobilenets.data.folder import is_hidden, is_image_name, open_zip, read_member, slashed, unreadable
 from mobilenets.deploy import engines
 from mobilenets.deploy.engines import Engine, Outputs
@@ -197,7 +197,7 @@ class Model:
         source: tuple[Any, ...] | None = None,
         doubts: Doubts | None = None,
         task: Task | None = None,
-        faces: Faces | None = None,
+        faces: Faces | Finder | None = None,
     ) -> None:
         """`doubts`, and `task`, which reads the answers: those of its card, if left out. `faces`: where landmarks are.
 
@@ -263,7 +263,7 @@ class Model:
     def stream(self, images: Iterable[Any], top: int = 5) -> Iterator[Prediction]:
         """`predict` for any number of images, one at a time, at constant memory."""
         sizes: dict[int, tuple[int, int]] = {}  # of the images under way
-        where = located(self.faces, self.template, "the network") if self.template else None
+        where = sought(self.faces, self.template, "the network")
 
         def read(numbered: tuple[int, Any]) -> Pixels:
             i, item = numbered
@@ -370,7 +370,9 @@ def content(item: Source) -> Path | bytes:
 
 
 @checked
-def load(path: StrPath, threads: int = 1, reject_below: float | None = None, faces: Faces | None = None) -> Model:
+def load(
+    path: StrPath, threads: int = 1, reject_below: float | None = None, faces: Faces | Finder | None = None
+) -> Model:
     """A network ready to answer, in the runtime that its file is for.
 
     Parameters
@@ -384,8 +386,9 @@ def load(path: StrPath, threads: int = 1, reject_below: float | None = None, fac
         The probability below which a classifier's answer is unsure, its `label` None; that of its card if left out, if
         it has one. Of a detector, the least score of its boxes, 0.3 if left out.
     faces
-        Where the landmarks are, `Faces(landmarks="points.csv")` or `Faces(aligned="arcface")`, for a network that takes
-        faces aligned.
+        Where the landmarks are, for a network that takes faces aligned: `Faces(landmarks="points.csv")`,
+        `Faces(aligned="arcface")`, or what finds them, a function of an RGB image of Pillow's that gives five points
+        [5, 2] in pixels, the eyes, the nose, the mouth's corners, or None where there is no face.
 
     Returns
     -------

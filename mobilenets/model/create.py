@@ -64,7 +64,7 @@ def _load(weights: Weights, built: Callable[[int], Arch]) -> Net | None:
     tensors = open_foreign(str(weights)).tensors
     if not isinstance(tensors, Mapping) or "blocks.0.conv.conv.weight" not in tensors:
         return None
-    classifier = tensors.get("classifier.weight")
+    classifier = tensors.get("classifier.weight", tensors.get("classifier.conv.weight"))
     card = card_of(built(0 if classifier is None else len(classifier)))
     expected = tensor_shapes(card)
     for tensor, shape in expected.items():

@@ -215,7 +215,8 @@ def pack(
     out: dict[str, Array] = {}
     scales: dict[str, float] = {}
     for name in graph.activations:
-        step, zero = affine(*(input_range(preprocess) if name == graph.source else ranges[name]))
+        seen = graph.moved(name)  # what only moves numbers keeps their scale
+        step, zero = affine(*(input_range(preprocess) if seen == graph.source else ranges[seen]))
         out[f"{name}.scale"], out[f"{name}.zero_point"] = np.asarray(step), np.asarray(zero)
         scales[name] = float(step)
     for op in graph.layers:

@@ -159,7 +159,7 @@ def _of_module(
     """A PyTorch network, of which `values` gives what it says of preprocessed images [N, 3, H, W]."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     bf16 = fast_bf16()
-    form = torch.channels_last if bf16 else torch.contiguous_format
+    form = torch.channels_last
     net.eval().requires_grad_(False).to(device, memory_format=form)  # type: ignore[call-overload]
     mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (preprocess.mean, preprocess.std))
 

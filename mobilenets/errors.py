@@ -45,6 +45,7 @@ EXTRAS = {
     "s2sphere": ("s2sphere", "places"),
     "pytorch_metric_learning": ("pytorch-metric-learning", "embed"),
     "usearch": ("usearch", "search"),
+    "constriction": ("constriction", "compress"),
     "tflite_micro": ("TensorFlow Lite Micro", "micro"),
 }
 

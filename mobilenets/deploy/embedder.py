@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mobilenets import files
 from mobilenets.arch.heads import FEATURES
 from mobilenets.data.alignment import Faces, Located, Template, located, placed, template_of
 from mobilenets.deploy import engines, predict
 from mobilenets.deploy.foreign import Foreign, ForeignNetwork
 from mobilenets.deploy.predict import Answering, Source
 from mobilenets.errors import UserError
-from mobilenets.model.bundle import CARD, Bundle, is_bundle
+from mobilenets.model.bundle import Bundle, identity, is_bundle
 from mobilenets.model.images import BadImage, Pixels, Preprocess, open_rgb
 from mobilenets.tasks import features
 from mobilenets.tasks.embed.scores import VECTOR
@@ -85,8 +84,8 @@ def open_embedder(path: Path, foreign: Foreign | None = None, threads: int = 1) 
     found = engines.resolve(path)
     if is_bundle(found) and Bundle.load(found).card.task not in ("embed", features.TASK.name):
         seen = features.of_bundle(Bundle.load(found))
-        return _of_engine(engines.module("torch").TorchEngine(seen, threads), files.sha256(found / CARD), path)
-    digest = files.sha256(found / CARD if is_bundle(found) else found) if found.is_file() or is_bundle(found) else ""
+        return _of_engine(engines.module("torch").TorchEngine(seen, threads), identity(found), path)
+    digest = identity(found) if found.is_file() or is_bundle(found) else ""
     return _of_engine(engines.load(found, threads), digest, path)
 
 

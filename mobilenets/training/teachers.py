@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mobilenets import files, tasks
+from mobilenets import tasks
 from mobilenets.arch.heads import LOGITS, PROBABILITIES
 from mobilenets.data.alignment import Template, template_of
 from mobilenets.deploy import engines
@@ -113,7 +113,7 @@ def of_bundle(loaded: Bundle, name: str) -> Teacher:
 
 def _of_engine(engine: engines.Engine, name: str, path: Path) -> Teacher:
     card, task = engine.card, tasks.of(engine.card)
-    digest = files.sha256(path / bundle.CARD if bundle.is_bundle(path) else path)
+    digest = bundle.identity(path)
     if isinstance(task, Matched):
         return _of_vectors(engine, task.matched, name, digest, card.preprocess, template_of(card))
     if PROBABILITIES not in card.outputs or not isinstance(task, Teaching):

@@ -72,12 +72,22 @@ VERBS = {
         "Measure all networks here, for `choose --table` elsewhere.",
     ),
     "quantize": ("quantize:quantize", "Float bundle -> int8 bundle."),
+    "compress": ("compress:compress", "Float bundle -> the same in so many kilobytes, one coded file."),
     "export": ("export:export", "Bundle -> a file that runs, proved against PyTorch."),
     "push": ("push:push_to_hub", "A bundle, with what its run ships -> the Hugging Face Hub."),
     "show": ("show:show", "What a bundle, run or file says of itself."),
     "report": ("report:report", "A run's report, one HTML page."),
 }
-TRAINING = ("fit", "train", "sweep", "tune", "distill", "quantize", "export")  # need PyTorch, whatever is asked of them
+TRAINING = (
+    "fit",
+    "train",
+    "sweep",
+    "tune",
+    "distill",
+    "quantize",
+    "compress",
+    "export",
+)  # need PyTorch, whatever is asked of them
 PARTS = {"data": "check"}  # verbs that are said with a second word
 # Options that say which network, which `fit` finds out.
 NETWORK = ("--arch", "--alpha", "--resolution")

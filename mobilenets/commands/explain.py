@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 from mobilenets import files
 from mobilenets.arch import cost, zoo
 from mobilenets.arch.detectors import counting as detectors
 from mobilenets.arguments import StrPath, as_path, checked
 from mobilenets.commands.options import NumClasses
-from mobilenets.errors import UserError
+from mobilenets.errors import UserError, needed_by
+from mobilenets.model.bundle import Bundle, find_bundle
 from mobilenets.reports.explain.explanation import Explanation
+
+if TYPE_CHECKING:
+    from mobilenets.reports.explain.stored import Stored
 
 
 @checked
@@ -20,7 +28,8 @@ def explain(
     num_classes: NumClasses = 1000,
     blocks: bool = False,
     html: StrPath | None = None,
-) -> Explanation:
+    compression: bool = False,
+) -> Explanation | Stored:
     """A network explained: its blocks drawn, where the cost sits and why, its knobs and its ideas.
 
     Parameters
@@ -37,11 +46,15 @@ def explain(
         Draw every block, each beside a standard convolution.
     html
         Write a page to this file instead of printing.
+    compression
+        Of a bundle (its folder, .mnz file or run) in the place of a network: how each layer is stored, its bytes
+        before and after, and how near its codes come to their entropy.
 
     Returns
     -------
     Explanation
-        The network's cost, layer by layer, and what is told of it; `rich.print` draws it.
+        The network's cost, layer by layer, and what is told of it; `rich.print` draws it. With `compression`, a
+        `Stored`: each layer's bytes.
 
     Raises
     ------
@@ -54,6 +67,8 @@ def explain(
     >>> mobilenets.explain("v3-small", html="v3-small.html").cost.macs
     56510400
     """
+    if compression:
+        return _stored(Path(arch), as_path(html))
     if arch in detectors.NAMES:
         raise UserError(
             f"explain is of networks: {arch} stands on one (v1, v2, ...), and mobilenets cost {arch} has its parts"
@@ -66,3 +81,15 @@ def explain(
         with files.atomic_file(as_path(html)) as tmp:
             files.write_text(tmp, text)
     return out
+
+
+def _stored(path: Path, html: Path | None) -> Stored:
+    with needed_by("explain --compression"):
+        import constriction  # noqa: F401  (sizes are those of coded files)
+    from mobilenets.reports.explain.stored import page, stored
+
+    out = stored(Bundle.load(find_bundle(path)))
+    if html:
+        with files.atomic_file(html) as tmp:
+            files.write_text(tmp, page(out))
+    return dataclasses.replace(out, html=html)

@@ -19,7 +19,7 @@ from mobilenets.model.encodings import code_bits
 from mobilenets.model.images import Pixels
 
 NEAR = 0.98  # of the size asked for: training changes the numbers beside the codes, and their size with them
-TRIES = 4  # to meet it: what codes take is known exactly only when they are coded
+TRIES = 8  # to meet it: what codes take is known exactly only when they are coded
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,15 @@ def file_size(made: Bundle) -> int:
 
 def fitted(plain: Bundle, damage: shared.Damage, found: dict[str, list[coded.Option]], size: int) -> Bundle:
     """`plain`, a canonical bundle, in at most `size` bytes, or as small as can be; codes refined."""
-    bits = size * 8.0
+    bits, step = size * 8.0, 1.0
     for _ in range(TRIES):
         chosen = damage.refined(coded.choose(found, bits))
         made = coded.assembled(plain, chosen)
         over = file_size(made) - size
         if -0.02 * size <= over <= 0:
             break
-        bits -= 8 * (over + 0.005 * size)
+        bits -= 8 * step * (over + 0.005 * size)
+        step *= 1.5 if over > 0 else 0.5
         if bits <= 0:
             break
     ways = Counter(o.encoding for o in chosen.values())

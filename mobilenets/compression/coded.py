@@ -15,7 +15,7 @@ from mobilenets.model.card import Card
 from mobilenets.model.codes import Array, constrained, cut, packed
 from mobilenets.model.encodings import Tensors, find, weight_name
 
-NORM_BITS, BOOK_BITS = 8, 12  # of the numbers of BatchNorm, and of codebooks, as shares of their largest
+NORM_BITS, BOOK_BITS = 10, 12  # of the numbers of BatchNorm, and of codebooks, as shares of their largest
 # What is tried for each layer; a rate is what `constrained` takes.
 WAYS: tuple[tuple[str, float], ...] = (
     *((name, 0.0) for name in ("int8", "int4", "int3", "int2", "ternary", "binary", "hashed-8")),

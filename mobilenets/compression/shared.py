@@ -8,6 +8,8 @@ network does.
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -42,6 +44,7 @@ from mobilenets.training.recipes import Recipe
 
 PROBE = "kmeans-3"  # what a layer is stored as to see what an error in it does
 FEW = 32  # images on which damage is measured; their layers' inputs are kept while it is
+SHRINK = 2  # times the channels, positions at which products of two are worth half
 DAMP = 0.01  # of the mean of the second moments, added to each
 RECIPE = Recipe(
     epochs=1,
@@ -83,6 +86,7 @@ class Damage:
     def __init__(self, plain: Bundle, images: Pixels) -> None:
         self.plain, self.net = plain, of_tensors(plain.card, plain.tensors)
         self.layers = coded_layers(plain.card)
+        self.seen: dict[tuple[str, str, float], Option] = {}  # refined before
         self.images = images
         self.task = tasks.of(plain.card)
         self.few = torch.cat(list(batches(plain.card.preprocess, images[:FEW])))
@@ -143,13 +147,20 @@ class Damage:
             hook.remove()
         return [(op, seen[op.name].clone()) for op in self.layers if op.name in seen]
 
+    @functools.cached_property
     def moments(self) -> dict[str, Array]:
-        """Of each layer that sums over channels alone: the mean of products of two input channels, [cin, cin]."""
+        """Of each layer that sums over channels alone: the mean of products of two input channels, [cin, cin].
+
+        Products of two channels are shrunk, the more the fewer positions they were seen at: what few images say of
+        channels that go together isn't so of others (Ledoit and Wolf 2004).
+        """
         sums: dict[str, Tensor] = {}
+        counts: Counter[str] = Counter()
 
         def add(op: Op, x: Tensor) -> None:
             flat = x.transpose(0, 1).flatten(1) if x.ndim == 4 else x.T
-            made = flat @ flat.T / flat.shape[1]
+            made = flat @ flat.T
+            counts[op.name] += flat.shape[1]
             sums[op.name] = sums[op.name] + made if op.name in sums else made
 
         hooks = [
@@ -162,21 +173,32 @@ class Damage:
                 _taps(self.net, x)
         for hook in hooks:
             hook.remove()
-        return {name: s.double().numpy() for name, s in sums.items()}
+        out = {}
+        for name, s in sums.items():
+            whole, seen = s.double().numpy() / counts[name], counts[name]
+            kept = seen / (seen + SHRINK * len(whole))
+            out[name] = kept * whole + (1 - kept) * np.diag(np.diag(whole))
+        return out
 
     def refined(self, chosen: Mapping[str, Option]) -> dict[str, Option]:
         """The same choice, the codes of codebooks chosen one input channel after another: later ones make up for it."""
-        moments, out = self.moments(), {}
-        for name, option in chosen.items():
+        return {
+            name: self._refined(name, option)
+            if name in self.moments and option.encoding.startswith("kmeans")
+            else option
+            for name, option in chosen.items()
+        }
+
+    def _refined(self, name: str, option: Option) -> Option:
+        key = name, option.encoding, option.rate
+        if key not in self.seen:
             weight = self.plain.tensors[weight_name(self.plain.card.graph.op(name))]
-            if name in moments and option.encoding.startswith("kmeans"):
-                bits = find(option.encoding).codes(weight.shape)[""]
-                _, levels, price = constrained(weight, bits, option.rate)
-                codes = compensated(weight.reshape(len(weight), -1), moments[name], levels, price, option.rate)
-                stored = {"": packed(codes, bits), "_book": levels.astype(np.float32)}
-                option = dataclasses.replace(option, stored=stored)
-            out[name] = option
-        return out
+            bits = find(option.encoding).codes(weight.shape)[""]
+            _, levels, price = constrained(weight, bits, option.rate)
+            codes = compensated(weight.reshape(len(weight), -1), self.moments[name], levels, price, option.rate)
+            stored: dict[str, Array] = {"": packed(codes, bits), "_book": levels.astype(np.float32)}
+            self.seen[key] = dataclasses.replace(option, stored=stored)
+        return self.seen[key]
 
 
 def compensated(weight: Array, moments: Array, levels: Array, price: Array, rate: float) -> Array:

@@ -17,7 +17,7 @@ Array = npt.NDArray[Any]
 Shape = tuple[int, ...]
 TINY = 1e-12  # the least scale, for weights that are all zero
 ROUNDS = 25  # of Lloyd's algorithm, which has settled by then
-BINS = 4096  # that many values stand for all of a layer's when levels are sought
+BINS = 1024  # that many values stand for all of a layer's when levels are sought
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,7 +257,7 @@ def product(block: int = 4, count: int = 256) -> Encoding:
 def _closest(vectors: Array, book: Array) -> Array:
     """Which row of `book` [K, d] is nearest to each vector [n, d], a few thousand at a time."""
     own = (book**2).sum(1)
-    parts = [np.argmin(own - 2 * vectors[i : i + 8192] @ book.T, 1) for i in range(0, len(vectors), 8192)]
+    parts = [np.argmin(own - 2 * (vectors[i : i + 1024] @ book.T), 1) for i in range(0, len(vectors), 1024)]
     out: Array = np.concatenate(parts)
     return out
 
@@ -266,8 +266,8 @@ def _vectors(vectors: Array, count: int) -> Array:
     """`count` vectors of small squared distance to `vectors` [n, d]: k-means, its start spread over their sizes."""
     order = np.argsort((vectors**2).sum(1), kind="stable")
     book = vectors[order[np.linspace(0, len(order) - 1, count).astype(int)]].astype(np.float32)
-    some = vectors if len(vectors) <= 64 * count else vectors[:: len(vectors) // (64 * count) + 1]
-    for _ in range(ROUNDS):
+    some = vectors[:: len(vectors) // (16 * count) + 1].astype(np.float32)  # as many as a codebook can learn from
+    for _ in range(ROUNDS // 2):
         at = _closest(some, book)
         n = np.bincount(at, minlength=count)
         total = np.stack([np.bincount(at, column, count) for column in some.T], 1)

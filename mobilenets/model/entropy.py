@@ -69,6 +69,13 @@ def pack(symbols: Symbols) -> bytes:
     return min(made, raw, key=len)
 
 
+def coded(symbols: Symbols) -> int:
+    """Bytes of the symbols alone in a stream, its model apart."""
+    stream = pack(symbols)
+    how, first, last = HEAD.unpack_from(stream)
+    return len(stream) - HEAD.size - (last - first + 1 if how == CODED and first < last else 0)
+
+
 def unpack(stream: bytes, length: int) -> Symbols:
     """The `length` symbols of a stream that `pack` made.
 

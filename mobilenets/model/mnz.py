@@ -145,6 +145,16 @@ def _streams(names: Sequence[str], forms: Sequence[Form], sizes: Sequence[int]) 
     return out
 
 
+def sizes(values: Array, bits: int) -> tuple[float, float, float, float]:
+    """Bytes of a tensor as it is, by Huffman's code, coded here, and the entropy of its symbols: models apart.
+
+    `bits` of the codes that it is made of, 0 if of none.
+    """
+    parts = (cut(values, bits),) if bits else _parts(values, 0)[1]
+    coded = sum(map(entropy.coded, parts))
+    return values.nbytes, sum(map(entropy.huffman, parts)) / 8, coded, sum(map(entropy.entropy, parts)) / 8
+
+
 def pack(card: Mapping[str, Any], tensors: Tensors, bits: Mapping[str, int]) -> bytes:
     """A file's bytes: of a card's JSON, and of tensors, some of which are made of codes of so many `bits`."""
     names = sorted(tensors)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from mobilenets.tasks.linear import Probe
 
 Outputs = Mapping[str, npt.NDArray[np.float32]]  # by the card's names, each [N, *shape]
+Tile = tuple[int, int, int, int]  # a part of an image: left, top, right, bottom in pixels
 Sizes = Sequence[tuple[int, int]]  # (width, height) of each image before it was fitted to the input
 
 
@@ -395,6 +396,14 @@ class Choosing(Protocol):
     """A task that can be trained by several `losses`, as where labels may be wrong: the recipe names one."""
 
     losses: tuple[str, ...]
+
+
+@runtime_checkable
+class Joining(Protocol):
+    """A task whose answers to an image's tiles are one to the image, as boxes are."""
+
+    def joined(self, answers: Sequence[Answer], tiles: Sequence[Tile], size: tuple[int, int], card: Card) -> Answer:
+        """The answer to an image of `size` (width, height), of those to its tiles."""
 
 
 @runtime_checkable

@@ -71,6 +71,11 @@ class Recipe:
     frozen_rows: float = _doc(
         0.0, "Share of the network's rows, the first, that stay as they are: half of the time, for little to learn."
     )
+    norms: Literal["batch", "kept"] = _doc(
+        "batch",
+        "BatchNorm's statistics in training: the batch's, or those that the network began with, kept, as where a batch "
+        "is small or the last maps are of few positions.",
+    )
     layer_decay: float = _doc(
         1.0, "Learning rate of each row of the network as a share of that of the row after it; the classifier has lr."
     )

@@ -20,8 +20,9 @@ from mobilenets.errors import UserError
 from mobilenets.model.bundle import with_random_weights
 from mobilenets.model.card import Card, Precision
 from mobilenets.model.images import Framing, Preprocess
-from mobilenets.tasks.detect import anchors, answers, decode, finish, masks, parity, start, zero
-from mobilenets.tasks.detect.config import LOGITS, OFFSETS, Config, DetectorFamily, DetectorOptions
+from mobilenets.tasks.detect import anchors, answers, decode, finish, masks, parity, start, tiled, zero
+from mobilenets.tasks.detect.answers import Detections
+from mobilenets.tasks.detect.config import LOGITS, OFFSETS, Config, DetectorFamily, DetectorOptions, Suppression
 from mobilenets.tasks.detect.scoring import (
     OF_MASKS,
     DetectionScores,
@@ -31,7 +32,7 @@ from mobilenets.tasks.detect.scoring import (
     scorer,
     scores_of,
 )
-from mobilenets.tasks.task import Answer, MetricSpec, Outputs, Parity, Prior, Sizes, Task
+from mobilenets.tasks.task import Answer, MetricSpec, Outputs, Parity, Prior, Sizes, Task, Tile
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -210,6 +211,10 @@ class Detect:
     def draw(self, image: Image.Image, answer: Answer) -> Image.Image:
         assert isinstance(answer, answers.Detections)
         return answers.draw(image, answer)
+
+    def joined(self, answers: Sequence[Answer], tiles: Sequence[Tile], size: tuple[int, int], card: Card) -> Answer:
+        every = [said for said in answers if isinstance(said, Detections)]
+        return tiled.joined(every, tiles, size, Suppression(**card.config.get("suppression", {})).iou)
 
     def metrics(self, card: Card) -> DetectionTally:
         return DetectionTally(card)

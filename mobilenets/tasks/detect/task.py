@@ -32,6 +32,7 @@ from mobilenets.tasks.detect.scoring import (
     scorer,
     scores_of,
 )
+from mobilenets.tasks.lesson import Lesson
 from mobilenets.tasks.task import Answer, MetricSpec, Outputs, Parity, Prior, Sizes, Task, Tile
 
 if TYPE_CHECKING:
@@ -191,6 +192,11 @@ class Detect:
         from mobilenets.tasks.detect.loss import difference
 
         return difference(teacher, student, self._config().scores, temperature)
+
+    def lesson(self, labels: Sequence[str], config: Mapping[str, Any], student: Mapping[str, Any]) -> Lesson:
+        from mobilenets.tasks.detect.lessons import lesson
+
+        return lesson(labels, config, Config.of(student))
 
     # ---- answers
 

@@ -118,17 +118,17 @@ def test_losses_by_hand():
     targets = loss.targets((torch.zeros(1, 3, 64, 64), [plain]))
     count = made.anchors.count
     offsets, logits = torch.zeros(1, count, 4), torch.zeros(1, count, 3)
-    classes, _ = loss._wanted(targets)
+    classes, _, sure = loss._wanted(targets)
     assert classes[0, anchor] == 1
     alone = torch.where(torch.arange(count) == anchor, 1, -1)[None]
     # Three columns of a half each, of the object's anchor and its three negatives.
-    assert float(loss._of_logits(logits, alone)) == pytest.approx(12 * float(np.log(2)), rel=1e-5)
+    assert float(loss._of_logits(logits, alone, sure)) == pytest.approx(12 * float(np.log(2)), rel=1e-5)
     assert float(loss({OFFSETS: offsets, LOGITS: logits}, targets)) >= 12 * float(np.log(2)) - 1e-4
     logits[0, anchor] = torch.tensor([-20.0, -20.0, 20.0])
     logits[0, :, 0] = torch.where(torch.arange(count) == anchor, -20.0, 20.0)
     logits[0, :, 1] = -20
     logits[0, torch.arange(count) != anchor, 2] = -20
-    assert float(loss._of_logits(logits, alone)) < 1e-3
+    assert float(loss._of_logits(logits, alone, sure)) < 1e-3
 
 
 @pytest.mark.parametrize("family", ["ssdlite", "ssdlite-torchvision"])

@@ -298,15 +298,16 @@ class Model:
         for number, group in itertools.groupby(said, lambda one: one[0].number):
             answers, places = [], []
             for piece, outputs in group:
-                if isinstance(piece.image, BadImage) or isinstance(outputs, BadImage):
-                    yield Prediction(named(piece.item, number), None, str(outputs))
+                name = named(piece.item, number)
+                if isinstance(outputs, BadImage):
+                    yield Prediction(name, None, str(outputs))
                     break
                 left, upper, right, lower = piece.tile
                 answers += self.task.decode(outputs, self.card, [(right - left, lower - upper)], top)
                 places.append(piece.tile)
             else:
-                answer = self.task.joined(answers, places, piece.image.size, self.card)
-                yield Prediction(named(piece.item, number), self.doubts.judge(answer, outputs))
+                answer = self.task.joined(answers, places, places[0][2:], self.card)  # the first is all of the image
+                yield Prediction(name, self.doubts.judge(answer, outputs))
 
     def _image(self, item: Any, number: int) -> Image.Image:
         """An image as it is, decoded."""

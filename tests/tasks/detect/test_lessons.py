@@ -1,7 +1,6 @@
 """Detectors that learn of others: of the same anchors' answers, or of the boxes that any other finds."""
 
 import dataclasses
-import json
 import sys
 from pathlib import Path
 
@@ -116,20 +115,7 @@ def test_a_stranger_teaches_nothing():
 def folder(tmp_path_factory):
     """Pictures of rectangles as COCO has them, a teacher's bundle, and its file."""
     root = tmp_path_factory.mktemp("lessons")
-    made = shapes.data(16, 8)
-    for name, split in made.splits.items():
-        images, boxes = [], []
-        (root / "data" / name).mkdir(parents=True)
-        for i, target in enumerate(split.targets):
-            split.read(i).save(root / "data" / name / f"{i}.png")
-            width, height = target.size
-            images.append({"id": i, "file_name": f"{i}.png", "width": width, "height": height})
-            for (x1, y1, x2, y2), c in zip(target.xyxy.tolist(), target.classes.tolist(), strict=True):
-                box = [x1, y1, x2 - x1, y2 - y1]
-                boxes.append({"id": len(boxes), "image_id": i, "category_id": c, "bbox": box, "area": box[2] * box[3]})
-        kinds = [{"id": i, "name": label} for i, label in enumerate(made.labels)]
-        said = {"images": images, "annotations": boxes, "categories": kinds}
-        (root / "data" / name / "annotations.json").write_text(json.dumps(said))
+    shapes.write(root / "data", shapes.data(16, 8))
     teacher = detector(side=96)
     teacher.save(root / "teacher")
     export_bundle(teacher, generated(teacher.card.preprocess, 4), root / "teacher.onnx", "noise", batch=2)

@@ -152,9 +152,13 @@ class Learner(pl.LightningModule):
             self.model.of(op).train(not frozen)
         self.keep()
 
+    @property
+    def kept(self) -> list[torch.nn.Module]:
+        """What keeps its BatchNorm statistics: rows that stay as they are, or all layers that had some."""
+        return [*map(self.model.of, self.kept_ops), *self.kept_norms]
+
     def keep(self) -> None:
-        """Rows that stay as they are keep their BatchNorm statistics too; or all layers that had some do."""
-        for module in (*map(self.model.of, self.kept_ops), *self.kept_norms):
+        for module in self.kept:
             module.eval()
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:

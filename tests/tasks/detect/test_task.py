@@ -17,6 +17,8 @@ from mobilenets import tasks
 from mobilenets.arch.rows import Conv, Separable
 from mobilenets.arch.spec import Arch
 from mobilenets.commands import train
+from mobilenets.compression import sensitivity
+from mobilenets.compression.quantize import kept_in_float
 from mobilenets.data import checks
 from mobilenets.data.boxes import Boxes
 from mobilenets.deploy import evaluate
@@ -24,7 +26,9 @@ from mobilenets.deploy.engines.torch import TorchEngine
 from mobilenets.errors import UserError
 from mobilenets.model.bundle import Bundle, with_random_weights
 from mobilenets.model.card import Card
+from mobilenets.model.encodings import fold
 from mobilenets.model.images import Preprocess
+from mobilenets.tasks.detect import finish
 from mobilenets.tasks.detect.answers import Detection, Detections, draw
 from mobilenets.tasks.detect.config import LOGITS, OFFSETS, Config, DetectorOptions
 from mobilenets.tasks.detect.loss import DetectionLoss, hardest
@@ -32,6 +36,7 @@ from mobilenets.tasks.detect.task import Detect
 from mobilenets.tasks.detect.transforms import Augmentation, tensors
 from mobilenets.training.loader import HeldOutImages, TrainImages
 from mobilenets.training.recipes import RECIPES
+from mobilenets.training.setup import setup
 from mobilenets.training.trainer import network, train_bundle
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -403,6 +408,50 @@ def test_a_detector_goes_on_as_it_was(bundle, shown):
     }  # fmt: skip
     fresh = tasks.with_options(tasks.find("detect"), {"detect": DetectorOptions("ssdlite-torchvision")}, start)
     assert tasks.config_of(fresh, shown, arch)["scores"] == "softmax"
+
+
+def test_a_folded_detectors_own_layers_are_measured_too(bundle, shown):
+    """As one that is imported from TFLite: its extra maps have BatchNorm in their weights. Fresh layers stay."""
+    tensors = {k: v.copy() for k, v in bundle.tensors.items()}
+    for k, v in tensors.items():
+        if k.endswith("norm.bias"):
+            v += 1  # somebody trained it
+        if k.endswith("running_mean"):
+            v[:] = 0
+        if k.endswith("running_var"):
+            v[:] = 1
+    folded = Bundle(bundle.card, tensors)
+    recipe = dataclasses.replace(RECIPES["detect"], epochs=1, batch=8, workers=0)
+    task = tasks.with_options(tasks.find("detect"), {}, folded)
+    made = setup(shown, shown.split("train"), bundle.card.arch, recipe, 0, folded, None, task)
+    assert made.measured
+    state = made.learner.model.state_dict()
+    own = [k for k in state if k.startswith("detect.extra") and k.endswith("running_mean")]
+    assert own
+    assert all(state[k].any() for k in own)
+    body = {k: v for k, v in tensors.items() if not k.startswith("detect.")}
+    classifier = Bundle(bundle.card.replace(task="features", head=dataclasses.replace(bundle.card.head, own=())), body)
+    made = setup(shown, shown.split("train"), bundle.card.arch, recipe, 0, classifier, None, Detect())
+    state = made.learner.model.state_dict()
+    assert not any(state[k].any() for k in own)
+
+
+def test_quantizing_keeps_the_boxes_in_float_however_it_is_done(shown, bundle, command, tmp_path):
+    """Plain, with a limit, and trained: `quantize` of a bundle and `fit` say the same."""
+    bundle.save(tmp_path / "float")
+    shapes.write(tmp_path / "data", shown)
+    fine = finish.box_layers(bundle.card)
+    assert fine
+    assert kept_in_float(bundle.card) == fine
+    line = ("quantize", tmp_path / "float", tmp_path / "data", "--images", 4, "--out")
+    for name, more in (("plain", ()), ("limited", ("--max-drop", 100)), ("named", ("--keep-float", fine[0]))):
+        run = command(*line, tmp_path / name, *more)
+        assert run.code == 0, run.err
+        assert Bundle.load(tmp_path / name).card.float_ops == fine
+    found = sensitivity.layer_errors(
+        Bundle.load(tmp_path / "plain"), fold(bundle.card, bundle.tensors), np.zeros((2, 64, 64, 3), np.uint8)
+    )
+    assert {o.name for o in found.lines if o.covered is None} == {*fine}
 
 
 def test_options_are_of_detectors():

@@ -149,9 +149,9 @@ def sweep(
     grid: dict[str, tuple[Arch, Bundle | None]] = {}
     for name, alpha in dict.fromkeys((n, a) for n in several(arch) for a in several(alphas)):
         start = pretrained(asked, name, alpha, as_path(weights)) if isinstance(asked, Shaped) and not recipe else None
-        own = (None, None) if start else (name, alpha)
         for r in sides:
-            net = network(*own, r, start, asked, asked.config(data), data)
+            own = None if start else name  # it brings its own
+            net = network(own, None if start else alpha, r, start, asked, asked.config(data), data)
             grid[net.title] = net, start
     begun = sorted(grid.values(), key=lambda both: cost.count(both[0]).macs)
     archs = [a for a, _ in begun]

@@ -297,17 +297,18 @@ class Model:
         said = stream(self.engine, cut(images, self._image, tiles), lambda piece: piece.fitted(p))
         for number, group in itertools.groupby(said, lambda one: one[0].number):
             answers, places = [], []
+            seen: Outputs = {}
             for piece, outputs in group:
                 name = named(piece.item, number)
                 if isinstance(outputs, BadImage):
                     yield Prediction(name, None, str(outputs))
                     break
-                left, upper, right, lower = piece.tile
+                seen, (left, upper, right, lower) = outputs, piece.tile
                 answers += self.task.decode(outputs, self.card, [(right - left, lower - upper)], top)
                 places.append(piece.tile)
             else:
                 answer = self.task.joined(answers, places, places[0][2:], self.card)  # the first is all of the image
-                yield Prediction(name, self.doubts.judge(answer, outputs))
+                yield Prediction(name, self.doubts.judge(answer, seen))
 
     def _image(self, item: Any, number: int) -> Image.Image:
         """An image as it is, decoded."""

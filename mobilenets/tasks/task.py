@@ -325,8 +325,10 @@ class Shaped(Optioned, Protocol):
     named, from another network and from nothing; `framing`: how its images are fitted to the input.
     """
 
-    recipes: tuple[str, str]
     framing: Framing
+
+    @property
+    def recipes(self) -> tuple[str, str]: ...
 
     def network(self, arch: str | None, alpha: float | None, resolution: int | None) -> Arch:
         """The network of this name as the task has it from nothing, without a head."""

@@ -58,7 +58,6 @@ class Detect:
     primary: MetricSpec | None = PRIMARY
     taps: tuple[str, ...] = (OFFSETS, LOGITS)
     ragged = True
-    recipes = ("detect", "modern")
     framing: Framing = "stretch"
 
     def __init__(
@@ -74,6 +73,11 @@ class Detect:
         return self.options.detector or (str(self.like["family"]) if self.like else FAMILY)
 
     # ---- what a detector has besides (see `task.Shaped`)
+
+    @property
+    def recipes(self) -> tuple[str, str]:
+        """Another detector of its family goes on, of any other network the body."""
+        return ("redetect" if self.like and self.like["family"] == self.family else "detect"), "modern"
 
     def asked(self, options: DetectorOptions | None, start: Bundle | None) -> Detect:
         like = start.card.config if start is not None and start.card.task == self.name else None

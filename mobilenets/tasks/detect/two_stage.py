@@ -38,7 +38,10 @@ class TwoStage(Detect):
     """Boxes of labels in two stages, `family` saying how; `config` is its name and the labels."""
 
     taps: tuple[str, ...] = ()  # what is learned from is the objective's to say
-    recipes = ("two-stage", "two-stage")
+
+    @property
+    def recipes(self) -> tuple[str, str]:
+        return "two-stage", "two-stage"
 
     @property
     def how(self) -> two_stage.TwoStage:

@@ -181,6 +181,21 @@ def test_one_epoch(shown, tmp_path):
     assert card.metrics[0].value == pytest.approx(float(row["val_ap"]), abs=1e-3)
 
 
+def test_a_training_that_makes_nothing_better_gives_back_what_it_began_with(shown, tmp_path, capsys):
+    """Of another detector, whose labels are two of its own in another order; at no rate at all, nothing is better."""
+    more = detector(("red", "green", "blue")).save(tmp_path / "more")
+    task = tasks.with_options(tasks.find("detect"), {}, more)
+    recipe = dataclasses.replace(QUICK, lr=1e-12, norms="kept")
+    made = train_bundle(shown, SMALL, recipe, tmp_path / "r", task=task, init=more)
+    assert "no epoch beat what training began with" in " ".join(capsys.readouterr().err.split())
+    start = Bundle.load(tmp_path / "r" / "start")
+    assert made.card.recipe["best_epoch"] == 0
+    assert made.card.metrics == start.card.metrics
+    assert start.card.parent == more.digest
+    for name, tensor in Detect().transfer(more, start.card.config).items():
+        np.testing.assert_array_equal(made.tensors[name], tensor)
+
+
 def test_an_ap_of_nothing_is_explained_once(shown, capsys):
     made = detector().card.config
     scores = tasks.find("detect").validation(made)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mobilenets.commands.check_data import check_data as check_data
     from mobilenets.commands.choose import choose as choose
     from mobilenets.commands.choose import latency_table as latency_table
+    from mobilenets.commands.compare import compare as compare
     from mobilenets.commands.cost import cost as cost
     from mobilenets.commands.distill import distill as distill
     from mobilenets.commands.evaluate import evaluate as evaluate
@@ -73,6 +74,7 @@ _HOMES = {
     "bench": "commands.bench",
     "check_data": "commands.check_data",
     "choose": "commands.choose",
+    "compare": "commands.compare",
     "cost": "commands.cost",
     "distill": "commands.distill",
     "evaluate": "commands.evaluate",

@@ -53,6 +53,7 @@ VERBS = {
         "sweep:sweep",
         "Train the grid of widths and resolutions; accuracy against cost, drawn.",
     ),
+    "compare": ("compare:compare", "Networks of the same macs, trained alike: which makes the most of them."),
     "tune": ("tune:tune", "Find the batch size and the learning rate to train with."),
     "distill": (
         "distill:distill",
@@ -77,7 +78,16 @@ VERBS = {
     "show": ("show:show", "What a bundle, run or file says of itself."),
     "report": ("report:report", "A run's report, one HTML page."),
 }
-TRAINING = ("fit", "train", "sweep", "tune", "distill", "quantize", "export")  # need PyTorch, whatever is asked of them
+TRAINING = (
+    "fit",
+    "train",
+    "sweep",
+    "compare",
+    "tune",
+    "distill",
+    "quantize",
+    "export",
+)  # need PyTorch, whatever is asked of them
 PARTS = {"data": "check"}  # verbs that are said with a second word
 # Options that say which network, which `fit` finds out.
 NETWORK = ("--arch", "--alpha", "--resolution")

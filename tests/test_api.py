@@ -84,7 +84,7 @@ GROUPS = (
     "foreign",
     "reading",
 )  # of options, which say what they are
-TRAINING = {"fit", "train", "sweep", "tune", "distill"}  # a minute together
+TRAINING = {"fit", "train", "sweep", "compare", "tune", "distill"}  # a minute together
 
 
 def test_type_checkers_see_every_name():

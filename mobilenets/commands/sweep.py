@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
+import functools
 import os
-from collections.abc import Sequence
 from typing import Annotated
 
 from cyclopts import Parameter
 
 from mobilenets import console, files, tasks
 from mobilenets.arch import cost, zoo
+from mobilenets.arch.matching import at_macs
 from mobilenets.arch.spec import Arch
 from mobilenets.arguments import DataSource, StrPath, as_path, checked, several
 from mobilenets.commands.options import Floats, Ints, Words
@@ -26,12 +27,12 @@ from mobilenets.errors import UserError
 from mobilenets.model.bundle import Bundle
 from mobilenets.model.card import Precision
 from mobilenets.tasks.detect.config import DetectorOptions
-from mobilenets.tasks.task import Shaped, Task
+from mobilenets.tasks.task import Shaped
 from mobilenets.training import loggers, recipes, run
+from mobilenets.training import trainer as train
 from mobilenets.training.distributed import world
 from mobilenets.training.recipes import Overrides
 from mobilenets.training.sweep import ENGINE, PAGE, SWEEP, TABLE, Job, Sweep, Trained
-from mobilenets.training.trainer import network
 
 RESOLUTIONS = (224, 192, 160, 128)  # V1 paper, figure 4
 
@@ -45,6 +46,7 @@ def sweep(
     arch: Words = ("v1",),
     alphas: Floats = (1.0, 0.75, 0.5, 0.25),
     resolutions: Ints | None = None,
+    macs: int | None = None,
     recipe: str | None = None,
     overrides: Annotated[Overrides | None, Parameter(name="*")] = None,
     detector: Annotated[DetectorOptions | None, Parameter(name="*")] = None,
@@ -83,6 +85,9 @@ def sweep(
     resolutions
         Input heights and widths in pixels, with commas between; if left out, 224,192,160,128, or as many smaller ones
         for images that are smaller; of detectors, their own.
+    macs
+        Multiply-adds of an image that every network should have, its width found by them: `alphas` are left aside. What
+        `mobilenets compare` does; not of detectors.
     recipe
         modern (by default), cifar, v1-paper, v2-paper or v3-paper; of detectors, detect.
     weights
@@ -145,17 +150,26 @@ def sweep(
     asked = tasks.with_options(tasks.find_trained(task), {"detect": detector}, None)
     chosen = recipes.recipe(recipe or (asked.recipes[0] if isinstance(asked, Shaped) else "modern"), overrides)
     data = asked.open(source, root, 0, None)
-    sides = several(resolutions or ()) or _sides(asked, data)
+    if macs and isinstance(asked, Shaped):
+        raise UserError("--macs finds the widths of classifiers: for detectors, name --alphas")
+    sides = several(resolutions or ()) or ([asked.resolution()] if isinstance(asked, Shaped) else worthwhile(data))
+    network_config = asked.config(data)
+    widths = (1.0,) if macs else several(alphas)
+
+    def network(start: Bundle | None, side: int, name: str, alpha: float) -> Arch:
+        own = (None, None) if start else (name, alpha)  # a start brings its own
+        return train.network(own[0], own[1], side, start, asked, network_config, data)
+
     grid: dict[str, tuple[Arch, Bundle | None]] = {}
-    for name, alpha in dict.fromkeys((n, a) for n in several(arch) for a in several(alphas)):
+    for name, alpha in dict.fromkeys((n, a) for n in several(arch) for a in widths):
         start = pretrained(asked, name, alpha, as_path(weights)) if isinstance(asked, Shaped) and not recipe else None
         for r in sides:
-            own = None if start else name  # it brings its own
-            net = network(own, None if start else alpha, r, start, asked, asked.config(data), data)
+            one = functools.partial(network, start, r, name)
+            net = at_macs(one, macs) if macs else one(alpha)
             grid[net.title] = net, start
     begun = sorted(grid.values(), key=lambda both: cost.count(both[0]).macs)
     archs = [a for a, _ in begun]
-    out = as_path(out) or run.folder(source, "sweep")
+    out = as_path(out) or run.folder(source, "compare" if macs else "sweep")
     config = {
         "verb": "sweep", "task": task, "source": source, "recipe": chosen.to_json(), "precision": precision,
         **(dataclasses.asdict(detector) if detector else {}),
@@ -173,7 +187,7 @@ def sweep(
         left = [job for job in jobs if not before[job.out]]
         runs = timed([r for r in before.values() if r], precision, threads)
         assert asked.primary is not None  # it is trained
-        made = Sweep(out, source, chosen, precision, threads, len(jobs), tuple(runs), asked.primary)
+        made = Sweep(out, source, chosen, precision, threads, len(jobs), tuple(runs), asked.primary, macs or 0)
         for result in on_ray(left) if on_ray else (train_network(data, job) for job in left):
             same = next((r for r in runs if r.key == result.key and not r.error), None)  # of another seed
             known = [dataclasses.replace(result, latency_ms=same.latency_ms)] if same else []
@@ -192,12 +206,10 @@ def sweep(
     return made
 
 
-def _sides(task: Task, data: Data) -> Sequence[int]:
-    """The inputs' sides where none are asked for: what the images are worth, or the one that the task has."""
-    if isinstance(task, Shaped):
-        return (task.resolution(),)
-    worth = zoo.worthwhile("v1", data.native_side() or RESOLUTIONS[0])
-    return [r for r in RESOLUTIONS if r in worth] or worth
+def worthwhile(data: Data) -> list[int]:
+    """The resolutions that a set's images are worth, of those of the paper where there are such, largest first."""
+    sides = zoo.worthwhile("v1", data.native_side() or RESOLUTIONS[0])
+    return [r for r in RESOLUTIONS if r in sides] or sides[::-1]
 
 
 def _ray_of_environment() -> str | None:

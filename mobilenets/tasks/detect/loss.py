@@ -93,11 +93,13 @@ class DetectionLoss(nn.Module):
 
     def _of_logits(self, logits: Tensor, classes: Tensor, sure: Tensor) -> Tensor:
         column = classes + self.config.background  # of background 0, where there is a column for it
+        there = sure * (classes >= 0)
         wanted = torch.zeros_like(logits)
-        wanted.scatter_(-1, column.clamp(min=0).unsqueeze(-1), (sure * (column >= 0)).unsqueeze(-1))
-        if self.config.background:
-            wanted[..., 0] += (1 - sure) * (classes >= 0)
+        wanted.scatter_(-1, column.clamp(min=0).unsqueeze(-1), there.unsqueeze(-1))
+        # Sigmoids have no need of a background: it is no object of any kind, as in TensorFlow's detectors
+        # (encode_background_as_zeros), whose column for it never says anything.
         if self.config.scores == "softmax":
+            wanted[..., 0] += 1 - there
             losses = F.cross_entropy(logits.movedim(-1, 1), wanted.movedim(-1, 1), reduction="none")  # [N, A]
         else:
             if self.config.focal:
@@ -167,7 +169,4 @@ def initialise(module: nn.Module, own: Sequence[str], columns: Sequence[str], co
         if name in columns and config.scores == "sigmoid":
             rare = torch.tensor(RARE).logit()
             with torch.no_grad():
-                each = conv.bias.view(-1, config.columns)
-                each.fill_(float(rare))
-                if config.background:
-                    each[:, 0] = -rare
+                conv.bias.fill_(float(rare))

@@ -129,11 +129,11 @@ def test_losses_by_hand():
     # Three columns of a half each, of the object's anchor and its three negatives.
     assert float(loss._of_logits(logits, alone, sure)) == pytest.approx(12 * float(np.log(2)), rel=1e-5)
     assert float(loss({OFFSETS: offsets, LOGITS: logits}, targets)) >= 12 * float(np.log(2)) - 1e-4
-    logits[0, anchor] = torch.tensor([-20.0, -20.0, 20.0])
-    logits[0, :, 0] = torch.where(torch.arange(count) == anchor, -20.0, 20.0)
-    logits[0, :, 1] = -20
-    logits[0, torch.arange(count) != anchor, 2] = -20
+    logits[:] = -20  # of sigmoids the background's too: it is no object of any kind
+    logits[0, anchor, 2] = 20
     assert float(loss._of_logits(logits, alone, sure)) < 1e-3
+    logits[0, 9, 0] = 20
+    assert float(loss._of_logits(logits, alone, sure)) == pytest.approx(20, rel=1e-3)
 
 
 @pytest.mark.parametrize("family", ["ssdlite", "ssdlite-torchvision"])

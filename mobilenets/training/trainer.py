@@ -222,7 +222,7 @@ def _begin(
         elif recipe.probe == "on" and not complete(init, data, task):
             balanced = recipe.class_weights == "balanced"
             fitted = probing.with_head(init, initial_arch(init, arch.resolution), data, task, seed, balanced)
-            made = fitted and fitted.bundle
+            made = fitted.bundle if fitted else None
         if made:
             probing.scored(made, data, task).save(path)
     return Bundle.load(path) if from_rank_0(is_bundle(path)) else None

@@ -177,7 +177,9 @@ def distill(
     elif isinstance(asked, Instructed) and unlabelled:
         raise UserError(f"--unlabelled is of images' labels: for {task}, a student is scored by what is true")
     elif not isinstance(asked, Teaching | Instructed) and (how.share < 1 or unlabelled):
-        raise UserError(f"the answers for {task} aren't learned from a teacher, its embedding can be (--labels 1)")
+        raise UserError(
+            f"the answers for {task} aren't learned from a teacher, its embedding can be (--labels 1 --embedding 1)"
+        )
     data = open_unlabelled(source, root, seed) if unlabelled else asked.open(source, root, seed, None)
     classes = loaded.labels if unlabelled else data.labels
     by_label = loaded.task == asked.name and not isinstance(asked, Instructed)

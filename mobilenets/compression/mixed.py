@@ -46,12 +46,12 @@ def quantize_within(
     score = tasks.of(source.card).primary
     if score is None:
         raise UserError(f"the task {source.card.task} has no score that max-drop could be a limit to; leave it out")
-    floating = _scored(source, data, score).value
+    floating = scored(source, data, score).value
 
     @functools.cache
     def attempt(more: tuple[str, ...]) -> tuple[Bundle, float]:
         made = measured.bundle((*float_ops, *more))
-        metric = _scored(made, data, score)
+        metric = scored(made, data, score)
         lost, kept = score.lost(floating, metric.value), len(made.card.float_ops)
         change = f"{_points(score, abs(lost))} {'worse' if lost >= 0 else 'better'}"
         console.note(
@@ -112,7 +112,7 @@ def _points(score: MetricSpec, lost: float) -> str:
     return f"{lost:.2f} points" if score.unit == "%" else score.say(lost)
 
 
-def _scored(bundle: Bundle, data: Data, score: MetricSpec) -> Metric:
+def scored(bundle: Bundle, data: Data, score: MetricSpec) -> Metric:
     """The score on the val split, run as the file that `export` makes by default."""
     engine, _ = engines.build("onnxruntime", bundle, bundle.card.precision, processor.cores())
     scores = evaluate.score(engine, data, DECIDES)

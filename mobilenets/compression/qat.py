@@ -38,6 +38,7 @@ from mobilenets.model.reference import Layer, RoundedNetwork, float_model
 from mobilenets.tasks.task import Task
 from mobilenets.training import loop
 from mobilenets.training.recipes import Recipe
+from mobilenets.training.zeros import keep_zeros, sparse
 
 # Whatever is trained is measured in a unit of its own (see `QatLayer`), so one learning rate suits every network.
 RECIPE = Recipe(
@@ -174,6 +175,8 @@ class FakeQuantized(RoundedNetwork):
             if op.name not in float_ops:
                 layer = cast(Layer, self.of(op))
                 trained = QatLayer(layer, self.range(op.inputs[0]), self.range(op.name), start.per_layer)
+                if sparse(card):
+                    keep_zeros([trained.weight])
                 self.layers[self.at[op.name]] = trained
 
     def range(self, activation: str) -> LearnedRange:
@@ -314,8 +317,8 @@ def _setup(source: Bundle, net: FakeQuantized, data: Data, recipe: Recipe, seed:
     side = cache_side(max(preprocess.input_size))
     transform = task.transforms(preprocess, recipe, kind)
     images = loader.TrainImages(data.split("train"), transform, seed, None, side, task.ragged)
-    objective, channels_last = TeacherLoss(_teacher(source), task), torch.cuda.is_available()
-    learner = Learner(net, preprocess, recipe, seed, channels_last, task, source.card.config, objective)
+    objective = TeacherLoss(_teacher(source), task)
+    learner = Learner(net, preprocess, recipe, seed, task, source.card.config, objective)
     return loop.Setup(learner, images, preprocess, "32-true")
 
 

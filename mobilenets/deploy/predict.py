@@ -19,7 +19,7 @@ from PIL import Image
 
 from mobilenets import console, files, processor, tasks
 from mobilenets.arguments import StrPath, checked
-from mobilenets.data.alignment import Faces, located, placed, template_of
+from mobilenets.data.alignment import Faces, Finder, placed, sought, template_of
 from mobilenets.data.folder import is_hidden, is_image_name, open_zip, read_member, slashed, unreadable
 from mobilenets.deploy import engines
 from mobilenets.deploy.engines import Engine, Outputs
@@ -198,7 +198,7 @@ class Model:
         source: tuple[Any, ...] | None = None,
         doubts: Doubts | None = None,
         task: Task | None = None,
-        faces: Faces | None = None,
+        faces: Faces | Finder | None = None,
         tiles: Tiles | None = None,
     ) -> None:
         """`doubts`, and `task`, which reads the answers: those of its card, if left out. `faces`: where landmarks are.
@@ -271,7 +271,7 @@ class Model:
             yield from self._tiled(images, self.tiles, top)
             return
         sizes: dict[int, tuple[int, int]] = {}  # of the images under way
-        where = located(self.faces, self.template, "the network") if self.template else None
+        where = sought(self.faces, self.template, "the network")
 
         def read(numbered: tuple[int, Any]) -> Pixels:
             i, item = numbered
@@ -402,7 +402,7 @@ def load(
     path: StrPath,
     threads: int = 1,
     reject_below: float | None = None,
-    faces: Faces | None = None,
+    faces: Faces | Finder | None = None,
     tiles: int | None = None,
     overlap: float | None = None,
 ) -> Model:
@@ -419,8 +419,9 @@ def load(
         The probability below which a classifier's answer is unsure, its `label` None; that of its card if left out, if
         it has one. Of a detector, the least score of its boxes, 0.3 if left out.
     faces
-        Where the landmarks are, `Faces(landmarks="points.csv")` or `Faces(aligned="arcface")`, for a network that takes
-        faces aligned.
+        Where the landmarks are, for a network that takes faces aligned: `Faces(landmarks="points.csv")`,
+        `Faces(aligned="arcface")`, or what finds them, a function of an RGB image of Pillow's that gives five points
+        [5, 2] in pixels, the eyes, the nose, the mouth's corners, or None where there is no face.
     tiles, overlap
         Of a detector: look at large images in tiles of so many pixels, and in all of them; the share of a tile that the
         next one has in common with it, 0.2 if left out.

@@ -215,7 +215,8 @@ def pack(
     out: dict[str, Array] = {}
     scales: dict[str, float] = {}
     for name in graph.activations:
-        step, zero = affine(*(input_range(preprocess) if name == graph.source else ranges[name]))
+        seen = graph.moved(name)  # what only moves numbers keeps their scale
+        step, zero = affine(*(input_range(preprocess) if seen == graph.source else ranges[seen]))
         out[f"{name}.scale"], out[f"{name}.zero_point"] = np.asarray(step), np.asarray(zero)
         scales[name] = float(step)
     for op in graph.layers:
@@ -254,13 +255,15 @@ class Encoding:
     """A way to store a layer's weights: as tensors by what is appended to the weights' own name.
 
     `shapes`: of those tensors, by the weights' shape [cout, ...]. `encode` makes them of float32 weights, `decode`
-    gives float32 weights of them and the shape. `holds`: whether it can store these weights at all.
+    gives float32 weights of them and the shape. `holds`: whether it can store these weights at all. `codes`: of those
+    tensors that are codes one after another in bytes, the lowest bits first: how many bits a code has.
     """
 
     shapes: Callable[[tuple[int, ...]], dict[str, tuple[int, ...]]]
     encode: Callable[[Array], dict[str, Array]]
     decode: Callable[[Mapping[str, Array], tuple[int, ...]], Array]
     holds: Callable[[Array], bool] = lambda _weight: True
+    codes: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def bits(self, weight: Array) -> float:
         """Bits that each of these weights takes, scales and tables among them."""
@@ -311,7 +314,10 @@ ENCODINGS: dict[str, Encoding] = {
         lambda t, _: np.asarray(t[""] * _along(t["_scale"], t[""]), np.float32),
     ),
     "int4": Encoding(
-        lambda s: {"": (s[0], _blocks(s)[0] // 2), "_scale": (s[0], _blocks(s)[1])}, _encode_int4, _decode_int4
+        lambda s: {"": (s[0], _blocks(s)[0] // 2), "_scale": (s[0], _blocks(s)[1])},
+        _encode_int4,
+        _decode_int4,
+        codes={"": 4},
     ),
 }
 
@@ -340,3 +346,9 @@ def decode(card: Card, tensors: Tensors) -> dict[str, Array]:
         key, shape = weight_name(op), op.weight_shape[:2] if op.kind == "linear" else op.weight_shape
         out[key] = how.decode({suffix: out.pop(key + suffix) for suffix in how.shapes(shape)}, shape)
     return out
+
+
+def code_bits(card: Card) -> dict[str, int]:
+    """Bits of a code, by the name of each tensor of a bundle that is made of codes (see `Encoding`)."""
+    named = ((weight_name(card.graph.op(name)), find(how).codes) for name, how in card.encodings.items())
+    return {key + suffix: bits for key, codes in named for suffix, bits in codes.items()}

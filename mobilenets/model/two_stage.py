@@ -101,10 +101,13 @@ class Refine(nn.Module):
 
 
 class Masks(nn.Module):
-    """Detections [N, K, 6] and logits [N * K, C, H, W], the background first -> probabilities [N, K, H, W]."""
+    """Detections [N, K, 6] and logits [N * K, C, H, W], the background first -> probabilities [N, K, H, W].
+
+    Zeros past the last detection.
+    """
 
     def forward(self, detections: Tensor, logits: Tensor) -> Tensor:
         images, count = detections.shape[:2]
         own = (detections[..., 5].long() + 1).flatten()
         chosen = logits[torch.arange(len(own), device=logits.device), own].float().sigmoid()
-        return chosen.view(images, count, *logits.shape[2:])
+        return chosen.view(images, count, *logits.shape[2:]) * (detections[..., 4] > 0)[..., None, None]

@@ -58,7 +58,6 @@ class Learner(pl.LightningModule):
         preprocess: Preprocess,
         recipe: Recipe,
         seed: int,
-        channels_last: bool,
         task: Task,
         config: Mapping[str, Any],
         objective: Objective,
@@ -82,8 +81,7 @@ class Learner(pl.LightningModule):
         self.kept_norms = norms if recipe.norms == "kept" else []
         for op in self.kept_ops:
             model.of(op).requires_grad_(False)
-        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.model.to(memory_format=self.memory_format)
+        self.model.to(memory_format=torch.channels_last)  # 1.2 to 1.6 times as fast, in float32 too (results)
         self.recent: deque[Tensor] = deque(maxlen=RECENT * recipe.accumulate)  # images of the epoch's last batches
         self.features: list[tuple[Taps, Any]] = []  # of the frozen epoch so far, with their targets
         self.mixes = list(objective.mixes())
@@ -131,7 +129,7 @@ class Learner(pl.LightningModule):
         return cast(Tensor, v2.functional.resize(images.float(), list(size), antialias=True))
 
     def normalize(self, images: Tensor) -> Tensor:
-        return ((images.float() - self.mean) / self.std).contiguous(memory_format=self.memory_format)
+        return ((images.float() - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Taps:
         """Images of any size -> the values that the task and the objective read, by name."""

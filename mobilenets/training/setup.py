@@ -16,6 +16,7 @@ from mobilenets.tasks.task import Matched, Objective, Shaped, Task
 from mobilenets.training.distributed import world
 from mobilenets.training.loop import Setup
 from mobilenets.training.recipes import CO_TEACHING, Recipe
+from mobilenets.training.zeros import keep_zeros, sparse
 
 if TYPE_CHECKING:
     from mobilenets.model.module import MobileNet
@@ -86,14 +87,13 @@ def setup(
     if recipe.loss == CO_TEACHING and distiller:
         raise UserError("co-teaching is of two networks without a teacher: another --loss")
     bf16 = recipe.training_precision == "bf16" or (recipe.training_precision == "auto" and fast_bf16())
-    channels_last = bf16 or torch.cuda.is_available()
     if recipe.loss == CO_TEACHING:
         torch.manual_seed(seed + 1)
         peer = model.build(arch, head)
         if init:
             statistics.settle(peer, _start_from(peer, init, task, config, head), training, preprocess, seed)
-        objective = CoTeaching(peer, preprocess, recipe, channels_last, getattr(objective, "weights", None))
-    learner = Learner(net, preprocess, recipe, seed, channels_last, task, config, objective, head.own, fresh)
+        objective = CoTeaching(peer, preprocess, recipe, getattr(objective, "weights", None))
+    learner = Learner(net, preprocess, recipe, seed, task, config, objective, head.own, fresh)
     if isinstance(objective, CoTeaching):
         objective.epoch = lambda: learner.current_epoch
     return Setup(learner, images, preprocess, "bf16-mixed" if bf16 else "32-true", measured)
@@ -115,4 +115,6 @@ def _start_from(net: MobileNet, init: Bundle, task: Task, config: dict[str, Any]
     if wrong:
         raise UserError(f"--init: the bundle's network isn't the one to be trained, as {wrong[0]} shows")
     net.load_state_dict(state, strict=False)
+    if sparse(init.card):
+        keep_zeros(p for p in net.parameters() if p.ndim > 1)
     return frozenset(name for name in head.own if any(k.startswith(f"{name}.") and k not in state for k in there))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mobilenets import files, tasks
+from mobilenets import tasks
 from mobilenets.arch.heads import LOGITS, PROBABILITIES
 from mobilenets.data.alignment import Template, template_of
 from mobilenets.deploy import engines
@@ -116,7 +116,7 @@ def of_bundle(loaded: Bundle, name: str) -> Teacher:
 
 def _of_engine(engine: engines.Engine, name: str, path: Path) -> Teacher:
     card, task = engine.card, tasks.of(engine.card)
-    digest = files.sha256(path / bundle.CARD if bundle.is_bundle(path) else path)
+    digest = bundle.identity(path)
     if isinstance(task, Matched):
         return _of_vectors(engine, task.matched, name, digest, card.preprocess, template_of(card))
     if isinstance(task, Instructed):
@@ -177,7 +177,7 @@ def _of_module(
     """A PyTorch network, of which `values` gives what it says of preprocessed images [N, 3, H, W]."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     bf16 = fast_bf16()
-    form = torch.channels_last if bf16 else torch.contiguous_format
+    form = torch.channels_last
     net.eval().requires_grad_(False).to(device, memory_format=form)  # type: ignore[call-overload]
     mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (preprocess.mean, preprocess.std))
 

@@ -180,6 +180,7 @@ def train_bundle(
             "seed": seed,
             "processes": size,
             "best_epoch": epoch,
+            **({"pruned": init.card.recipe["pruned"]} if init and "pruned" in init.card.recipe else {}),
             **(distiller.to_json() if distiller else {}),
         },
         data=data.describe(),

@@ -1,5 +1,7 @@
 """Others' detectors as bundles: recognised by names or by the order of layers, their numbers kept."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -20,6 +22,7 @@ from foreign_detectors import (
 )
 from foreign_files import line, write_lite
 
+from mobilenets.arch.boxes import Suppression
 from mobilenets.errors import UserError
 from mobilenets.model import coco
 from mobilenets.model.convert.foreign import Foreign, Stated
@@ -208,6 +211,57 @@ def test_torchvision(tmp_path):
         answers = made.module().answers(x)
     torch.testing.assert_close(answers["offsets"], said["bbox_regression"], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(answers["scores"], said["cls_logits"].softmax(-1), atol=1e-5, rtol=1e-5)
+
+
+def faster_rcnn(classes=6):
+    """Torchvision's at 320 pixels, its random weights such that it finds a hundred boxes of different scores."""
+    from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
+
+    torch.manual_seed(0)
+    net = fasterrcnn_mobilenet_v3_large_320_fpn(weights=None, weights_backbone=None, num_classes=classes).eval()
+    for layer, std in (
+        (net.rpn.head.cls_logits, 0.3),
+        (net.rpn.head.bbox_pred, 0.05),
+        (net.roi_heads.box_predictor.cls_score, 0.6),
+    ):
+        torch.nn.init.normal_(layer.weight, std=std)
+    return net
+
+
+@pytest.mark.slow
+def test_torchvisions_two_stages(tmp_path):
+    theirs = faster_rcnn()
+    path = tmp_path / "fasterrcnn_mobilenet_v3_large_320_fpn.pth"
+    torch.save(theirs.state_dict(), path)
+    made = imported(path, labels=tuple("abcde"))
+    assert (made.card.arch.title, made.card.arch.bn_eps) == ("v3-large 1-320", 1e-5)
+    assert (made.card.labels, made.card.config["family"]) == (tuple("abcde"), "faster-rcnn-fpn")
+    image = np.random.default_rng(0).integers(0, 256, (320, 320, 3), dtype=np.uint8)
+    with torch.inference_mode():
+        (said,) = theirs([torch.from_numpy(image).permute(2, 0, 1) / 255])
+        answers = made.module().answers(torch.from_numpy(made.card.preprocess.normalize(image[None])))
+    assert int(answers["count"][0]) == len(said["boxes"]) == 100
+    off = (answers["boxes"][0][None] - said["boxes"][:, None] / 320).abs().amax(-1)  # equal scores may change places
+    same, partner = off.amin(1) < 1e-4, off.argmin(1)
+    assert same.float().mean() >= 0.98
+    assert torch.equal(answers["classes"][0][partner][same].long() + 1, said["labels"][same])
+    torch.testing.assert_close(answers["scores"][0][partner][same], said["scores"][same], atol=1e-4, rtol=0)
+
+
+def test_older_names_and_the_larger_one():
+    """As in the files that torchvision publishes; the one of 800 pixels by its name."""
+    with torch.device("meta"):
+        names = faster_rcnn().state_dict()
+    older = {re.sub(r"(_blocks\.\d|rpn\.head\.conv)(\.0)?\.0\.", r"\1.", k): v for k, v in names.items()}
+    assert "rpn.head.conv.weight" in older
+    assert "backbone.fpn.inner_blocks.1.bias" in older
+    arrays = {k: np.zeros(tuple(v.shape), np.float32) for k, v in older.items()}
+    made = foreign_bundle(Foreign("fasterrcnn_mobilenet_v3_large_fpn-fb6a3cc7.pth", arrays))
+    assert made.card.arch.resolution == made.card.preprocess.resolution == 800
+    assert made.card.graph.op("proposals").suppression == Suppression(0.05, 0.7, 1000, 1000, False)
+    arrays["roi_heads.box_head.fc7.bias"] = np.zeros(7, np.float32)
+    with pytest.raises(UserError, match=r"m\.pth: the weights fit no such detector; .*fc7\.bias 7 instead of 1024"):
+        foreign_bundle(Foreign("m.pth", arrays))
 
 
 def test_two_stages_leave_their_body():

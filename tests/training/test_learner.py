@@ -29,7 +29,7 @@ def learner_of(recipe, name, alpha, classes, resolution=32, fresh=None):
     net, head = model.build(arch, classifier_head(arch)), classifier_head(arch)
     config = {"labels": [str(c) for c in range(classes)]}
     objective = CrossEntropy(recipe, classes)
-    return Learner(net, Preprocess(resolution), recipe, 0, False, classify.TASK, config, objective, head.own, fresh)
+    return Learner(net, Preprocess(resolution), recipe, 0, classify.TASK, config, objective, head.own, fresh)
 
 
 # ---- the cifar recipe's parts --------------------------------------------------------------------------------------
@@ -107,7 +107,7 @@ def test_in_two_steps_it_is_the_network(monkeypatch):
     recipe = Recipe(frozen_epochs=1)
     config = {"labels": list("abcde")}
     net = model.build(arch, head)
-    learner = Learner(net, Preprocess(32), recipe, 0, False, classify.TASK, config, Both(recipe, 5), head.own).eval()
+    learner = Learner(net, Preprocess(32), recipe, 0, classify.TASK, config, Both(recipe, 5), head.own).eval()
     assert not learner.idle
     images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
     with torch.no_grad():

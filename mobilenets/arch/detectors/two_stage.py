@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from mobilenets.arch import spec, zoo
 from mobilenets.arch.boxes import PARTS, Coder, Suppression
@@ -206,8 +208,10 @@ def _mask_layers(depth: int, classes: int, source: str) -> list[Op]:
     return [*ops, up, _conv("mask.logits", depth, classes, up.name)]
 
 
-def two_stage_head(arch: Arch, classes: int, name: str) -> Head:
+def two_stage_head(arch: Arch, classes: int, name: str, proposals: Mapping[str, Any] | None = None) -> Head:
     """The head of a two-stage detector on a pyramid on `arch`; `classes` has the background in.
+
+    `proposals`: how they are chosen, fields of a `Suppression` by name, where it isn't the family's way.
 
     Its outputs are detections: `boxes` [K, 4], `scores` [K], `classes` [K], `count` []; `masks` [K, 28, 28] of one with
     masks. Raises `UserError`.
@@ -225,7 +229,8 @@ def two_stage_head(arch: Arch, classes: int, name: str) -> Head:
             Op(f"rpn.{i}.at", "boxes", 4, 4, inputs=(f"rpn.{i}.boxes.rows",), coder=PROPOSING),
         ]
         levels += [f"rpn.{i}.at", f"rpn.{i}.scores.rows"]
-    proposing = Suppression(0.0, PROPOSED_IOU, LOOKED_AT, how.proposals, background=False)
+    usual = {"score": 0.0, "iou": PROPOSED_IOU, "per_class": LOOKED_AT, "most": how.proposals}
+    proposing = Suppression.from_json({**usual, **(proposals or {}), "background": False})
     refining = Suppression(LEAST, FOUND_IOU, MASKED, MASKED, background=True)
     ops += [
         Op("proposals", "propose", 4, 4, inputs=tuple(levels), suppression=proposing),

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from mobilenets.arch.operations import Op
 from mobilenets.deploy.lowering import Lowered, Weights, lower, unsupported
-from mobilenets.deploy.writers import onnx_detect, proto
+from mobilenets.deploy.writers import onnx_detect, onnx_two_stage, proto
 from mobilenets.files import parse_json
 from mobilenets.model.bundle import Bundle
 from mobilenets.model.card import CARD_KEY, Precision
@@ -43,6 +43,8 @@ class _Writer:
         self.int4: set[str] = set()  # the constants that are packed two to a byte
         self.quantized: dict[str, str] = {}  # float value -> the whole numbers that it stands for
         self.parts: dict[str, Mapping[str, str]] = {}  # of detections: the values that they are made of
+        # What is behind a crop, and runs for each box.
+        self.of_boxes = {op.name for op in self.graph.after([op.name for op in self.graph.ops if op.kind == "crop"])}
 
     def const(self, name: str, value: Array) -> str:
         self.constants[name] = value
@@ -119,7 +121,7 @@ class _Writer:
             scale = w.scale
             if w.bits == 4:
                 self.int4.add(name)
-                how, scale = {"axis": 1, "block_size": BLOCK}, scale[:, :, None, None]
+                how, scale = {"axis": 1, "block_size": BLOCK}, scale.reshape(*scale.shape, *[1] * (w.values.ndim - 2))
             inputs = [stored, self.const(f"{op.name}.weight_scale", scale)]
             stored = self.node("DequantizeLinear", inputs, f"{name}.float", **how)
         elif w.values.dtype == np.float16:
@@ -147,6 +149,9 @@ class _Writer:
             kernel_shape=[*kernels], strides=[op.stride] * 2, pads=[*pads], group=op.groups,
         )  # fmt: skip
         return self.activation(op, y) if op.activation else y
+
+    def linear(self, op: Op, x: str) -> str:
+        return onnx_two_stage.linear(self, op, x) if op.name in self.of_boxes else self.layer(op, x)
 
     def steep(self, op: Op) -> bool:
         """Whether a layer gives x/6 + 1/2, for the hard sigmoid that alone reads it."""
@@ -211,6 +216,26 @@ class _Writer:
     def pool(self, op: Op, x: str) -> str:
         return self.node("GlobalAveragePool", [x], f"{op.name}.out")
 
+    def windows(self, op: Op, x: str) -> str:
+        kind, more = ("MaxPool", {}) if op.kind == "maxpool" else ("AveragePool", {"count_include_pad": 1})
+        assert op.pads is not None
+        return self.node(
+            kind, [x], f"{op.name}.out", kernel_shape=[*op.kernels], strides=[op.stride] * 2, pads=[*op.pads], **more
+        )
+
+    def shuffle(self, op: Op, x: str) -> str:
+        channels, height, width = self.graph.shapes[op.name]
+        apart = self.const(f"{op.name}.apart", np.array([0, op.grouped, channels // op.grouped, -1], np.int64))
+        whole = self.const(f"{op.name}.whole", np.array([0, channels, height, width], np.int64))
+        y = self.node("Reshape", [x, apart], f"{op.name}.groups")
+        y = self.node("Transpose", [y], f"{op.name}.turned", perm=[0, 2, 1, 3])
+        return self.node("Reshape", [y, whole], f"{op.name}.out")
+
+    def slice(self, op: Op, x: str) -> str:
+        ends = {"first": op.first, "last": op.first + op.cout, "axis": 1}
+        inputs = [self.const(f"{op.name}.{k}", np.array([v], np.int64)) for k, v in ends.items()]
+        return self.node("Slice", [x, *inputs], f"{op.name}.out")
+
     def add(self, op: Op, *inputs: str) -> str:
         return self.node("Add", [*inputs], f"{op.name}.out")
 
@@ -259,9 +284,14 @@ EMIT: dict[str, Callable[..., str]] = {
     "normalize": _Writer.normalize,
     "quantize": lambda writer, op, x: writer.rounded(x, op.name),
     "dequantize": _Writer.dequantize,
-    **dict.fromkeys(("conv", "depthwise", "pointwise", "linear", "global", "norm"), _Writer.layer),
+    **dict.fromkeys(("conv", "depthwise", "pointwise", "global", "norm"), _Writer.layer),
+    "linear": _Writer.linear,
+    "transposed": onnx_two_stage.transposed,
     "activation": _Writer.activation,
     "pool": _Writer.pool,
+    **dict.fromkeys(("maxpool", "avgpool"), _Writer.windows),
+    "shuffle": _Writer.shuffle,
+    "slice": _Writer.slice,
     "add": _Writer.add,
     "mul": _Writer.mul,
     "attend": _Writer.attend,
@@ -276,6 +306,11 @@ EMIT: dict[str, Callable[..., str]] = {
     "boxes": onnx_detect.boxes,
     "suppress": onnx_detect.suppress,
     "detected": onnx_detect.detected,
+    "subsample": onnx_two_stage.subsample,
+    "propose": onnx_two_stage.propose,
+    "crop": onnx_two_stage.crop,
+    "refine": onnx_two_stage.refine,
+    "masks": onnx_two_stage.masks,
 }
 
 

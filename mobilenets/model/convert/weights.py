@@ -16,14 +16,15 @@ from mobilenets.errors import UserError
 from mobilenets.model import imagenet
 from mobilenets.model.bundle import Bundle, is_bundle
 from mobilenets.model.card import Card, Metric, classifier_card
-from mobilenets.model.convert import catalogue, detector_graphs, detectors, fetched, formats, sidecars
+from mobilenets.model.convert import catalogue, detector_graphs, detectors, fetched, formats, sidecars, two_stage
+from mobilenets.model.convert.branches import joined
 from mobilenets.model.convert.catalogue import Published
 from mobilenets.model.convert.detector_bundle import detector_bundle
 from mobilenets.model.convert.foreign import IMAGENET_PREPROCESS, TF_PREPROCESS, Foreign, Stated
 from mobilenets.model.convert.formats import frozen_graph, hdf5, post_processing, pytorch, tf_checkpoint, tflite
 from mobilenets.model.convert.graphs import from_graph
 from mobilenets.model.convert.labels import shown, with_two_classes, without_background
-from mobilenets.model.convert.namings import PYTORCH, Naming
+from mobilenets.model.convert.naming import PYTORCH, Naming
 from mobilenets.model.convert.prefixes import unprefixed
 from mobilenets.model.convert.recognise import Array, check_strides, convert, identify
 from mobilenets.model.images import Preprocess
@@ -32,12 +33,17 @@ from mobilenets.model.images import Preprocess
 USUAL = {
     "timm's V1": dataclasses.replace(TF_PREPROCESS, interpolation="bicubic"),
     **dict.fromkeys(
-        ("timm's V2", "timm's V3", "timm's V4"), dataclasses.replace(IMAGENET_PREPROCESS, interpolation="bicubic")
+        ("timm's V2", "timm's V3", "timm's V4", "timm's MNASNET", "timm's EFFICIENTNET", "timm's GHOSTNET"),
+        dataclasses.replace(IMAGENET_PREPROCESS, interpolation="bicubic"),
     ),
+    "timm's MOBILEONE": dataclasses.replace(IMAGENET_PREPROCESS, crop=0.9, interpolation="bicubic"),
+    "timm's MOBILENET": dataclasses.replace(TF_PREPROCESS, interpolation="bicubic"),
+    "timm's XCEPTION": dataclasses.replace(TF_PREPROCESS, crop=0.8975, interpolation="bicubic"),
+    # whose weights are those that the authors trained with TensorFlow
+    **dict.fromkeys(("torchvision's GOOGLENET", "torchvision's INCEPTION"), TF_PREPROCESS),
 }
 IMAGE_FIELDS: tuple[str, ...] = ("resolution", "mean", "std", "crop", "interpolation")
 BOX_FIELDS: tuple[str, ...] = ("resolution", "mean", "std", "interpolation")  # of a detector, which crops nothing
-TWO_STAGE_EPS = 1e-5  # of torchvision's, whose BatchNorms aren't those of its V3
 USUAL_SIDE = {detectors.TF: 300, detectors.TORCHVISION: 320}
 IN_FOLDERS = ("model.safetensors", "pytorch_model.bin")  # as timm and the Hub call a network's weights
 LICENCES = dict.fromkeys(("Keras", "TF-slim", "TFLite"), "Apache-2.0")  # of the weights that TensorFlow published
@@ -128,7 +134,7 @@ def _of_frozen(path: Path, facts: dict[str, str]) -> Foreign:
 
 
 def _of_pytorch(path: Path, facts: dict[str, str]) -> Foreign:
-    raw = pytorch.read(path)
+    raw = joined(pytorch.read(path))
     tensors = raw if detectors.is_detector(raw) else unprefixed(raw)
     foreign = Foreign(str(path), tensors, sidecars.beside(path) or Stated(), facts=facts)
     entry = catalogue.of_digest(facts["sha256"]) if path.suffix == ".pth" else None
@@ -204,7 +210,10 @@ def _is_detector(foreign: Foreign) -> bool:
 
 
 def _detector(foreign: Foreign, said: Stated) -> Bundle:
-    """The bundle of a detector of one stage."""
+    """The bundle of a detector."""
+    if not isinstance(foreign.tensors, tflite.Graph) and two_stage.is_known(foreign.tensors):
+        recipe = _recipe(foreign, said, detectors.TORCHVISION, "float32", ("padding", "bn_eps", *BOX_FIELDS))
+        return two_stage.bundle(foreign.tensors, said, foreign.where, recipe=recipe, licence=said.licence or "")
     if isinstance(foreign.tensors, tflite.Graph):
         precision, assumable = str(foreign.tensors.precision), BOX_FIELDS
         found = detector_graphs.from_graph(foreign.tensors, foreign.where, said.arch, said.alpha)
@@ -233,7 +242,7 @@ def _of_detector(foreign: Foreign) -> Foreign:
     body = unprefixed(foreign.tensors)
     if not detectors.has_two_stages(foreign.tensors):
         return dataclasses.replace(foreign, tensors=body)
-    return dataclasses.replace(foreign, tensors=body, said=foreign.said.over(Stated(bn_eps=TWO_STAGE_EPS)))
+    return dataclasses.replace(foreign, tensors=body, said=foreign.said.over(Stated(bn_eps=two_stage.BN_EPS)))
 
 
 def _identified(foreign: Foreign, said: Stated, body_only: bool) -> tuple[Naming, Arch, dict[str, Array]]:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from mobilenets.model.images import Preprocess
     from mobilenets.tasks.detect.stages import TwoStageLoss
 
+PROPOSALS = "suppression"  # of a config: how proposals are chosen, where it isn't the family's way
 SIDE = 320  # pixels of the input where none are asked for
 
 
@@ -56,7 +57,8 @@ class TwoStage(Detect):
     def shaped(self, config: Mapping[str, Any], arch: Arch, data: Data) -> dict[str, Any]:  # noqa: ARG002
         if self.options.anchors == "auto":
             raise UserError("--anchors auto is for one-stage detectors: a two-stage one places its boxes again")
-        return dict(config)
+        like = self.like if self.like and self.like["family"] == self.family else {}
+        return {**config, **{k: like[k] for k in (PROPOSALS,) if k in like}}
 
     def by(self, config: Mapping[str, Any]) -> Task:
         return TwoStage(self.options, config)
@@ -78,7 +80,8 @@ class TwoStage(Detect):
         return Augmentation(preprocess, kind, masks=self.how.masks)
 
     def head(self, arch: Arch, config: Mapping[str, Any]) -> Head:
-        return detectors.two_stage_head(arch, len(config["labels"]) + 1, str(config["family"]))
+        family, proposals = str(config["family"]), config.get(PROPOSALS)
+        return detectors.two_stage_head(arch, len(config["labels"]) + 1, family, proposals)
 
     def objective(  # type: ignore[override]
         self,
@@ -105,10 +108,8 @@ class TwoStage(Detect):
         return start.two_stage_transferred(bundle, config)
 
     def finished(self, bundle: Bundle) -> Bundle:
-        """It gives boxes already, and no file has what makes them. Raises `UserError`."""
-        raise UserError(
-            f"{bundle.card.config['family']} runs as its bundle, in PyTorch: no format has what makes proposals"
-        )
+        """It gives boxes already."""
+        return bundle
 
     def fine(self, card: Card) -> tuple[str, ...]:
         raise UserError(

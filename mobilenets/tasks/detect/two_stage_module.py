@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from mobilenets.model.two_stage import pixels
 from mobilenets.tasks.detect.module import MEAN, STD, Detector, Found
 from mobilenets.tasks.detect.stages import TwoStageLoss, initialise
 from mobilenets.tasks.detect.start import two_stage_transferred
+from mobilenets.tasks.detect.two_stage import PROPOSALS
 
 COCO_LABELS = 90
 
@@ -67,12 +69,16 @@ class TwoStageDetector(Detector):
         return made
 
 
-def card_of(arch: Arch, name: str, labels: Sequence[str], preprocess: Preprocess | None = None) -> Card:
-    """The card of a two-stage detector on `arch`."""
+def card_of(
+    arch: Arch, name: str, labels: Sequence[str], preprocess: Preprocess | None = None,
+    proposals: Mapping[str, Any] | None = None,
+) -> Card:  # fmt: skip
+    """The card of a two-stage detector on `arch`; `proposals` as `two_stage_head` takes it."""
     mean, std = (preprocess.mean, preprocess.std) if preprocess else (MEAN, STD)
     seen = Preprocess(arch.resolution, mean=mean, std=std, framing="stretch", size=arch.size)
-    head = two_stage_head(arch, len(labels) + 1, name)
-    return Card(arch, seen, head, task="detect", config={"labels": list(labels), "family": name})
+    head = two_stage_head(arch, len(labels) + 1, name, proposals)
+    config = {"labels": list(labels), "family": name, **({PROPOSALS: dict(proposals)} if proposals else {})}
+    return Card(arch, seen, head, task="detect", config=config)
 
 
 def fresh(name: str, backbone: str | None, alpha: float, resolution: int | None, classes: int) -> TwoStageDetector:
@@ -92,7 +98,7 @@ def of_bundle(bundle: Bundle, name: str, resolution: int | None, classes: int | 
     arch = card.arch.replace(num_classes=0, head=(), resolution=side, size=size)
     count = (len(card.labels) if known else COCO_LABELS) if classes is None else classes - 1
     labels = card.labels if known and len(card.labels) == count else [f"class {i}" for i in range(1, count + 1)]
-    net = TwoStageDetector(card_of(arch, name, labels, card.preprocess))
+    net = TwoStageDetector(card_of(arch, name, labels, card.preprocess, card.config.get(PROPOSALS) if known else None))
     state = net.state_dict()
     tensors = two_stage_transferred(bundle, net.card.config)
     net.load_state_dict({**state, **{k: torch.from_numpy(v) for k, v in tensors.items() if k in state}})

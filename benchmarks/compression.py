@@ -3,7 +3,7 @@
     python benchmarks/compression.py cifar10-v2 cifar10.zip OUT --sizes 500,250 --train 4096 --epochs 2
 
 Rows go to OUT/NAME.csv as they are made, and bundles beside it: a run that was stopped goes on with the same command.
-Accuracies of the table are before any training; --sizes are trained: codebooks, BatchNorm and biases, on --train images.
+Accuracies of the table are before any training; --sizes are trained (codebooks, BatchNorm, biases) on --train images.
 """
 
 from __future__ import annotations

@@ -269,7 +269,7 @@ def tuned(source: Bundle, made: Bundle, data: Data, folder: Path, recipe: Recipe
     side = cache_side(max(preprocess.input_size))
     images = loader.TrainImages(data.split("train"), transform, seed, None, side, task.ragged)
     objective = TeacherLoss(teacher_of(source), task)
-    learner = Learner(net, preprocess, recipe, seed, False, task, source.card.config, objective)
+    learner = Learner(net, preprocess, recipe, seed, task, source.card.config, objective)
     with loop.suppress_warnings():
         setup = loop.Setup(learner, images, preprocess, "32-true")
         loop.train(setup, data.split("val"), folder, resume=False, where=folder, resume_hint="start again")

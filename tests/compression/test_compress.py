@@ -128,7 +128,7 @@ def test_the_choice_meets_the_size_with_the_least_damage(found: dict[str, list[O
     assert sum(o.bits for o in coded.choose(found, 0).values()) == pytest.approx(least)
 
 
-def test_codes_that_make_up_for_each_other(damage: shared.Damage, pixels: np.ndarray) -> None:
+def test_codes_that_make_up_for_each_other(damage: shared.Damage) -> None:
     """The output's error is smaller than that of the nearest levels, though the weights' error is larger."""
     weight = damage.plain.tensors[f"{LAYER}.conv.weight"][:, :, 0, 0].astype(np.float64)
     moments = damage.moments[LAYER]
@@ -141,7 +141,7 @@ def test_codes_that_make_up_for_each_other(damage: shared.Damage, pixels: np.nda
 
 
 def test_a_size_is_met_and_the_file_is_it(
-    source: Bundle, damage: shared.Damage, found: dict[str, list[Option]], tmp_path: Path
+    damage: shared.Damage, found: dict[str, list[Option]], tmp_path: Path
 ) -> None:
     made = budget.fitted(damage.plain, damage, found, 100_000)
     assert 92_000 < budget.file_size(made) <= 100_000
@@ -152,7 +152,7 @@ def test_a_size_is_met_and_the_file_is_it(
     assert budget.file_size(smaller) <= 60_000
 
 
-def test_books_and_norms_learn_and_codes_stay(source: Bundle, data: Data, pixels: np.ndarray, tmp_path: Path) -> None:
+def test_books_and_norms_learn_and_codes_stay(source: Bundle, data: Data, tmp_path: Path) -> None:
     plain = coded.canonical(source)
     made = coded.assembled(plain, coded.uniform(plain, "kmeans-2"))
     recipe = dataclasses.replace(shared.recipe(4), batch=12, workers=0)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mobilenets.commands.choose import choose as choose
     from mobilenets.commands.choose import latency_table as latency_table
     from mobilenets.commands.compare import compare as compare
+    from mobilenets.commands.compress import compress as compress
     from mobilenets.commands.cost import cost as cost
     from mobilenets.commands.distill import distill as distill
     from mobilenets.commands.evaluate import evaluate as evaluate
@@ -83,6 +84,7 @@ _HOMES = {
     "check_data": "commands.check_data",
     "choose": "commands.choose",
     "compare": "commands.compare",
+    "compress": "commands.compress",
     "cost": "commands.cost",
     "distill": "commands.distill",
     "evaluate": "commands.evaluate",

@@ -74,6 +74,7 @@ VERBS = {
     ),
     "prune": ("prune:prune", "Fewer channels or weights: by macs, by latency measured, by share."),
     "quantize": ("quantize:quantize", "Float bundle -> int8 bundle."),
+    "compress": ("compress:compress", "Float bundle -> the same in so many kilobytes, one coded file."),
     "export": ("export:export", "Bundle -> a file that runs, proved against PyTorch."),
     "push": ("push:push_to_hub", "A bundle, with what its run ships -> the Hugging Face Hub."),
     "update key": ("update:update_key", "A key to sign updates with."),
@@ -87,7 +88,7 @@ VERBS = {
     "report": ("report:report", "A run's report, one HTML page."),
 }
 # Need PyTorch, whatever is asked of them.
-TRAINING = ("fit", "train", "sweep", "compare", "tune", "distill", "prune", "quantize", "export")
+TRAINING = ("fit", "train", "sweep", "compare", "tune", "distill", "prune", "quantize", "compress", "export")
 HOMES = {  # of verbs that are said in two words
     "data": "What is wrong with images, labels and boxes: `data check DATA`.",
     "update": "Networks replaced where they run: updates made, signed, applied, undone, served.",

@@ -31,8 +31,8 @@ NEED_TORCH = {
     "compression.calibrate", "compression.channels", "compression.equalize", "compression.mixed",
     "compression.narrowing", "compression.qat", "compression.sensitivity",
     "tasks.augment", "tasks.losses", "tasks.tag_losses",
-    "tasks.create", "tasks.detect.loss", "tasks.detect.matcher", "tasks.detect.module", "tasks.detect.mosaic",
-    "tasks.detect.stages", "tasks.detect.two_stage_module",
+    "tasks.create", "tasks.detect.lessons", "tasks.detect.loss", "tasks.detect.matcher", "tasks.detect.module",
+    "tasks.detect.mosaic", "tasks.detect.stages", "tasks.detect.two_stage_module",
     "tasks.detect.transforms", "tasks.detect.validation", "tasks.geolocate.losses", "tasks.embed.losses",
     "reports.layers",
 }  # fmt: skip

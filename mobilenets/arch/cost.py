@@ -277,6 +277,7 @@ def peak_blockwise(arch: Arch) -> int:
     return max(math.prod(shapes[b.source]) + math.prod(shapes[b.output]) for b in arch.blocks)
 
 
-def count(arch: Arch) -> Cost:
-    """Count `arch`: its rows and its peak memory. Exact integers."""
-    return Cost(arch, layers(arch.graph), peak(arch.graph), peak_blockwise(arch))
+def count(arch: Arch, graph: Graph | None = None) -> Cost:
+    """Count `arch`: its rows and its peak memory. Exact integers. `graph`: with a task's head, its own if left out."""
+    whole = arch.graph if graph is None else graph
+    return Cost(arch, layers(whole), peak(whole), peak_blockwise(arch))

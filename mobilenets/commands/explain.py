@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
@@ -12,9 +13,12 @@ from mobilenets.arch import cost, zoo
 from mobilenets.arch.detectors import counting as detectors
 from mobilenets.arguments import StrPath, as_path, checked
 from mobilenets.commands.options import NumClasses
-from mobilenets.errors import UserError, unknown
+from mobilenets.errors import UserError, needed_by, unknown
 from mobilenets.reports.explain.explanation import Explanation
 from mobilenets.reports.explain.lessons import LESSONS, Lessons
+
+if TYPE_CHECKING:
+    from mobilenets.reports.explain.stored import Stored
 
 
 @checked
@@ -27,7 +31,8 @@ def explain(
     num_classes: NumClasses = 1000,
     blocks: bool = False,
     html: StrPath | None = None,
-) -> Explanation | Lessons:
+    compression: bool = False,
+) -> Explanation | Lessons | Stored:
     """A network explained: its blocks drawn, where the cost sits and why, its knobs and its ideas; or an idea.
 
     The ideas: separable, 1x1, fire, shuffle, inverted-residual, ghost, stride, pooling, downsampling, multipliers; each
@@ -49,12 +54,16 @@ def explain(
         Draw every block, each beside a standard convolution.
     html
         Write a page to this file instead of printing.
+    compression
+        Of a bundle (its folder, .mnz file or run) in the place of a network: how each layer is stored, its bytes
+        before and after, and how near its codes come to their entropy.
 
     Returns
     -------
     Explanation or Lessons
         The network's cost, layer by layer, and what is told of it; `rich.print` draws it. Of ideas, their ways with
         macs and params.
+        With `compression`, a `Stored`: each layer's bytes.
 
     Raises
     ------
@@ -67,6 +76,8 @@ def explain(
     >>> mobilenets.explain("v3-small", html="v3-small.html").cost.macs
     56510400
     """
+    if compression:
+        return _stored(Path(arch), as_path(html))
     if every == bool(arch):
         raise UserError("explain needs a network, an idea, or --all for all ideas: mobilenets explain --help")
     if every or arch in LESSONS:
@@ -93,3 +104,16 @@ def explain(
 def _write(path: Path, text: str) -> None:
     with files.atomic_file(path) as tmp:
         files.write_text(tmp, text)
+
+
+def _stored(path: Path, html: Path | None) -> Stored:
+    from mobilenets.model.bundle import Bundle, find_bundle
+
+    with needed_by("explain --compression"):
+        import constriction  # noqa: F401  (sizes are those of coded files)
+    from mobilenets.reports.explain.stored import page, stored
+
+    out = stored(Bundle.load(find_bundle(path)))
+    if html:
+        _write(html, page(out))
+    return dataclasses.replace(out, html=html)

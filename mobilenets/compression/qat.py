@@ -275,7 +275,7 @@ def distance(net: FakeQuantized, source: Bundle, images: Pixels) -> float:
 
     The mean over `images`, uint8 [N, H, W, 3].
     """
-    task, teacher, total = tasks.of(source.card), _teacher(source), 0.0
+    task, teacher, total = tasks.of(source.card), teacher_of(source), 0.0
     net = net.cpu().eval()
     for i in range(0, len(images), BATCH):
         some = images[i : i + BATCH]
@@ -317,12 +317,12 @@ def _setup(source: Bundle, net: FakeQuantized, data: Data, recipe: Recipe, seed:
     side = cache_side(max(preprocess.input_size))
     transform = task.transforms(preprocess, recipe, kind)
     images = loader.TrainImages(data.split("train"), transform, seed, None, side, task.ragged)
-    objective = TeacherLoss(_teacher(source), task)
+    objective = TeacherLoss(teacher_of(source), task)
     learner = Learner(net, preprocess, recipe, seed, task, source.card.config, objective)
     return loop.Setup(learner, images, preprocess, "32-true")
 
 
-def _teacher(source: Bundle) -> Callable[[Tensor], Taps]:
+def teacher_of(source: Bundle) -> Callable[[Tensor], Taps]:
     """What the float network's taps are of uint8 images [N, 3, H, W]. In 16-bit floats it would err as int8 does."""
     net = float_model(source).requires_grad_(False)
     taps, p = tasks.of(source.card).taps, source.card.preprocess

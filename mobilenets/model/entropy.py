@@ -69,6 +69,13 @@ def pack(symbols: Symbols) -> bytes:
     return min(made, raw, key=len)
 
 
+def coded(symbols: Symbols) -> int:
+    """Bytes of the symbols alone in a stream, its model apart."""
+    stream = pack(symbols)
+    how, first, last = HEAD.unpack_from(stream)
+    return len(stream) - HEAD.size - (last - first + 1 if how == CODED and first < last else 0)
+
+
 def unpack(stream: bytes, length: int) -> Symbols:
     """The `length` symbols of a stream that `pack` made.
 
@@ -92,8 +99,9 @@ def unpack(stream: bytes, length: int) -> Symbols:
         raise ValueError("a stream's model is cut off")
     with _no_panic():
         coder = _constriction().stream.stack.AnsCoder(np.frombuffer(words, "<u4").astype(np.uint32))
-        found = coder.decode(_model(table), length)
-    return np.asarray(found + first, np.uint8)
+        found: npt.NDArray[np.int32] = coder.decode(_model(table), length)
+    symbols: Symbols = (found + first).astype(np.uint8)
+    return symbols
 
 
 # A frequency as a byte: 5 bits of exponent, 3 of mantissa. It is off by a sixteenth at most, which costs less than a
@@ -104,7 +112,8 @@ _VALUES = np.array([0, *((8 + b % 8) << b // 8 for b in range(1, BYTE))], np.flo
 def _rough(counts: npt.NDArray[np.int64]) -> Symbols:
     """Frequencies as bytes, none of those that occur as 0."""
     near = np.searchsorted((_VALUES[1:] + _VALUES[:-1]) / 2, counts * _VALUES[8])
-    return near.astype(np.uint8)
+    found: Symbols = near.astype(np.uint8)
+    return found
 
 
 def _model(table: Symbols) -> Any:

@@ -32,7 +32,8 @@ from mobilenets.errors import UserError
 from mobilenets.files import parse_json
 from mobilenets.model import entropy
 from mobilenets.model.card import Card
-from mobilenets.model.encodings import Array, Tensors, tensor_shapes
+from mobilenets.model.codes import Array, cut, joined
+from mobilenets.model.encodings import Tensors, tensor_shapes
 from mobilenets.model.entropy import Symbols
 
 SUFFIX = ".mnz"
@@ -76,25 +77,6 @@ class Form:
         if self.way == CUT:
             return (-(-size * width * 8 // self.a),)
         return (size,) * (self.c if self.way == WHOLE else width)
-
-
-def cut(values: Array, bits: int) -> Symbols:
-    """The bytes of an array as symbols of so many bits, the lowest first; the last one is filled up with zeros."""
-    flat = np.unpackbits(np.frombuffer(values.tobytes(), np.uint8), bitorder="little")
-    whole = np.concatenate([flat, np.zeros(-len(flat) % bits, np.uint8)]).reshape(-1, bits)
-    out: Symbols = whole @ (1 << np.arange(bits, dtype=np.uint8))
-    return out
-
-
-def joined(symbols: Symbols, bits: int, size: int) -> bytes:
-    """What `cut` cut, `size` bytes of it."""
-    if bits == 8:
-        return symbols[:size].tobytes()
-    if 8 % bits == 0:
-        rows = symbols[: size * (8 // bits)].reshape(size, 8 // bits)
-        return bytes(np.bitwise_or.reduce(rows << np.arange(0, 8, bits, dtype=np.uint8), 1))
-    flat = np.unpackbits(symbols[:, None], 1, bits, bitorder="little").ravel()
-    return np.packbits(flat[: size * 8], bitorder="little").tobytes()
 
 
 def _whole(values: Array) -> tuple[Form, Array] | None:
@@ -145,7 +127,7 @@ def _values(form: Form, parts: tuple[Symbols, ...], shape: tuple[int, ...]) -> A
     """The tensor that `_parts` took apart. Raises ValueError, OverflowError."""
     dtype, size = np.dtype(form.dtype), math.prod(shape)
     if form.way == CUT:
-        return np.frombuffer(bytearray(joined(parts[0], form.a, size * dtype.itemsize)), dtype).reshape(shape)
+        return joined(parts[0], form.a, size * dtype.itemsize).view(dtype).reshape(shape)
     if form.way == PLANES:
         return np.frombuffer(bytearray(np.stack(parts, 1)), dtype).reshape(shape)
     steps = sum((p.astype(np.int64) << 8 * i for i, p in enumerate(parts)), np.zeros(size, np.int64)) + form.a
@@ -161,6 +143,16 @@ def _streams(names: Sequence[str], forms: Sequence[Form], sizes: Sequence[int]) 
             alike = re.sub(r"\d+", "", name), form.way, form.a if form.way == CUT else 0
             out.setdefault((name if count >= OWN else alike, part), []).append((i, part))
     return out
+
+
+def sizes(values: Array, bits: int) -> tuple[float, float, float, float]:
+    """Bytes of a tensor as it is, by Huffman's code, coded here, and the entropy of its symbols: models apart.
+
+    `bits` of the codes that it is made of, 0 if of none.
+    """
+    parts = (cut(values, bits),) if bits else _parts(values, 0)[1]
+    coded = sum(map(entropy.coded, parts))
+    return values.nbytes, sum(map(entropy.huffman, parts)) / 8, coded, sum(map(entropy.entropy, parts)) / 8
 
 
 def pack(card: Mapping[str, Any], tensors: Tensors, bits: Mapping[str, int]) -> bytes:

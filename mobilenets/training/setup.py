@@ -68,10 +68,10 @@ def setup(
             "BatchNorm needs two images at a time where a map is one pixel: take a larger --batch, fewer --accumulate, "
             "or another --resolution"
         )
-    measured = 0
+    measured, fresh = 0, frozenset(head.own)
     if init:
-        _start_from(net, init, task, config, head)
-        measured = statistics.settle(net, head.own, training, preprocess, seed)
+        fresh = _start_from(net, init, task, config, head)
+        measured = statistics.settle(net, fresh, training, preprocess, seed)
     objective: Objective = task.objective(config, recipe, training)
     side = cache_side(max(preprocess.input_size))
     images = loader.TrainImages(training, task.transforms(preprocess, recipe, kind), seed, None, side, task.ragged)
@@ -91,17 +91,19 @@ def setup(
         torch.manual_seed(seed + 1)
         peer = model.build(arch, head)
         if init:
-            _start_from(peer, init, task, config, head)
-            statistics.settle(peer, head.own, training, preprocess, seed)
+            statistics.settle(peer, _start_from(peer, init, task, config, head), training, preprocess, seed)
         objective = CoTeaching(peer, preprocess, recipe, getattr(objective, "weights", None))
-    learner = Learner(net, preprocess, recipe, seed, task, config, objective, head.own)
+    learner = Learner(net, preprocess, recipe, seed, task, config, objective, head.own, fresh)
     if isinstance(objective, CoTeaching):
         objective.epoch = lambda: learner.current_epoch
     return Setup(learner, images, preprocess, "bf16-mixed" if bf16 else "32-true", measured)
 
 
-def _start_from(net: MobileNet, init: Bundle, task: Task, config: dict[str, Any], head: Head) -> None:
-    """Load what fits: everything, or all but the task's own layers. Raises `UserError` where more is missing."""
+def _start_from(net: MobileNet, init: Bundle, task: Task, config: dict[str, Any], head: Head) -> frozenset[str]:
+    """Load what fits: everything, or all but some of the task's own layers, whose names it returns.
+
+    Raises `UserError` where more is missing.
+    """
     import torch
 
     state = {k: torch.from_numpy(v) for k, v in task.transfer(init, config).items()}
@@ -115,3 +117,4 @@ def _start_from(net: MobileNet, init: Bundle, task: Task, config: dict[str, Any]
     net.load_state_dict(state, strict=False)
     if sparse(init.card):
         keep_zeros(p for p in net.parameters() if p.ndim > 1)
+    return frozenset(name for name in head.own if any(k.startswith(f"{name}.") and k not in state for k in there))

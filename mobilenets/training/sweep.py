@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 from mobilenets import console
 from mobilenets.arch.spec import Arch
 from mobilenets.deploy import latency
+from mobilenets.model.bundle import Bundle
 from mobilenets.model.card import Precision
+from mobilenets.tasks.detect.config import DetectorOptions
 from mobilenets.tasks.task import MetricSpec
 from mobilenets.training import loggers
 from mobilenets.training.recipes import Recipe
@@ -191,7 +193,10 @@ ENGINE = "onnxruntime"  # what latencies are measured on
 
 @dataclass(frozen=True)
 class Job:
-    """One network to train with one seed, in a folder of its own, `log` its loggers. It can be pickled."""
+    """One network to train with one seed, in a folder of its own, `log` its loggers. It can be pickled.
+
+    `init`: what it starts from, if anything.
+    """
 
     source: str
     root: Path | None
@@ -202,6 +207,8 @@ class Job:
     out: Path
     task: str = "classify"
     log: tuple[str, ...] = loggers.DEFAULT
+    detector: DetectorOptions | None = None
+    init: Bundle | None = None
 
 
 @dataclass(frozen=True)

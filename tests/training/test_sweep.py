@@ -40,7 +40,7 @@ def quick(monkeypatch):
     """Training that only draws initial weights, and measuring that takes no time; gives the networks it trained."""
     trained = []
 
-    def train_bundle(d, arch, _recipe, out, *, task, seed, resume, log):  # noqa: ARG001
+    def train_bundle(d, arch, _recipe, out, *, task, seed, resume, init, log):  # noqa: ARG001
         from mobilenets.model.bundle import random_bundle
 
         assert task.name == "classify"

@@ -82,7 +82,8 @@ def _ordered(values: Array) -> Array:
     if values.dtype.kind == "u":
         return bits
     if values.dtype.kind == "i":
-        return bits ^ top
+        flipped: Array = bits ^ top
+        return flipped
     out: Array = np.where(bits & top, ~bits, bits | top)
     return out
 

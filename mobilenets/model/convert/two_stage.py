@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import re
 from typing import Any
 
@@ -95,7 +94,8 @@ def bundle(tensors: Arrays, said: Stated, where: str, **fields: Any) -> Bundle:
     classes = int(own[_LAST].size)
     tried = [
         _tried(own, network, alpha, classes)
-        for network, alpha in itertools.product(("v3-large", "v3-small", "v2"), widths(said.alpha))
+        for network in ("v3-large", "v3-small", "v2")
+        for alpha in widths(said.alpha, network)
         if said.arch in (None, network) and said.alpha in (None, alpha)
     ]
     if not tried or classes < 2:
@@ -108,10 +108,11 @@ def bundle(tensors: Arrays, said: Stated, where: str, **fields: Any) -> Bundle:
         resolution=side, padding=said.padding or found.arch.padding, bn_eps=said.bn_eps or BN_EPS
     )
     labels = [n if n is not None else f"unused {i}" for i, n in enumerate(named(said.labels, classes - 1, where), 1)]
-    config = {"labels": labels, "family": FAMILY, "suppression": proposals(side)}
+    chosen = proposals(side)
+    config = {"labels": labels, "family": FAMILY, "suppression": chosen}
     usual = dataclasses.replace(IMAGENET_PREPROCESS, crop=1.0, framing="stretch")
     preprocess = dataclasses.replace(said, resolution=side).of_images(usual)
-    head = detectors.two_stage_head(arch, classes, FAMILY, config["suppression"])
+    head = detectors.two_stage_head(arch, classes, FAMILY, chosen)
     anchors = {f"{k}.anchors": np.array(v, np.float32) for k, v in detectors.two_stage_anchors(arch, FAMILY).items()}
     card = Card(arch, preprocess, head, task="detect", config=config, **fields)
     return Bundle(card, {**convert(found, own), **anchors})

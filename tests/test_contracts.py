@@ -55,7 +55,8 @@ FOUND = (*RAW, dataclasses.replace(BOXES, name="boxes"))
 
 PROPOSED = (
     *FOUND,
-    Op("objects", "rows", 12, 1, inputs=("wide",)),
+    Op("narrow", "pointwise", 16, 4, bias=True, inputs=(LAST,)),
+    Op("objects", "rows", 4, 1, inputs=("narrow",)),
     Op("proposed", "propose", 4, 4, inputs=("boxes", "objects"), suppression=Suppression(0.0, 0.7, 20, 5, False)),
 )
 CROPPED = Op("crop", "crop", 16, 16, 3, inputs=("proposed", LAST))

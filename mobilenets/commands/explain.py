@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from cyclopts import Parameter
 
@@ -16,9 +16,7 @@ from mobilenets.commands.options import NumClasses
 from mobilenets.errors import UserError, needed_by, unknown
 from mobilenets.reports.explain.explanation import Explanation
 from mobilenets.reports.explain.lessons import LESSONS, Lessons
-
-if TYPE_CHECKING:
-    from mobilenets.reports.explain.stored import Stored
+from mobilenets.reports.explain.stored import Stored, stored
 
 
 @checked
@@ -111,7 +109,7 @@ def _stored(path: Path, html: Path | None) -> Stored:
 
     with needed_by("explain --compression"):
         import constriction  # noqa: F401  (sizes are those of coded files)
-    from mobilenets.reports.explain.stored import page, stored
+    from mobilenets.reports.explain.stored import page
 
     out = stored(Bundle.load(find_bundle(path)))
     if html:

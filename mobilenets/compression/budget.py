@@ -13,7 +13,7 @@ from mobilenets.compression.mixed import points, scored
 from mobilenets.data.dataset import Data
 from mobilenets.errors import UserError
 from mobilenets.model import mnz
-from mobilenets.model.bundle import Bundle
+from mobilenets.model.bundle import Bundle, sealed
 from mobilenets.model.card import stamp
 from mobilenets.model.encodings import code_bits
 from mobilenets.model.images import Pixels
@@ -34,7 +34,7 @@ class Plan:
 
 def file_size(made: Bundle) -> int:
     """Bytes of a bundle as a .mnz file."""
-    return len(mnz.pack(stamp(made.card).to_json(), made.tensors, code_bits(made.card)))
+    return len(mnz.pack(sealed(stamp(made.card), made.tensors), made.tensors, code_bits(made.card)))
 
 
 def fitted(plain: Bundle, damage: shared.Damage, found: dict[str, list[coded.Option]], size: int) -> Bundle:
@@ -76,7 +76,11 @@ def compressed(source: Bundle, data: Data, images: Pixels, plan: Plan, folder: P
     if plan.epochs and small_enough:
         with tempfile.TemporaryDirectory(dir=folder) as work:
             made = shared.tuned(source, made, data, Path(work), shared.recipe(plan.epochs))
-    metric, taken = scored(made, data, score), file_size(made)
+    metric = scored(made, data, score)
+    how = {"epochs": plan.epochs, "encodings": dict(Counter(made.card.encodings.values()))}
+    card = made.card.replace(metrics=(metric,), parent=source.digest, recipe={**source.card.recipe, "compress": how})
+    made = Bundle(card, made.tensors)
+    taken = file_size(made)
     lost = score.lost(before, metric.value)
     came = f"{taken / 1000:.1f} kB with {score.label} {score.say(metric.value)}, {points(score, lost)} below float"
     if plan.size is not None and taken > plan.size:
@@ -84,6 +88,4 @@ def compressed(source: Bundle, data: Data, images: Pixels, plan: Plan, folder: P
     if plan.max_drop is not None and lost > plan.max_drop:
         raise UserError(f"max-drop {plan.max_drop:g} can't be met: the nearest is {came}")
     console.note(came)
-    how = {"epochs": plan.epochs, "size": taken, "encodings": dict(Counter(made.card.encodings.values()))}
-    card = made.card.replace(metrics=(metric,), parent=source.digest, recipe={**source.card.recipe, "compress": how})
-    return Bundle(card, made.tensors)
+    return made

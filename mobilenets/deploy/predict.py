@@ -422,9 +422,10 @@ def load(
         Where the landmarks are, for a network that takes faces aligned: `Faces(landmarks="points.csv")`,
         `Faces(aligned="arcface")`, or what finds them, a function of an RGB image of Pillow's that gives five points
         [5, 2] in pixels, the eyes, the nose, the mouth's corners, or None where there is no face.
-    tiles, overlap
-        Of a detector: look at large images in tiles of so many pixels, and in all of them; the share of a tile that the
-        next one has in common with it, 0.2 if left out.
+    tiles
+        Of a detector: look at large images in tiles of so many pixels, and in all of them.
+    overlap
+        The share of a tile that the next one has in common with it, 0.2 if left out.
 
     Returns
     -------

@@ -107,10 +107,8 @@ class Bundle:
         """
         path = Path(path)
         check_out(path)
-        card, weights = stamp(self.card), _safetensors(self.tensors)
-        d = card.to_json()
-        d["files"] = {WEIGHTS: hashlib.sha256(weights).hexdigest()}
-        d["digest"] = hashlib.sha256(_canonical(d)).hexdigest()
+        card = stamp(self.card)
+        d = sealed(card, self.tensors)
         made = as_files(d, self.tensors, path.suffix)
         with (files.atomic_file if path.suffix == mnz.SUFFIX else files.atomic_dir)(path) as tmp:
             for name, data in made.items():  # safetensors' own save_file hides a full disk's OSError
@@ -130,6 +128,14 @@ class Bundle:
 def _safetensors(tensors: Tensors) -> bytes:
     made: bytes = safetensors.numpy.save({k: np.asarray(v, order="C") for k, v in sorted(tensors.items())})
     return made
+
+
+def sealed(card: Card, tensors: Tensors) -> dict[str, Any]:
+    """A card as JSON, with the digests of the weights and of itself."""
+    d = card.to_json()
+    d["files"] = {WEIGHTS: hashlib.sha256(_safetensors(tensors)).hexdigest()}
+    d["digest"] = hashlib.sha256(_canonical(d)).hexdigest()
+    return d
 
 
 def verified(d: dict[str, Any], where: str) -> Card:

@@ -2,13 +2,15 @@
 
     python benchmarks/attributes_table12.py celeba_10k.zip OUT --init mobilenet_v2_1.0_224_quant.tflite
         [--unlabelled faces_train.zip] [--sides 128,96] [--alphas 1,.5,.25] [--epochs 30] [--teacher-epochs 12]
-        [--seeds 0] [--ways distilled,labels] [--jobs 1] [--minutes 10]
+        [--seeds 0] [--ways distilled,labels] [--progressive .5] [--jobs 1] [--minutes 10]
+        [--ways started,... --student-init mobilenet_v1_0.25_224.h5] [--teacher-frozen-rows .6 --teacher-lr 2e-3]
 
 The paper's faces and its teacher are Google's; here are 8,000 faces of 89x109 to train on, 1,000 to choose the epoch
 and 1,000 to test, and a teacher fine-tuned on them from ImageNet weights. `distilled` students see its answers alone:
 cross-entropy at temperature 1, no weight decay, no early stopping, on the training faces and those of --unlabelled.
-`labels`: the same network from nothing with the true tags, by the recipe modern, on as many images. V1, at least 16
-channels in a layer, and multiply-adds without a head, as the paper counts them. Scores are of the test split, each
+`labels`: the same network from nothing with the true tags, by the recipe modern, on as many images. `started`: a
+distilled student that begins with the weights of --student-init. V1, at least 16 channels in a layer where it begins
+with nothing, and multiply-adds without a head, as the paper counts them. Scores are of the test split, each
 network scored once in float32 and in int8. Finished rows of OUT/table12.csv are skipped, and a finished teacher is
 taken; --jobs of the others are trained at once.
 """
@@ -38,7 +40,7 @@ from mobilenets.model.module import build
 
 KEY = ("way", "alpha", "side", "epochs", "seed")
 SCORES = ("map", "accuracy", "balanced")
-TEACHER, DISTILLED, LABELS = "teacher", "distilled", "labels"
+TEACHER, DISTILLED, STARTED, LABELS = "teacher", "distilled", "started", "labels"
 MIN_DEPTH = 16
 
 
@@ -66,7 +68,9 @@ def teacher_of(a: argparse.Namespace, table: Path) -> Path:
     run = a.out / TEACHER
     if not is_bundle(run / "float"):
         shutil.rmtree(run, ignore_errors=True)
-        settings = mobilenets.Overrides(epochs=a.teacher_epochs, label_smoothing=0.0)
+        settings = mobilenets.Overrides(
+            epochs=a.teacher_epochs, label_smoothing=0.0, frozen_rows=a.teacher_frozen_rows, lr=a.teacher_lr
+        )
         mobilenets.train(
             table, task="attributes", init=a.init, resolution=max(a.sides), out=run, seed=0, log="csv",
             overrides=settings, checkpoint_minutes=60,
@@ -98,17 +102,23 @@ def trained(setting: tuple[argparse.Namespace, Path, Path, float], key: dict[str
         run = teacher_of(a, table)
     else:
         shutil.rmtree(run, ignore_errors=True)
-        begin = untrained(float(key["alpha"]), int(key["side"]), seed, run.with_name(f"{run.name}-begin"))
+        side = int(key["side"])
+        begin = a.student_init
+        if way != STARTED:
+            begin = untrained(float(key["alpha"]), side, seed, run.with_name(f"{run.name}-begin"))
         sees = round(0.9 * sum(p.suffix == ".webp" for p in every.rglob("*")))  # a tenth is held out
         tagged = sum(1 for p in every.glob("*.webp"))
-        changes: dict[str, Any] = {"epochs": a.epochs, "label_smoothing": 0.0, "probe": "off"}
+        changes: dict[str, Any] = {
+            "epochs": a.epochs, "label_smoothing": 0.0, "probe": "off", "progressive": a.progressive
+        }  # fmt: skip
         if a.jobs > 1:
             changes["workers"] = max(0, (os.cpu_count() or 1) // a.jobs - 1)
         common: dict[str, Any] = {
-            "task": "attributes", "init": begin, "recipe": "modern", "out": run, "seed": seed, "log": "csv",
+            "task": "attributes", "init": begin, "resolution": side, "recipe": "modern", "out": run, "seed": seed,
+            "log": "csv",
         }  # fmt: skip
-        if way == DISTILLED:
-            how = mobilenets.Distillation(temperature=1.0, views=0 if torch.cuda.is_available() else 4)
+        if way != LABELS:
+            how = mobilenets.Distillation(temperature=1.0, views=0 if torch.cuda.is_available() else a.views)
             mobilenets.distill(
                 a.out / TEACHER, every, unlabelled=True, distillation=how, yes=True, cache=a.out / "answers",
                 overrides=mobilenets.Overrides(**changes, weight_decay=0.0), **common,
@@ -153,6 +163,11 @@ def main() -> None:
     parser.add_argument("--alphas", default="1,.5,.25")
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--teacher-epochs", type=int, default=12)
+    parser.add_argument("--teacher-frozen-rows", type=float, help="share of the teacher's rows that stay as they were")
+    parser.add_argument("--teacher-lr", type=float, help="the teacher's rate, instead of looking for one")
+    parser.add_argument("--student-init", help="the weights that students of the way `started` begin with")
+    parser.add_argument("--progressive", type=float, default=1.0, help="the students' first side, as a share")
+    parser.add_argument("--views", type=int, default=4, help="of each image that the teacher is asked about")
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--ways", default=f"{DISTILLED},{LABELS}")
     parser.add_argument("--jobs", type=int, default=1)

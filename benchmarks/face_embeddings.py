@@ -69,9 +69,10 @@ def prepare(data: Path, work: Path) -> Path:
 
 def trained(args: argparse.Namespace, table: Path, name: str, alpha: float, side: int, out: Path) -> None:
     settings = mobilenets.Overrides(
-        epochs=args.epochs, batch=args.batch, lr=args.lr, workers=args.workers, mixup=0.0, patience=0, ema=0.02
-    )
-    options = EmbedOptions(template=FACES, metric_loss=args.loss or None)
+        epochs=args.epochs, batch=args.batch, lr=args.lr, workers=args.workers, mixup=0.0, patience=0, ema=0.02,
+        progressive=args.progressive, frozen_rows=args.frozen_rows,
+    )  # fmt: skip
+    options = EmbedOptions(template=FACES, metric_loss=args.loss or None, embed_head=args.head)
     start = dict(word.split("=") for word in args.init.split(",") if word).get(f"{name}:{alpha:g}")
     network = {"init": start} if start else {"arch": name, "alpha": alpha}
     common = {
@@ -97,7 +98,8 @@ def trained(args: argparse.Namespace, table: Path, name: str, alpha: float, side
 
 def folder(args: argparse.Namespace, spec: str) -> tuple[str, float, int, Path]:
     name, alpha, side = spec.split(":")
-    return name, float(alpha), int(side), args.work / f"{name}-{float(alpha):g}-{side}{args.loss and f'-{args.loss}'}"
+    called = "-".join([name, f"{float(alpha):g}", side, *filter(None, [args.loss, args.head])])
+    return name, float(alpha), int(side), args.work / called
 
 
 def tested(args: argparse.Namespace, table: Path, spec: str) -> dict[str, object]:
@@ -113,6 +115,7 @@ def tested(args: argparse.Namespace, table: Path, spec: str) -> dict[str, object
     found: dict[str, object] = {
         "network": name, "alpha": alpha, "side": side, "macs": costs.macs, "params": costs.params,
         "printed_at_far_1e-4": PRINTED.get((name, alpha, side)), "loss": args.loss or "distilled",
+        "head": bundle.card.config["head"],
         "epochs": bundle.card.recipe["epochs"], "best_epoch": bundle.card.recipe["best_epoch"], "batch": args.batch,
         "lr": args.lr,
         "val": bundle.card.metrics[0].value, **json.loads((out / "took.json").read_text()),
@@ -157,6 +160,11 @@ def main() -> None:
     p.add_argument("--workers", type=int, default=-1)
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--loss", default="")
+    p.add_argument("--head", choices=("pool", "global"), help="what the vector is a linear layer of; pool by default")
+    p.add_argument("--progressive", type=float, default=1.0, help="side of the first epochs, as a share")
+    p.add_argument(
+        "--frozen-rows", type=float, default=0.0, help="share of the rows, the first, that stay as they began"
+    )
     p.add_argument("--init", default="", help="NETWORK:ALPHA=FILE,...")
     p.add_argument("--only-train", action="store_true", help="leave the tests to another call, on another machine")
     p.add_argument("--csv", type=Path, help="append rows to this table")

@@ -2,8 +2,8 @@
 
 Every name here is imported when first used, so `import mobilenets` loads no torch. The functions are the command line's
 verbs (`data check` is `check_data`, `list` is `list_networks`, `import` is `import_weights`, `eval` is `evaluate`,
-`push` is `push_to_hub`), and return what those print. `create` and `load` give a network to train on and one to run. A
-wrong call or a wrong file is a `UserError`, one line that says what to do.
+`push` is `push_to_hub`, `update make` is `make_update`), and return what those print. `create` and `load` give a
+network to train on and one to run. A wrong call or a wrong file is a `UserError`, one line that says what to do.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from mobilenets.commands.check_data import check_data as check_data
     from mobilenets.commands.choose import choose as choose
     from mobilenets.commands.choose import latency_table as latency_table
+    from mobilenets.commands.compare import compare as compare
+    from mobilenets.commands.compress import compress as compress
     from mobilenets.commands.cost import cost as cost
     from mobilenets.commands.distill import distill as distill
     from mobilenets.commands.evaluate import evaluate as evaluate
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from mobilenets.commands.index import index as index
     from mobilenets.commands.list import list_networks as list_networks
     from mobilenets.commands.predict import predict as predict
+    from mobilenets.commands.prune import prune as prune
     from mobilenets.commands.push import push_to_hub as push_to_hub
     from mobilenets.commands.quantize import quantize as quantize
     from mobilenets.commands.recipes import recipes as recipes
@@ -40,6 +43,13 @@ if TYPE_CHECKING:
     from mobilenets.commands.sweep import sweep as sweep
     from mobilenets.commands.train import train as train
     from mobilenets.commands.tune import tune as tune
+    from mobilenets.commands.update import apply_update as apply_update
+    from mobilenets.commands.update import make_update as make_update
+    from mobilenets.commands.update import roll_back as roll_back
+    from mobilenets.commands.update import show_update as show_update
+    from mobilenets.commands.update import update_key as update_key
+    from mobilenets.commands.update_server import pull_updates as pull_updates
+    from mobilenets.commands.update_server import serve_updates as serve_updates
     from mobilenets.commands.verify import verify as verify
     from mobilenets.data.alignment import Faces as Faces
     from mobilenets.data.source import Reading as Reading
@@ -73,6 +83,8 @@ _HOMES = {
     "bench": "commands.bench",
     "check_data": "commands.check_data",
     "choose": "commands.choose",
+    "compare": "commands.compare",
+    "compress": "commands.compress",
     "cost": "commands.cost",
     "distill": "commands.distill",
     "evaluate": "commands.evaluate",
@@ -85,6 +97,7 @@ _HOMES = {
     "index": "commands.index",
     "list_networks": "commands.list",
     "predict": "commands.predict",
+    "prune": "commands.prune",
     "push_to_hub": "commands.push",
     "quantize": "commands.quantize",
     "recipes": "commands.recipes",
@@ -96,6 +109,13 @@ _HOMES = {
     "sweep": "commands.sweep",
     "train": "commands.train",
     "tune": "commands.tune",
+    "apply_update": "commands.update",
+    "make_update": "commands.update",
+    "pull_updates": "commands.update_server",
+    "roll_back": "commands.update",
+    "serve_updates": "commands.update_server",
+    "show_update": "commands.update",
+    "update_key": "commands.update",
     "verify": "commands.verify",
     # networks
     "create": "tasks.create",

@@ -56,6 +56,18 @@ def seconds(given: str | float | None, name: str) -> float | None:
     return total
 
 
+def share(given: str | float, name: str) -> float:
+    """A share as people write it, above 0 and below 1: "50%", "0.5" or .5. Raises `UserError`."""
+    text = str(given).strip()
+    try:
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1:
+        raise UserError(f"{name} takes a share such as 50% or 0.5, not {given!r}")
+    return value
+
+
 def checked(target: T) -> T:
     """A public function or class whose wrong calls are one line that says what is meant: an `ArgumentError`.
 

@@ -42,7 +42,7 @@ VERBS = {
         "reproduce:reproduce",
         "The papers' tables: printed beside counted, errata named.",
     ),
-    "data": ("check_data:check_data", "What is wrong with images, labels and boxes: `data check DATA`."),
+    "data check": ("check_data:check_data", "What is wrong with images, labels and boxes."),
     "shards": ("shards:shards", "A large data set as tar files that stream, with an index."),
     "recipes": (
         "recipes:recipes",
@@ -53,6 +53,7 @@ VERBS = {
         "sweep:sweep",
         "Train the grid of widths and resolutions; accuracy against cost, drawn.",
     ),
+    "compare": ("compare:compare", "Networks of the same macs, trained alike: which makes the most of them."),
     "tune": ("tune:tune", "Find the batch size and the learning rate to train with."),
     "distill": (
         "distill:distill",
@@ -71,14 +72,28 @@ VERBS = {
         "choose:latency_table",
         "Measure all networks here, for `choose --table` elsewhere.",
     ),
+    "prune": ("prune:prune", "Fewer channels or weights: by macs, by latency measured, by share."),
     "quantize": ("quantize:quantize", "Float bundle -> int8 bundle."),
+    "compress": ("compress:compress", "Float bundle -> the same in so many kilobytes, one coded file."),
     "export": ("export:export", "Bundle -> a file that runs, proved against PyTorch."),
     "push": ("push:push_to_hub", "A bundle, with what its run ships -> the Hugging Face Hub."),
+    "update key": ("update:update_key", "A key to sign updates with."),
+    "update make": ("update:make_update", "Two networks -> what turns one into the other."),
+    "update show": ("update:show_update", "What an update changes, and whose it is."),
+    "update apply": ("update:apply_update", "An update -> the network installed, all at once."),
+    "update rollback": ("update:roll_back", "The network installed before the last update."),
+    "update serve": ("update_server:serve_updates", "Updates -> a folder for any web server, its index signed."),
+    "update pull": ("update_server:pull_updates", "What is new at an address -> the network installed."),
     "show": ("show:show", "What a bundle, run or file says of itself."),
     "report": ("report:report", "A run's report, one HTML page."),
 }
-TRAINING = ("fit", "train", "sweep", "tune", "distill", "quantize", "export")  # need PyTorch, whatever is asked of them
-PARTS = {"data": "check"}  # verbs that are said with a second word
+# Need PyTorch, whatever is asked of them.
+TRAINING = ("fit", "train", "sweep", "compare", "tune", "distill", "prune", "quantize", "compress", "export")
+HOMES = {  # of verbs that are said in two words
+    "data": "What is wrong with images, labels and boxes: `data check DATA`.",
+    "update": "Networks replaced where they run: updates made, signed, applied, undone, served.",
+}
+NAMES = list(dict.fromkeys(verb.partition(" ")[0] for verb in VERBS))
 # Options that say which network, which `fit` finds out.
 NETWORK = ("--arch", "--alpha", "--resolution")
 HELP = """MobileNets, exact and practical: from your data, device and budget to a file that runs there.
@@ -124,8 +139,8 @@ def run(arguments: list[str]) -> int:
     as_json, debug = "--json" in arguments, "--debug" in arguments
     arguments = [a for a in arguments if a not in ("--json", "--debug")]
     try:
-        if arguments and not arguments[0].startswith("-") and arguments[0] not in VERBS:
-            raise unknown("verb", arguments[0], VERBS)
+        if arguments and not arguments[0].startswith("-") and arguments[0] not in NAMES:
+            raise unknown("verb", arguments[0], NAMES)
         trains = arguments and arguments[0] in TRAINING and not {"--help", "-h"} & {*arguments}
         if trains and importlib.util.find_spec("torch") is None:
             raise Missing(arguments[0], "torch")
@@ -155,12 +170,12 @@ def _call(arguments: list[str]) -> Any:
         default_parameter=cyclopts.Parameter(negative=(), converter=_converted),  # --resume needs no --no-resume
         suppress_keyboard_interrupt=False,  # else it ends without a word
     )
+    homes = {name: cyclopts.App(name=name, help=summary) for name, summary in HOMES.items()}
     for name, (target, summary) in VERBS.items():
-        home = app
-        if name in PARTS:
-            home = cyclopts.App(name=name, help=summary)
-            app.command(home)
-        home.command(f"mobilenets.commands.{target}", name=PARTS.get(name, name), help=summary)
+        first, _, second = name.partition(" ")
+        if first in homes and first not in app:
+            app.command(homes[first])
+        homes.get(first, app).command(f"mobilenets.commands.{target}", name=second or first, help=summary)
     try:
         with needed_by(arguments[0] if arguments else "help"):
             return app(arguments or ["--help"], exit_on_error=False, print_error=False)

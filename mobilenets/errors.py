@@ -44,7 +44,12 @@ EXTRAS = {
     "huggingface_hub": ("huggingface_hub", "hub"),
     "s2sphere": ("s2sphere", "places"),
     "pytorch_metric_learning": ("pytorch-metric-learning", "embed"),
+    "torch_pruning": ("torch-pruning", "prune"),
     "usearch": ("usearch", "search"),
+    "constriction": ("constriction", "compress"),
+    "cryptography": ("cryptography", "update"),
+    "securesystemslib": ("python-tuf", "update"),
+    "tuf": ("python-tuf", "update"),
     "tflite_micro": ("TensorFlow Lite Micro", "micro"),
 }
 

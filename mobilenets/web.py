@@ -125,6 +125,7 @@ def append(
                 return
             reason: object = "the connection broke"
         except urllib.error.HTTPError as e:
+            e.close()  # it holds the connection
             if e.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:  # there is no more
                 return
             if e.code < 500 and e.code not in (408, 429):  # of the others, some pass

@@ -84,7 +84,7 @@ GROUPS = (
     "foreign",
     "reading",
 )  # of options, which say what they are
-TRAINING = {"fit", "train", "sweep", "tune", "distill"}  # a minute together
+TRAINING = {"fit", "train", "sweep", "compare", "tune", "distill"}  # a minute together
 
 
 def test_type_checkers_see_every_name():
@@ -98,12 +98,19 @@ def test_type_checkers_see_every_name():
 
 def test_every_verb_is_a_function():
     renamed = {
-        "data": "check_data",
+        "data check": "check_data",
         "list": "list_networks",
         "import": "import_weights",
         "eval": "evaluate",
         "latency-table": "latency_table",
         "push": "push_to_hub",
+        "update key": "update_key",
+        "update make": "make_update",
+        "update show": "show_update",
+        "update apply": "apply_update",
+        "update rollback": "roll_back",
+        "update serve": "serve_updates",
+        "update pull": "pull_updates",
     }
     for verb, (target, _) in cli.VERBS.items():
         name = renamed.get(verb, verb)
@@ -283,7 +290,7 @@ def test_a_script_is_not_run_again_by_the_processes_that_measure(tmp_path):
 
 
 def test_most_functions_have_an_example():
-    of_the_web, of_minutes = {"fetch", "push_to_hub"}, {"latency_table"}
+    of_the_web, of_minutes = {"fetch", "pull_updates", "push_to_hub"}, {"latency_table"}
     assert {n for n in FUNCTIONS if not examples(n)} == of_the_web | of_minutes
 
 

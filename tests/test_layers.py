@@ -22,16 +22,17 @@ DOORS = ("__init__", "__main__", "cli")  # above all rooms
 MOST_AT_THE_TOP = 12
 # Modules that import torch, or a runtime that does, at their top. All others can be used without it.
 NEED_TORCH = {
-    "model.conv", "model.create", "model.module", "model.detections", "model.net", "model.reference",
+    "model.conv", "model.create", "model.joints", "model.module", "model.detections", "model.net", "model.reference",
     "model.two_stage",
     "deploy.engines.torch", "deploy.engines.executorch", "deploy.engines.coreml", "deploy.peers",
     "deploy.writers.program", "deploy.writers.pt2", "deploy.writers.coreml", "deploy.writers.coreml_detect",
     "training.callbacks", "training.co_teaching", "training.deadline", "training.learner", "training.loader",
     "training.objectives", "training.optim", "training.pace", "training.statistics", "training.teachers",
-    "compression.calibrate", "compression.equalize", "compression.mixed", "compression.qat", "compression.sensitivity",
+    "compression.budget", "compression.calibrate", "compression.channels", "compression.equalize", "compression.mixed",
+    "compression.narrowing", "compression.qat", "compression.sensitivity", "compression.shared",
     "tasks.augment", "tasks.losses", "tasks.tag_losses",
-    "tasks.create", "tasks.detect.loss", "tasks.detect.matcher", "tasks.detect.module", "tasks.detect.mosaic",
-    "tasks.detect.stages", "tasks.detect.two_stage_module",
+    "tasks.create", "tasks.detect.lessons", "tasks.detect.loss", "tasks.detect.matcher", "tasks.detect.module",
+    "tasks.detect.mosaic", "tasks.detect.stages", "tasks.detect.two_stage_module",
     "tasks.detect.transforms", "tasks.detect.validation", "tasks.geolocate.losses", "tasks.embed.losses",
     "reports.layers",
 }  # fmt: skip

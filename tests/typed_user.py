@@ -41,7 +41,8 @@ print(int8.card.precision, mobilenets.Bundle.load("int8").digest == int8.digest)
 timing = mobilenets.bench("m.onnx", "runs/v1", batch=1, rounds=1).timings[0]
 print(f"{timing.median_ms:.2f} ms", mobilenets.choose(table="t.json").pick.arch.title)
 print(mobilenets.cost("v2", alpha=0.5).to_json()["macs"], len(mobilenets.list_networks("v3").entries))
-print(mobilenets.explain("v1").cost.params, len(mobilenets.reproduce("v1-table8").results))
+explained = mobilenets.explain("v1")  # of an idea, lessons
+print(explained.to_json()["trainable_params"], len(mobilenets.reproduce("v1-table8").results))
 print(mobilenets.report("runs/v1").path)
 
 net = mobilenets.create("v1", alpha=0.25, pretrained="runs/v1", num_classes=5)

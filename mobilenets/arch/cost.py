@@ -57,6 +57,7 @@ class CostRow(Notebook):
     params: int
     activation_bytes: int
     times: int = 1
+    kernel_width: int = 1
 
     @property
     def in_elements(self) -> int:
@@ -105,6 +106,7 @@ def _row(op: Op, shapes: Mapping[str, Shape], times: int) -> CostRow:
         params=params,
         activation_bytes=outputs * FLOAT_BYTES,
         times=times,
+        kernel_width=op.kernels[1],
     )
 
 
@@ -205,7 +207,7 @@ class Cost(Notebook):
             t.add_row(
                 r.layer,
                 TYPE_NAMES[r.type],
-                f"{r.kernel}x{r.kernel}",
+                f"{r.kernel}x{r.kernel_width}",
                 str(r.stride),
                 "x".join(map(str, r.in_shape)),
                 "x".join(map(str, r.out_shape)),
@@ -275,6 +277,7 @@ def peak_blockwise(arch: Arch) -> int:
     return max(math.prod(shapes[b.source]) + math.prod(shapes[b.output]) for b in arch.blocks)
 
 
-def count(arch: Arch) -> Cost:
-    """Count `arch`: its rows and its peak memory. Exact integers."""
-    return Cost(arch, layers(arch.graph), peak(arch.graph), peak_blockwise(arch))
+def count(arch: Arch, graph: Graph | None = None) -> Cost:
+    """Count `arch`: its rows and its peak memory. Exact integers. `graph`: with a task's head, its own if left out."""
+    whole = arch.graph if graph is None else graph
+    return Cost(arch, layers(whole), peak(whole), peak_blockwise(arch))

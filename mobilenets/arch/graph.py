@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mobilenets.arch.operations import INPUT, KINDS, Op, Padding, Shape
+from mobilenets.arch.operations import INPUT, KINDS, Op, Padding, Shape, windows
 from mobilenets.errors import UserError, unknown
 
 
@@ -98,7 +98,10 @@ class Graph:
         """Shape, without the batch, of the source and of every operation's output."""
         shapes = {self.source: self.source_shape}
         for op in self.ops:
-            shapes[op.name] = KINDS[op.kind].shape(op, [shapes[name] for name in op.inputs])
+            shape = shapes[op.name] = KINDS[op.kind].shape(op, [shapes[name] for name in op.inputs])
+            if min(shape, default=1) < 1:
+                side = "x".join(map(str, self.source_shape[-2:] if self.source == INPUT else self.source_shape[:2]))
+                raise UserError(f"an input of {side} is too small for this network: nothing is left of it at {op.name}")
         return shapes
 
     @functools.cached_property
@@ -173,6 +176,11 @@ class Graph:
                 out.append(op)
         return tuple(out)
 
+    def moved(self, value: str) -> str:
+        """The value whose numbers a value has, some of them, at other places (`Kind.moves`)."""
+        op = self.by_name.get(value)
+        return self.moved(op.inputs[0]) if op and KINDS[op.kind].moves else value
+
     def activation_of(self, value: str) -> str:
         """The activation whose scale a value held in whole numbers has."""
         op = self.by_name.get(value)
@@ -190,6 +198,8 @@ def pads(op: Op, shape: Shape, padding: Padding) -> tuple[int, int, int, int]:
     """What an operation adds above, left, below and right of a map of `shape`."""
     if op.kind == "global":
         return 0, 0, 0, 0
+    if op.pads is not None:
+        return _upto_the_last(op, shape) if op.ceil else op.pads
     if padding == "symmetric":
         up, left = (k // 2 for k in op.kernels)
         return up, left, up, left
@@ -197,3 +207,13 @@ def pads(op: Op, shape: Shape, padding: Padding) -> tuple[int, int, int, int]:
         same_padding(side, k, op.stride) for side, k in zip(shape[1:], op.kernels, strict=True)
     )
     return up, left, down, right
+
+
+def _upto_the_last(op: Op, shape: Shape) -> tuple[int, int, int, int]:
+    """The pads of an operation whose last windows may stand over the edge, with what those see there."""
+    assert op.pads is not None
+    ends = []
+    for side, k, before, after in zip(shape[1:], op.kernels, op.pads[:2], op.pads[2:], strict=True):
+        count = windows(side, before + after, k, op.stride, True, before)
+        ends.append(max(after, (count - 1) * op.stride + k - side - before))
+    return (*op.pads[:2], ends[0], ends[1])

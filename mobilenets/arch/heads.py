@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from mobilenets.arch.graph import Head, Output
 from mobilenets.arch.operations import Op
-from mobilenets.arch.spec import Arch
+from mobilenets.arch.spec import CLASSIFIER, Arch
+from mobilenets.errors import UserError
 
 PROBABILITIES, LOGITS, FEATURES = "probabilities", "logits", "features"
 
@@ -15,7 +16,12 @@ def classifier_head(arch: Arch) -> Head:
 
 
 def tag_head(arch: Arch) -> Head:
-    """The same with a sigmoid: each label has a probability of its own, and any number of them may hold."""
+    """The same with a sigmoid: each label has a probability of its own, and any number of them may hold.
+
+    Raises `UserError` for an arch whose classifier gives no number below 0.
+    """
+    if arch.classifies == "map":
+        raise UserError(f"{arch.name} gives no label a number below 0, which a tag that isn't there needs")
     return _probabilities(arch, "sigmoid")
 
 
@@ -25,7 +31,7 @@ def _probabilities(arch: Arch, kind: str) -> Head:
         Op(LOGITS, "flatten", last.cout, last.cout, inputs=(last.name,)),
         Op(PROBABILITIES, kind, last.cout, last.cout, inputs=(LOGITS,)),
     )
-    return Head(ops, (Output(PROBABILITIES, PROBABILITIES, "of each label"),), (last.name,))
+    return Head(ops, (Output(PROBABILITIES, PROBABILITIES, "of each label"),), (CLASSIFIER,))
 
 
 def feature_head(arch: Arch, tap: str = "") -> Head:

@@ -32,7 +32,10 @@ class Op:
     `kernel` is its height, and its width too unless `kernel_width` says otherwise; `grouped` the groups of a
     convolution that has some. `inputs` are names of earlier operations; in a row's own ops, "" is the block's input.
     `shares`: the earlier layer whose weights and bias it has, its BatchNorm being its own. `pads` (above, left, below,
-    right) are known once the graph is lowered. `coder`, `suppression` and `part` are of what makes detections.
+    right) are known once the graph is lowered; a row may say them, alike on opposite sides, where they aren't those
+    that the network has by its `Padding`. `ceil`: the last window may stand over the edge, as long as it begins on the
+    map. `first`: of a slice, the channel that it begins with. `coder`, `suppression` and `part` are of what makes
+    detections.
     """
 
     name: str
@@ -53,6 +56,8 @@ class Op:
     coder: Coder | None = None
     suppression: Suppression | None = None
     part: Part | None = None
+    ceil: bool = False
+    first: int = 0
 
     @property
     def groups(self) -> int:
@@ -88,17 +93,21 @@ class Op:
             raise unknown("operation kind", str(d.get("kind")), KINDS)
         if d.get("activation") not in (None, *ACTIVATIONS):
             raise unknown("activation", str(d["activation"]), ACTIVATIONS)
-        numbers = {k: d[k] for k in ("cin", "cout", "kernel", "stride", "heads", "kernel_width", "grouped") if k in d}
+        numbers = {
+            k: d[k] for k in ("cin", "cout", "kernel", "stride", "heads", "kernel_width", "grouped", "first") if k in d
+        }
         if not all(type(v) is int and 0 <= v <= MOST for v in numbers.values()):
             raise UserError(f"not an operation: its sizes must be whole numbers up to {MOST}, not {numbers}")
         inputs = d.get("inputs", [])
         names = [d.get("name"), *inputs] if isinstance(inputs, list) else [None]
         shared = isinstance(d.get("shares", ""), str)
-        if not (shared and all(isinstance(n, str) and n for n in names)) or "pads" in d:
+        if not (shared and all(isinstance(n, str) and n for n in names)) or not _are_pads(d.get("pads")):
             raise UserError(f"not an operation: {dict(d)}")
         if (d.get("part") in PARTS) != (d["kind"] == "detected"):
             raise UserError(f"not an operation: {dict(d)}")
-        own: dict[str, Any] = {"inputs": tuple(inputs)}
+        if type(d.get("ceil", False)) is not bool:
+            raise UserError(f"not an operation: {dict(d)}")
+        own: dict[str, Any] = {"inputs": tuple(inputs)} | ({"pads": tuple(d["pads"])} if "pads" in d else {})
         for key, of, kinds in (
             ("coder", Coder, ("boxes", "refine")),
             ("suppression", Suppression, ("suppress", "propose", "refine")),
@@ -108,6 +117,14 @@ class Op:
             if key in d:
                 own[key] = of.from_json(d[key])
         return cls(**{**d, **own})
+
+
+def _are_pads(value: Any) -> bool:
+    """Whether a JSON value is what an operation may say of its pads: four numbers, alike on opposite sides, or none."""
+    if value is None:
+        return True
+    whole = isinstance(value, list) and len(value) == 4 and all(type(v) is int and 0 <= v <= MOST for v in value)
+    return whole and value[:2] == value[2:]
 
 
 def _plain(value: Any) -> Any:
@@ -126,13 +143,26 @@ class Kind:
 
     `shape`: the output's, of the operation and its inputs' shapes. `layer`: it has weights. `rounded`: an int8 network
     rounds its output, which has a scale; what comes after the network's own operations, answers, stays float.
-    `constant`: the name of numbers that it reads beside its inputs, in the shape of its output.
+    `constant`: the name of numbers that it reads beside its inputs, in the shape of its output. `windowed`: each
+    position is of a window of the input's, with pads around. `moves`: its numbers are some of its input's, at other
+    places, so that it has their scale.
     """
 
     shape: Callable[[Op, Sequence[Shape]], Shape]
     layer: bool = False
     rounded: bool = True
     constant: str = ""
+    windowed: bool = False
+    moves: bool = False
+
+
+def windows(side: int, around: int, kernel: int, stride: int, ceil: bool = False, before: int = 0) -> int:
+    """How many windows fit on a side of so many pixels with `around` more around, `before` of them before the first."""
+    span = side + around - kernel
+    if not ceil:
+        return span // stride + 1
+    count = -(-span // stride) + 1
+    return count - ((count - 1) * stride >= side + before)
 
 
 def _strided(op: Op, inputs: Sequence[Shape]) -> Shape:
@@ -141,7 +171,11 @@ def _strided(op: Op, inputs: Sequence[Shape]) -> Shape:
     if op.pads is None:
         return op.cout, -(-height // op.stride), -(-width // op.stride)
     (above, left, below, right), (rows, columns) = op.pads, op.kernels
-    return op.cout, (height + above + below - rows) // op.stride + 1, (width + left + right - columns) // op.stride + 1
+    return (
+        op.cout,
+        windows(height, above + below, rows, op.stride, op.ceil, above),
+        windows(width, left + right, columns, op.stride, op.ceil, left),
+    )
 
 
 def _pooled(op: Op, _inputs: Sequence[Shape]) -> Shape:
@@ -226,6 +260,12 @@ KINDS: dict[str, Kind] = {
     "norm": Kind(_kept, layer=True),
     "activation": Kind(_kept),
     "pool": Kind(_pooled),  # the mean over all positions
+    "maxpool": Kind(_strided, windowed=True, moves=True),  # the largest of each window; what is around it never is
+    "avgpool": Kind(_strided, windowed=True),  # the mean of each window, with zeros around
+    # Channels in g = `grouped` groups of n, from (g, n) to (n, g): group by group becomes one of each group in turn
+    # (ShuffleNet, 1707.01083, section 3.1).
+    "shuffle": Kind(_kept, moves=True),
+    "slice": Kind(_attended, moves=True),  # the `cout` channels from `first` on
     "add": Kind(_kept),  # of two inputs, broadcast, as mul
     "mul": Kind(_kept),
     "attend": Kind(_attended),  # attention of query, key, value

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, ClassVar
 
-from mobilenets.arch.operations import ACTIVATIONS, CLIPS, Activation, Op
-from mobilenets.errors import UserError, unknown
+from mobilenets.arch.operations import CLIPS, Activation, Op
 
 
 @dataclass(frozen=True)
@@ -21,16 +20,45 @@ class Scaling:
     min_depth: int = 8
 
 
-def _chain(*ops: Op) -> tuple[Op, ...]:
-    """Each operation reads the one before it, the first the block's input, unless it says otherwise."""
+@dataclass(frozen=True)
+class Row:
+    """A line of a paper's table. `WIDTHS`: its fields that count channels, which a width multiplier scales.
+
+    `RESIDUAL`: its input is added to its output where their shapes are the same.
+    """
+
+    WIDTHS: ClassVar[tuple[str, ...]] = ("channels",)
+    RESIDUAL: ClassVar[bool] = False
+
+    if TYPE_CHECKING:  # what every row has, as a field or worked out
+
+        @property
+        def channels(self) -> int:
+            """Of its output, where the input has no part in that."""
+
+        @property
+        def stride(self) -> int:
+            """Of all its operations together."""
+
+    def ops(self, cin: int, scaling: Scaling) -> tuple[Op, ...]:
+        """Its operations on a map of `cin` channels; their names are the block's own, "" is its input."""
+        raise NotImplementedError  # pragma: no cover
+
+    def scaled(self, of: Callable[[int], int]) -> Row:
+        """The row with `of` its numbers of channels."""
+        return dataclasses.replace(self, **{name: of(getattr(self, name)) for name in self.WIDTHS})
+
+
+def chain(*ops: Op, source: str = "") -> tuple[Op, ...]:
+    """Each operation reads the one before it, the first `source`, the block's input, unless it says otherwise."""
     out: list[Op] = []
     for op in ops:
-        after = out[-1].name if out else ""
+        after = out[-1].name if out else source
         out.append(op if op.inputs else dataclasses.replace(op, inputs=(after,)))
     return tuple(out)
 
 
-def _layer(op: Op) -> tuple[Op, ...]:
+def layer(op: Op) -> tuple[Op, ...]:
     """`op` with its activation inside where it clips, beside it where it doesn't."""
     if op.activation is None or op.activation in CLIPS:
         return (op,)
@@ -38,27 +66,33 @@ def _layer(op: Op) -> tuple[Op, ...]:
     return plain, Op(f"{op.name}_act", "activation", op.cout, op.cout, activation=op.activation)
 
 
-def _conv(name: str, cin: int, cout: int, kernel: int, stride: int, act: Activation | None) -> tuple[Op, ...]:
+def conv(
+    name: str, cin: int, cout: int, kernel: int = 1, stride: int = 1, act: Activation | None = None
+) -> tuple[Op, ...]:
+    """A standard convolution, BatchNorm, activation."""
     kind = "pointwise" if kernel == 1 else "conv"
-    return _layer(Op(name, kind, cin, cout, kernel, stride, act, norm=True))
+    return layer(Op(name, kind, cin, cout, kernel, stride, act, norm=True))
 
 
-def _depthwise(name: str, channels: int, kernel: int, stride: int, act: Activation | None) -> tuple[Op, ...]:
-    return _layer(Op(name, "depthwise", channels, channels, kernel, stride, act, norm=True))
+def depthwise(
+    name: str, channels: int, kernel: int = 3, stride: int = 1, act: Activation | None = None
+) -> tuple[Op, ...]:
+    """A depthwise convolution, BatchNorm, activation."""
+    return layer(Op(name, "depthwise", channels, channels, kernel, stride, act, norm=True))
 
 
-def _squeeze_excite(gated: str, channels: int, squeezed: int) -> tuple[Op, ...]:
+def squeeze_excite(gated: str, channels: int, squeezed: int) -> tuple[Op, ...]:
     """Channels of `gated` weighed by a gate computed from their means (V3 paper, section 5.3)."""
     return (
         Op("se_pool", "pool", channels, channels),
-        *_layer(Op("se_reduce", "pointwise", channels, squeezed, activation="relu", bias=True)),
-        *_layer(Op("se_expand", "pointwise", squeezed, channels, activation="hard_sigmoid", bias=True)),
+        *layer(Op("se_reduce", "pointwise", channels, squeezed, activation="relu", bias=True)),
+        *layer(Op("se_expand", "pointwise", squeezed, channels, activation="hard_sigmoid", bias=True)),
         Op("se", "mul", channels, channels, inputs=(gated, "se_expand_act")),
     )
 
 
 @dataclass(frozen=True)
-class Conv:
+class Conv(Row):
     """A standard convolution, BatchNorm, activation; without `norm`, a bias in its place."""
 
     channels: int
@@ -68,14 +102,14 @@ class Conv:
 
     def ops(self, cin: int, scaling: Scaling) -> tuple[Op, ...]:
         if self.norm:
-            return _chain(*_conv("conv", cin, self.channels, self.kernel, self.stride, scaling.activation))
+            return chain(*conv("conv", cin, self.channels, self.kernel, self.stride, scaling.activation))
         kind = "pointwise" if self.kernel == 1 else "conv"
         op = Op("conv", kind, cin, self.channels, self.kernel, self.stride, scaling.activation, bias=True)
-        return _chain(*_layer(op))
+        return chain(*layer(op))
 
 
 @dataclass(frozen=True)
-class Separable:
+class Separable(Row):
     """A depthwise separable convolution (V1 paper, section 3.1, figure 3): depthwise, then pointwise."""
 
     channels: int
@@ -83,14 +117,14 @@ class Separable:
     kernel: int = 3
 
     def ops(self, cin: int, scaling: Scaling) -> tuple[Op, ...]:
-        return _chain(
-            *_depthwise("depthwise", cin, self.kernel, self.stride, scaling.activation),
-            *_conv("pointwise", cin, self.channels, 1, 1, scaling.activation),
+        return chain(
+            *depthwise("depthwise", cin, self.kernel, self.stride, scaling.activation),
+            *conv("pointwise", cin, self.channels, 1, 1, scaling.activation),
         )
 
 
 @dataclass(frozen=True)
-class InvertedResidual:
+class InvertedResidual(Row):
     """An inverted residual with a linear bottleneck (V2 paper, table 1): expand, depthwise, project.
 
     `expand` is the paper's t: the expanded channels are t x the input's, rounded as all channels are, or `mid` where a
@@ -99,6 +133,8 @@ class InvertedResidual:
     `start` is the kernel of a depthwise layer before the expansion, 0 for none, and `kernel` may be 0 too; the stride
     is the last depthwise layer's. `activation` None is the network's.
     """
+
+    RESIDUAL: ClassVar[bool] = True
 
     channels: int
     stride: int = 1
@@ -114,20 +150,22 @@ class InvertedResidual:
         mid = self.mid or round_channels(cin * self.expand, scaling.divisor, 1)
         ops: list[Op] = []
         if self.start:
-            ops += _depthwise("start", cin, self.start, 1 if self.kernel else self.stride, None)
+            ops += depthwise("start", cin, self.start, 1 if self.kernel else self.stride, None)
         if mid != cin:
-            ops += _conv("expand", cin, mid, 1, 1, act)
+            ops += conv("expand", cin, mid, 1, 1, act)
         if self.kernel:
-            ops += _depthwise("depthwise", mid, self.kernel, self.stride, act)
+            ops += depthwise("depthwise", mid, self.kernel, self.stride, act)
         if self.se:
-            ops += _squeeze_excite(ops[-1].name, mid, round_channels(mid / 4, scaling.divisor, scaling.min_depth))
-        ops += _conv("project", mid, self.channels, 1, 1, None if scaling.linear_bottleneck else act)
-        return _chain(*ops)
+            ops += squeeze_excite(ops[-1].name, mid, round_channels(mid / 4, scaling.divisor, scaling.min_depth))
+        ops += conv("project", mid, self.channels, 1, 1, None if scaling.linear_bottleneck else act)
+        return chain(*ops)
 
 
 @dataclass(frozen=True)
-class FusedInvertedResidual:
+class FusedInvertedResidual(Row):
     """An inverted residual whose expansion and depthwise layer are one standard convolution (V4 paper, appendix)."""
+
+    RESIDUAL: ClassVar[bool] = True
 
     channels: int
     stride: int = 1
@@ -136,18 +174,20 @@ class FusedInvertedResidual:
 
     def ops(self, cin: int, scaling: Scaling) -> tuple[Op, ...]:
         mid = round_channels(cin * self.expand, scaling.divisor, 1)
-        return _chain(
-            *_conv("expand", cin, mid, self.kernel, self.stride, scaling.activation),
-            *_conv("project", mid, self.channels, 1, 1, None),
+        return chain(
+            *conv("expand", cin, mid, self.kernel, self.stride, scaling.activation),
+            *conv("project", mid, self.channels, 1, 1, None),
         )
 
 
 @dataclass(frozen=True)
-class Attention:
+class Attention(Row):
     """Mobile multi-query attention (V4 paper, section 5): `heads` queries of `dim` channels share one key and value.
 
     With `kv_stride` 2, key and value are seen at half the resolution, through a depthwise layer of `kernel` each.
     """
+
+    RESIDUAL: ClassVar[bool] = True
 
     channels: int
     heads: int
@@ -165,7 +205,7 @@ class Attention:
             return down, dataclasses.replace(project, inputs=(down.name,))
 
         wide = self.heads * self.dim
-        return _chain(
+        return chain(
             Op("norm", "norm", cin, cin, norm=True),
             Op("query", "pointwise", cin, wide),
             *branch("key"),
@@ -173,31 +213,6 @@ class Attention:
             Op("attend", "attend", self.dim, wide, heads=self.heads, inputs=("query", "key", "value")),
             Op("output", "pointwise", wide, self.channels),
         )
-
-
-Row = Conv | Separable | InvertedResidual | FusedInvertedResidual | Attention
-ROW_TYPES: dict[str, type[Row]] = {
-    t.__name__: t for t in (Conv, Separable, InvertedResidual, FusedInvertedResidual, Attention)
-}
-RESIDUAL = (InvertedResidual, FusedInvertedResidual, Attention)
-
-
-def row_from_json(d: Mapping[str, Any]) -> Row:
-    """The inverse of `{"type": ..., **asdict(row)}`."""
-    fields = dict(d)
-    name = fields.pop("type")
-    if name not in ROW_TYPES:
-        raise unknown("row type", str(name), ROW_TYPES)
-    activation = fields.get("activation")
-    if activation is not None and activation not in ACTIVATIONS:
-        raise unknown("activation", str(activation), ACTIVATIONS)
-    numbers = {k: v for k, v in fields.items() if k not in ("activation", "se", "norm")}
-    least = {"start": 0, "kernel": 0, "mid": 0}  # 0 is none
-    if not all(isinstance(v, int | float) and least.get(k, 1) <= v <= 65536 for k, v in numbers.items()):
-        raise UserError(f"not an Arch: a {name} row needs whole numbers from 1 to 65536, not {numbers}")
-    if not all(isinstance(v, int) for k, v in numbers.items() if k != "expand"):
-        raise UserError(f"not an Arch: a {name} row needs whole numbers, not {numbers}")
-    return ROW_TYPES[name](**fields)
 
 
 def round_channels(channels: float, divisor: int = 8, min_depth: int = 8) -> int:

@@ -15,16 +15,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from mobilenets.arch.expansions import around_expansions
 from mobilenets.arch.graph import Graph
-from mobilenets.arch.operations import ACTIVATIONS, PADDINGS, Activation, Op, Padding
-from mobilenets.arch.rows import RESIDUAL, InvertedResidual, Row, Scaling, round_channels, row_from_json
+from mobilenets.arch.operations import ACTIVATIONS, CLIPS, PADDINGS, Activation, Op, Padding
+from mobilenets.arch.row_types import row_from_json
+from mobilenets.arch.rows import Conv, InvertedResidual, Row, Scaling, chain, round_channels
 from mobilenets.arguments import checked
 from mobilenets.errors import UserError, unknown
 
 Shortcut = Literal["bottleneck", "expansion", "none"]
 Convention = Literal["slim", "torchvision"]
+Classifies = Literal["pooled", "map"]
 SHORTCUTS: tuple[Shortcut, ...] = ("bottleneck", "expansion", "none")
 CONVENTIONS: tuple[Convention, ...] = ("slim", "torchvision")
+CLASSIFIER = "classifier"  # the layer that gives what the probabilities are of
+CLASSIFIES: tuple[Classifies, ...] = ("pooled", "map")
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,8 @@ class Network:
 
     `rows` up to the global pooling, `head` from there to the classifier. `keep_head`: the last of all rows isn't
     narrowed below alpha 1 (V2 paper, section 4). `alphas` and `resolutions` are those with published accuracies, the
-    last resolution the one that the paper leads with.
+    last resolution the one that the paper leads with. `widths`: at alphas for which the paper has a table of its own,
+    the channels there by those here; `fixed`: channels that no width changes. `classifies` as an `Arch` has it.
     """
 
     name: str
@@ -80,6 +86,9 @@ class Network:
     alphas: tuple[float, ...]
     resolutions: tuple[int, ...]
     head: tuple[Row, ...] = ()
+    widths: Mapping[float, Mapping[int, int]] = dataclasses.field(default_factory=dict)
+    fixed: frozenset[int] = frozenset()
+    classifies: Classifies = "pooled"
 
 
 @dataclass(frozen=True)
@@ -92,6 +101,8 @@ class Arch:
     convolution pads bottom and right first). `linear_bottleneck` and `shortcut` are V2's ablations (V2 paper, figure
     6): without the first, an activation follows the projection too; the shortcuts join the bottlenecks, or the
     expansions (over depthwise, project and the next expansion, as in a classical residual block), or there are none.
+    `classifies`: what the classifier reads, the "pooled" vector; or the last "map", at every position of which it is a
+    1x1 convolution with the network's activation, and what it gives is pooled (SqueezeNet).
     """
 
     name: str
@@ -113,6 +124,7 @@ class Arch:
     keep_stem: bool = False
     convention: Convention = "slim"
     size: tuple[int, int] | None = None
+    classifies: Classifies = "pooled"
 
     def __post_init__(self) -> None:
         check_alpha(self.alpha)
@@ -127,6 +139,7 @@ class Arch:
             ("activation", ACTIVATIONS),
             ("shortcut", SHORTCUTS),
             ("convention", CONVENTIONS),
+            ("classifies", CLASSIFIES),
         ):
             if getattr(self, field) not in known:
                 raise unknown(field, str(getattr(self, field)), known)
@@ -134,6 +147,8 @@ class Arch:
             raise UserError(f"dropout must be in [0, 1), not {self.dropout}")
         if not self.rows:
             raise UserError("an Arch needs at least one row")
+        if self.classifies == "map" and (self.head or self.activation not in CLIPS):
+            raise UserError(f"a classifier of a map's positions has no rows before it, and {' or '.join(CLIPS)} after")
 
     @functools.cached_property
     def blocks(self) -> tuple[Block, ...]:
@@ -149,12 +164,16 @@ class Arch:
     def tail(self) -> tuple[Op, ...]:
         """From the last map to the classes: the global pooling, the head's layers, the classifier."""
         last = self.blocks[-1]
+        if self.num_classes and self.classifies == "map":
+            layer = Op(CLASSIFIER, "pointwise", last.cout, self.num_classes, activation=self.activation, bias=True)
+            pool = Op("pool", "pool", self.num_classes, self.num_classes)
+            return chain(layer, pool, source=last.output)
         pool = Op("pool", "pool", last.cout, last.cout, inputs=(last.output,))
         ops = (pool, *(op for b in self.head_blocks for op in b.ops))
         if not self.num_classes:
             return ops
         inputs = (ops[-1].name,)
-        return *ops, Op("classifier", "linear", self.features, self.num_classes, bias=True, inputs=inputs)
+        return *ops, Op(CLASSIFIER, "linear", self.features, self.num_classes, bias=True, inputs=inputs)
 
     @property
     def scaling(self) -> Scaling:
@@ -163,11 +182,11 @@ class Arch:
     def _lay_out(self, prefix: str, rows: tuple[Row, ...], source: str, cin: int, stride: int) -> tuple[Block, ...]:
         bodies: list[tuple[tuple[Op, ...], bool]] = []  # a block's operations, and whether a shortcut spans them
         for row in rows:
-            joined = isinstance(row, RESIDUAL) and row.stride == 1 and cin == row.channels
-            bodies.append((row.ops(cin, self.scaling), joined))
-            cin = row.channels
+            ops = row.ops(cin, self.scaling)
+            bodies.append((ops, row.RESIDUAL and row.stride == 1 and cin == ops[-1].cout))
+            cin = ops[-1].cout
         if bodies and self.shortcut == "expansion":
-            bodies = _around_expansions(bodies)
+            bodies = around_expansions(bodies)
         blocks = []
         for i, (ops, joined) in enumerate(bodies):
             name = f"{prefix}.{i}"
@@ -213,7 +232,7 @@ class Arch:
     @property
     def features(self) -> int:
         """Numbers that the classifier reads."""
-        return (self.head or self.rows)[-1].channels
+        return (self.head_blocks or self.blocks)[-1].cout
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -232,8 +251,10 @@ class Arch:
 
     def to_json(self) -> dict[str, Any]:
         d = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        if self.size is None:  # the digests of squares are those of before there were others
+        if self.size is None:  # the digests are those of before there were others
             del d["size"]
+        if self.classifies == "pooled":
+            del d["classifies"]
         d["classes"] = d.pop("num_classes")  # as it was called when the first digests were made
         for part in ("rows", "head"):
             d[part] = [{"type": type(r).__name__, **dataclasses.asdict(r)} for r in d[part]]
@@ -260,33 +281,6 @@ class Arch:
 
         text = json.dumps(self.to_json(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _around_expansions(bodies: list[tuple[tuple[Op, ...], bool]]) -> list[tuple[tuple[Op, ...], bool]]:
-    """Blocks cut after each expansion instead of each projection: joined bottlenecks become joined expansions."""
-    out: list[tuple[tuple[Op, ...], bool]] = []
-    pending: tuple[Op, ...] = ()
-    waiting = False
-    for ops, joined in bodies:
-        names = [op.name for op in ops]
-        cut = names.index("depthwise") if {"expand", "depthwise"} <= set(names) else 0
-        if cut:
-            spliced = _splice(pending + ops[:cut])
-            out.append((spliced, waiting and spliced[0].cin == spliced[-1].cout))
-            pending, waiting = ops[cut:], joined
-        else:
-            pending, waiting = pending + ops, False
-    return [*out, (_splice(pending), False)]
-
-
-def _splice(ops: tuple[Op, ...]) -> tuple[Op, ...]:
-    """Operations of neighbouring blocks as one block's: what isn't among them is the input of the first."""
-    out: list[Op] = []
-    for op in ops:
-        here = {o.name for o in out}
-        after = out[-1].name if out else ""
-        out.append(dataclasses.replace(op, inputs=tuple(x if x in here else after for x in op.inputs)))
-    return tuple(out)
 
 
 def check_alpha(alpha: float) -> None:
@@ -360,17 +354,18 @@ def scale(
     if keep_stem:
         widths[0] = 1.0
     rows: list[Row] = []
-    table_cin = cin = 3
+    exact = network.widths.get(alpha)
     for row, width in zip(table, widths, strict=True):
-        channels = round_channels(row.channels * width, divisor, min_depth)
-        if network.head and convention == "torchvision":
-            if isinstance(row, InvertedResidual):
-                mid = round_channels(table_cin * row.expand * alpha, divisor, min_depth)
-                row = dataclasses.replace(row, mid=mid)
-            elif len(rows) == len(network.rows) - 1:
-                channels = row.channels // table_cin * cin
-        rows.append(dataclasses.replace(row, channels=channels))
-        table_cin, cin = row.channels, channels
+        of = exact.__getitem__ if exact else functools.partial(_widened, network.fixed, width, divisor, min_depth)
+        new = row.scaled(of)
+        if network.head and convention == "torchvision" and rows:
+            before, narrowed = table[len(rows) - 1].channels, rows[-1].channels
+            if isinstance(new, InvertedResidual) and isinstance(row, InvertedResidual):
+                mid = round_channels(before * row.expand * alpha, divisor, min_depth)
+                new = dataclasses.replace(new, mid=mid)
+            elif isinstance(new, Conv) and len(rows) == len(network.rows) - 1:
+                new = dataclasses.replace(new, channels=row.channels // before * narrowed)
+        rows.append(new)
     n = len(network.rows)
     side = network.resolutions[-1] if resolution is None else resolution
     size = side if isinstance(side, tuple) else (side, side)
@@ -394,4 +389,9 @@ def scale(
         keep_stem=keep_stem,
         convention=convention,
         size=size if size[0] != size[1] else None,
+        classifies=network.classifies,
     )
+
+
+def _widened(fixed: frozenset[int], width: float, divisor: int, min_depth: int, channels: int) -> int:
+    return channels if channels in fixed else round_channels(channels * width, divisor, min_depth)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import ChainMap
 
 from mobilenets.arch import spec
+from mobilenets.arch.earlier import EARLIER
 from mobilenets.arch.operations import Activation
-from mobilenets.arch.rows import Attention, Conv, FusedInvertedResidual, InvertedResidual, Row, Separable
+from mobilenets.arch.peers import PEERS
+from mobilenets.arch.rows import Conv, InvertedResidual, Row, Separable
 from mobilenets.arch.spec import Arch, Network
+from mobilenets.arch.v4 import V4_CONV_L, V4_CONV_M, V4_CONV_S, V4_HYBRID_L, V4_HYBRID_M
 from mobilenets.errors import unknown
 
 # V1 paper (arXiv 1704.04861), table 1. The table prints the last depthwise layer as "s2"; it runs at stride 1.
@@ -185,161 +189,6 @@ V3_SMALL = _v3(
 )
 
 
-def _uib(start: int, mid: int, out: int, t: float, s: int = 1) -> InvertedResidual:
-    """A universal inverted bottleneck as V4's tables print it: both depthwise kernels (0 for none), output, ratio.
-
-    Both: the extra-depthwise variant; the second alone: V2's inverted residual; the first alone: ConvNext-like; none: a
-    feed-forward network.
-    """
-    return InvertedResidual(out, stride=s, expand=t, kernel=mid, start=start)
-
-
-def _v4(name: str, resolution: int, rows: tuple[Row, ...], activation: Activation = "relu") -> Network:
-    return Network(
-        name=name,
-        rows=(*rows, Conv(960, kernel=1)),
-        head=(Conv(1280, kernel=1),),
-        activation=activation,
-        keep_head=True,
-        source="V4 appendix",
-        alphas=(1.0,),
-        resolutions=(resolution,),
-    )
-
-
-# V4 paper (arXiv 2404.10518), the tables of its appendix, read with the authors' code where they leave a choice.
-V4_CONV_S = _v4(
-    "v4-conv-s",
-    224,
-    (
-        Conv(32, kernel=3, stride=2),
-        Conv(32, kernel=3, stride=2),
-        Conv(32, kernel=1),
-        Conv(96, kernel=3, stride=2),
-        Conv(64, kernel=1),
-        _uib(5, 5, 96, 3, s=2),
-        *(_uib(0, 3, 96, 2),) * 4,
-        _uib(3, 0, 96, 4),
-        _uib(3, 3, 128, 6, s=2),
-        _uib(5, 5, 128, 4),
-        _uib(0, 5, 128, 4),
-        _uib(0, 5, 128, 3),
-        *(_uib(0, 3, 128, 4),) * 2,
-    ),
-)
-V4_CONV_M = _v4(
-    "v4-conv-m",
-    256,
-    (
-        Conv(32, kernel=3, stride=2),
-        FusedInvertedResidual(48, stride=2, expand=4),
-        _uib(3, 5, 80, 4, s=2),
-        _uib(3, 3, 80, 2),
-        _uib(3, 5, 160, 6, s=2),
-        *(_uib(3, 3, 160, 4),) * 2,
-        _uib(3, 5, 160, 4),
-        _uib(3, 3, 160, 4),
-        _uib(3, 0, 160, 4),
-        _uib(0, 0, 160, 2),
-        _uib(3, 0, 160, 4),
-        _uib(5, 5, 256, 6, s=2),
-        _uib(5, 5, 256, 4),
-        *(_uib(3, 5, 256, 4),) * 2,
-        _uib(0, 0, 256, 4),
-        _uib(3, 0, 256, 4),
-        _uib(3, 5, 256, 2),
-        _uib(5, 5, 256, 4),
-        *(_uib(0, 0, 256, 4),) * 2,
-        _uib(5, 0, 256, 2),
-    ),
-)
-V4_CONV_L = _v4(
-    "v4-conv-l",
-    384,
-    (
-        Conv(24, kernel=3, stride=2),
-        FusedInvertedResidual(48, stride=2, expand=4),
-        _uib(3, 5, 96, 4, s=2),
-        _uib(3, 3, 96, 4),
-        _uib(3, 5, 192, 4, s=2),
-        *(_uib(3, 3, 192, 4),) * 3,
-        _uib(3, 5, 192, 4),
-        *(_uib(5, 3, 192, 4),) * 5,
-        _uib(3, 0, 192, 4),
-        _uib(5, 5, 512, 4, s=2),
-        *(_uib(5, 5, 512, 4),) * 3,
-        _uib(5, 0, 512, 4),
-        _uib(5, 3, 512, 4),
-        *(_uib(5, 0, 512, 4),) * 2,
-        _uib(5, 3, 512, 4),
-        _uib(5, 5, 512, 4),
-        *(_uib(5, 0, 512, 4),) * 3,
-    ),
-)
-V4_HYBRID_M = _v4(
-    "v4-hybrid-m",
-    256,
-    (
-        Conv(32, kernel=3, stride=2),
-        FusedInvertedResidual(48, stride=2, expand=4),
-        _uib(3, 5, 80, 4, s=2),
-        _uib(3, 3, 80, 2),
-        _uib(3, 5, 160, 6, s=2),
-        _uib(0, 0, 160, 2),
-        _uib(3, 3, 160, 4),
-        _uib(3, 5, 160, 4),
-        Attention(160, heads=4, dim=64, kv_stride=2),
-        _uib(3, 3, 160, 4),
-        Attention(160, heads=4, dim=64, kv_stride=2),
-        _uib(3, 0, 160, 4),
-        Attention(160, heads=4, dim=64, kv_stride=2),
-        _uib(3, 3, 160, 4),
-        Attention(160, heads=4, dim=64, kv_stride=2),
-        _uib(3, 0, 160, 4),
-        _uib(5, 5, 256, 6, s=2),
-        _uib(5, 5, 256, 4),
-        *(_uib(3, 5, 256, 4),) * 2,
-        _uib(0, 0, 256, 2),
-        _uib(3, 5, 256, 2),
-        _uib(0, 0, 256, 2),
-        _uib(0, 0, 256, 4),
-        Attention(256, heads=4, dim=64),
-        _uib(3, 0, 256, 4),
-        Attention(256, heads=4, dim=64),
-        _uib(5, 5, 256, 4),
-        Attention(256, heads=4, dim=64),
-        _uib(5, 0, 256, 4),
-        Attention(256, heads=4, dim=64),
-        _uib(5, 0, 256, 4),
-    ),
-)
-V4_HYBRID_L = _v4(
-    "v4-hybrid-l",
-    384,
-    (
-        Conv(24, kernel=3, stride=2),
-        FusedInvertedResidual(48, stride=2, expand=4),
-        _uib(3, 5, 96, 4, s=2),
-        _uib(3, 3, 96, 4),
-        _uib(3, 5, 192, 4, s=2),
-        *(_uib(3, 3, 192, 4),) * 3,
-        _uib(3, 5, 192, 4),
-        *(_uib(5, 3, 192, 4),) * 2,
-        *(Attention(192, heads=8, dim=48, kv_stride=2), _uib(5, 3, 192, 4)) * 3,
-        Attention(192, heads=8, dim=48, kv_stride=2),
-        _uib(3, 0, 192, 4),
-        _uib(5, 5, 512, 4, s=2),
-        *(_uib(5, 5, 512, 4),) * 3,
-        _uib(5, 0, 512, 4),
-        _uib(5, 3, 512, 4),
-        *(_uib(5, 0, 512, 4),) * 2,
-        _uib(5, 3, 512, 4),
-        _uib(5, 5, 512, 4),
-        *(Attention(512, heads=8, dim=64), _uib(5, 0, 512, 4)) * 4,
-    ),
-    activation="gelu",
-)
-
 NETWORKS: dict[str, Network] = {
     n.name: n
     for n in (
@@ -360,11 +209,17 @@ NETWORKS: dict[str, Network] = {
         V4_HYBRID_L,
     )
 }
+# Those that MobileNets are measured against: everything walks them too, but nothing chooses among them by itself.
+OTHERS: dict[str, Network] = {n.name: n for n in (*EARLIER, *PEERS)}
+EVERY: ChainMap[str, Network] = ChainMap(OTHERS, NETWORKS)  # told from the last on
 
 
 def canonical(name: str) -> str:
-    """`name` as `NETWORKS` spells it: "MobileNet_V3_Large", "mobilenetv3-large" and "v3_large" are "v3-large"."""
-    key = name.lower().replace("_", "-").removeprefix("mobilenet").removeprefix("-")
+    """`name` as `EVERY` spells it: "MobileNet_V3_Large", "mobilenetv3-large" and "v3_large" are "v3-large"."""
+    key = name.lower().replace("_", "-")
+    if key in EVERY:
+        return key
+    key = key.removeprefix("mobilenet").removeprefix("-")
     sizes = {"-small": "-s", "-medium": "-m", "-large": "-l"}
     if key.startswith("v4"):
         for long, short in sizes.items():
@@ -374,9 +229,9 @@ def canonical(name: str) -> str:
 
 def network(name: str) -> Network:
     """The table called `name` ("v1", "v2", ..., or an alias); a UserError suggests the nearest name."""
-    if canonical(name) not in NETWORKS:
-        raise unknown("arch", name, NETWORKS)
-    return NETWORKS[canonical(name)]
+    if canonical(name) not in EVERY:
+        raise unknown("arch", name, EVERY)
+    return EVERY[canonical(name)]
 
 
 def arch(name: str, alpha: float = 1.0, resolution: int | None = None, num_classes: int = 1000) -> Arch:

@@ -83,7 +83,7 @@ def cost(
         if alpha != 1.0 or num_classes is not None or layers:
             raise UserError(f"{arch} is counted as it is; of the options, only --resolution applies")
         return count_foreign(arch, resolution)
-    if zoo.canonical(arch) not in zoo.NETWORKS:
-        raise unknown("arch", arch, (*zoo.NETWORKS, *detectors.NAMES))
+    if zoo.canonical(arch) not in zoo.EVERY:
+        raise unknown("arch", arch, (*zoo.EVERY, *detectors.NAMES))
     counted = count(zoo.arch(arch, alpha, resolution, 1000 if num_classes is None else num_classes))
     return dataclasses.replace(counted, show_layers=layers)

@@ -13,6 +13,7 @@ from mobilenets import console, processor, tasks
 from mobilenets.arch.heads import LOGITS
 from mobilenets.arguments import DataSource, StrPath, as_path, checked, seconds, several
 from mobilenets.commands.options import Words
+from mobilenets.commands.train import pretrained
 from mobilenets.data import checks
 from mobilenets.data.dataset import Data, Split, cache_side, gather, renumbered
 from mobilenets.data.open import open_unlabelled
@@ -22,8 +23,10 @@ from mobilenets.errors import UserError
 from mobilenets.model import imagenet
 from mobilenets.model.bundle import Bundle
 from mobilenets.model.convert import starts
+from mobilenets.tasks.detect.config import DetectorOptions
 from mobilenets.tasks.embed.options import EmbedOptions
-from mobilenets.tasks.task import Matched, Task, Teaching
+from mobilenets.tasks.lesson import Instructed
+from mobilenets.tasks.task import Matched, Shaped, Task, Teaching
 from mobilenets.training import distributed as processes
 from mobilenets.training import loggers, recipes, run
 from mobilenets.training import trainer as train
@@ -50,6 +53,7 @@ def distill(
     calibration: Annotated[Calibration | None, Parameter(name="*")] = None,
     unlabelled: bool = False,
     distillation: Annotated[Distillation | None, Parameter(name="*")] = None,
+    detector: Annotated[DetectorOptions | None, Parameter(name="*")] = None,
     embedding: Annotated[EmbedOptions | None, Parameter(name="*")] = None,
     foreign: Annotated[Foreign | None, Parameter(name="*")] = None,
     cache: StrPath | None = None,
@@ -69,7 +73,8 @@ def distill(
     Parameters
     ----------
     teacher
-        Bundle, run or exported file; or torchvision:NAME, timm:NAME with their published weights.
+        Bundle, run or exported file; or torchvision:NAME, timm:NAME with their published weights. Of a detector, a
+        student with the same anchors learns all that these say; any other, the boxes that the teacher finds.
     source
         Folder or zip of class folders, or a set's name. With --unlabelled, any folder or zip of images.
     out
@@ -86,7 +91,8 @@ def distill(
         Input height and width in pixels; if left out, that of --init, or the network's own, or less where the images
         or what the teacher sees of them are smaller.
     recipe
-        modern (from scratch), finetune, cifar, ...; by default modern, or finetune with --init.
+        modern (from scratch), finetune, cifar, ...; by default modern, or finetune with --init; of a detector, detect,
+        from pretrained weights of its body where there are some.
     unlabelled
         The images have no labels, or none that matter: the student learns the teacher's classes, and its scores say
         how often it agrees with the teacher.
@@ -147,10 +153,14 @@ def distill(
     limit = seconds(time, "--time")
     log = several(log)
     loggers.check(log)
-    chosen = recipes.recipe(recipe or ("finetune" if init else "modern"), overrides)
     how = distillation or Distillation()
     start = starts.opened(init, as_path(weights)) if init else None
-    asked = tasks.with_options(tasks.find_trained(task), {"embed": embedding}, start)
+    asked = tasks.with_options(tasks.find_trained(task), {"detect": detector, "embed": embedding}, start)
+    if start is None and recipe is None and isinstance(asked, Shaped):
+        start = pretrained(asked, arch, alpha, as_path(weights))
+        arch, alpha = (arch, alpha) if start is None else (None, None)
+    usual = asked.recipes if isinstance(asked, Shaped) else ("finetune", "modern")
+    chosen = recipes.recipe(recipe or usual[start is None], overrides)
     vectors = isinstance(asked, Matched)
     if how.labels is None:
         how = dataclasses.replace(how, labels=0.0 if unlabelled or vectors else how.share)
@@ -164,12 +174,17 @@ def distill(
         raise UserError(f"{teacher} is for {loaded.task}, and the student for {task}: --task {loaded.task}")
     if vectors:
         _check_vectors(loaded, asked, unlabelled)
-    elif not isinstance(asked, Teaching) and (how.share < 1 or unlabelled):
-        raise UserError(f"the answers for {task} aren't learned from a teacher, its embedding can be (--labels 1)")
+    elif isinstance(asked, Instructed) and unlabelled:
+        raise UserError(f"--unlabelled is of images' labels: for {task}, a student is scored by what is true")
+    elif not isinstance(asked, Teaching | Instructed) and (how.share < 1 or unlabelled):
+        raise UserError(
+            f"the answers for {task} aren't learned from a teacher, its embedding can be (--labels 1 --embedding 1)"
+        )
     data = open_unlabelled(source, root, seed) if unlabelled else asked.open(source, root, seed, None)
     classes = loaded.labels if unlabelled else data.labels
-    columns = _columns(loaded.labels, classes) if loaded.task == asked.name else ()
-    if not columns and how.share < 1 and not vectors:
+    by_label = loaded.task == asked.name and not isinstance(asked, Instructed)
+    columns = _columns(loaded.labels, classes) if by_label else ()
+    if not columns and how.share < 1 and not vectors and not isinstance(asked, Instructed):
         stranger = next(c for c in classes if c not in loaded.labels)
         raise UserError(
             f"{source}: class {stranger!r} isn't one the teacher knows: match its embedding instead (--labels 1 "
@@ -178,12 +193,15 @@ def distill(
     sees = loaded.preprocess.resolution
     config_of = asked.config(dataclasses.replace(data, labels=classes))
     net = train.network(arch, alpha, resolution, start, asked, config_of, data, sees)
+    lesson = None
+    if isinstance(asked, Instructed) and how.share < 1:
+        lesson = asked.lesson(loaded.labels, loaded.config, tasks.config_of(asked, data, net))
     config = {
         "verb": "distill", "task": task, "teacher": loaded.digest, "source": source, "unlabelled": unlabelled,
         "arch": net.to_json(),
         "recipe": chosen.to_json(), "how": dataclasses.asdict(how), "init": start.digest if start else None,
         "seed": seed, **({"time": limit} if limit else {}), **recorded(calibration),
-        **(dataclasses.asdict(embedding) if embedding else {}),
+        **(dataclasses.asdict(embedding) if embedding else {}), **(dataclasses.asdict(detector) if detector else {}),
         **(dataclasses.asdict(foreign) if foreign and foreign.given else {}),
     }  # fmt: skip
     out = as_path(out) or run.folder(source, net.title, "distilled")
@@ -203,7 +221,7 @@ def distill(
             true = renumbered(val.targets, np.asarray(columns), len(loaded.labels))
             right = asked.agreement(_read(loaded, val, asked), true)
             console.note(f"teacher  {loaded.name}: {right:.2f}% {asked.agreeing} on val")
-        distiller = Distiller(loaded, how, columns, as_path(cache) or out / TEACHER)
+        distiller = Distiller(loaded, how, columns, as_path(cache) or out / TEACHER, lesson)
         trained = train.train_bundle(
             data,
             net,

@@ -173,7 +173,7 @@ class Detectors(Listing):
 def catalogue() -> list[Entry]:
     """Every published width and resolution of every network; one without a published accuracy at its own."""
     entries = []
-    for network in zoo.NETWORKS.values():
+    for network in zoo.EVERY.values():
         for alpha in network.alphas:
             for resolution in network.resolutions:
                 top1 = published.TOP1.get(network.name, {}).get(alpha, {}).get(resolution)
@@ -239,7 +239,7 @@ def list_networks(
         _weights(name) if weights else _detectors(name) if detectors else _networks(name)
     )
     if not found:
-        raise unknown("detector" if detectors else "network", name or "", counting.NAMES if detectors else zoo.NETWORKS)
+        raise unknown("detector" if detectors else "network", name or "", counting.NAMES if detectors else zoo.EVERY)
     entries = [
         e
         for e in found

@@ -16,6 +16,7 @@ from mobilenets.data.alignment import Faces
 from mobilenets.deploy import answers, drawings, engines
 from mobilenets.deploy.answers import Written
 from mobilenets.deploy.predict import Model, Prediction, sources, spread, there
+from mobilenets.deploy.tiles import Tiles
 from mobilenets.deploy.trust import Doubts, Views, seen, with_logits
 from mobilenets.errors import UserError
 from mobilenets.model.bundle import Bundle, find_bundle, is_bundle, located
@@ -35,6 +36,8 @@ def stream(
     nearest: int | None = None,
     among: DataSource | None = None,
     gallery: StrPath | None = None,
+    tiles: int | None = None,
+    overlap: float | None = None,
     faces: Annotated[Faces | None, Parameter(name="*")] = None,
     draw: Path | None = None,
     out: Path | None = None,
@@ -69,6 +72,11 @@ def stream(
         Where --nearest looks: a folder, a zip or a set's name; the images it was trained on, if left out.
     gallery
         Of places, a table of positions that the answers are taken from: those that a photo can be from.
+    tiles
+        Of a detector: look at large images in squares of so many pixels that overlap, and in all of each image, so that
+        what is small in them is found too; boxes that were found twice are told once.
+    overlap
+        The share of a tile that the next one has in common with it; 0.2 if left out.
     draw
         Write each image with what was said of it, as its task draws that (a detector's boxes), into this folder.
     out
@@ -78,7 +86,18 @@ def stream(
         raise UserError("name at least one image, folder or zip")
     if top < 1:
         raise UserError(f"top must be 1 or more, not {top}")
-    asked = Asked(task, tap, reject_below, flag_unlike, tta, nearest, told(among), told(gallery), faces)
+    asked = Asked(
+        task,
+        tap,
+        reject_below,
+        flag_unlike,
+        tta,
+        nearest,
+        told(among),
+        told(gallery),
+        faces,
+        Tiles.asked(tiles, overlap),
+    )
     if draw is not None and nearest is not None:
         raise UserError("--draw draws answers, and --nearest gives images: leave out one of them")
     if draw is None:
@@ -101,6 +120,8 @@ def predict(
     nearest: int | None = None,
     among: DataSource | None = None,
     gallery: StrPath | None = None,
+    tiles: int | None = None,
+    overlap: float | None = None,
     faces: Annotated[Faces | None, Parameter(name="*")] = None,
 ) -> list[Prediction]: ...
 @overload
@@ -116,6 +137,8 @@ def predict(
     nearest: int | None = None,
     among: DataSource | None = None,
     gallery: StrPath | None = None,
+    tiles: int | None = None,
+    overlap: float | None = None,
     faces: Annotated[Faces | None, Parameter(name="*")] = None,
     out: StrPath,
 ) -> Written: ...
@@ -132,6 +155,8 @@ def predict(
     nearest: int | None = None,
     among: DataSource | None = None,
     gallery: StrPath | None = None,
+    tiles: int | None = None,
+    overlap: float | None = None,
     faces: Annotated[Faces | None, Parameter(name="*")] = None,
     out: StrPath | None = None,
 ) -> list[Prediction] | Written:
@@ -166,6 +191,11 @@ def predict(
         Where `nearest` looks: a folder, a zip or a set's name; the images it was trained on, if left out.
     gallery
         Of places, a table of positions that the answers are taken from: those that a photo can be from.
+    tiles
+        Of a detector: look at large images in squares of so many pixels that overlap, and in all of each image, so that
+        what is small in them is found too; boxes that were found twice are told once.
+    overlap
+        The share of a tile that the next one has in common with it; 0.2 if left out.
     faces
         Where the landmarks are, for a network that takes faces aligned.
     out
@@ -196,7 +226,18 @@ def predict(
     for image in images:
         if isinstance(image, str | Path):
             there(image)
-    asked = Asked(task, tap, reject_below, flag_unlike, tta, nearest, told(among), told(gallery), faces)
+    asked = Asked(
+        task,
+        tap,
+        reject_below,
+        flag_unlike,
+        tta,
+        nearest,
+        told(among),
+        told(gallery),
+        faces,
+        Tiles.asked(tiles, overlap),
+    )
     found = asked.of(Path(model))(spread(images), top)
     return list(found) if out is None else answers.write(found, Path(out))
 
@@ -214,6 +255,7 @@ class Asked:
     among: str | None
     gallery: str | None = None
     faces: Faces | None = None
+    tiles: Tiles | None = None
 
     def __post_init__(self) -> None:
         if self.nearest is None:
@@ -222,7 +264,15 @@ class Asked:
             return
         if self.nearest < 1:
             raise UserError(f"nearest must be 1 or more, not {self.nearest}")
-        if self.task or self.tap or self.flag_unlike or self.tta or self.reject_below is not None or self.gallery:
+        if (
+            self.task
+            or self.tap
+            or self.flag_unlike
+            or self.tta
+            or self.reject_below is not None
+            or self.gallery
+            or self.tiles
+        ):
             raise UserError("--nearest shows images instead of labels: leave out the options that change these")
 
     def of(self, model: Path) -> Callable[[Iterable[Any], int], Iterator[Prediction]]:
@@ -241,7 +291,8 @@ class Asked:
         path = located(model)
         if self.flag_unlike and is_bundle(path) and engines.for_path(path) == "torch":
             engine = engines.module("torch").TorchEngine(with_logits(Bundle.load(path)), 1)
-        return Model(seen(engine, self.tta), doubts=doubts, task=self._reading(engine.card), faces=self.faces)
+        task = self._reading(engine.card)
+        return Model(seen(engine, self.tta), doubts=doubts, task=task, faces=self.faces, tiles=self.tiles)
 
     def _reading(self, card: Card) -> Task | None:
         """The task that reads a network's answers otherwise than its card's does; None: as that does."""

@@ -91,6 +91,9 @@ def push_to_hub(bundle: BundleOrPath, to: str, *, private: bool = False, message
         else:
             saved = bundles.find_bundle(Path(bundle))
             made = Bundle.load(saved)
+            if saved.is_file():  # the Hub's bundles are folders
+                saved = Path(folder) / "bundle"
+                made = made.save(saved)
         run = saved.parent if (saved.parent / MANIFEST).is_file() else None
         paths = {CARD: saved / CARD, WEIGHTS: saved / WEIGHTS, **(_shipped(run) if run else {})}
         text = model_card(made, address.repository, _steps(run, made) if run else ())

@@ -11,7 +11,7 @@ from cyclopts import Parameter
 from mobilenets import files
 from mobilenets.arguments import DataSource, StrPath, as_path, checked, several
 from mobilenets.commands.options import Words
-from mobilenets.compression.quantize import measure_ranges
+from mobilenets.compression.quantize import kept_in_float, measure_ranges
 from mobilenets.compression.scheme import CALIBRATION_IMAGES, DEFAULT, Calibration, Scheme
 from mobilenets.data.dataset import Data
 from mobilenets.data.source import Reading, named
@@ -100,7 +100,8 @@ def quantize(
     no_bias_correction
         Leave the biases as they are, not corrected for what rounding the weights adds to each channel's mean.
     keep_float
-        Operations to keep in float, by name, with commas between.
+        Operations to keep in float, by name, with commas between; besides those that say where a detector's boxes are,
+        for which 256 values are too few.
     max_drop
         What int8 may lose of its task's score against float on the val split: a classifier, points of top-1. If it
         loses more, nothing is written, and the operations are named that would have to stay in float.
@@ -131,7 +132,7 @@ def quantize(
     >>> mobilenets.quantize("runs/flowers", "flowers", out="int8", images=24).card.precision
     'int8'
     """
-    out, page, floats = Path(out), as_path(layer_report), several(keep_float)
+    out, page = Path(out), as_path(layer_report)
     from mobilenets.compression import mixed as mixing
     from mobilenets.tasks import data_of, images_of
 
@@ -145,7 +146,8 @@ def quantize(
         raise UserError(f"max-drop must be 0 or more, not {max_drop:g}")
     if mixed and max_drop is None:
         raise UserError("--mixed keeps in float what --max-drop needs; say how many points may be lost: --max-drop 1")
-    scheme = Scheme(calibration, per_layer, equalize, not no_bias_correction, floats)
+    scheme = Scheme(calibration, per_layer, equalize, not no_bias_correction, several(keep_float))
+    floats = kept_in_float(source.card, scheme)
     scored, given = qat or max_drop is not None, named(data, reading)
     dataset = data_of(source.card, given, as_path(root)) if scored else images_of(source.card, given, as_path(root))[0]
     pixels = dataset.sample("train", images, source.card.preprocess).pixels

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import functools
 from pathlib import Path
 
 from mobilenets.arguments import StrPath, as_path, checked
 from mobilenets.errors import UserError, unknown
-from mobilenets.reports.papers.checking import CountForeign, check
+from mobilenets.reports.papers.checking import check
 from mobilenets.reports.papers.reproduce import NAMES, Reproduction, Wrong, errata
 from mobilenets.reports.papers.tables import TABLES
 
 
 @checked
-def reproduce(*names: str, html: StrPath | None = None, foreign: bool = False) -> Reproduction:
+def reproduce(*names: str, html: StrPath | None = None) -> Reproduction:
     """The papers' tables beside what is counted here: what agrees, what is a misprint, and why.
 
     Parameters
@@ -25,8 +24,6 @@ def reproduce(*names: str, html: StrPath | None = None, foreign: bool = False) -
         out.
     html
         Write them to this file too, one page with the papers' figures redrawn.
-    foreign
-        Count the networks of others too (GoogLeNet, VGG16, ...), from torchvision; that imports torch.
 
     Returns
     -------
@@ -55,15 +52,10 @@ def reproduce(*names: str, html: StrPath | None = None, foreign: bool = False) -
             )
     if page is not None and page.is_dir():
         raise UserError(f"{page} is a folder; --html needs the name of a file")
-    count_foreign: CountForeign | None = None
-    if foreign:
-        from mobilenets.model.convert import foreign_cost as others
-
-        count_foreign = functools.cache(others.count_foreign)
-    results = tuple(check(t, count_foreign) for name, t in TABLES.items() if not names or name in names)
+    results = tuple(check(t) for name, t in TABLES.items() if not names or name in names)
     wrong: tuple[Wrong, ...] = ()
     if not names or "errata" in names:
-        wrong = errata(tuple(check(t, count_foreign) for t in TABLES.values()))
+        wrong = errata(tuple(check(t) for t in TABLES.values()))
     made = Reproduction(results, wrong)
     return _write_page(made, page) if page else made
 

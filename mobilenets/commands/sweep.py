@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
+import functools
 import os
 from typing import Annotated
 
@@ -12,17 +13,23 @@ from cyclopts import Parameter
 
 from mobilenets import console, files, tasks
 from mobilenets.arch import cost, zoo
+from mobilenets.arch.matching import at_macs
+from mobilenets.arch.spec import Arch
 from mobilenets.arguments import DataSource, StrPath, as_path, checked, several
 from mobilenets.commands.options import Floats, Ints, Words
 from mobilenets.commands.sweep_jobs import cluster, finished, timed, train_network
+from mobilenets.commands.train import pretrained
 from mobilenets.data import checks
-from mobilenets.data.dataset import cache_side
+from mobilenets.data.dataset import Data, cache_side
 from mobilenets.data.source import Reading, spelled
 from mobilenets.deploy import latency
 from mobilenets.errors import UserError
+from mobilenets.model.bundle import Bundle
 from mobilenets.model.card import Precision
+from mobilenets.tasks.detect.config import DetectorOptions
 from mobilenets.tasks.task import Shaped
 from mobilenets.training import loggers, recipes, run
+from mobilenets.training import trainer as train
 from mobilenets.training.distributed import world
 from mobilenets.training.recipes import Overrides
 from mobilenets.training.sweep import ENGINE, PAGE, SWEEP, TABLE, Job, Sweep, Trained
@@ -39,8 +46,11 @@ def sweep(
     arch: Words = ("v1",),
     alphas: Floats = (1.0, 0.75, 0.5, 0.25),
     resolutions: Ints | None = None,
-    recipe: str = "modern",
+    macs: int | None = None,
+    recipe: str | None = None,
     overrides: Annotated[Overrides | None, Parameter(name="*")] = None,
+    detector: Annotated[DetectorOptions | None, Parameter(name="*")] = None,
+    weights: StrPath | None = None,
     seeds: int = 1,
     precision: Precision = "float32",
     threads: int = 1,
@@ -74,9 +84,15 @@ def sweep(
         Width multipliers, with commas between.
     resolutions
         Input heights and widths in pixels, with commas between; if left out, 224,192,160,128, or as many smaller ones
-        for images that are smaller.
+        for images that are smaller; of detectors, their own.
+    macs
+        Multiply-adds of an image that every network should have, its width found by them: `alphas` are left aside. What
+        `mobilenets compare` does; not of detectors.
     recipe
-        modern, cifar, v1-paper, v2-paper or v3-paper.
+        modern (by default), cifar, v1-paper, v2-paper or v3-paper; of detectors, detect.
+    weights
+        Folder of pretrained weights, where published ones may be before they are fetched: detectors start from those of
+        their body where there are some.
     seeds
         How often each network is trained; with several, accuracies have error bars.
     precision
@@ -130,41 +146,48 @@ def sweep(
     if world()[0] > 1:
         raise UserError("sweep trains each network on one process: start it without torchrun, or on Ray (--ray)")
     latency.settings([ENGINE], [precision], [threads])  # says what there isn't
-    chosen = recipes.recipe(recipe, overrides)
     address = ray or _ray_of_environment()
-    asked = tasks.find_trained(task)
-    if isinstance(asked, Shaped):
-        raise UserError(
-            f"sweep has no networks for {task}: mobilenets choose --task {task} measures them, fit picks one"
-        )
+    asked = tasks.with_options(tasks.find_trained(task), {"detect": detector}, None)
+    chosen = recipes.recipe(recipe or (asked.recipes[0] if isinstance(asked, Shaped) else "modern"), overrides)
     data = asked.open(source, root, 0, None)
-    side = data.native_side() or RESOLUTIONS[0]
-    sides = (
-        several(resolutions or ())
-        or [r for r in RESOLUTIONS if r in zoo.worthwhile("v1", side)]
-        or zoo.worthwhile("v1", side)
-    )
-    grid = {
-        a.title: a for n in several(arch) for alpha in several(alphas) for r in sides for a in [zoo.arch(n, alpha, r)]
-    }
+    if macs and isinstance(asked, Shaped):
+        raise UserError("--macs finds the widths of classifiers: for detectors, name --alphas")
+    sides = several(resolutions or ()) or ([asked.resolution()] if isinstance(asked, Shaped) else worthwhile(data))
     network_config = asked.config(data)
-    archs = sorted((asked.arch(a, network_config) for a in grid.values()), key=lambda a: cost.count(a).macs)
-    out = as_path(out) or run.folder(source, "sweep")
-    config = {"verb": "sweep", "task": task, "source": source, "recipe": chosen.to_json(), "precision": precision}
+    widths = (1.0,) if macs else several(alphas)
+
+    def network(start: Bundle | None, side: int, name: str, alpha: float) -> Arch:
+        own = (None, None) if start else (name, alpha)  # a start brings its own
+        return train.network(own[0], own[1], side, start, asked, network_config, data)
+
+    grid: dict[str, tuple[Arch, Bundle | None]] = {}
+    for name, alpha in dict.fromkeys((n, a) for n in several(arch) for a in widths):
+        start = pretrained(asked, name, alpha, as_path(weights)) if isinstance(asked, Shaped) and not recipe else None
+        for r in sides:
+            one = functools.partial(network, start, r, name)
+            net = at_macs(one, macs) if macs else one(alpha)
+            grid[net.title] = net, start
+    begun = sorted(grid.values(), key=lambda both: cost.count(both[0]).macs)
+    archs = [a for a, _ in begun]
+    out = as_path(out) or run.folder(source, "compare" if macs else "sweep")
+    config = {
+        "verb": "sweep", "task": task, "source": source, "recipe": chosen.to_json(), "precision": precision,
+        **(dataclasses.asdict(detector) if detector else {}),
+    }  # fmt: skip
     with cluster(address, ray_cpus) if address else contextlib.nullcontext() as on_ray, contextlib.ExitStack() as stack:
         stack.enter_context(run.taken(out, config, resume, data))
         checks.check(data, skip_bad, cache_side(min(max(a.input_size) for a in archs)), yes)
         jobs = [
-            Job(source, root, a, chosen, precision, seed, out / name, task, log)
+            Job(source, root, a, chosen, precision, seed, out / name, task, log, detector, start)
             for seed in range(seeds)
-            for a in archs
+            for a, start in begun
             for name in [f"{a.name}-{a.alpha:g}-{a.resolution}-seed{seed}"]
         ]
         before = {job.out: finished(job) for job in jobs}
         left = [job for job in jobs if not before[job.out]]
         runs = timed([r for r in before.values() if r], precision, threads)
         assert asked.primary is not None  # it is trained
-        made = Sweep(out, source, chosen, precision, threads, len(jobs), tuple(runs), asked.primary)
+        made = Sweep(out, source, chosen, precision, threads, len(jobs), tuple(runs), asked.primary, macs or 0)
         for result in on_ray(left) if on_ray else (train_network(data, job) for job in left):
             same = next((r for r in runs if r.key == result.key and not r.error), None)  # of another seed
             known = [dataclasses.replace(result, latency_ms=same.latency_ms)] if same else []
@@ -181,6 +204,12 @@ def sweep(
             f"{len(made.failed)} of {console.many(len(jobs), 'training')} failed ({names}); the others are in {out}"
         )
     return made
+
+
+def worthwhile(data: Data) -> list[int]:
+    """The resolutions that a set's images are worth, of those of the paper where there are such, largest first."""
+    sides = zoo.worthwhile("v1", data.native_side() or RESOLUTIONS[0])
+    return [r for r in RESOLUTIONS if r in sides] or sides[::-1]
 
 
 def _ray_of_environment() -> str | None:

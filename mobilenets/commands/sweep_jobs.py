@@ -20,7 +20,7 @@ from mobilenets.errors import Interrupted, UserError
 from mobilenets.model import bundle as bundles
 from mobilenets.model.bundle import Bundle
 from mobilenets.model.card import Precision
-from mobilenets.tasks.task import Scores
+from mobilenets.tasks.task import Scores, Shaped, Task
 from mobilenets.training import run
 from mobilenets.training import trainer as train
 from mobilenets.training.run import CHECKPOINTS, FLOAT, INT8, LOGS, METRICS
@@ -32,12 +32,13 @@ def train_network(data: Data, job: Job) -> Trained:
 
     A `UserError` (a loss that isn't a number, a full disk) is the result's `error`; `Interrupted` is raised.
     """
-    counted = cost.count(job.arch)
-    a = job.arch
+    a, task = job.arch, _task(job)
+    own_head = isinstance(task, Shaped)  # others' is the network's own
+    counted = cost.count(a, a.graph.with_head(task.head(a, tasks.config_of(task, data, a))) if own_head else None)
     result = Trained(a.name, a.alpha, a.resolution, job.seed, counted.macs, counted.params, str(job.out))
     config = {
         "verb": "train", "task": job.task, "source": job.source, "arch": a.to_json(), "recipe": job.recipe.to_json(),
-        "seed": job.seed, "init": None,
+        "seed": job.seed, "init": job.init.digest if job.init else None,
     }  # fmt: skip
     try:
         with run.taken(job.out, config, (job.out / run.CONFIG).exists(), data):
@@ -66,8 +67,10 @@ def _made(data: Data, job: Job) -> tuple[Scores, int]:
     if bundles.is_bundle(job.out / FLOAT):
         b = Bundle.load(job.out / FLOAT)
     else:
-        begun, task = (job.out / CHECKPOINTS / "last.ckpt").exists(), tasks.find(job.task)
-        b = train.train_bundle(data, job.arch, job.recipe, job.out, task=task, seed=job.seed, resume=begun, log=job.log)
+        b = train.train_bundle(
+            data, job.arch, job.recipe, job.out, task=_task(job), seed=job.seed, init=job.init, log=job.log,
+            resume=(job.out / CHECKPOINTS / "last.ckpt").exists(),
+        )  # fmt: skip
     seen = evidence_of(data, b.card)
     b = in_precision(b, job.precision, data)
     if job.precision == "int8":
@@ -75,6 +78,10 @@ def _made(data: Data, job: Job) -> tuple[Scores, int]:
     made = make_file(b, seen, job.out / engines.file_name(ENGINE, job.precision), ENGINE, job.precision)
     assert made.scores is not None  # what is trained has a score
     return made.scores, made.export.size_bytes
+
+
+def _task(job: Job) -> Task:
+    return tasks.with_options(tasks.find(job.task), {"detect": job.detector}, job.init)
 
 
 def finished(job: Job) -> Trained | None:

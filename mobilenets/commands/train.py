@@ -81,7 +81,8 @@ def train(
         or less for images that are smaller.
     recipe
         modern (from scratch), finetune, noisy-then-clean, cifar, v1-paper, v2-paper or v3-paper; by default modern,
-        finetune with --init, noisy-then-clean with --noisy, or detect for a detector from pretrained weights.
+        finetune with --init, noisy-then-clean with --noisy, detect for a detector from pretrained weights, or
+        redetect from another detector.
     noisy
         Images of the same classes with labels that are wrong in part, as those of a web search: a folder, zip or table.
         Training begins on these, and goes on with the clean ones; both are scored on the clean held-out images.

@@ -85,6 +85,6 @@ def verify(
     if threshold is not None and not -1 <= threshold <= 1:
         raise UserError(f"a threshold is a cosine, from -1 to 1, not {threshold}")
     network = open_embedder(as_path(model), foreign)
-    v, w = (network.of(as_path(path), faces) for path in (a, b))
+    v, w = network.of([as_path(a), as_path(b)], faces)
     at = network.threshold if threshold is None else threshold
     return Compared(str(a), str(b), round(float(v @ w), 6), at)

@@ -46,14 +46,14 @@ def quantize_within(
     score = tasks.of(source.card).primary
     if score is None:
         raise UserError(f"the task {source.card.task} has no score that max-drop could be a limit to; leave it out")
-    floating = _scored(source, data, score).value
+    floating = scored(source, data, score).value
 
     @functools.cache
     def attempt(more: tuple[str, ...]) -> tuple[Bundle, float]:
         made = measured.bundle((*float_ops, *more))
-        metric = _scored(made, data, score)
+        metric = scored(made, data, score)
         lost, kept = score.lost(floating, metric.value), len(made.card.float_ops)
-        change = f"{_points(score, abs(lost))} {'worse' if lost >= 0 else 'better'}"
+        change = f"{points(score, abs(lost))} {'worse' if lost >= 0 else 'better'}"
         console.note(
             f"operations in float: {kept}; {score.label} {score.say(metric.value)}, {change} than {score.say(floating)}"
         )
@@ -67,11 +67,11 @@ def quantize_within(
     names = first[bisect.bisect_left(first, True, hi=len(ranked), key=lambda names: attempt(names)[1] <= max_drop)]
     made, left = attempt(names)
     if left > max_drop:
-        lost_anyway = f"{_points(score, left)} of {score.label} are lost even with everything in float"
+        lost_anyway = f"{points(score, left)} of {score.label} are lost even with everything in float"
         raise UserError(f"max-drop {max_drop:g} can't be met: {lost_anyway}")
     if not mixed:
         raise UserError(
-            f"int8 loses {_points(score, lost)} of {score.label} ({score.say(floating)} in float, {data.source} "
+            f"int8 loses {points(score, lost)} of {score.label} ({score.say(floating)} in float, {data.source} "
             f"{DECIDES}), more than the {max_drop:g} allowed; add --mixed, which keeps the most sensitive operations "
             f"in float, or name them: --keep-float {','.join((*float_ops, *names))}"
         )
@@ -107,12 +107,12 @@ def sensitivity(measured: Measured, images: Pixels) -> dict[str, float]:
     return dict(sorted(out.items(), key=lambda item: item[1]))
 
 
-def _points(score: MetricSpec, lost: float) -> str:
+def points(score: MetricSpec, lost: float) -> str:
     """So much of a score; of percent, points."""
     return f"{lost:.2f} points" if score.unit == "%" else score.say(lost)
 
 
-def _scored(bundle: Bundle, data: Data, score: MetricSpec) -> Metric:
+def scored(bundle: Bundle, data: Data, score: MetricSpec) -> Metric:
     """The score on the val split, run as the file that `export` makes by default."""
     engine, _ = engines.build("onnxruntime", bundle, bundle.card.precision, processor.cores())
     scores = evaluate.score(engine, data, DECIDES)

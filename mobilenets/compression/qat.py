@@ -38,6 +38,7 @@ from mobilenets.model.reference import Layer, RoundedNetwork, float_model
 from mobilenets.tasks.task import Task
 from mobilenets.training import loop
 from mobilenets.training.recipes import Recipe
+from mobilenets.training.zeros import keep_zeros, sparse
 
 # Whatever is trained is measured in a unit of its own (see `QatLayer`), so one learning rate suits every network.
 RECIPE = Recipe(
@@ -174,6 +175,8 @@ class FakeQuantized(RoundedNetwork):
             if op.name not in float_ops:
                 layer = cast(Layer, self.of(op))
                 trained = QatLayer(layer, self.range(op.inputs[0]), self.range(op.name), start.per_layer)
+                if sparse(card):
+                    keep_zeros([trained.weight])
                 self.layers[self.at[op.name]] = trained
 
     def range(self, activation: str) -> LearnedRange:
@@ -272,7 +275,7 @@ def distance(net: FakeQuantized, source: Bundle, images: Pixels) -> float:
 
     The mean over `images`, uint8 [N, H, W, 3].
     """
-    task, teacher, total = tasks.of(source.card), _teacher(source), 0.0
+    task, teacher, total = tasks.of(source.card), teacher_of(source), 0.0
     net = net.cpu().eval()
     for i in range(0, len(images), BATCH):
         some = images[i : i + BATCH]
@@ -314,12 +317,12 @@ def _setup(source: Bundle, net: FakeQuantized, data: Data, recipe: Recipe, seed:
     side = cache_side(max(preprocess.input_size))
     transform = task.transforms(preprocess, recipe, kind)
     images = loader.TrainImages(data.split("train"), transform, seed, None, side, task.ragged)
-    objective, channels_last = TeacherLoss(_teacher(source), task), torch.cuda.is_available()
-    learner = Learner(net, preprocess, recipe, seed, channels_last, task, source.card.config, objective)
+    objective = TeacherLoss(teacher_of(source), task)
+    learner = Learner(net, preprocess, recipe, seed, task, source.card.config, objective)
     return loop.Setup(learner, images, preprocess, "32-true")
 
 
-def _teacher(source: Bundle) -> Callable[[Tensor], Taps]:
+def teacher_of(source: Bundle) -> Callable[[Tensor], Taps]:
     """What the float network's taps are of uint8 images [N, 3, H, W]. In 16-bit floats it would err as int8 does."""
     net = float_model(source).requires_grad_(False)
     taps, p = tasks.of(source.card).taps, source.card.preprocess

@@ -83,13 +83,15 @@ def measure_ranges(source: Bundle, images: Pixels, scheme: Scheme = DEFAULT) -> 
 
 
 def quantize_bundle(source: Bundle, images: Pixels, scheme: Scheme = DEFAULT) -> Bundle:
-    """Int8 bundle from a float one, its activation ranges measured on `images`, uint8 [N, H, W, 3].
+    """Int8 bundle from a float one, its activation ranges measured on `images`, uint8 [N, H, W, 3]."""
+    return measure_ranges(source, images, scheme).bundle(kept_in_float(source.card, scheme))
 
-    Layers that the task can't do with 256 values of stay in float, besides the scheme's own.
-    """
-    task = tasks.of(source.card)
-    fine = task.fine(source.card) if isinstance(task, Finishing) else ()
-    return measure_ranges(source, images, scheme).bundle((*scheme.float_ops, *fine))
+
+def kept_in_float(card: Card, scheme: Scheme = DEFAULT) -> tuple[str, ...]:
+    """The operations that a scheme keeps in float, and those that the task can't do with 256 values of."""
+    task = tasks.of(card)
+    fine = task.fine(card) if isinstance(task, Finishing) else ()
+    return tuple(dict.fromkeys((*scheme.float_ops, *fine)))
 
 
 def correct_bundle(source: Bundle, precision: Precision, images: Pixels) -> Bundle:

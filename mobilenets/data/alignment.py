@@ -12,12 +12,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from mobilenets import console
 from mobilenets.arguments import checked
 from mobilenets.data import text_tables
 from mobilenets.data.dataset import Read, Split
@@ -173,6 +174,31 @@ class FromTable:
         return np.asarray((found + 0.5) * (np.array(image.size) / np.array(full)))
 
 
+@runtime_checkable
+class Finder(Protocol):
+    """Finds a face: five points [5, 2] of an RGB image, x and y in pixels from its corner; None where there is none."""
+
+    def __call__(self, image: Image.Image) -> npt.ArrayLike | None: ...
+
+
+@dataclass(frozen=True)
+class Detected:
+    """Landmarks that somebody's detector finds."""
+
+    find: Finder
+
+    def __call__(self, name: str, image: Image.Image) -> Points:
+        found = self.find(image)
+        if found is None:
+            raise BadImage(f"{name}: no face is found on it")
+        points = np.asarray(found, np.float64)
+        if points.shape != (COUNT, 2):
+            raise UserError(f"what finds faces gives {COUNT} points, x and y of each, not {points.shape} numbers")
+        if not (np.isfinite(points).all() and (points >= 0).all() and (points <= image.size).all()):
+            raise BadImage(f"{name}: a landmark was found that isn't on its {image.width}x{image.height} pixels")
+        return points
+
+
 def _stem(name: str) -> str:
     return str(PurePosixPath(name.replace("\\", "/")).with_suffix("")).lower().removeprefix("./")
 
@@ -223,6 +249,15 @@ class Faces:
         default=None,
         metadata={"help": "Of faces, the template that they are aligned to already: arcface, lfw-crop, celeba."},
     )
+
+
+def sought(said: Faces | Finder | None, wanted: Template | None, whose: str) -> Located | None:
+    """`located`; None where a network takes images as they are, and a line where landmarks are said in vain."""
+    if wanted is not None:
+        return Detected(said) if isinstance(said, Finder) else located(said, wanted, whose)
+    if said is not None and said != Faces():
+        console.note(f"{whose} has no template of landmarks: it takes images as they are, not aligned")
+    return None
 
 
 def located(said: Faces | Reading | None, wanted: Template, whose: str) -> Located:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mobilenets import files
 from mobilenets.arch.heads import FEATURES
-from mobilenets.data.alignment import Faces, Located, Template, located, placed, template_of
+from mobilenets.data.alignment import Faces, Located, Template, placed, sought, template_of
 from mobilenets.deploy import engines, predict
 from mobilenets.deploy.foreign import Foreign, ForeignNetwork
 from mobilenets.deploy.predict import Answering, Source
 from mobilenets.errors import UserError
-from mobilenets.model.bundle import CARD, Bundle, is_bundle
+from mobilenets.model.bundle import Bundle, identity, is_bundle
 from mobilenets.model.images import BadImage, Pixels, Preprocess, open_rgb
 from mobilenets.tasks import features
 from mobilenets.tasks.embed.scores import VECTOR
@@ -40,10 +39,6 @@ class Embedder:
     template: Template | None = None
     threshold: float | None = None
 
-    def located(self, faces: Faces | None) -> Located | None:
-        """How images know their landmarks, if they have to. Raises `UserError`."""
-        return located(faces, self.template, "the network") if self.template else None
-
     def read(self, source: Source, where: Located | None) -> Pixels:
         """An image as the network takes it. Raises `BadImage`."""
         content = predict.content(source)
@@ -55,19 +50,21 @@ class Embedder:
         self, images: Iterable[Source], faces: Faces | None = None
     ) -> Iterator[tuple[Source, Vector | BadImage]]:
         """Each image with its vector, or why it has none; one after another. Raises `UserError`."""
-        where = self.located(faces)
+        where = sought(faces, self.template, "the network")
         for source, said in predict.stream(self.network, images, lambda s: self.read(s, where)):
             yield source, said if isinstance(said, BadImage) else unit(said[self.output].reshape(-1))
 
-    def of(self, image: Path, faces: Faces | None = None) -> Vector:
-        """One image's vector. Raises `UserError`."""
-        found = [said for _, said in itertools.islice(self.stream(predict.sources([image]), faces), 2)]
-        if len(found) != 1:
-            raise UserError(f"{image}: one image is needed, not a folder or an archive of them")
-        (said,) = found
-        if isinstance(said, BadImage):
-            raise said
-        return said
+    def of(self, images: Sequence[Path], faces: Faces | None = None) -> list[Vector]:
+        """The vector of each image. Raises `UserError`."""
+        several = next((p for p in images if len([*itertools.islice(predict.sources([p]), 2)]) != 1), None)
+        if several is not None:
+            raise UserError(f"{several}: one image is needed, not a folder or an archive of them")
+        found = []
+        for _, said in self.stream(predict.sources(images), faces):
+            if isinstance(said, BadImage):
+                raise said
+            found.append(said)
+        return found
 
 
 def unit(vector: Vector) -> Vector:
@@ -85,8 +82,8 @@ def open_embedder(path: Path, foreign: Foreign | None = None, threads: int = 1) 
     found = engines.resolve(path)
     if is_bundle(found) and Bundle.load(found).card.task not in ("embed", features.TASK.name):
         seen = features.of_bundle(Bundle.load(found))
-        return _of_engine(engines.module("torch").TorchEngine(seen, threads), files.sha256(found / CARD), path)
-    digest = files.sha256(found / CARD if is_bundle(found) else found) if found.is_file() or is_bundle(found) else ""
+        return _of_engine(engines.module("torch").TorchEngine(seen, threads), identity(found), path)
+    digest = identity(found) if found.is_file() or is_bundle(found) else ""
     return _of_engine(engines.load(found, threads), digest, path)
 
 

@@ -1,15 +1,16 @@
 """An index of vectors with names: enrolled, found, renamed, deleted, and searched for the nearest. No torch.
 
 One file: safetensors of the vectors, and of a graph to search them by where they are many; names and images as JSON in
-its metadata. Nothing in it is ever unpickled.
+its metadata, and the SHA-256 of all that. Nothing in it is ever unpickled.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from mobilenets.errors import UserError, needed_by, unknown
 SUFFIX = ".idx"
 FORMAT = 1
 EXACT = 10_000  # vectors: below, all are compared
-KEY = "mobilenets.index"
+KEY, SHA256 = "mobilenets.index", "sha256"
 Vectors = npt.NDArray[np.float32]
 
 
@@ -134,7 +135,7 @@ class Index:
             "format": FORMAT, "names": made.names, "images": made.images, "network": made.network, "digest": made.digest
         }  # fmt: skip
         with files.atomic_file(path) as tmp:
-            tmp.write_bytes(save(tensors, {KEY: json.dumps(about)}))
+            tmp.write_bytes(save(tensors, {KEY: json.dumps({**about, SHA256: _sha256(about, tensors)})}))
         return made
 
     @classmethod
@@ -147,8 +148,12 @@ class Index:
                 d = json.loads((f.metadata() or {})[KEY])
                 if d["format"] > FORMAT:
                     raise UserError(f"{path}: written by a newer mobilenets")
-                vectors = f.get_tensor("vectors")
-                graph = f.get_tensor("graph").tobytes() if "graph" in f.keys() else b""  # noqa: SIM118
+                tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
+            digest = d.pop(SHA256, None)
+            if digest is not None and digest != _sha256(d, tensors):  # files of before there was one have none
+                raise ValueError("its content isn't what was written")
+            vectors = tensors["vectors"]
+            graph = tensors["graph"].tobytes() if "graph" in tensors else b""
             names, images = tuple(map(str, d["names"])), tuple(map(str, d["images"]))
             whole = vectors.dtype == np.float32 and vectors.ndim == 2 and np.isfinite(vectors).all()
             if not whole or not len(vectors) == len(names) == len(images):
@@ -156,6 +161,14 @@ class Index:
             return cls(vectors, names, images, str(d["network"]), str(d["digest"]), graph)
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as e:
             raise UserError(f"{path}: not an index of vectors, or damaged ({e})") from e
+
+
+def _sha256(about: Mapping[str, Any], tensors: Mapping[str, npt.NDArray[Any]]) -> str:
+    """Of an index's content: what is said of its vectors, and they themselves."""
+    of = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    for name in sorted(tensors):
+        of.update(tensors[name].tobytes())
+    return of.hexdigest()
 
 
 def empty(network: str, digest: str) -> Index:

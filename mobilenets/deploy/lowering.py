@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mobilenets.arch.graph import Graph, pads
-from mobilenets.arch.operations import IMAGE, Op
+from mobilenets.arch.operations import IMAGE, KINDS, Op
 from mobilenets.arch.rounding import with_rounding
 from mobilenets.errors import UserError
 from mobilenets.model.bundle import Bundle
@@ -146,17 +146,17 @@ def _with_pads(graph: Graph, same_only: bool) -> Graph:
     integers = set(graph.integers)
     for op in graph.ops:
         shape = graph.shapes[op.inputs[0]]
-        if not op.is_layer or len(shape) < 3:
+        if not (op.is_layer or KINDS[op.kind].windowed) or len(shape) < 3:
             out.append(op)
             continue
         wanted = pads(op, shape, graph.padding)
-        if same_only and wanted != pads(op, shape, "same"):
+        if same_only and wanted not in ((0, 0, 0, 0), pads(dataclasses.replace(op, pads=None), shape, "same")):
             padded = Op(f"{op.name}.pad", "pad", op.cin, op.cin, inputs=op.inputs, pads=wanted)
             out.append(padded)
             if op.inputs[0] in integers:
                 integers.add(padded.name)
             op, wanted = dataclasses.replace(op, inputs=(padded.name,)), (0, 0, 0, 0)
-        out.append(dataclasses.replace(op, pads=wanted))
+        out.append(dataclasses.replace(op, pads=wanted, ceil=False))
     return graph.replace(ops=tuple(out), integers=frozenset(integers))
 
 

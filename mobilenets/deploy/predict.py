@@ -19,17 +19,18 @@ from PIL import Image
 
 from mobilenets import console, files, processor, tasks
 from mobilenets.arguments import StrPath, checked
-from mobilenets.data.alignment import Faces, located, placed, template_of
+from mobilenets.data.alignment import Faces, Finder, placed, sought, template_of
 from mobilenets.data.folder import is_hidden, is_image_name, open_zip, read_member, slashed, unreadable
 from mobilenets.deploy import engines
 from mobilenets.deploy.engines import Engine, Outputs
+from mobilenets.deploy.tiles import Tiles, cut
 from mobilenets.deploy.trust import Doubts
 from mobilenets.errors import UserError
 from mobilenets.model.images import UNREADABLE, BadImage, Pixels, open_rgb
 from mobilenets.model.pictures import Picture, is_batch, is_picture, pictures, rgb_image
 from mobilenets.tasks.classify import Labels
 from mobilenets.tasks.detect.answers import Detection, Detections
-from mobilenets.tasks.task import Answer, Task
+from mobilenets.tasks.task import Answer, Joining, Task
 
 OneImage: TypeAlias = bytes | bytearray | memoryview | BinaryIO | Image.Image
 T = TypeVar("T")
@@ -197,17 +198,21 @@ class Model:
         source: tuple[Any, ...] | None = None,
         doubts: Doubts | None = None,
         task: Task | None = None,
-        faces: Faces | None = None,
+        faces: Faces | Finder | None = None,
+        tiles: Tiles | None = None,
     ) -> None:
         """`doubts`, and `task`, which reads the answers: those of its card, if left out. `faces`: where landmarks are.
 
-        `source`: the arguments of `load` that it was loaded with, by which the model can be pickled.
+        `source`: the arguments of `load` that it was loaded with, by which the model can be pickled. `tiles`: what
+        images are looked at in. Raises `UserError` where the task can't join what it says of them.
         """
         self.engine, self.source = engine, source
         self.card = engine.card
         self.task = task or tasks.of(engine.card)
         self.doubts = doubts or Doubts.of(engine.card)
-        self.template, self.faces = template_of(engine.card), faces
+        self.template, self.faces, self.tiles = template_of(engine.card), faces, tiles
+        if tiles and not isinstance(self.task, Joining):
+            raise UserError(f"--tiles is of boxes (--task detect): this network is for {engine.card.task}")
 
     def __repr__(self) -> str:
         return f"<{self.card.arch.title}, {self.card.precision}, in {self.engine.name}>"
@@ -262,8 +267,11 @@ class Model:
 
     def stream(self, images: Iterable[Any], top: int = 5) -> Iterator[Prediction]:
         """`predict` for any number of images, one at a time, at constant memory."""
+        if self.tiles:
+            yield from self._tiled(images, self.tiles, top)
+            return
         sizes: dict[int, tuple[int, int]] = {}  # of the images under way
-        where = located(self.faces, self.template, "the network") if self.template else None
+        where = sought(self.faces, self.template, "the network")
 
         def read(numbered: tuple[int, Any]) -> Pixels:
             i, item = numbered
@@ -281,6 +289,26 @@ class Model:
             else:
                 (answer,) = self.task.decode(outputs, self.card, [sizes.pop(i)], top)
                 yield Prediction(name, self.doubts.judge(answer, outputs))
+
+    def _tiled(self, images: Iterable[Any], tiles: Tiles, top: int) -> Iterator[Prediction]:
+        """The same of images in tiles, whose answers are joined."""
+        assert isinstance(self.task, Joining)
+        p = self.card.preprocess
+        said = stream(self.engine, cut(images, self._image, tiles), lambda piece: piece.fitted(p))
+        for number, group in itertools.groupby(said, lambda one: one[0].number):
+            answers, places = [], []
+            seen: Outputs = {}
+            for piece, outputs in group:
+                name = named(piece.item, number)
+                if isinstance(outputs, BadImage):
+                    yield Prediction(name, None, str(outputs))
+                    break
+                seen, (left, upper, right, lower) = outputs, piece.tile
+                answers += self.task.decode(outputs, self.card, [(right - left, lower - upper)], top)
+                places.append(piece.tile)
+            else:
+                answer = self.task.joined(answers, places, places[0][2:], self.card)  # the first is all of the image
+                yield Prediction(name, self.doubts.judge(answer, seen))
 
     def _image(self, item: Any, number: int) -> Image.Image:
         """An image as it is, decoded."""
@@ -370,7 +398,14 @@ def content(item: Source) -> Path | bytes:
 
 
 @checked
-def load(path: StrPath, threads: int = 1, reject_below: float | None = None, faces: Faces | None = None) -> Model:
+def load(
+    path: StrPath,
+    threads: int = 1,
+    reject_below: float | None = None,
+    faces: Faces | Finder | None = None,
+    tiles: int | None = None,
+    overlap: float | None = None,
+) -> Model:
     """A network ready to answer, in the runtime that its file is for.
 
     Parameters
@@ -384,8 +419,13 @@ def load(path: StrPath, threads: int = 1, reject_below: float | None = None, fac
         The probability below which a classifier's answer is unsure, its `label` None; that of its card if left out, if
         it has one. Of a detector, the least score of its boxes, 0.3 if left out.
     faces
-        Where the landmarks are, `Faces(landmarks="points.csv")` or `Faces(aligned="arcface")`, for a network that takes
-        faces aligned.
+        Where the landmarks are, for a network that takes faces aligned: `Faces(landmarks="points.csv")`,
+        `Faces(aligned="arcface")`, or what finds them, a function of an RGB image of Pillow's that gives five points
+        [5, 2] in pixels, the eyes, the nose, the mouth's corners, or None where there is no face.
+    tiles
+        Of a detector: look at large images in tiles of so many pixels, and in all of them.
+    overlap
+        The share of a tile that the next one has in common with it, 0.2 if left out.
 
     Returns
     -------
@@ -408,5 +448,6 @@ def load(path: StrPath, threads: int = 1, reject_below: float | None = None, fac
         raise UserError(f"threads must be 1 or more, not {threads}")
     found = engines.resolve(Path(path))
     engine = engines.load(found, threads)
-    source = (found.absolute(), threads, reject_below, faces)
-    return Model(engine, source, Doubts.of(engine.card, reject_below), faces=faces)
+    source = (found.absolute(), threads, reject_below, faces, tiles, overlap)
+    doubts = Doubts.of(engine.card, reject_below)
+    return Model(engine, source, doubts, faces=faces, tiles=Tiles.asked(tiles, overlap))

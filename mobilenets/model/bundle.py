@@ -1,4 +1,7 @@
-"""A Bundle: a folder of card.json and weights.safetensors that says everything about a trained network. No torch."""
+"""A Bundle: a card and weights, which say everything about a trained network. No torch.
+
+It is a folder of card.json and weights.safetensors, or one entropy-coded file (`mnz`).
+"""
 
 from __future__ import annotations
 
@@ -19,12 +22,13 @@ from mobilenets.arch.operations import CLIPS
 from mobilenets.arch.spec import Arch
 from mobilenets.arguments import StrPath, checked
 from mobilenets.errors import UserError, disk_errors
-from mobilenets.model import hub
+from mobilenets.model import hub, installed, mnz
 from mobilenets.model.card import Card, Precision, classifier_card, stamp
 from mobilenets.model.encodings import (
     PLAIN,
     Array,
     Tensors,
+    code_bits,
     decode,
     encode,
     find,
@@ -96,64 +100,124 @@ class Bundle:
         return of_tensors(self.card, self.dense().tensors)
 
     def save(self, path: StrPath) -> Bundle:
-        """Write the folder atomically, in the place of a bundle that is there; returns the same Bundle with its digest.
+        """Write it atomically, in the place of a bundle that is there; returns the same Bundle with its digest.
 
-        Raises `UserError` where anything but a bundle would be replaced.
+        A folder; one file, entropy-coded, where the path ends in .mnz. Raises `UserError` where anything but a bundle
+        would be replaced.
         """
         path = Path(path)
         check_out(path)
-        with files.atomic_dir(path) as tmp:
-            arrays = {k: np.asarray(v, order="C") for k, v in sorted(self.tensors.items())}
-            (tmp / WEIGHTS).write_bytes(safetensors.numpy.save(arrays))  # save_file hides a full disk's OSError
-            card = stamp(self.card)
-            d = card.to_json()
-            d["files"] = {WEIGHTS: files.sha256(tmp / WEIGHTS)}
-            d["digest"] = hashlib.sha256(_canonical(d)).hexdigest()
-            files.write_text(tmp / CARD, json.dumps(d, indent=2) + "\n")
+        card = stamp(self.card)
+        d = sealed(card, self.tensors)
+        made = as_files(d, self.tensors, path.suffix)
+        with (files.atomic_file if path.suffix == mnz.SUFFIX else files.atomic_dir)(path) as tmp:
+            for name, data in made.items():  # safetensors' own save_file hides a full disk's OSError
+                (tmp / name).write_bytes(data)
         return Bundle(card, self.tensors, d["digest"])
 
     @classmethod
     @checked
     def load(cls, path: StrPath) -> Bundle:
-        """Read and verify a folder: every file present, every digest right. Raises `UserError`."""
-        path = located(Path(path))
-        card_path = path / CARD
-        if not card_path.exists():
-            raise UserError(f"{path}: not a bundle: {CARD} is missing")
-        d = files.read_json(card_path, (), "a bundle")
-        card = Card.from_json(d, str(card_path))
-        if d.get("digest") != hashlib.sha256(_canonical(d)).hexdigest():
-            raise UserError(f"{card_path}: altered since it was written (its digest differs); restore or re-create it")
-        listed = d.get("files")
-        if not isinstance(listed, dict) or [*listed] != [WEIGHTS]:
-            named = sorted(listed) if isinstance(listed, dict) else listed
-            raise UserError(f"{card_path}: lists files {named}, not {WEIGHTS}")
-        weights = path / WEIGHTS
-        if not weights.is_file():
-            raise UserError(f"{path}: {WEIGHTS} is missing; restore or re-create the bundle")
-        data = weights.read_bytes()
-        if hashlib.sha256(data).hexdigest() != listed[WEIGHTS]:
-            raise UserError(f"{weights}: altered or damaged (its digest differs); restore or re-create the bundle")
-        try:
-            tensors = safetensors.numpy.load(data)
-        except (safetensors.SafetensorError, ValueError, TypeError, KeyError) as e:
-            raise UserError(f"{weights}: not readable as safetensors: {e}") from e
+        """Read and verify a folder, or a .mnz file: all is there, every digest right. Raises `UserError`."""
+        card, d, tensors = read(located(Path(path)))
         if d["format"] == 1:  # whose weights were halved without a word on the card
             tensors = {k: v.astype(np.float32) if v.dtype == np.float16 else v for k, v in tensors.items()}
-        expected = tensor_shapes(card)
-        for name in sorted({*expected, *tensors}):
-            if name not in tensors or name not in expected:
-                how = "is missing" if name in expected else "is not of this network"
-                raise UserError(f"{weights}: tensor {name} {how}")
-            if tensors[name].dtype.kind not in "fiu":
-                raise UserError(f"{weights}: tensor {name} is {tensors[name].dtype}, no numbers")
-            if tensors[name].shape != expected[name]:
-                raise UserError(f"{weights}: tensor {name} is {tensors[name].shape}, not {expected[name]}")
         return cls(card, tensors, d["digest"])
 
 
+def _safetensors(tensors: Tensors) -> bytes:
+    made: bytes = safetensors.numpy.save({k: np.asarray(v, order="C") for k, v in sorted(tensors.items())})
+    return made
+
+
+def sealed(card: Card, tensors: Tensors) -> dict[str, Any]:
+    """A card as JSON, with the digests of the weights and of itself."""
+    d = card.to_json()
+    d["files"] = {WEIGHTS: hashlib.sha256(_safetensors(tensors)).hexdigest()}
+    d["digest"] = hashlib.sha256(_canonical(d)).hexdigest()
+    return d
+
+
+def verified(d: dict[str, Any], where: str) -> Card:
+    """The card of its JSON, which says its weights' digest. Raises `UserError` where it isn't as it was written."""
+    card = Card.from_json(d, where)
+    if d.get("digest") != hashlib.sha256(_canonical(d)).hexdigest():
+        raise UserError(f"{where}: altered since it was written (its digest differs); restore or re-create it")
+    listed = d.get("files")
+    if not isinstance(listed, dict) or [*listed] != [WEIGHTS]:
+        named = sorted(listed) if isinstance(listed, dict) else listed
+        raise UserError(f"{where}: lists files {named}, not {WEIGHTS}")
+    return card
+
+
+def as_files(d: Mapping[str, Any], tensors: Tensors, suffix: str) -> dict[str, bytes]:
+    """The files of a bundle whose card is `d`, by their names in its folder; of a .mnz file, the one without a name."""
+    if suffix == mnz.SUFFIX:
+        return {"": mnz.pack(d, tensors, code_bits(Card.from_json(d)))}
+    return {WEIGHTS: _safetensors(tensors), CARD: (json.dumps(d, indent=2) + "\n").encode()}
+
+
+def read(path: Path) -> tuple[Card, dict[str, Any], dict[str, Array]]:
+    """The card of a folder or a .mnz file, the same as the JSON that was written, and its tensors.
+
+    All is there, every digest right. Raises `UserError`.
+    """
+    card, d, tensors, where = (_read_file if is_file(path) else _read_folder)(path)
+    expected = tensor_shapes(card)
+    for name in sorted({*expected, *tensors}):
+        if name not in tensors or name not in expected:
+            how = "is missing" if name in expected else "is not of this network"
+            raise UserError(f"{where}: tensor {name} {how}")
+        if tensors[name].dtype.kind not in "fiu":
+            raise UserError(f"{where}: tensor {name} is {tensors[name].dtype}, no numbers")
+        if tensors[name].shape != expected[name]:
+            raise UserError(f"{where}: tensor {name} is {tensors[name].shape}, not {expected[name]}")
+    return card, d, tensors
+
+
+def _read_folder(path: Path) -> tuple[Card, dict[str, Any], dict[str, Array], str]:
+    """A folder's card, the same as JSON, its tensors, and the file that they are in."""
+    if not (path / CARD).exists():
+        raise UserError(f"{path}: not a bundle: {CARD} is missing")
+    d = files.read_json(path / CARD, (), "a bundle")
+    card, weights = verified(d, str(path / CARD)), path / WEIGHTS
+    if not weights.is_file():
+        raise UserError(f"{path}: {WEIGHTS} is missing; restore or re-create the bundle")
+    data = weights.read_bytes()
+    if hashlib.sha256(data).hexdigest() != d["files"][WEIGHTS]:
+        raise UserError(f"{weights}: altered or damaged (its digest differs); restore or re-create the bundle")
+    try:
+        return card, d, safetensors.numpy.load(data), str(weights)
+    except (safetensors.SafetensorError, ValueError, TypeError, KeyError) as e:
+        raise UserError(f"{weights}: not readable as safetensors: {e}") from e
+
+
+def _read_file(path: Path) -> tuple[Card, dict[str, Any], dict[str, Array], str]:
+    """The same of a .mnz file."""
+    card, d, tensors = mnz.unpack(path.read_bytes(), str(path), verified)
+    check_weights(d, tensors, str(path))
+    return card, d, tensors, str(path)
+
+
+def check_weights(d: Mapping[str, Any], tensors: Tensors, where: str) -> None:
+    """Raises `UserError` where tensors aren't those of the card `d`, by its digest."""
+    if hashlib.sha256(_safetensors(tensors)).hexdigest() != d["files"][WEIGHTS]:
+        raise UserError(f"{where}: its weights aren't those of its card (their digest differs); re-create it")
+
+
+def is_file(path: Path) -> bool:
+    """Whether a bundle in one file is at `path`."""
+    return path.suffix == mnz.SUFFIX and path.is_file()
+
+
 def is_bundle(path: Path) -> bool:
-    return (path / CARD).is_file()
+    return (installed.current(path) / CARD).is_file() or is_file(path)
+
+
+def identity(path: Path) -> str:
+    """A digest that changes with the file at `path`, or with the bundle."""
+    path = installed.current(path)
+    return files.sha256(path / CARD if (path / CARD).is_file() else path)
 
 
 def check_out(path: Path) -> None:
@@ -169,13 +233,14 @@ def packaged() -> dict[str, Path]:
 
 
 def located(path: Path) -> Path:
-    """`path`; or, where there is nothing, the packaged network of that name, or the Hub's at that address.
+    """`path`, or the version in use of a bundle that is updated; where there is nothing, the packaged network of that
+    name, or the Hub's at that address.
 
     Raises `UserError` for any other address.
     """
-    if not path.exists() and hub.is_address(path):
-        return hub.fetched(path, Bundle.load)
-    return path if path.exists() else packaged().get(str(path)) or files.local(path)
+    if path.exists():
+        return installed.current(path)
+    return hub.fetched(path, Bundle.load) if hub.is_address(path) else packaged().get(str(path)) or files.local(path)
 
 
 def find_bundle(path: Path) -> Path:
@@ -185,7 +250,7 @@ def find_bundle(path: Path) -> Path:
         if is_bundle(p):
             return p
     raise UserError(
-        f"{path}: no bundle here ({CARD} is missing); give a bundle's folder, a finished run's, hf://user/name{_or_packaged()}"
+        f"{path}: no bundle here ({CARD} is missing); give a bundle's folder or .mnz file, a finished run's, hf://user/name{_or_packaged()}"
     )
 
 

@@ -67,6 +67,7 @@ class Trained(TypedDict, total=False):
     teacher: Teacher
     augment: str
     best_epoch: int
+    pruned: dict[str, Any]
 
 
 @dataclass(frozen=True)

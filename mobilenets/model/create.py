@@ -12,7 +12,7 @@ from mobilenets.arch.spec import Arch, Variant
 from mobilenets.arguments import StrPath
 from mobilenets.errors import UserError
 from mobilenets.model import hub
-from mobilenets.model.bundle import Bundle, find_bundle, packaged
+from mobilenets.model.bundle import Bundle, find_bundle, is_file, packaged
 from mobilenets.model.convert import catalogue
 from mobilenets.model.convert.weights import foreign_bundle, open_foreign
 from mobilenets.model.encodings import tensor_shapes
@@ -64,7 +64,7 @@ def _load(weights: Weights, built: Callable[[int], Arch]) -> Net | None:
     tensors = open_foreign(str(weights)).tensors
     if not isinstance(tensors, Mapping) or "blocks.0.conv.conv.weight" not in tensors:
         return None
-    classifier = tensors.get("classifier.weight")
+    classifier = tensors.get("classifier.weight", tensors.get("classifier.conv.weight"))
     card = card_of(built(0 if classifier is None else len(classifier)))
     expected = tensor_shapes(card)
     for tensor, shape in expected.items():
@@ -83,7 +83,7 @@ def bundle_of(weights: Weights) -> Bundle:
             "pretrained=True names no weights: give a bundle's folder, a file of weights, keras:v2-1.0-224, timm:NAME "
             f"or one of {', '.join(packaged())}; mobilenets.import_weights makes a bundle of others' weights"
         )
-    if catalogue.is_name(str(weights)) or Path(weights).is_file():
+    if catalogue.is_name(str(weights)) or (Path(weights).is_file() and not is_file(Path(weights))):
         return foreign_bundle(open_foreign(str(weights)))
     return Bundle.load(find_bundle(Path(weights)))
 

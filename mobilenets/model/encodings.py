@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from collections.abc import Collection, Mapping
 
 import numpy as np
-import numpy.typing as npt
 
 from mobilenets.arch.graph import Graph
 from mobilenets.arch.operations import Op
-from mobilenets.errors import unknown
+from mobilenets.errors import UserError, unknown
 from mobilenets.model.card import Card, Precision
+from mobilenets.model.codes import TINY as TINY
+from mobilenets.model.codes import Array as Array
+from mobilenets.model.codes import Encoding as Encoding
+from mobilenets.model.codes import binary, even, hashed, kmeans, product, sparse, ternary
 from mobilenets.model.images import Preprocess
 
 NORM_TENSORS = ("weight", "bias", "running_mean", "running_var")
-Array = npt.NDArray[Any]
 Tensors = Mapping[str, Array]
 Folded = dict[str, tuple[Array, Array]]
 
 Ranges = Mapping[str, tuple[float, float]]
 
 BLOCK = 32  # inputs that share a scale in 4 bits
-TINY = 1e-12  # the least scale, for weights that are all zero
 
 
 def weight_name(op: Op) -> str:
@@ -215,7 +215,8 @@ def pack(
     out: dict[str, Array] = {}
     scales: dict[str, float] = {}
     for name in graph.activations:
-        step, zero = affine(*(input_range(preprocess) if name == graph.source else ranges[name]))
+        seen = graph.moved(name)  # what only moves numbers keeps their scale
+        step, zero = affine(*(input_range(preprocess) if seen == graph.source else ranges[seen]))
         out[f"{name}.scale"], out[f"{name}.zero_point"] = np.asarray(step), np.asarray(zero)
         scales[name] = float(step)
     for op in graph.layers:
@@ -247,24 +248,6 @@ def unpack(card: Card, tensors: Tensors) -> Folded:
 
 
 # ---- how a float bundle stores the weights of a layer
-
-
-@dataclasses.dataclass(frozen=True)
-class Encoding:
-    """A way to store a layer's weights: as tensors by what is appended to the weights' own name.
-
-    `shapes`: of those tensors, by the weights' shape [cout, ...]. `encode` makes them of float32 weights, `decode`
-    gives float32 weights of them and the shape. `holds`: whether it can store these weights at all.
-    """
-
-    shapes: Callable[[tuple[int, ...]], dict[str, tuple[int, ...]]]
-    encode: Callable[[Array], dict[str, Array]]
-    decode: Callable[[Mapping[str, Array], tuple[int, ...]], Array]
-    holds: Callable[[Array], bool] = lambda _weight: True
-
-    def bits(self, weight: Array) -> float:
-        """Bits that each of these weights takes, scales and tables among them."""
-        return sum(8 * t.nbytes for t in self.encode(weight).values()) / weight.size
 
 
 def _blocks(shape: tuple[int, ...]) -> tuple[int, int]:
@@ -311,16 +294,39 @@ ENCODINGS: dict[str, Encoding] = {
         lambda t, _: np.asarray(t[""] * _along(t["_scale"], t[""]), np.float32),
     ),
     "int4": Encoding(
-        lambda s: {"": (s[0], _blocks(s)[0] // 2), "_scale": (s[0], _blocks(s)[1])}, _encode_int4, _decode_int4
+        lambda s: {"": (s[0], _blocks(s)[0] // 2), "_scale": (s[0], _blocks(s)[1])},
+        _encode_int4,
+        _decode_int4,
+        codes=lambda _s: {"": 4},
     ),
+    "int3": even(3),
+    "int2": even(2),
+    "ternary": ternary(),
+    "binary": binary(),
+    "kmeans": kmeans(),
+    "product": product(),
+    "hashed": hashed(),
+    "sparse": sparse(),
 }
 
 
 def find(name: str) -> Encoding:
-    """The encoding called `name`; a UserError suggests the nearest."""
-    if name not in ENCODINGS:
+    """The encoding called `name`; numbers after it are other than its usual: "kmeans-3", "product-4-256".
+
+    A UserError suggests the nearest.
+    """
+    family, *numbers = str(name).split("-")
+    if family not in ENCODINGS:
         raise unknown("encoding", str(name), ENCODINGS)
-    return ENCODINGS[name]
+    found = ENCODINGS[family]
+    if not numbers:
+        return found
+    try:
+        if found.varied is None:
+            raise ValueError("no numbers")
+        return found.varied(*(int(n) for n in numbers))
+    except ValueError as e:
+        raise UserError(f"the encoding {family} takes {e}, not {'-'.join(numbers)[:40]!r}") from e
 
 
 def encode(card: Card, tensors: Tensors, encodings: Mapping[str, str]) -> dict[str, Array]:
@@ -336,7 +342,21 @@ def decode(card: Card, tensors: Tensors) -> dict[str, Array]:
     """The plain tensors of a bundle whose card says that some are stored otherwise."""
     out = dict(tensors)
     for name, encoding in card.encodings.items():
-        op, how = card.graph.op(name), find(encoding)
-        key, shape = weight_name(op), op.weight_shape[:2] if op.kind == "linear" else op.weight_shape
+        how, (key, shape) = find(encoding), _stored(card, name)
         out[key] = how.decode({suffix: out.pop(key + suffix) for suffix in how.shapes(shape)}, shape)
     return out
+
+
+def code_bits(card: Card) -> dict[str, int]:
+    """Bits of a code, by the name of each tensor of a bundle that is made of codes (see `Encoding`)."""
+    out: dict[str, int] = {}
+    for name, encoding in card.encodings.items():
+        key, shape = _stored(card, name)
+        out |= {key + suffix: bits for suffix, bits in find(encoding).codes(shape).items()}
+    return out
+
+
+def _stored(card: Card, name: str) -> tuple[str, tuple[int, ...]]:
+    """What a layer's weights are called, and their shape."""
+    op = card.graph.op(name)
+    return weight_name(op), op.weight_shape[:2] if op.kind == "linear" else op.weight_shape

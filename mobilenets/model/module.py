@@ -6,7 +6,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -16,6 +15,21 @@ from mobilenets.arch.spec import Arch, Block
 from mobilenets.errors import UserError
 from mobilenets.model.conv import Conv2d
 from mobilenets.model.detections import Boxes, Detected, Suppress
+from mobilenets.model.joints import (
+    Add,
+    Attend,
+    Concat,
+    L2Norm,
+    Mul,
+    Pool,
+    Rows,
+    Shuffle,
+    Sigmoid,
+    Slice,
+    Softmax,
+    Upsample,
+    Windows,
+)
 from mobilenets.model.two_stage import Crop, Masks, Propose, Refine, Subsample
 
 Taps = dict[str, Tensor]  # values by the names of operations, or outputs by theirs
@@ -35,13 +49,24 @@ def pad_same(x: Tensor, kernels: Sequence[int], stride: int) -> Tensor:
     return F.pad(x, (left, right, top, bottom))
 
 
+def pads_same(op: Op, arch: Arch) -> bool:
+    """Whether a layer pads by `pad_same` before its convolution: at stride 1 and an odd kernel, "SAME" is symmetric."""
+    return arch.padding == "same" and op.stride > 1 and op.pads is None
+
+
+def own_padding(op: Op, arch: Arch) -> tuple[int, int]:
+    """What a layer's convolution itself adds above and below, left and right."""
+    if pads_same(op, arch) or op.kind == "global":
+        return 0, 0
+    return (op.kernels[0] // 2, op.kernels[1] // 2) if op.pads is None else op.pads[:2]
+
+
 class ConvNormAct(nn.Module):
     """A convolution, BatchNorm or a bias, an activation, as `op` says: [N, cin, H, W] -> [N, cout, H', W']."""
 
     def __init__(self, op: Op, arch: Arch) -> None:
         super().__init__()
-        self.same = arch.padding == "same" and op.stride > 1  # at stride 1 and an odd kernel, "SAME" is symmetric
-        pad = (0, 0) if self.same or op.kind == "global" else (op.kernels[0] // 2, op.kernels[1] // 2)
+        self.same, pad = pads_same(op, arch), own_padding(op, arch)
         self.conv = Conv2d(op.cin, op.cout, op.kernels, op.stride, pad, groups=op.groups, bias=op.bias)
         self.norm = nn.BatchNorm2d(op.cout, arch.bn_eps, arch.bn_momentum) if op.norm else nn.Identity()
         self.act = ACTIVATIONS[op.activation](inplace=True) if op.activation else nn.Identity()
@@ -60,6 +85,17 @@ class Transposed(ConvNormAct):
         return cast(Tensor, self.act(self.norm(F.conv_transpose2d(x, conv.weight.transpose(0, 1), conv.bias, 2))))
 
 
+class MapClassifier(ConvNormAct):
+    """A classifier at every position of a map, dropout before it: [N, C, H, W] -> [N, classes, H, W]."""
+
+    def __init__(self, op: Op, arch: Arch) -> None:
+        super().__init__(op, arch)
+        self.dropout = arch.dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.dropout(x, self.dropout, self.training))
+
+
 class Linear(nn.Linear):
     """A fully connected layer for features [N, C] or [N, C, 1, 1], dropout before it: as many axes come out."""
 
@@ -70,89 +106,6 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         y = super().forward(F.dropout(x.flatten(1), self.dropout, self.training))
         return y if x.ndim == 2 else y[:, :, None, None]
-
-
-class Concat(nn.Module):
-    """Maps of one size, their channels one after another; or rows."""
-
-    def forward(self, *maps: Tensor) -> Tensor:
-        return torch.cat(maps, 1)
-
-
-class Rows(nn.Module):
-    """What a map says of each of K things at every position: [N, K * width, H, W] -> [N, H * W * K, width]."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.width = width
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.permute(0, 2, 3, 1).reshape(len(x), -1, self.width)
-
-
-class Upsample(nn.Module):
-    """A map in the size of another, of each pixel the nearest."""
-
-    def forward(self, x: Tensor, like: Tensor) -> Tensor:
-        return F.interpolate(x, like.shape[2:])
-
-
-class Softmax(nn.Module):
-    """Numbers [N, K], or rows of them [N, R, K], as probabilities; of a map [N, K, H, W], at each position."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.softmax(x, 1 if x.ndim == 4 else -1)
-
-
-class Sigmoid(nn.Module):
-    """Each number as a probability of its own."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.sigmoid(x)
-
-
-class L2Norm(nn.Module):
-    """Vectors [N, K, ...] of length 1."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.normalize(x, dim=1)
-
-
-class Pool(nn.Module):
-    """The mean over all positions: [N, C, H, W] -> [N, C, 1, 1]."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.mean((2, 3), keepdim=True)
-
-
-class Add(nn.Module):
-    """The sum of two maps of one shape."""
-
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        return x + y
-
-
-class Mul(nn.Module):
-    """A map [N, C, H, W] times its gate [N, C, 1, 1]."""
-
-    def forward(self, x: Tensor, gate: Tensor) -> Tensor:
-        return x * gate
-
-
-class Attend(nn.Module):
-    """Multi-query attention: query [N, heads*D, H, W], one key and value [N, D, H', W'] -> [N, heads*D, H, W]."""
-
-    def __init__(self, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-
-    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        n, c, h, w = query.shape
-        q = query.reshape(n, self.heads, c // self.heads, h * w).transpose(2, 3)  # [N, heads, HW, D]
-        k, v = (t.flatten(2).transpose(1, 2).unsqueeze(1) for t in (key, value))  # [N, 1, H'W', D]
-        k, v = (t.expand(-1, self.heads, -1, -1) for t in (k, v))
-        y = F.scaled_dot_product_attention(q, k, v)
-        return y.transpose(2, 3).reshape(n, c, h, w)
 
 
 def _norm(op: Op, arch: Arch) -> nn.Module:
@@ -169,6 +122,10 @@ MODULES: dict[str, Callable[[Op, Arch], nn.Module]] = {
     "norm": _norm,
     "activation": lambda op, _: ACTIVATIONS[cast(Activation, op.activation)](),
     "pool": lambda _op, _: Pool(),
+    "maxpool": Windows,
+    "avgpool": Windows,
+    "shuffle": lambda op, _: Shuffle(op.grouped),
+    "slice": lambda op, _: Slice(op),
     "add": lambda _op, _: Add(),
     "mul": lambda _op, _: Mul(),
     "attend": lambda op, _: Attend(op.heads),
@@ -264,8 +221,11 @@ class Walker(nn.Module):
 
 
 def classifier_of(arch: Arch) -> nn.Module:
-    """The last layer, which gives the logits; of a headless network, nothing."""
-    return Linear(arch.ops[-1], arch) if arch.num_classes else nn.Identity()
+    """The layer that gives the logits; of a headless network, nothing."""
+    if not arch.num_classes:
+        return nn.Identity()
+    made = MapClassifier if arch.classifies == "map" else Linear
+    return made(arch.graph.op("classifier"), arch)
 
 
 def initialise(module: nn.Module) -> None:
@@ -274,6 +234,8 @@ def initialise(module: nn.Module) -> None:
         nn.init.kaiming_normal_(module.weight, mode="fan_out")
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+    elif isinstance(module, MapClassifier):  # after its convolution: as SqueezeNet's, whose answers would die else
+        nn.init.normal_(module.conv.weight, std=0.01)
     elif isinstance(module, nn.Linear):
         nn.init.normal_(module.weight, std=0.01)
         nn.init.zeros_(module.bias)
@@ -344,7 +306,15 @@ class MobileNet(Walker):
         return x.flatten(1)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.arch.classifies == "map":
+            for block in self.blocks:
+                x = block(x)
+            return self.classified(x)
         return cast(Tensor, self.classifier(self.pooled(x)))
+
+    def classified(self, x: Tensor) -> Tensor:
+        """Logits [N, classes] of the last map, every position of which is classified."""
+        return cast(Tensor, self.pool(self.classifier(x))).flatten(1)
 
 
 def build(arch: Arch, head: Head | None = None) -> MobileNet:

@@ -119,7 +119,9 @@ class Net(MobileNet):
         return x
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """The last map [N, C, h, w] to logits [N, num_classes], or to what the classifier reads."""
+        """The last map [N, C, h, w] to logits [N, num_classes], or to the vector that it is pooled to."""
+        if self.arch.classifies == "map" and not pre_logits:
+            return self.classified(x)
         x = self.pool(x)
         for block in self.head:
             x = block(x)

@@ -19,7 +19,7 @@ from mobilenets.arch.rounding import with_rounding
 from mobilenets.arch.spec import Arch
 from mobilenets.model.bundle import Bundle
 from mobilenets.model.encodings import Array, Folded, Tensors, fold, rounded, unpack
-from mobilenets.model.module import ACTIVATIONS, MobileNet, Walker, module_for, pad_same
+from mobilenets.model.module import ACTIVATIONS, MobileNet, Walker, module_for, own_padding, pad_same, pads_same
 from mobilenets.model.net import of_tensors
 
 
@@ -28,7 +28,7 @@ class Layer(nn.Module):
 
     def __init__(self, op: Op, arch: Arch, weight: Array, bias: Array) -> None:
         super().__init__()
-        self.op, self.same = op, arch.padding == "same" and op.stride > 1
+        self.op, self.same, self.pad = op, pads_same(op, arch), own_padding(op, arch)
         self.register_buffer("weight", torch.from_numpy(weight))
         self.register_buffer("bias", torch.from_numpy(bias))
         self.act = ACTIVATIONS[op.activation]() if op.activation else nn.Identity()
@@ -45,8 +45,7 @@ class Layer(nn.Module):
             x = x[:, :, None, None]
         if self.same:
             x = pad_same(x, op.kernels, op.stride)
-        pad = (0, 0) if self.same or op.kind == "global" else (op.kernels[0] // 2, op.kernels[1] // 2)
-        return F.conv2d(x, weight, bias, op.stride, pad, groups=op.groups)
+        return F.conv2d(x, weight, bias, op.stride, self.pad, groups=op.groups)
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.act(self.sums(x, self.weight, self.bias))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,10 +24,13 @@ def check(page: Page) -> None:
     """Any task's scores will do."""
 
 
-def values(page: Page, root: Path | None, draw: bool = True) -> dict[str, Any]:
-    """What the template takes. `draw`: answers are more than the text that stands below each image."""
+def values(page: Page, root: Path | None, draw: bool = True, say: Callable[[Any], str] = str) -> dict[str, Any]:
+    """What the template takes. `draw`: answers are more than the text that stands below each image, which `say` makes.
+
+    Images that are drawn on are shown whole, and large.
+    """
     try:
-        shown = samples.drawn(page.fitted.file, page.shipped.scores["split"], root, draw)
+        shown = samples.drawn(page.fitted.file, page.shipped.scores["split"], root, draw, say)
     except UserError as e:
         return {"samples": page.without_samples(e)}
-    return {"samples": {"images": shown, "note": "" if shown else samples.NONE}}
+    return {"samples": {"images": shown, "note": "" if shown else samples.NONE, "drawn": draw}}

@@ -76,11 +76,12 @@ def values(page: Page, root: Path | None) -> dict[str, Any]:
     each = sorted(scores.get("per_class", {}).items(), key=lambda kv: kv[1].get("ap") or 0.0)
     drawn = scores.get("curves") or {}
     return {
-        **answers.values(page, root),
+        **answers.values(page, root, say=lambda said: said.counted),
         "numbers": [(title, scores[name]) for name, title in NAMES.items() if scores.get(name) is not None],
         "each": [(label, s) for label, s in each if s.get("objects")],
         "curve": style.markup(curves(drawn, scores["per_class"]), "Precision by recall") if drawn else "",
         "looked": looked,
+        "paint": {kind: f"rgb{rgb}" for kind, rgb in PAINT.items()},
         "confused": looked.pairs.most_common(CONFUSED),
     }
 

@@ -74,7 +74,7 @@ class Page:
         card = Card.from_json(read_json(path, ("digest",), whose), str(path))
         arch = choice.pick.arch
         fitted = files.read_object(run / STEPS, lambda d: Fitted.from_json(d, run, arch, card.task), whose)
-        page = cls(run, config, choice, scan, fitted, card, cost.count(arch), probed=probes.of_run(run))
+        page = cls(run, config, choice, scan, fitted, card, cost.count(arch, card.graph), probed=probes.of_run(run))
         try:
             page.answers.check(page)
         except UserError as e:

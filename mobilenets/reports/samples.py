@@ -6,7 +6,7 @@ import base64
 import contextlib
 import io
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,12 @@ DRAWN = 352  # pixels of the short side of an image that answers are drawn on
 THUMBNAIL, PIXELATED = 176, 64  # pixels; a smaller original is kept as it is and enlarged without smoothing
 
 
-def drawn(file: Path, split_name: str, root: Path | None, draw: bool = True) -> list[dict[str, Any]]:
+def drawn(
+    file: Path, split_name: str, root: Path | None, draw: bool = True, say: Callable[[Any], str] = str
+) -> list[dict[str, Any]]:
     """Images of a split as data URIs, each with the file's answer as text and, with `draw`, drawn on it by the task.
+
+    `say` makes the text of an answer.
 
     Raises `UserError` if the file or the data it was trained on can't be opened.
     """
@@ -47,7 +51,7 @@ def drawn(file: Path, split_name: str, root: Path | None, draw: bool = True) -> 
         image = split.rgb(i, DRAWN)
         (answer,) = task.decode(outputs, card, [image.size], 1)
         uri, small = data_uri(task.draw(image, answer) if draw else image)
-        out.append({"answer": str(answer), "uri": uri, "small": small, "name": split.names[i]})
+        out.append({"answer": say(answer), "uri": uri, "small": small, "name": split.names[i]})
     return out
 
 

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def screen(result: Any) -> RenderableType:
-    """Results draw themselves, but for bundles and explanations, whose rooms know nothing of terminals."""
+    """Results draw themselves, but for bundles, explanations and ideas, whose rooms know nothing of terminals."""
     if hasattr(result, "__rich__"):
         shown: RenderableType = result
         return shown
@@ -19,6 +19,12 @@ def screen(result: Any) -> RenderableType:
         from mobilenets.reports.explain.terminal import Screen
 
         return Screen(result)
+    from mobilenets.reports.explain.lessons import Lessons
+
+    if isinstance(result, Lessons):
+        from mobilenets.reports.explain.classroom import told
+
+        return told(result)
     from mobilenets.reports.card import bundle_table
 
     return bundle_table(result)

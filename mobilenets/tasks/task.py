@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from mobilenets.tasks.linear import Probe
 
 Outputs = Mapping[str, npt.NDArray[np.float32]]  # by the card's names, each [N, *shape]
+Tile = tuple[int, int, int, int]  # a part of an image: left, top, right, bottom in pixels
 Sizes = Sequence[tuple[int, int]]  # (width, height) of each image before it was fitted to the input
 
 
@@ -324,8 +325,10 @@ class Shaped(Optioned, Protocol):
     named, from another network and from nothing; `framing`: how its images are fitted to the input.
     """
 
-    recipes: tuple[str, str]
     framing: Framing
+
+    @property
+    def recipes(self) -> tuple[str, str]: ...
 
     def network(self, arch: str | None, alpha: float | None, resolution: int | None) -> Arch:
         """The network of this name as the task has it from nothing, without a head."""
@@ -395,6 +398,14 @@ class Choosing(Protocol):
     """A task that can be trained by several `losses`, as where labels may be wrong: the recipe names one."""
 
     losses: tuple[str, ...]
+
+
+@runtime_checkable
+class Joining(Protocol):
+    """A task whose answers to an image's tiles are one to the image, as boxes are."""
+
+    def joined(self, answers: Sequence[Answer], tiles: Sequence[Tile], size: tuple[int, int], card: Card) -> Answer:
+        """The answer to an image of `size` (width, height), of those to its tiles."""
 
 
 @runtime_checkable

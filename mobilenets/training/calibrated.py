@@ -18,6 +18,7 @@ from mobilenets.deploy import engines, predict, trust
 from mobilenets.deploy.engines import Outputs
 from mobilenets.errors import UserError
 from mobilenets.model.bundle import Bundle
+from mobilenets.model.encodings import weight_name
 from mobilenets.model.images import BadImage
 from mobilenets.model.trust import Trust
 from mobilenets.tasks.reliability import Floats, Reliability, check_precision, fit_temperature, tempered
@@ -130,7 +131,9 @@ def _verifying(trained: Bundle, data: Data, task: Matched) -> Bundle:
 def cooled(source: Bundle, temperature: float) -> Bundle:
     """A float classifier with its logits divided by `temperature`: its weights and bias are."""
     (name,) = source.card.head.own
-    own = {f"{name}.{k}": source.tensors[f"{name}.{k}"] / np.float32(temperature) for k in ("weight", "bias")}
+    weight = weight_name(source.card.graph.op(name))
+    both = weight, weight.removesuffix("weight") + "bias"
+    own = {tensor: source.tensors[tensor] / np.float32(temperature) for tensor in both}
     return Bundle(source.card, {**source.tensors, **own}, source.digest)
 
 

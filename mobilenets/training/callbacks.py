@@ -54,7 +54,7 @@ class Averaging(WeightAveraging):
 @torch.no_grad()
 def measure_statistics(learner: Learner, processes: int = 1) -> None:
     """Set every BatchNorm's statistics to those of `learner.recent`, batches as large as they will be predicted."""
-    kept = {m for op in learner.kept_ops for m in learner.model.of(op).modules()}
+    kept = {m for part in learner.kept for m in part.modules()}
     norms = [m for m in learner.model.modules() if isinstance(m, nn.BatchNorm2d) and m not in kept]
     momenta: list[Any] = [m.momentum for m in norms]
     counts = [m.num_batches_tracked.clone() for m in norms if m.num_batches_tracked is not None]

@@ -27,12 +27,9 @@ class CoTeaching(nn.Module):
     it is; images aren't mixed.
     """
 
-    def __init__(
-        self, peer: Walker, preprocess: Preprocess, recipe: Recipe, channels_last: bool, weights: Tensor | None = None
-    ) -> None:
+    def __init__(self, peer: Walker, preprocess: Preprocess, recipe: Recipe, weights: Tensor | None = None) -> None:
         super().__init__()
-        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.peer = peer.to(memory_format=self.memory_format)
+        self.peer = peer.to(memory_format=torch.channels_last)  # as the learner's
         self.recipe = recipe
         self.epoch: Callable[[], int] = lambda: 0
         self.register_buffer("weights", weights, persistent=False)
@@ -56,7 +53,7 @@ class CoTeaching(nn.Module):
     def forward(self, outputs: Mapping[str, Tensor], targets: tuple[Tensor, Tensor]) -> Tensor:
         """Logits [N, C] and what `targets` gave -> nats, of both networks together."""
         classes, images = targets
-        seen = ((images.float() - self.mean) / self.std).contiguous(memory_format=self.memory_format)
+        seen = ((images.float() - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         theirs = self.peer.run({self.peer.graph.source: seen}, (LOGITS,))[LOGITS]
         ours, costs = (self._costs(logits, classes) for logits in (outputs[LOGITS], theirs))
         count = max(1, round(self.kept * len(classes)))

@@ -31,9 +31,9 @@ from mobilenets.training.recipes import Distillation, Recipe
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from mobilenets.tasks.lesson import Lesson
     from mobilenets.tasks.task import Objective
     from mobilenets.training.loader import TrainImages
-    from mobilenets.training.objectives import Distilled
     from mobilenets.training.teachers import Teacher
 
 
@@ -60,15 +60,22 @@ class CachedAnswers:
 
 @dataclass(frozen=True)
 class Distiller:
-    """A teacher, and how its student learns. `columns`: its logits of the student's classes; empty: not compared."""
+    """A teacher, and how its student learns. `columns`: its logits of the student's classes; empty: not compared.
+
+    `lesson`: what is learned instead where a task's answers aren't logits of an image's classes.
+    """
 
     teacher: Teacher
     how: Distillation
     columns: tuple[int, ...]
     cache: Path
+    lesson: Lesson | None = None
 
     @property
     def width(self) -> int:
+        """Numbers beside the logits: of the embedding, or of the lesson."""
+        if self.lesson:
+            return self.lesson.width
         return self.teacher.width if self.how.embedding else 0
 
     def ask(self, images: Tensor) -> Tensor:
@@ -78,13 +85,15 @@ class Distiller:
         from mobilenets.training.teachers import EMBEDDING
 
         said = self.teacher(images)
+        if self.lesson:
+            return self.lesson.read(said)
         parts = [said[LOGITS][:, list(self.columns)]] if self.columns else []
         parts += [said[EMBEDDING]] if self.width else []
         return torch.cat(parts, dim=1) if parts else torch.empty(len(images), 0)
 
     def objective(
         self, objective: Objective, graph: Graph, border: Sequence[str], live: bool, matched: bool = False
-    ) -> Distilled:
+    ) -> Objective:
         """The loss of a student whose task's part reads `border`; its teacher asked in each step or not.
 
         `matched`: the one value in `border` is to become the teacher's embedding itself.
@@ -93,6 +102,8 @@ class Distiller:
         """
         from mobilenets.training.objectives import Distilled
 
+        if self.lesson:
+            return self.lesson.objective(objective, self.how, self.ask if live else None)
         if self.width and len(border) != 1:
             raise UserError(f"what this network's task reads isn't one embedding, but {len(border)} values of the body")
         embedding = border[0] if self.width else ""
@@ -114,6 +125,7 @@ class Distiller:
             return None
         depends = {
             "teacher": self.teacher.digest, "columns": self.columns, "width": self.width, "seed": images.seed,
+            **({"lesson": self.lesson.learns} if self.lesson else {}),
             "views of": hashlib.sha256("\n".join(images.split.names).encode()).hexdigest(),
             "augmentation": repr(images.transform), "side": images.side,
         }  # fmt: skip
@@ -131,7 +143,7 @@ class Distiller:
     def _fill(self, images: TrainImages, folder: Path, missing: Sequence[int]) -> None:
         import torch
 
-        from mobilenets.training.loader import in_processes
+        from mobilenets.training.loader import in_processes, ragged_batch
 
         cores = processor.cores()
         workers = 0 if len(images.split.cache) == len(images.split) else cores
@@ -140,7 +152,8 @@ class Distiller:
             for view in missing:
                 keys: Any = [(view, i) for i in range(len(images))]
                 said = []
-                for batch in in_processes(images, workers, batch_size=_at_once(), sampler=keys):
+                how = {"batch_size": _at_once(), "collate_fn": ragged_batch if images.ragged else None}
+                for batch in in_processes(images, workers, sampler=keys, **how):
                     said.append(self.ask(batch[0]).to("cpu", torch.float16))
                     bar.advance(task, len(batch[0]))
                 _save(folder, view, torch.cat(said))

@@ -48,6 +48,7 @@ class Learner(pl.LightningModule):
     """A network in training: batches of uint8 [N, 3, H, W], targets, and what else the objective takes.
 
     `own`: the layers that are the task's own (`Head.own`). Frozen epochs train them alone, with what depends on them.
+    `fresh`: those of them that come from no other network; all, if left out.
     The task's metrics get its tap's value, or all of them by name where there are several, and targets.
     """
 
@@ -57,11 +58,11 @@ class Learner(pl.LightningModule):
         preprocess: Preprocess,
         recipe: Recipe,
         seed: int,
-        channels_last: bool,
         task: Task,
         config: Mapping[str, Any],
         objective: Objective,
         own: Collection[str] = (),
+        fresh: Collection[str] | None = None,
     ) -> None:
         super().__init__()
         self.task: Task = task.by(config) if isinstance(task, Shaped) else task
@@ -75,10 +76,12 @@ class Learner(pl.LightningModule):
         self.body_ops = tuple(op for op in model.graph.ops if op.name not in ours)
         self.body_taps = tuple(dict.fromkeys((*border, *(name for name in self.taps if name not in ours))))
         self.kept_ops = _kept(model.graph, recipe.frozen_rows)
+        known = [model.of(op) for op in model.graph.layers if op.name not in (self.own if fresh is None else fresh)]
+        norms = [m for layer in known for m in layer.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+        self.kept_norms = norms if recipe.norms == "kept" else []
         for op in self.kept_ops:
             model.of(op).requires_grad_(False)
-        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.model.to(memory_format=self.memory_format)
+        self.model.to(memory_format=torch.channels_last)  # 1.2 to 1.6 times as fast, in float32 too (results)
         self.recent: deque[Tensor] = deque(maxlen=RECENT * recipe.accumulate)  # images of the epoch's last batches
         self.features: list[tuple[Taps, Any]] = []  # of the frozen epoch so far, with their targets
         self.mixes = list(objective.mixes())
@@ -126,7 +129,7 @@ class Learner(pl.LightningModule):
         return cast(Tensor, v2.functional.resize(images.float(), list(size), antialias=True))
 
     def normalize(self, images: Tensor) -> Tensor:
-        return ((images.float() - self.mean) / self.std).contiguous(memory_format=self.memory_format)
+        return ((images.float() - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Taps:
         """Images of any size -> the values that the task and the objective read, by name."""
@@ -147,10 +150,14 @@ class Learner(pl.LightningModule):
             self.model.of(op).train(not frozen)
         self.keep()
 
+    @property
+    def kept(self) -> list[torch.nn.Module]:
+        """What keeps its BatchNorm statistics: rows that stay as they are, or all layers that had some."""
+        return [*map(self.model.of, self.kept_ops), *self.kept_norms]
+
     def keep(self) -> None:
-        """Rows that stay as they are keep their BatchNorm statistics too."""
-        for op in self.kept_ops:
-            self.model.of(op).eval()
+        for module in self.kept:
+            module.eval()
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
         self.recent.append(batch[0])

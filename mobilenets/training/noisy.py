@@ -16,7 +16,7 @@ from mobilenets.data import checks
 from mobilenets.data.dataset import Data, cache_side, in_order
 from mobilenets.data.open import alike
 from mobilenets.data.source import Source
-from mobilenets.errors import UserError
+from mobilenets.errors import Interrupted, UserError
 from mobilenets.model.bundle import Bundle, is_bundle
 from mobilenets.tasks.task import Task
 from mobilenets.training import loop, run
@@ -34,7 +34,12 @@ def opened(source: str, clean: Data, task: Task, root: Path | None) -> Data:
     `UserError` for classes that aren't the clean data's.
     """
     asked = str(alike(Source.parse(clean.source), source))
-    found = task.open(asked, root, clean.seed, None)
+    try:
+        found = task.open(asked, root, clean.seed, None)
+    except Interrupted:
+        raise
+    except UserError as e:  # of which of the two sets it is
+        raise UserError(f"--noisy: {e}") from e
     strangers = [c for c in found.labels if c not in clean.labels]
     if strangers:
         raise UserError(

@@ -52,6 +52,8 @@ def with_head(start: Bundle, arch: Arch, data: Data, task: Task, seed: int, bala
 
     None where the task's own part is no linear layer. Raises `UserError`.
     """
+    if arch.classifies == "map":
+        return None
     config = task.config(data)
     body = features.of_bundle(_resized(start.dense(), arch))
     seen, targets = seen_of(body, data.split("train"), data.seed)

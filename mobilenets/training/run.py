@@ -74,7 +74,7 @@ def taken(out: Path, config: dict[str, Any], resume: bool, data: Data) -> Iterat
         _prepare(out, {**config, DATA: {"labels": list(data.labels), **(data.images or {})}}, resume)
         try:
             yield
-        except UserError:
+        except (UserError, ImportError):  # as of a package that isn't installed
             known = {CONFIG, SCAN, LATENCIES}
             if begun and {p.name for p in out.iterdir()} <= {LOCK, *known}:  # nothing came of it: none to resume
                 for name in known:

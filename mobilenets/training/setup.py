@@ -16,6 +16,7 @@ from mobilenets.tasks.task import Matched, Objective, Shaped, Task
 from mobilenets.training.distributed import world
 from mobilenets.training.loop import Setup
 from mobilenets.training.recipes import CO_TEACHING, Recipe
+from mobilenets.training.zeros import keep_zeros, sparse
 
 if TYPE_CHECKING:
     from mobilenets.model.module import MobileNet
@@ -67,10 +68,10 @@ def setup(
             "BatchNorm needs two images at a time where a map is one pixel: take a larger --batch, fewer --accumulate, "
             "or another --resolution"
         )
-    measured = 0
+    measured, fresh = 0, frozenset(head.own)
     if init:
-        _start_from(net, init, task, config, head)
-        measured = statistics.settle(net, head.own, training, preprocess, seed)
+        fresh = _start_from(net, init, task, config, head)
+        measured = statistics.settle(net, fresh, training, preprocess, seed)
     objective: Objective = task.objective(config, recipe, training)
     side = cache_side(max(preprocess.input_size))
     images = loader.TrainImages(training, task.transforms(preprocess, recipe, kind), seed, None, side, task.ragged)
@@ -86,22 +87,23 @@ def setup(
     if recipe.loss == CO_TEACHING and distiller:
         raise UserError("co-teaching is of two networks without a teacher: another --loss")
     bf16 = recipe.training_precision == "bf16" or (recipe.training_precision == "auto" and fast_bf16())
-    channels_last = bf16 or torch.cuda.is_available()
     if recipe.loss == CO_TEACHING:
         torch.manual_seed(seed + 1)
         peer = model.build(arch, head)
         if init:
-            _start_from(peer, init, task, config, head)
-            statistics.settle(peer, head.own, training, preprocess, seed)
-        objective = CoTeaching(peer, preprocess, recipe, channels_last, getattr(objective, "weights", None))
-    learner = Learner(net, preprocess, recipe, seed, channels_last, task, config, objective, head.own)
+            statistics.settle(peer, _start_from(peer, init, task, config, head), training, preprocess, seed)
+        objective = CoTeaching(peer, preprocess, recipe, getattr(objective, "weights", None))
+    learner = Learner(net, preprocess, recipe, seed, task, config, objective, head.own, fresh)
     if isinstance(objective, CoTeaching):
         objective.epoch = lambda: learner.current_epoch
     return Setup(learner, images, preprocess, "bf16-mixed" if bf16 else "32-true", measured)
 
 
-def _start_from(net: MobileNet, init: Bundle, task: Task, config: dict[str, Any], head: Head) -> None:
-    """Load what fits: everything, or all but the task's own layers. Raises `UserError` where more is missing."""
+def _start_from(net: MobileNet, init: Bundle, task: Task, config: dict[str, Any], head: Head) -> frozenset[str]:
+    """Load what fits: everything, or all but some of the task's own layers, whose names it returns.
+
+    Raises `UserError` where more is missing.
+    """
     import torch
 
     state = {k: torch.from_numpy(v) for k, v in task.transfer(init, config).items()}
@@ -113,3 +115,6 @@ def _start_from(net: MobileNet, init: Bundle, task: Task, config: dict[str, Any]
     if wrong:
         raise UserError(f"--init: the bundle's network isn't the one to be trained, as {wrong[0]} shows")
     net.load_state_dict(state, strict=False)
+    if sparse(init.card):
+        keep_zeros(p for p in net.parameters() if p.ndim > 1)
+    return frozenset(name for name in head.own if any(k.startswith(f"{name}.") and k not in state for k in there))

@@ -26,16 +26,16 @@ MISFIT = 3.0
 Moments = Mapping[nn.BatchNorm2d, tuple[Tensor, Tensor]]
 
 
-def settle(net: MobileNet, own: Collection[str], split: Split, preprocess: Preprocess, seed: int) -> int:
+def settle(net: MobileNet, fresh: Collection[str], split: Split, preprocess: Preprocess, seed: int) -> int:
     """Give a network the statistics of the split's images, where its own don't fit them: on how many, or 0.
 
-    In eval mode it computes what it did. The layers that are a task's `own` stay as they are. Raises `UserError` where
-    the network gives values that aren't finite.
+    In eval mode it computes what it did. The `fresh` layers, which come from nowhere, stay as they are. Raises
+    `UserError` where the network gives values that aren't finite.
     """
     norms = [
         module
         for op in net.graph.layers
-        if op.norm and op.name not in own
+        if op.norm and op.name not in fresh
         for module in net.of(op).modules()
         if isinstance(module, nn.BatchNorm2d)
     ]

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 from mobilenets import console
 from mobilenets.arch.spec import Arch
 from mobilenets.deploy import latency
+from mobilenets.model.bundle import Bundle
 from mobilenets.model.card import Precision
+from mobilenets.tasks.detect.config import DetectorOptions
 from mobilenets.tasks.task import MetricSpec
 from mobilenets.training import loggers
 from mobilenets.training.recipes import Recipe
@@ -79,7 +81,10 @@ def networks(runs: Iterable[Trained], metric: MetricSpec) -> tuple[Network, ...]
 
 @dataclass(frozen=True)
 class Sweep(console.Notebook):
-    """What `sweep` made so far, of `planned` trainings. Latencies are of one image on `threads` threads."""
+    """What `sweep` made so far, of `planned` trainings. Latencies are of one image on `threads` threads.
+
+    `macs`: what every network was to have, its width found by them; 0 for a grid of widths.
+    """
 
     out: Path
     source: str
@@ -89,10 +94,30 @@ class Sweep(console.Notebook):
     planned: int
     runs: tuple[Trained, ...]
     metric: MetricSpec
+    macs: int = 0
 
     @functools.cached_property
     def networks(self) -> tuple[Network, ...]:
         return networks(self.runs, self.metric)
+
+    def better(self, a: Network, b: Network) -> bool:
+        """Whether `a` scores better than `b` by more than chance: by twice the standard error of the difference."""
+        if a.spread is None or b.spread is None:
+            return False
+        error = math.sqrt(a.spread**2 / a.seeds + b.spread**2 / b.seeds)
+        return self.metric.rank(a.score) - self.metric.rank(b.score) > 2 * error
+
+    @property
+    def verdict(self) -> str:
+        """Of networks of the same macs, which makes the most of them, as far as the seeds can say."""
+        if not self.macs or len(self.networks) < 2:
+            return ""
+        best, *others = sorted(self.networks, key=lambda n: -self.metric.rank(n.score))
+        lead = f"of {self.macs / 1e6:.3g} M macs, {best.title} makes the most ({self.metric.say(best.score)})"
+        if any(n.spread is None for n in self.networks):
+            return f"{lead}; how much of it is chance, several seeds tell (--seeds 3)"
+        even = [n.title for n in others if not self.better(best, n)]
+        return f"{lead}" + (f"; {', '.join(even)} may be as good: within two standard errors" if even else "")
 
     @property
     def failed(self) -> list[Trained]:
@@ -118,6 +143,7 @@ class Sweep(console.Notebook):
             "machine": latency.machine(),
             "recipe": self.recipe.to_json(),
             "planned": self.planned,
+            **({"macs": self.macs} if self.macs else {}),
             "page": str(self.out / PAGE),
             "networks": [_named(n, self.metric) for n in self.networks],
             "runs": [_named(r, self.metric) for r in self.runs],
@@ -148,7 +174,10 @@ class Sweep(console.Notebook):
                 style="bold green" if n.front else "",
             )
         if self.networks:
-            t.caption = f"→ on the Pareto front of {self.metric.label} ({self.held_out}) over latency ({self.how})"
+            said = f"{self.verdict}\n" if self.verdict else ""
+            t.caption = (
+                f"{said}→ on the Pareto front of {self.metric.label} ({self.held_out}) over latency ({self.how})"
+            )
         failed = [Text(f"{r.title} failed: {r.error}", style="red") for r in self.failed]
         return Group(t, *failed, f"page {self.out / PAGE}")
 
@@ -164,7 +193,10 @@ ENGINE = "onnxruntime"  # what latencies are measured on
 
 @dataclass(frozen=True)
 class Job:
-    """One network to train with one seed, in a folder of its own, `log` its loggers. It can be pickled."""
+    """One network to train with one seed, in a folder of its own, `log` its loggers. It can be pickled.
+
+    `init`: what it starts from, if anything.
+    """
 
     source: str
     root: Path | None
@@ -175,6 +207,8 @@ class Job:
     out: Path
     task: str = "classify"
     log: tuple[str, ...] = loggers.DEFAULT
+    detector: DetectorOptions | None = None
+    init: Bundle | None = None
 
 
 @dataclass(frozen=True)

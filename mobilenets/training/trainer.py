@@ -180,6 +180,7 @@ def train_bundle(
             "seed": seed,
             "processes": size,
             "best_epoch": epoch,
+            **({"pruned": init.card.recipe["pruned"]} if init and "pruned" in init.card.recipe else {}),
             **(distiller.to_json() if distiller else {}),
         },
         data=data.describe(),
@@ -207,19 +208,37 @@ def train_bundle(
 def _begin(
     init: Bundle | None, arch: Arch, data: Data, task: Task, recipe: Recipe, seed: int, out: Path
 ) -> Bundle | None:
-    """The bundle OUT/start, with its score on val: `init` with the head that fits the data best, made where it isn't.
+    """The bundle OUT/start, with its score on val: `init` with a head that answers for the data, made where it isn't.
 
-    None where there is no `init`, where it answers for the data's classes already, or the task has no linear head.
+    Of a detector what it has of another; else the linear head that fits the data best. None where there is no `init`,
+    where it answers for the data's classes already, or nothing makes such a head.
     """
     from mobilenets.training import probing
 
     path = out / START
-    if world()[1] == 0 and not is_bundle(path) and init and recipe.probe == "on" and not complete(init, data, task):
-        balanced = recipe.class_weights == "balanced"
-        made = probing.with_head(init, initial_arch(init, arch.resolution), data, task, seed, balanced)
+    if world()[1] == 0 and not is_bundle(path) and init:
+        made: Bundle | None = None
+        if isinstance(task, Shaped):
+            made = _whole(init, arch, data, task)
+        elif recipe.probe == "on" and not complete(init, data, task):
+            balanced = recipe.class_weights == "balanced"
+            fitted = probing.with_head(init, initial_arch(init, arch.resolution), data, task, seed, balanced)
+            made = fitted.bundle if fitted else None
         if made:
-            probing.scored(made.bundle, data, task).save(path)
+            probing.scored(made, data, task).save(path)
     return Bundle.load(path) if from_rank_0(is_bundle(path)) else None
+
+
+def _whole(init: Bundle, arch: Arch, data: Data, task: Task) -> Bundle | None:
+    """The network that a training starts with, where it has all of its weights from `init`."""
+    config = tasks.config_of(task, data, arch)
+    preprocess = dataclasses.replace(init.card.preprocess, resolution=arch.resolution, size=arch.size)
+    card = Card(
+        arch, preprocess, task.head(arch, config), task=task.name, config=config, data=data.describe(),
+        parent=init.digest or None, licence=init.card.licence,
+    )  # fmt: skip
+    tensors, names = task.transfer(init, config), tensor_shapes(card)
+    return Bundle(card, {name: tensors[name] for name in names}) if names.keys() <= tensors.keys() else None
 
 
 def _rate(init: Bundle, arch: Arch, data: Data, task: Task, recipe: Recipe, seed: int, out: Path) -> float:

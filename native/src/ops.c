@@ -365,7 +365,7 @@ void mnet_rows(const struct context *c, uint32_t op, int from, int to, int first
         ON(PIXELS, pixels(c, o, from, to));
         ON(COPY, copy(c, o, from, to));
     default:
-        if (!mnet_detect(c, o, from, to))
+        if (!mnet_windows(c, o, from, to) && !mnet_detect(c, o, from, to))
             each_row(c, o, from, to);
     }
     if (first == 0)

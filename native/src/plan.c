@@ -191,6 +191,25 @@ static int check_detect(const struct op *o, const struct value *in, const struct
     }
 }
 
+/* Whether windows that have no weights lie on their map, and channels are there. */
+static int check_windows(const struct mnet_model *m, const struct op *o)
+{
+    const struct value *in = &m->values[o->in], *out = &m->values[o->out];
+    if (in->type != out->type || !wide(out))
+        return 0;
+    if (o->kind == SELECT) {
+        const uint32_t *source = stored(m, o->lut);
+        for (uint32_t k = 0; k < out->channels; k++)
+            if (source[k] >= in->channels)
+                return 0;
+        return same_size(in, out);
+    }
+    return in->pitch == out->pitch && in->channels == out->channels && o->kh && o->kw && o->stride &&
+           o->kh <= MOST_KERNEL && o->kw <= MOST_KERNEL && o->stride <= MOST_KERNEL && o->top < o->kh &&
+           o->left < o->kw && (uint64_t)(out->height - 1) * o->stride < (uint64_t)in->height + o->top &&
+           (uint64_t)(out->width - 1) * o->stride < (uint64_t)in->width + o->left;
+}
+
 static int check_op(struct mnet_model *m, uint32_t i, char *why, size_t room)
 {
     struct op *o = &m->ops[i];
@@ -209,12 +228,18 @@ static int check_op(struct mnet_model *m, uint32_t i, char *why, size_t room)
         REFUSE("damaged: the numbers of %s", name);
     const uint64_t table = o->kind == PIXELS  ? 3 * 256 * (out->type == F32 ? 4 : 1)
                            : o->kind == BOXES ? (uint64_t)in->width * ANCHOR_WORDS * 4
+                           : o->kind == SELECT ? (uint64_t)out->channels * 4
                                               : 256;
-    const int has_table = o->kind == PIXELS || o->kind == LUT || o->kind == BOXES;
+    const int has_table = o->kind == PIXELS || o->kind == LUT || o->kind == BOXES || o->kind == SELECT;
     if ((o->lut != NONE || has_table) && !in_weights(m, o->lut, table))
         REFUSE("damaged: the table of %s", name);
     if (spatial(o->kind))
         return check_layer(m, o, why, room);
+    if (o->kind >= MAXPOOL) {
+        if (!check_windows(m, o))
+            REFUSE("damaged: the maps of %s", name);
+        return 1;
+    }
     if (o->kind >= SPREAD) {
         if (!check_detect(o, in, two, out))
             REFUSE("damaged: the maps of %s", name);

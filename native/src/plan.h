@@ -32,7 +32,7 @@ enum { VALUE_WORDS = 11 };
 
 enum kind {
     PIXELS = 1, POINTWISE, CONV, DEPTHWISE, ADD, MUL, LUT, ACT, POOL, QUANTIZE, DEQUANTIZE, COPY, FLATTEN, SOFTMAX,
-    L2NORM, SIGMOID, SPREAD, UPSAMPLE, BOXES, SUPPRESS, PART, COUNT, KINDS
+    L2NORM, SIGMOID, SPREAD, UPSAMPLE, BOXES, SUPPRESS, PART, COUNT, MAXPOOL, AVGPOOL, SELECT, KINDS
 };
 /* What the scores of a suppression are; logits become scores where they are asked for alone. */
 enum scores { READY, LOGITS, SOFTMAXED, SCORES };
@@ -46,7 +46,8 @@ enum { ACT_GELU = ACT_HARD_SIGMOID + 1, ACTS };
  * floats. SPREAD: to the row `first`. BOXES: anchors in lut[A][6]; a, b, one by the scales of width and height; `first`:
  * whether y comes before x. SUPPRESS: a, what scores have to be above (its logit, where they are no scores yet), b, the
  * largest overlap, `first` columns without a class, of one class `stride` boxes at most, or 0 where those of all classes
- * push each other out. PART, COUNT: from the column `first` on. */
+ * push each other out. PART, COUNT: from the column `first` on. AVGPOOL: a, one by the window's pixels, and of bytes by
+ * the scales. SELECT: the input's channel for each of the output's in lut, as words. */
 struct op {
     uint32_t kind, name, in, in2, out, kh, kw, stride, top, left;
     int32_t zero, low, high;

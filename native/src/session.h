@@ -77,6 +77,9 @@ void mnet_rows(const struct context *c, uint32_t op, int from, int to, int first
 /* The same, of the kinds that only detectors have; 0 for any other. */
 int mnet_detect(const struct context *c, const struct op *o, int from, int to);
 
+/* The same, of windows without weights and of channels in another order. */
+int mnet_windows(const struct context *c, const struct op *o, int from, int to);
+
 /* One thread's part of a group. */
 void mnet_group(const struct context *c, const struct group *g, int thread, int threads);
 

@@ -73,6 +73,23 @@ def test_a_contact_sheet(boxes, command, tmp_path, name):
     assert pixels.shape[1] > 2 * 320
 
 
+def test_masks_are_counted_and_drawn(tmp_path, command):
+    """Triangles in the boxes: tinted inside, and not in the box's other corner."""
+    root, value = annotated.write_coco(tmp_path / "set"), annotated.coco()
+    plain = command("data", "check", root, "--sheet", tmp_path / "plain.png", "--json").json
+    for one in value["annotations"]:
+        x, y, w, h = one["bbox"]
+        one["segmentation"] = [[x, y, x + w, y, x, y + h]]
+    (root / "boxes.json").write_text(json.dumps(value))
+    said = command("data", "check", root, "--sheet", tmp_path / "masks.png", "--json").json
+    assert plain["objects"]["masks"] == 0
+    assert said["objects"]["masks"] == said["objects"]["boxes"] == len(value["annotations"])
+    assert f"{said['objects']['masks']} masks" in " ".join(command("data", "check", root).out.split())
+    pixels = [np.asarray(Image.open(tmp_path / f"{n}.png")).astype(int) for n in ("plain", "masks")]
+    changed = np.abs(pixels[0] - pixels[1]).max(-1) > 8
+    assert 0 < changed.mean() < 0.5
+
+
 def test_classes_are_looked_at_too(tmp_path, write_images, command):
     root = write_images(tmp_path / "photos", {"train/cat": 4, "train/dog": 4, "val/cat": 2, "val/dog": 2})
     (root / "train/cat/bad.png").write_bytes(b"no picture")

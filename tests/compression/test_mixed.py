@@ -108,7 +108,7 @@ def test_a_score_that_is_better_when_lower(fragile, data, pixels, monkeypatch, c
     score = MetricSpec("mae", "mean error", "px", higher_is_better=False)
     monkeypatch.setattr(mixed.tasks, "of", lambda _: SimpleNamespace(primary=score, taps=("logits",)))
     values = iter([2.0, 3.5, *[2.0] * 9])
-    monkeypatch.setattr(mixed, "_scored", lambda _, d, _score: mixed.Metric("mae", next(values), d.source, "val", 8))
+    monkeypatch.setattr(mixed, "scored", lambda _, d, _score: mixed.Metric("mae", next(values), d.source, "val", 8))
     with pytest.raises(UserError, match=r"int8 loses 1.50 px of mean error \(2.00 px in float, noise val\), more than"):
         mixed.quantize_within(1, fragile, data, measure_ranges(fragile, pixels), pixels, (), mixed=False)
     assert "mean error 3.50 px, 1.50 px worse than 2.00 px" in " ".join(capsys.readouterr().err.split())
@@ -155,7 +155,7 @@ def test_the_verbs_mistakes(command, on_disk, tmp_path, arguments, line):
 @pytest.mark.slow
 def test_the_verb_holds_to_the_limit(command, on_disk, tmp_path, monkeypatch):
     scores = iter([90.0, 70.0, *[90.0] * 9])  # float, int8, then whatever is tried in float
-    monkeypatch.setattr(mixed, "_scored", lambda _, d, _score: mixed.Metric("top1", next(scores), d.source, "val", 8))
+    monkeypatch.setattr(mixed, "scored", lambda _, d, _score: mixed.Metric("top1", next(scores), d.source, "val", 8))
     done = command("quantize", *on_disk, "--out", tmp_path / "q", "--max-drop", "1")
     assert done.code == 2
     assert "int8 loses 20.00 points of top-1 (90.00% in float" in done.err

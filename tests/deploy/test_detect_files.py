@@ -109,15 +109,16 @@ def test_raw_heads(name: str, raw: Bundle, images: npt.NDArray[np.uint8], tmp_pa
     assert engine(images)[OFFSETS].shape == (5, *raw.card.outputs[OFFSETS])
 
 
-def test_a_runtime_without_suppression_gives_raw_heads(
-    raw: Bundle, images: npt.NDArray[np.uint8], tmp_path: Path
+@pytest.mark.parametrize("how", ["raw native file", pytest.param("torch file", marks=pytest.mark.slow)])
+def test_of_raw_heads_predict_makes_the_same_boxes(
+    raw: Bundle, images: npt.NDArray[np.uint8], tmp_path: Path, how: str
 ) -> None:
-    """And predict makes the same boxes of them."""
-    said = []
-    for name in ("torch", "native"):
-        made = export_bundle(raw, images, tmp_path / f"m{RUNTIMES[name].suffix}", "noise", name)
-        said.append(load(made.path).predict([*images], top=5))
-    assert list(load(tmp_path / "m.pt2").card.outputs) == [OFFSETS, SCORES]
+    """Also where a runtime has no suppression, so that its file gives them unasked."""
+    whole = export_bundle(raw, images, tmp_path / "whole.mnet", "noise", "native")
+    name = "native" if how == "raw native file" else "torch"
+    other = export_bundle(raw, images, tmp_path / f"m{RUNTIMES[name].suffix}", "noise", name, raw=name == "native")
+    assert list(load(other.path).card.outputs) == [OFFSETS, SCORES]
+    said = [load(made.path).predict([*images], top=5) for made in (whole, other)]
     for one, other in zip(*said, strict=True):
         a, b = (p.answer.every for p in (one, other))  # type: ignore[union-attr]
         assert [d.label for d in a] == [d.label for d in b] != []

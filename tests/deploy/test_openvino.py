@@ -53,6 +53,14 @@ def exact_int8(request):
         pytest.skip("this processor has no VNNI: OpenVINO's int8 isn't exact on it")
 
 
+@pytest.fixture(scope="module")
+def untouched(make_bundle, tmp_path_factory):
+    """V1 in a folder m.openvino, for tests that take a copy."""
+    path = tmp_path_factory.mktemp("untouched") / "m.openvino"
+    openvino.write(make_bundle("v1"), path, None)
+    return path
+
+
 @pytest.fixture
 def exported(make_bundle, pixels, tmp_path):
     """`exported("v1", "int8")`: the proof of a folder, m.openvino."""
@@ -307,8 +315,8 @@ def without_card(path):
         ),
     ],
 )
-def test_a_damaged_folder(exported, damage, message):
-    path = exported().path
+def test_a_damaged_folder(untouched, tmp_path, damage, message):
+    path = shutil.copytree(untouched, tmp_path / "m.openvino")
     damage(path)
     with pytest.raises(UserError, match=message) as e:
         engines.load(path)

@@ -40,10 +40,13 @@ def nearly_equal(got, b, pixels):
     assert difference.max() < (0.25 if b.card.precision == "int8" else 1e-4)
 
 
+HYBRID = pytest.param("v4-hybrid-m", {}, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize(
     ("name", "variant"),
-    [("v1", {}), ("v2", {"padding": "same", "mean": (124.0, 116.5, 103.5)}), ("v3-small", {}), ("v4-hybrid-m", {})],
+    [("v1", {}), ("v2", {"padding": "same", "mean": (124.0, 116.5, 103.5)}), ("v3-small", {}), HYBRID],
 )
 def test_the_module_is_the_network(make_bundle, pixels, name, variant, precision):
     b = made_of(make_bundle(name, **variant), pixels, precision)

@@ -90,7 +90,7 @@ def test_it_is_what_the_reference_kernels_compute(int8, tmp_path, pixels, name, 
     np.testing.assert_allclose(engine(pixels[:6])["probabilities"], expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["v1", "v3-small"])
+@pytest.mark.parametrize("name", ["v1", pytest.param("v3-small", marks=pytest.mark.slow)])
 def test_a_folder_and_its_proof(int8, tmp_path, name):
     b = int8(name)
     made = export.export_bundle(b, sure(b, 8, 64), tmp_path / "m.c-array", "noise", "tflm")
@@ -100,7 +100,7 @@ def test_a_folder_and_its_proof(int8, tmp_path, name):
 
 
 @pytest.mark.usefixtures("ours")
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", ["v1", *(pytest.param(n, marks=pytest.mark.slow) for n in NETWORKS[1:])])
 def test_near_the_reference(int8, tmp_path, name):
     """Its kernels round twice, so that one value in 500 is a step off after each layer."""
     b = int8(name)

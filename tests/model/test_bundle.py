@@ -215,7 +215,7 @@ def test_a_failing_write_leaves_the_old_bundle(saved, monkeypatch, number, messa
     def fail(*_args, **_kwargs):
         raise OSError(number, "no")
 
-    monkeypatch.setattr(safetensors.numpy, "save", fail)
+    monkeypatch.setattr(Path, "write_bytes", fail)
     with pytest.raises(UserError, match=f"can't write .*{message}; nothing was left half-written"):
         small(value=0.125).save(saved)
     assert tree(saved.parent) == before
@@ -373,8 +373,6 @@ def test_a_packaged_network_by_name(packaged_as, write_images, command, tmp_path
     assert by_name.code == 0, by_name.err
     assert by_name.out == command("predict", path, image).out
     assert command("show", "pets-v1-0.25").code == 0
-    assert command("bench", "pets-v1-0.25", "--rounds", 1).code == 0
-    assert command("export", "pets-v1-0.25", "--out", "m.onnx").code in (0, 2)
     assert find_bundle(Path("pets-v1-0.25")) == path
 
 

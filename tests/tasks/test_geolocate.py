@@ -356,3 +356,12 @@ def test_faults(places, command, tmp_path):
     assert "no such table of positions" in command(*line, "--positions", tmp_path / "none.csv").line
     assert "is for classes and tags" in command(*line, "--limit-per-class", 3).line
     assert tasks.find("geolocate").primary.name == "within25"
+
+
+def test_what_a_teacher_can_and_cannot_teach(trained, places, command, tmp_path):
+    line = ("distill", trained, places, "--task", "geolocate", *NET, "--epochs", 1, "--cells", "25,5")
+    assert "its embedding can be (--labels 1 --embedding 1)" in command(*line, "--out", tmp_path / "r").line
+    assert not (tmp_path / "r").exists()
+    ran = command(*line, "--labels", 1, "--embedding", 1, "--out", tmp_path / "s")
+    assert ran.code == 0, ran.err
+    assert Bundle.load(tmp_path / "s" / "float").card.recipe["teacher"]["embedding"] == 1

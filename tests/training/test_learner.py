@@ -23,13 +23,13 @@ from mobilenets.training.optim import parameter_groups
 from mobilenets.training.recipes import Recipe
 
 
-def learner_of(recipe, name, alpha, classes, resolution=32):
+def learner_of(recipe, name, alpha, classes, resolution=32, fresh=None):
     """A classifier in training."""
     arch = zoo.arch(name, alpha, resolution, classes)
     net, head = model.build(arch, classifier_head(arch)), classifier_head(arch)
     config = {"labels": [str(c) for c in range(classes)]}
     objective = CrossEntropy(recipe, classes)
-    return Learner(net, Preprocess(resolution), recipe, 0, False, classify.TASK, config, objective, head.own)
+    return Learner(net, Preprocess(resolution), recipe, 0, classify.TASK, config, objective, head.own, fresh)
 
 
 # ---- the cifar recipe's parts --------------------------------------------------------------------------------------
@@ -107,7 +107,7 @@ def test_in_two_steps_it_is_the_network(monkeypatch):
     recipe = Recipe(frozen_epochs=1)
     config = {"labels": list("abcde")}
     net = model.build(arch, head)
-    learner = Learner(net, Preprocess(32), recipe, 0, False, classify.TASK, config, Both(recipe, 5), head.own).eval()
+    learner = Learner(net, Preprocess(32), recipe, 0, classify.TASK, config, Both(recipe, 5), head.own).eval()
     assert not learner.idle
     images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
     with torch.no_grad():
@@ -309,6 +309,36 @@ def test_statistics_measured_anew_leave_them_alone():
     after = learner.model.state_dict()
     for k, v in before.items():
         assert torch.equal(v, after[k]) == (int(k.split(".")[1]) < 3), k
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_statistics_that_are_kept_stay_and_weights_move(again):
+    """Whatever the batch, also where the statistics are measured anew for averaged weights."""
+    learner = learner_of(Recipe(norms="kept"), "v1", 0.25, 4)
+    learner.model.train()
+    learner.keep()
+    images = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8)
+    for norm in learner.kept_norms:
+        norm.running_mean.fill_(-0.25)  # so that something passes each ReLU
+    before = {k: v.clone() for k, v in learner.model.state_dict().items()}
+    if again:
+        learner.recent.append(images)
+        callbacks.measure_statistics(learner)
+    else:
+        learner.objective(learner(images), torch.arange(8) % 4).backward()
+        torch.optim.SGD(learner.model.parameters(), 0.1).step()
+    changed = {k for k, v in learner.model.state_dict().items() if not torch.equal(v, before[k])}
+    assert not any("running" in k for k in changed)
+    assert any("norm.bias" in k for k in changed) != again
+
+
+def test_statistics_of_layers_from_nowhere_are_the_batches():
+    learner = learner_of(Recipe(norms="kept"), "v2", 0.5, 4, fresh=("blocks.2.expand",))
+    learner.model.train()
+    learner.keep()
+    of_batch = {name for name, m in learner.model.named_modules()
+                if isinstance(m, torch.nn.BatchNorm2d) and m.training}  # fmt: skip
+    assert of_batch == {"blocks.2.expand.norm"}
 
 
 def test_rates_fall_from_row_to_row():

@@ -56,7 +56,7 @@ def test_co_teaching_leaves_out_what_the_peer_finds_wrong():
     torch.manual_seed(0)
     arch = zoo.arch("v1", 0.25, 32).replace(num_classes=C)
     settings = Recipe(epochs=10, noise=0.4, label_smoothing=0.0)
-    loss = CoTeaching(build(arch, classifier_head(arch)), Preprocess(32), settings, False)
+    loss = CoTeaching(build(arch, classifier_head(arch)), Preprocess(32), settings)
     torch.nn.init.normal_(loss.peer.classifier.weight)
     images = torch.randint(0, 256, (N, 3, 32, 32), dtype=torch.uint8)
     targets = loss.targets((images, TRUE))
@@ -151,7 +151,7 @@ def test_what_it_refuses(colours, web, tmp_path, command):
     (web / "red").rename(web / "rose")
     line = ("train", colours, "--noisy", web, *SMALL, "--out", tmp_path / "run")
     assert "class 'rose' isn't one of" in command(*line).line
-    assert "unknown data set" in command("train", colours, "--noisy", "nowhere", *SMALL).line
+    assert "--noisy: unknown data set" in command("train", colours, "--noisy", "nowhere", *SMALL).line
     assert "--noisy takes a folder" in command("train", colours, "--recipe", CLEAN, *SMALL).line
     assert not (tmp_path / "run").exists()
 

@@ -51,7 +51,7 @@ def learner(recipe, resolution=64):
     arch = zoo.arch("v1", 0.25, resolution, 4)
     head, config, objective = classifier_head(arch), {"labels": list("abcd")}, CrossEntropy(recipe, 4)
     net = model.build(arch, head)
-    made = Learner(net, Preprocess(resolution), recipe, 0, False, classify.TASK, config, objective, head.own)
+    made = Learner(net, Preprocess(resolution), recipe, 0, classify.TASK, config, objective, head.own)
     made._trainer = _Trainer()
     return made
 

@@ -15,6 +15,7 @@ FIELDS = [f.name for f in dataclasses.fields(Recipe)]
 WORDS = {
     "find_lr": "on",
     "probe": "on",
+    "norms": "kept",
     "optimizer": "sgd",
     "schedule": "exponential",
     "augment": "glyph",

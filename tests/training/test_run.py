@@ -38,6 +38,14 @@ def contents(folder):
     return {f.relative_to(folder).as_posix(): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
 
 
+def test_a_package_that_is_missing_leaves_no_run(photos, tmp_path):
+    data, out = open_data(str(photos), None, 0), tmp_path / "run"
+    with pytest.raises(ImportError), run.taken(out, {"verb": "train", "source": "photos"}, False, data):
+        raise ImportError
+    with run.taken(out, {"verb": "train", "source": "photos"}, False, data):
+        assert (out / run.CONFIG).exists()
+
+
 def test_a_renamed_class_is_refused_and_the_run_stays_as_it_was(begun, photos, tiny_train):
     before = contents(begun / "float")
     (photos / "green").rename(photos / "aardvark")

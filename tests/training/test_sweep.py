@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from mobilenets.arch import cost, zoo
+from mobilenets.arch.matching import at_macs
 from mobilenets.commands import sweep
 from mobilenets.commands import sweep_jobs as jobs
 from mobilenets.errors import Interrupted, UserError
@@ -39,7 +40,7 @@ def quick(monkeypatch):
     """Training that only draws initial weights, and measuring that takes no time; gives the networks it trained."""
     trained = []
 
-    def train_bundle(d, arch, _recipe, out, *, task, seed, resume, log):  # noqa: ARG001
+    def train_bundle(d, arch, _recipe, out, *, task, seed, resume, init, log):  # noqa: ARG001
         from mobilenets.model.bundle import random_bundle
 
         assert task.name == "classify"
@@ -386,3 +387,46 @@ def test_a_killed_sweep_goes_on_to_the_same_weights(command, colours, tmp_path):
         a, b = (out / name / "float" / "weights.safetensors" for out in (killed, whole))
         assert a.read_bytes() == b.read_bytes()
     assert all(r["latency_ms"] > 0 for r in resumed["runs"])
+
+
+# ---- networks of the same macs -------------------------------------------------------------------------------------
+
+
+def test_widths_are_found_by_the_macs():
+    for name in ("v1", "v2", "v3-small"):
+        found = at_macs(lambda alpha, name=name: zoo.arch(name, alpha, 64, 10), 4_000_000)
+        assert abs(cost.count(found).macs - 4_000_000) < 600_000, name
+    with pytest.raises(UserError, match="v1 at 64 px has no width with 1e\\+04 M macs: the nearest, 2, has"):
+        at_macs(lambda alpha: zoo.arch("v1", alpha, 64, 10), 10_000_000_000)
+
+
+def test_networks_are_compared_at_the_same_macs(command, colours, tmp_path, quick):
+    out = tmp_path / "compare"
+    line = ("compare", "v1", "v2", "--data", colours, "--out", out, "--resolution", "32", "--seeds", "2")
+    got = command(*line, "--macs", "2000000", "--json").json
+    assert len(quick.trained) == 4
+    assert got["macs"] == 2_000_000
+    assert {n["arch"] for n in got["networks"]} == {"v1", "v2"}
+    assert all(abs(n["macs"] - 2_000_000) < 300_000 for n in got["networks"])
+    assert "what 2 M macs buy" in (out / "sweep.html").read_text()
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_smallest_network_says_how_many(command, colours, tmp_path):
+    line = ("compare", "v1", "v3-small", "--data", colours, "--out", tmp_path / "c", "--seeds", "1", "--json")
+    assert command(*line, "--resolution", "32").json["macs"] == cost.count(zoo.arch("v3-small", 1.0, 32)).macs
+    assert command("compare", "v1", "--data", colours).err == (
+        "mobilenets: compare needs two networks or more: mobilenets compare v1 v2 --data DATA\n"
+    )
+
+
+def test_what_is_chance_is_said():
+    v1 = [made(seed=s, score=90 + s) for s in range(3)]
+    near = [made(arch="v2", seed=s, score=90.5 + s) for s in range(3)]
+    far = [made(arch="v3-small", seed=s, score=70 + s) for s in range(3)]
+    of = Sweep(Path("out"), "data", recipes.recipe("modern"), "float32", 1, 9, (*v1, *near, *far), TOP1, 2_000_000)
+    assert of.verdict == (
+        "of 2 M macs, v2 0.25-32 makes the most (91.50%); v1 0.25-32 may be as good: within two standard errors"
+    )
+    assert "--seeds 3" in dataclasses.replace(of, runs=(v1[0], near[0])).verdict
+    assert dataclasses.replace(of, macs=0).verdict == ""

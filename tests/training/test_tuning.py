@@ -143,7 +143,7 @@ def test_a_loss_that_does_not_fall_is_told(slope):
         steepest(list(np.geomspace(1e-5, 1e1, 100)), list(losses))
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "rmsprop"])
+@pytest.mark.parametrize("optimizer", ["adamw", *(pytest.param(o, marks=pytest.mark.slow) for o in ("sgd", "rmsprop"))])
 def test_rates_rise_for_each_optimizer(colours, optimizer):
     t = trial(colours, optimizer=optimizer, lr=0.1, body_lr=0.5)
     rates, losses = finders.try_rates(t, 20)

@@ -34,7 +34,7 @@ from mobilenets.deploy import finish
 from mobilenets.deploy.engines import native_library, trial
 from mobilenets.errors import UserError, unknown
 from mobilenets.files import parse_json, size_on_disk
-from mobilenets.model.bundle import CARD, Bundle, located, packaged
+from mobilenets.model.bundle import CARD, Bundle, is_file, located, packaged
 from mobilenets.model.card import Card, Precision
 from mobilenets.model.images import Pixels
 
@@ -199,11 +199,13 @@ def for_path(path: Path) -> str:
     for name, r in RUNTIMES.items():
         if path.suffix == r.suffix and path.is_dir() == r.folder:
             return name
-    if path.is_dir():  # a bundle: PyTorch's is the reference, but the light install has ONNX Runtime alone
+    if path.is_dir() or is_file(
+        path
+    ):  # a bundle: PyTorch's is the reference, but the light install has ONNX Runtime alone
         return "torch" if importlib.util.find_spec("torch") else "onnxruntime"
     known = ", ".join(r.suffix for r in RUNTIMES.values())
     raise UserError(
-        f"{path}: no engine runs a {path.suffix or 'nameless'} file; give a bundle's folder or one of {known}"
+        f"{path}: no engine runs a {path.suffix or 'nameless'} file; give a bundle's folder, .mnz or one of {known}"
     )
 
 

@@ -15,7 +15,7 @@ from mobilenets import processor
 from mobilenets.deploy.engines import Outputs, check_card, parse_card, run_batched
 from mobilenets.deploy.engines.guard import Guarded
 from mobilenets.errors import UserError
-from mobilenets.model.bundle import Bundle, find_bundle
+from mobilenets.model.bundle import Bundle, find_bundle, is_file
 from mobilenets.model.card import CARD_KEY, Precision
 from mobilenets.model.images import Pixels
 
@@ -81,8 +81,8 @@ class OnnxEngine(Guarded):
 
 
 def load(path: Path, threads: int) -> OnnxEngine:
-    """The file at `path`, or a bundle's folder."""
-    if path.is_dir():
+    """The file at `path`, or a bundle."""
+    if path.is_dir() or is_file(path):
         from mobilenets.deploy.writers.onnx import onnx_model
 
         return OnnxEngine(onnx_model(Bundle.load(find_bundle(path))), threads)

@@ -19,7 +19,7 @@ from mobilenets.deploy.engines import Outputs, check_card, run_batched
 from mobilenets.deploy.engines.guard import Guarded
 from mobilenets.deploy.writers import pt2
 from mobilenets.deploy.writers.program import export_program
-from mobilenets.model.bundle import Bundle, find_bundle
+from mobilenets.model.bundle import Bundle, find_bundle, is_file
 from mobilenets.model.card import Precision
 from mobilenets.model.images import Pixels
 from mobilenets.model.reference import module
@@ -80,7 +80,7 @@ class ProgramEngine(Guarded):
 
 
 def load(path: Path, threads: int) -> TorchEngine | ProgramEngine:
-    if path.is_file():
+    if path.is_file() and not is_file(path):
         return ProgramEngine(path, threads)
     return TorchEngine(Bundle.load(find_bundle(path)), threads)
 

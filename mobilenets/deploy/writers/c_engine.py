@@ -21,7 +21,7 @@ SOURCES = next(
     (p for p in (HERE.parents[2] / "native" / "src", HERE.parents[3] / "native" / "src") if p.is_dir()), None
 )
 BEGIN = ("kernels.h", "kernels/round.h", "kernels/scalar.c")
-END = ("plan.h", "session.h", "detect.c", "ops.c", "run.c", "build.c")
+END = ("plan.h", "session.h", "detect.c", "windows.c", "ops.c", "run.c", "build.c")
 NOT_INCLUDED = ("mnet.h", "pool.h")  # calls and threads, which one network alone doesn't have
 
 TOKEN = re.compile(r'/\*.*?\*/|"(?:[^"\\\n]|\\.)*"|\'(?:[^\'\\\n]|\\.)*\'|\s+|\w+|->|.', re.DOTALL)

@@ -205,6 +205,24 @@ class _Writer:
         # As PyTorch rounds on the way: where the scales are alike, a mean is often just between two bytes.
         self.step(op, "pool", a=float(scale), b=float(np.float32(1) / out), za=zero)
 
+    def windows(self, op: Op) -> None:
+        assert op.pads is not None
+        made = self.step(op, op.kind)
+        made.kernels, made.stride, (made.top, made.left) = op.kernels, op.stride, op.pads[:2]
+        if op.kind == "avgpool":
+            pixels = math.prod(op.kernels)
+            whole = self.whole(op.name)
+            scales = self.affine(op.inputs[0])[0] / self.affine(op.name)[0] if whole else ONE
+            made.numbers |= {"a": float(scales) / pixels} | ({"za": self.affine(op.inputs[0])[1]} if whole else {})
+
+    def select(self, op: Op) -> None:
+        """A shuffle or a slice: which channel of the input each is."""
+        if op.kind == "slice":
+            source = op.first + np.arange(op.cout)
+        else:
+            source = np.arange(op.cout).reshape(op.grouped, -1).T.reshape(-1)
+        self.step(op, "select", lut=source.astype("<u4"))
+
     def add(self, op: Op) -> None:
         if self.graph.shapes[op.inputs[0]] != self.graph.shapes[op.inputs[1]]:
             raise unsupported(NAME, op)
@@ -276,6 +294,8 @@ EMIT: dict[str, Callable[[_Writer, Op], None]] = {
     **dict.fromkeys(("conv", "depthwise", "pointwise", "linear", "global", "norm"), _Writer.layer),
     "activation": _Writer.activation,
     "pool": _Writer.pool,
+    **dict.fromkeys(("maxpool", "avgpool"), _Writer.windows),
+    **dict.fromkeys(("shuffle", "slice"), _Writer.select),
     "add": _Writer.add,
     "mul": _Writer.mul,
     "concat": _Writer.concat,

@@ -24,6 +24,7 @@ ROWS, CHANNELS = 0, 1
 KINDS = (
     "pixels", "pointwise", "conv", "depthwise", "add", "mul", "lut", "act", "pool", "quantize", "dequantize", "copy",
     "flatten", "softmax", "l2norm", "sigmoid", "spread", "upsample", "boxes", "suppress", "part", "count",
+    "maxpool", "avgpool", "select",
 )  # fmt: skip
 SPATIAL = ("pointwise", "conv", "depthwise")  # which read other rows than they write
 STREAMED = (*SPATIAL, "add", "mul", "lut", "act", "quantize", "dequantize")  # row by row, of what came before

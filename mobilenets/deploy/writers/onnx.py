@@ -216,6 +216,26 @@ class _Writer:
     def pool(self, op: Op, x: str) -> str:
         return self.node("GlobalAveragePool", [x], f"{op.name}.out")
 
+    def windows(self, op: Op, x: str) -> str:
+        kind, more = ("MaxPool", {}) if op.kind == "maxpool" else ("AveragePool", {"count_include_pad": 1})
+        assert op.pads is not None
+        return self.node(
+            kind, [x], f"{op.name}.out", kernel_shape=[*op.kernels], strides=[op.stride] * 2, pads=[*op.pads], **more
+        )
+
+    def shuffle(self, op: Op, x: str) -> str:
+        channels, height, width = self.graph.shapes[op.name]
+        apart = self.const(f"{op.name}.apart", np.array([0, op.grouped, channels // op.grouped, -1], np.int64))
+        whole = self.const(f"{op.name}.whole", np.array([0, channels, height, width], np.int64))
+        y = self.node("Reshape", [x, apart], f"{op.name}.groups")
+        y = self.node("Transpose", [y], f"{op.name}.turned", perm=[0, 2, 1, 3])
+        return self.node("Reshape", [y, whole], f"{op.name}.out")
+
+    def slice(self, op: Op, x: str) -> str:
+        ends = {"first": op.first, "last": op.first + op.cout, "axis": 1}
+        inputs = [self.const(f"{op.name}.{k}", np.array([v], np.int64)) for k, v in ends.items()]
+        return self.node("Slice", [x, *inputs], f"{op.name}.out")
+
     def add(self, op: Op, *inputs: str) -> str:
         return self.node("Add", [*inputs], f"{op.name}.out")
 
@@ -269,6 +289,9 @@ EMIT: dict[str, Callable[..., str]] = {
     "transposed": onnx_two_stage.transposed,
     "activation": _Writer.activation,
     "pool": _Writer.pool,
+    **dict.fromkeys(("maxpool", "avgpool"), _Writer.windows),
+    "shuffle": _Writer.shuffle,
+    "slice": _Writer.slice,
     "add": _Writer.add,
     "mul": _Writer.mul,
     "attend": _Writer.attend,

@@ -110,6 +110,19 @@ class Network(nn.Module):
             maps = tuple(self._read(self._quantized(x, op.name), op.name) for x in maps)
         return torch.cat(maps, 1)
 
+    def windows(self, op: Op, x: Tensor) -> Tensor:
+        assert op.pads is not None
+        above, left, below, right = op.pads
+        pad, largest = (above, left), op.kind == "maxpool"
+        if pad != (below, right):
+            x, pad = F.pad(x, (left, right, above, below), value=float("-inf") if largest else 0.0), (0, 0)
+        return (F.max_pool2d if largest else F.avg_pool2d)(x, op.kernels, op.stride, pad)
+
+    def shuffle(self, op: Op, x: Tensor) -> Tensor:
+        channels, height, width = self.graph.shapes[op.name]
+        apart = x.contiguous().view(-1, op.grouped, channels // op.grouped, height * width)
+        return apart.transpose(1, 2).contiguous().view(-1, channels, height, width)
+
     def rows(self, op: Op, x: Tensor) -> Tensor:
         return x.permute(0, 2, 3, 1).contiguous().view(-1, *self.graph.shapes[op.name])
 
@@ -182,6 +195,9 @@ COMPUTE: dict[str, Callable[..., Tensor]] = {
     **dict.fromkeys(("conv", "depthwise", "pointwise", "linear", "global", "norm"), Network.layer),
     "activation": lambda _network, op, x: activated(op, x),
     "pool": lambda _network, _op, x: x.mean((2, 3), keepdim=True),
+    **dict.fromkeys(("maxpool", "avgpool"), Network.windows),
+    "shuffle": Network.shuffle,
+    "slice": lambda _network, op, x: x.narrow(1, op.first, op.cout),
     "add": lambda _network, _op, x, y: torch.add(x, y),
     "mul": lambda _network, _op, x, y: torch.mul(x, y),
     "attend": lambda _network, op, *inputs: attend(op, *inputs),

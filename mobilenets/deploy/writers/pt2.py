@@ -29,8 +29,8 @@ CONFIGS = "data/weights/model_weights_config.json", "data/constants/model_consta
 MEMBERS = {MODEL, INPUTS, *CONFIGS, f"extra/{CARD}", "archive_format", "archive_version", "byteorder"}
 TENSOR = re.compile(r"data/(weights/weight|constants/tensor)_\d+|\.data/\w+|\.\w+")
 OPERATION = re.compile(
-    r"torch\.ops\.aten\.(add|bmm|cat|clamp|contiguous|conv2d|div|gelu|hardswish|hardtanh|mean|mul|pad|permute|relu"
-    r"|sigmoid|softmax|sqrt|sub|to|transpose|upsample_nearest2d|view|_assert_tensor_metadata)\.\w+"
+    r"torch\.ops\.aten\.(add|avg_pool2d|bmm|cat|clamp|contiguous|conv2d|div|gelu|hardswish|hardtanh|max_pool2d"
+    r"|mean|mul|narrow|pad|permute|relu|sigmoid|softmax|sqrt|sub|to|transpose|upsample_nearest2d|view|_assert_tensor_metadata)\.\w+"
     r"|torch\.ops\.quantized_decomposed\.(de)?quantize_per_(tensor|channel)\.default"
 )
 SIZE = re.compile(r"s\d+|\d+|Symbol\('s\d+'(, \w+=True)*\)")

@@ -7,6 +7,7 @@ An int8 bundle's numbers are kept as they are, but that TFLite counts activation
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -18,7 +19,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from mobilenets.arch import graph as graphs
 from mobilenets.arch.graph import pads
-from mobilenets.arch.operations import Op
+from mobilenets.arch.operations import KINDS, Op
 from mobilenets.deploy.lowering import Lowered, lower, unsupported
 from mobilenets.deploy.writers import tflite_detect
 from mobilenets.deploy.writers.tflite_graph import CARD_KEY, Graph, quantization
@@ -103,17 +104,54 @@ class _Writer:
         above, left, below, right = op.pads or (0, 0, 0, 0)
         out = self.value(op.name, op.name)
         around = self.integers(f"{op.name}s", (0, 0), (above, below), (left, right), (0, 0))
-        return self.graph.op("PAD", [x, around], out, schema.PadOptionsT())
+        if all(reader.kind != "maxpool" for reader in self.source.readers[op.name]):
+            return self.graph.op("PAD", [x, around], out, schema.PadOptionsT())
+        if self.is_int8(op.name):  # what is never the largest
+            least = self.graph.const(f"{op.name}.least", np.array([-SHIFT], np.int8), self.affine(op.name))
+        else:
+            least = self.graph.const(f"{op.name}.least", np.array([np.finfo(np.float32).min], np.float32))
+        return self.graph.op("PADV2", [x, around, least], out, schema.PadV2OptionsT())
+
+    def padding(self, op: Op) -> int:
+        """What isn't SAME was padded before."""
+        _, height, width = self.source.shapes[op.inputs[0]]
+        same = self.source.shapes[op.name][1:] == (-(-height // op.stride), -(-width // op.stride))
+        return int(SAME if op.pads != (0, 0, 0, 0) or same else VALID)
+
+    def windows(self, op: Op, x: int) -> int:
+        kind = "MAX_POOL_2D" if op.kind == "maxpool" else "AVERAGE_POOL_2D"
+        options = schema.Pool2DOptionsT()
+        options.padding, options.strideH, options.strideW = self.padding(op), op.stride, op.stride
+        options.filterHeight, options.filterWidth = op.kernels
+        return self.graph.op(kind, [x], self.value(op.name, op.name), options)
+
+    def shuffle(self, op: Op, x: int) -> int:
+        height, width, channels = self.shape(op.name)
+        groups, each = op.grouped, channels // op.grouped
+        affine, kind = self.affine(op.name), "int8" if self.is_int8(op.name) else "float32"
+
+        def shaped(name: str, x: int, *shape: int) -> int:
+            out = self.graph.value(name, shape, kind, affine)
+            to = self.integers(f"{name}.shape", self.graph.batch or -1, *shape)
+            return self.graph.op("RESHAPE", [x, to], out, schema.ReshapeOptionsT())
+
+        x = shaped(f"{op.name}.groups", x, height * width, groups, each)
+        out = self.graph.value(f"{op.name}.turned", (height * width, each, groups), kind, affine)
+        axes = self.integers(f"{op.name}.axes", 0, 1, 3, 2)
+        x = self.graph.op("TRANSPOSE", [x, axes], out, schema.TransposeOptionsT())
+        return shaped(op.name, x, height, width, channels)
+
+    def slice(self, op: Op, x: int) -> int:
+        height, width, _ = self.shape(op.name)
+        begin = self.integers(f"{op.name}.begin", 0, 0, 0, op.first)
+        size = self.integers(f"{op.name}.size", -1, height, width, op.cout)
+        return self.graph.op("SLICE", [x, begin, size], self.value(op.name, op.name), schema.SliceOptionsT())
 
     def layer(self, op: Op, x: int) -> int:
         depthwise = op.kind in ("depthwise", "global", "norm")
-        _, height, width = self.source.shapes[op.inputs[0]]
-        _, rows, columns = self.source.shapes[op.name]
-        same = (rows, columns) == (-(-height // op.stride), -(-width // op.stride))
-        padding = SAME if op.pads != (0, 0, 0, 0) or same else VALID  # what isn't SAME was padded before
         kind = "DEPTHWISE_CONV_2D" if depthwise else "CONV_2D"
         options = schema.DepthwiseConv2DOptionsT(depthMultiplier=1) if depthwise else schema.Conv2DOptionsT()
-        options.padding, options.strideH, options.strideW = padding, op.stride, op.stride
+        options.padding, options.strideH, options.strideW = self.padding(op), op.stride, op.stride
         options.fusedActivationFunction = _fused(op.activation)
         out = self.value(op.name, op.name)
         return self.graph.op(kind, [x, *self.parameters(op, depthwise)], out, options)
@@ -272,6 +310,9 @@ EMIT: dict[str, Callable[..., int]] = {
     **dict.fromkeys(("conv", "depthwise", "pointwise", "linear", "global", "norm"), _Writer.layer),
     "activation": _Writer.activation,
     "pool": _Writer.pool,
+    **dict.fromkeys(("maxpool", "avgpool"), _Writer.windows),
+    "shuffle": _Writer.shuffle,
+    "slice": _Writer.slice,
     "add": _Writer.joint,
     "mul": _Writer.joint,
     "attend": _Writer.attend,
@@ -292,10 +333,10 @@ EMIT: dict[str, Callable[..., int]] = {
 def computed_in_float(op: Op, micro: bool = False) -> bool:
     """Whether an int8 network's operation is computed in float, between int8 values.
 
-    What is inside attention has no scales. XNNPACK has no int8 hard swish: with TFLite's own, V3-Small takes 15 times
-    as long (x86). A microcontroller has no memory for maps in float.
+    What is inside attention has no scales; TFLite's means of windows keep their input's. XNNPACK has no int8 hard
+    swish: with TFLite's own, V3-Small takes 15 times as long (x86). A microcontroller has no memory for maps in float.
     """
-    return op.kind == "attend" or (op.activation in ("hard_swish", "gelu") and not micro)
+    return op.kind in ("attend", "avgpool") or (op.activation in ("hard_swish", "gelu") and not micro)
 
 
 def can_be_turned(graph: graphs.Graph) -> bool:
@@ -304,15 +345,18 @@ def can_be_turned(graph: graphs.Graph) -> bool:
         return False
     places = [graph.shapes[o.op][1:] for o in graph.outputs]  # where a turned map would be seen
     places += [graph.shapes[op.inputs[0]][1:] for op in graph.ops if op.kind == "flatten"]
-    return all(math.prod(p) == 1 for p in places) and all(_turns(op, graph) for op in graph.layers)
+    windows = (op for op in graph.ops if op.is_layer or KINDS[op.kind].windowed)
+    return all(math.prod(p) == 1 for p in places) and all(_turns(op, graph) for op in windows)
 
 
 def _turns(op: Op, graph: graphs.Graph) -> bool:
     """Whether what symmetric padding reads beyond the end of a map is what TFLite adds before it."""
     _, *sides = graph.shapes[op.inputs[0]]
     _, *counts = graph.shapes[op.name]
-    before = pads(op, graph.shapes[op.inputs[0]], "same")[:2]
-    ends = [(n - 1) * op.stride + k - k // 2 for n, k in zip(counts, op.kernels, strict=True)]
+    shape = graph.shapes[op.inputs[0]]
+    before = pads(dataclasses.replace(op, pads=None), shape, "same")[:2]
+    own = zip(counts, op.kernels, pads(op, shape, graph.padding)[:2], strict=True)
+    ends = [(n - 1) * op.stride + k - p for n, k, p in own]
     return all(end - side == b for end, side, b in zip(ends, sides, before, strict=True))
 
 

@@ -25,6 +25,7 @@ OPERATORS: dict[int, str] = {v: k for k, v in vars(schema.BuiltinOperator).items
 # for a scale per channel. "": any other.
 VERSIONS: dict[str, dict[str, tuple[int, str]]] = {
     "ADD": {"": (1, "1.5.0"), "int8": (2, "1.14.0")},
+    "AVERAGE_POOL_2D": {"": (1, "1.5.0"), "int8": (2, "1.14.0")},
     "BATCH_MATMUL": {"": (1, "2.3.0")},
     "CONV_2D": {"": (1, "1.5.0"), "int8": (3, "1.14.0"), "hybrid": (5, "2.4.0"), "groups": (6, "2.9.0")},
     "CONCATENATION": {"": (1, "1.5.0"), "int8": (2, "1.14.0")},
@@ -36,9 +37,11 @@ VERSIONS: dict[str, dict[str, tuple[int, str]]] = {
     "HARD_SWISH": {"": (1, "1.15.0")},
     "L2_NORMALIZATION": {"": (1, "1.5.0")},
     "LOGISTIC": {"": (1, "1.14.0")},
+    "MAX_POOL_2D": {"": (1, "1.5.0"), "int8": (2, "1.14.0")},
     "MEAN": {"": (1, "1.6.0"), "int8": (2, "1.14.0")},
     "MUL": {"": (1, "1.5.0"), "int8": (2, "1.14.0")},
     "PAD": {"": (1, "1.5.0"), "int8": (2, "1.14.0")},
+    "PADV2": {"": (1, "1.9.0"), "int8": (2, "1.14.0")},
     "QUANTIZE": {"": (1, "1.14.0")},
     "REDUCE_MAX": {"": (1, "1.14.0")},
     "RELU": {"": (1, "1.5.0"), "int8": (2, "1.14.0")},
@@ -46,12 +49,12 @@ VERSIONS: dict[str, dict[str, tuple[int, str]]] = {
     "RESHAPE": {"": (1, "1.5.0")},
     "RESIZE_NEAREST_NEIGHBOR": {"": (1, "1.13.1"), "int8": (2, "2.0.0")},
     "REVERSE_V2": {"": (1, "1.14.0")},
-    "SLICE": {"": (1, "1.14.0")},
+    "SLICE": {"": (1, "1.14.0"), "int8": (2, "1.14.0")},
     "SOFTMAX": {"": (1, "1.5.0"), "int8": (2, "1.14.0")},
     "SPLIT": {"": (1, "1.5.0")},
     "SUB": {"": (1, "1.6.0")},
     "TOPK_V2": {"": (1, "1.7.0")},
-    "TRANSPOSE": {"": (1, "1.6.0")},
+    "TRANSPOSE": {"": (1, "1.6.0"), "int8": (2, "1.14.0")},
 }
 
 

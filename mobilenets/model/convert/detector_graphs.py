@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 from mobilenets.arch import detectors
 from mobilenets.arch.operations import Op
 from mobilenets.arch.spec import Arch
@@ -61,7 +59,7 @@ def from_graph(graph: tflite.Graph, where: str, name: str | None, alpha: float |
     family = "ssdlite" if lite else "ssd"
     kernel = None if lite else graph.layers[boxes[0]].weight.shape[2]
     best: tuple[int, Arch] | None = None
-    for network, width in itertools.product(NETWORKS, widths(alpha)):
+    for network, width in ((n, w) for n in NETWORKS for w in widths(alpha, n)):
         if name not in (None, network) or alpha not in (None, width):
             continue
         arch = detectors.detector_arch(family, network, width, graph.input_size)

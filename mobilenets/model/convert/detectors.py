@@ -7,7 +7,6 @@ which {i} is the number of the map, {n} that of the API's layer for it, {c} the 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,7 +17,8 @@ from mobilenets.arch.graph import Head
 from mobilenets.arch.operations import Op
 from mobilenets.arch.spec import Arch
 from mobilenets.errors import UserError
-from mobilenets.model.convert.namings import NAMINGS, Naming
+from mobilenets.model.convert.naming import Naming
+from mobilenets.model.convert.namings import NAMINGS
 from mobilenets.model.convert.recognise import Array, Arrays, Match, check_strides, convert, match, slots_of, widths
 
 TF, TORCHVISION = "TensorFlow's Object Detection API", "torchvision's detection"
@@ -160,7 +160,7 @@ def _of_tf(tensors: Arrays, name: str | None, alpha: float | None, resolution: i
     layers = {k: "|".join(f"FeatureExtractor/{part}" for part in v.split("|")) for k, v in slim.layers.items()}
     naming = dataclasses.replace(slim, origin=TF, layers=layers)
     networks = [n for n in _TF_NETWORKS.get(version, ()) if name in (None, n)]
-    for network, width in itertools.product(networks, widths(alpha)):
+    for network, width in ((n, w) for n in networks for w in widths(alpha, n)):
         if alpha in (None, width):
             arch = detectors.detector_arch(family, network, width, resolution)
             fill = {"scope": f"FeatureExtractor/{scope}", "last": _TF_LAST[network.removesuffix("-minimalistic")]}
@@ -194,7 +194,7 @@ def _of_torchvision(tensors: Arrays, name: str | None, alpha: float | None, reso
     family = "ssdlite-torchvision"
     part = "head.{}_head.module_list.{{i}}.1.bias".format
     counts, classes = _counts(tensors, part("regression"), part("classification"))
-    for network, width in itertools.product(("v3-large", "v3-small", "v2"), widths(alpha)):
+    for network, width in ((n, w) for n in ("v3-large", "v3-small", "v2") for w in widths(alpha, n)):
         if name not in (None, network) or alpha not in (None, width):
             continue
         theirs = next(n for n in NAMINGS if (n.origin, n.family) == ("torchvision", network.split("-")[0]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable
 
 import numpy as np
@@ -21,7 +20,7 @@ def from_graph(graph: tflite.Graph, where: str, name: str | None, alpha: float |
     theirs = [(x.weight.shape, x.stride) for x in graph.layers]
     padded = any(x.pad == (1, 1, 1, 1) and x.padding == "valid" for x in graph.layers)
     best: tuple[int, Arch] | None = None
-    for network, width in itertools.product(zoo.NETWORKS, widths(alpha)):
+    for network, width in ((n, w) for n in zoo.NETWORKS for w in widths(alpha, n)):
         if wanted in (None, network) and alpha in (None, width):
             for arch in variants(
                 network, width, graph.num_classes, padding="symmetric" if padded else "same", bn_eps=1e-3

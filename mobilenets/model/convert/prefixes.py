@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from mobilenets.model.convert.namings import NAMINGS, PYTORCH, Naming
+from mobilenets.model.convert.naming import PYTORCH, Naming
+from mobilenets.model.convert.namings import NAMINGS
 from mobilenets.model.convert.recognise import Arrays
 
 # Modules with weights that belong to a training, not to the network that it trains.

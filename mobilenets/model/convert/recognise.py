@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,8 @@ from mobilenets.arch.operations import Op
 from mobilenets.arch.spec import Arch
 from mobilenets.errors import UserError
 from mobilenets.model.convert.formats import one_line
-from mobilenets.model.convert.namings import NAMINGS, Naming, Style
+from mobilenets.model.convert.naming import Naming, Style
+from mobilenets.model.convert.namings import NAMINGS
 
 Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]
@@ -27,7 +29,7 @@ OPTIONAL = ("scale", "norm.num_batches_tracked")
 # What training leaves beside the weights.
 LEFTOVERS = re.compile(
     r"(^|/)(global_step|beta[12]_power|.*(RMSProp|Momentum|Adam|Adagrad)(_\d+)?)$|_quant/|num_batches_tracked$"
-    r"|^n_averaged$"
+    r"|^n_averaged$|^(aux[12]|AuxLogits)\."
 )
 SHOWN = 4  # tensors of each kind that an error names
 
@@ -49,7 +51,7 @@ class Slot:
     def shape(self) -> tuple[int, ...]:
         op = self.op
         if self.role == "weight":
-            return (op.cout, op.cin // op.groups, op.kernel, op.kernel)
+            return op.weight_shape
         return () if self.role == "norm.num_batches_tracked" else (op.cout,)
 
 
@@ -78,6 +80,13 @@ def in_our_layout(array: Array, layout: str, depthwise: bool) -> Array:
     if array.ndim == 4 and layout == "hwio":
         return array.transpose((2, 3, 0, 1) if depthwise else (3, 2, 0, 1))
     return array
+
+
+def in_place(array: Array, layout: str, slot: Slot) -> Array:
+    """A tensor of another library as the one of `slot`, if it is that; a matrix that reads a whole map is a filter."""
+    laid = in_our_layout(array, layout, slot.op.kind == "depthwise")
+    whole = array.ndim == 2 and slot.op.kind == "conv" and layout == "oihw" and array.size == math.prod(slot.shape)
+    return laid.reshape(slot.shape) if whole else laid
 
 
 @dataclass(frozen=True)
@@ -131,7 +140,7 @@ def match(naming: Naming, arch: Arch, tensors: Arrays, wanted: Sequence[Slot] | 
                 pooled &= slot.op.name.startswith("head.")
             continue
         found[slot] = name
-        shape = in_our_layout(tensors[name], naming.style.layout, slot.op.kind == "depthwise").shape
+        shape = in_place(tensors[name], naming.style.layout, slot).shape
         if shape != slot.shape:
             misshapen.append(f"{name} {_x(shape)} instead of {_x(slot.shape)}")
             pooled &= slot.op.name.startswith("head.")
@@ -182,7 +191,7 @@ def with_classifier(m: Match, tensors: Arrays) -> Match:
     shape, bias = in_our_layout(tensors[roles["weight"]], style.layout, False).shape, roles.get("bias")
     if shape[1:] != (arch.features, 1, 1) or not shape[0] or (bias and tensors[bias].shape != shape[:1]):
         return m
-    op = Op("classifier", "linear", arch.features, shape[0], bias=True)
+    op = arch.replace(num_classes=shape[0]).graph.op("classifier")
     found = {**m.found, **{Slot(op, role, (name,)): name for role, name in roles.items()}}
     extra = tuple(n for n in m.extra if n not in roles.values())
     return dataclasses.replace(m, arch=arch.replace(num_classes=shape[0]), found=found, extra=extra)
@@ -221,8 +230,10 @@ def identify(tensors: Arrays, name: str | None = None, alpha: float | None = Non
     raise UserError(f"the weights fit {'no network' if not (name or alpha) else 'none that was asked for'}; {looks}")
 
 
-def widths(alpha: float | None) -> Sequence[float]:
-    return ALPHAS if alpha is None or alpha in ALPHAS else (*ALPHAS, alpha)
+def widths(alpha: float | None, name: str) -> Sequence[float]:
+    """Those that somebody may have weights of; MobileNets' are trained at widths beside their papers'."""
+    known = ALPHAS if name in zoo.NETWORKS else zoo.network(name).alphas
+    return known if alpha is None else (alpha, *(a for a in known if a != alpha))
 
 
 def _bodies(tensors: Arrays, told: float | None) -> Iterator[Match]:
@@ -231,15 +242,22 @@ def _bodies(tensors: Arrays, told: float | None) -> Iterator[Match]:
         stem = naming.layers["stem"].partition("|")[0].format(i=0)
         if not any(stem + suffix in tensors for suffix in naming.style.roles["weight"]):
             continue
-        names = [n for n in zoo.NETWORKS if n.split("-")[0] == naming.family and naming.covers(zoo.arch(n))]
-        for name, alpha in itertools.product(names, widths(told)):
-            for arch in variants(name, alpha, 0):
-                m = match(naming, arch, tensors)
-                replaced = _head_replaced(m)
-                if not replaced:
-                    yield m
-                if m.pooled and (m.missing or m.misshapen or replaced):
-                    yield match(naming, arch.replace(head=()), tensors)
+        for name in naming.networks:
+            for alpha in widths(told, name):
+                matches = [m for arch in variants(name, alpha, 0) for m in _matches(naming, arch, tensors)]
+                yield from (m for m in matches if len(m.missing) < 10 * len(m.found))  # else a name or two is alike
+                if alpha != told and all(len(m.missing) > len(m.found) for m in matches):
+                    break  # another network, at whatever width: names don't tell widths apart
+
+
+def _matches(naming: Naming, arch: Arch, tensors: Arrays) -> Iterator[Match]:
+    """How `tensors` fit a network, and how without its layers after the pooling where somebody has replaced those."""
+    m = match(naming, arch, tensors)
+    replaced = _head_replaced(m)
+    if not replaced:
+        yield m
+    if m.pooled and (m.missing or m.misshapen or replaced):
+        yield match(naming, arch.replace(head=()), tensors)
 
 
 def _head_replaced(m: Match) -> bool:
@@ -257,7 +275,7 @@ def convert(m: Match, tensors: Arrays) -> dict[str, Array]:
     out: dict[str, Array] = {}
     scales: dict[Op, Array] = {}
     for slot, name in m.found.items():
-        array = in_our_layout(np.asarray(tensors[name]), m.naming.style.layout, slot.op.kind == "depthwise")
+        array = in_place(np.asarray(tensors[name]), m.naming.style.layout, slot)
         if slot.role == "scale":
             scales[slot.op] = array.astype(np.float32)
         elif slot.role == "norm.num_batches_tracked":

@@ -20,7 +20,7 @@ from mobilenets import console, files, web
 from mobilenets.arch.spec import Arch
 from mobilenets.errors import UserError
 from mobilenets.model import imagenet
-from mobilenets.model.bundle import Bundle, find_bundle, is_bundle
+from mobilenets.model.bundle import Bundle, find_bundle, is_bundle, is_file
 from mobilenets.model.card import Card
 from mobilenets.model.convert import catalogue, fetched, formats
 from mobilenets.model.convert.weights import foreign_bundle, open_foreign
@@ -62,7 +62,7 @@ def opened(source: str | Path, folder: Path | None = None) -> Bundle:
     Raises `UserError`.
     """
     with formats.path_errors(Path(source)):
-        if catalogue.is_name(str(source)) or Path(source).is_file():
+        if catalogue.is_name(str(source)) or (Path(source).is_file() and not is_file(Path(source))):
             return _foreign(str(source), folder)
         return Bundle.load(find_bundle(Path(source)))
 
@@ -147,7 +147,7 @@ def _candidates(folder: Path, depth: int = DEPTH) -> Iterator[Path]:
             count += 1
             if count > MOST:
                 raise UserError(f"{folder}: over {MOST:,} files; --weights takes a folder of weights")
-            if Path(name).suffix.lower() in formats.READERS:
+            if Path(name).suffix.lower() in formats.READERS or is_file(here / name):
                 yield here / name
 
 

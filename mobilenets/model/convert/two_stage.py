@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import re
 from typing import Any
 
@@ -95,7 +94,8 @@ def bundle(tensors: Arrays, said: Stated, where: str, **fields: Any) -> Bundle:
     classes = int(own[_LAST].size)
     tried = [
         _tried(own, network, alpha, classes)
-        for network, alpha in itertools.product(("v3-large", "v3-small", "v2"), widths(said.alpha))
+        for network in ("v3-large", "v3-small", "v2")
+        for alpha in widths(said.alpha, network)
         if said.arch in (None, network) and said.alpha in (None, alpha)
     ]
     if not tried or classes < 2:

@@ -17,13 +17,14 @@ from mobilenets.model import imagenet
 from mobilenets.model.bundle import Bundle, is_bundle
 from mobilenets.model.card import Card, Metric, classifier_card
 from mobilenets.model.convert import catalogue, detector_graphs, detectors, fetched, formats, sidecars, two_stage
+from mobilenets.model.convert.branches import joined
 from mobilenets.model.convert.catalogue import Published
 from mobilenets.model.convert.detector_bundle import detector_bundle
 from mobilenets.model.convert.foreign import IMAGENET_PREPROCESS, TF_PREPROCESS, Foreign, Stated
 from mobilenets.model.convert.formats import frozen_graph, hdf5, post_processing, pytorch, tf_checkpoint, tflite
 from mobilenets.model.convert.graphs import from_graph
 from mobilenets.model.convert.labels import shown, with_two_classes, without_background
-from mobilenets.model.convert.namings import PYTORCH, Naming
+from mobilenets.model.convert.naming import PYTORCH, Naming
 from mobilenets.model.convert.prefixes import unprefixed
 from mobilenets.model.convert.recognise import Array, check_strides, convert, identify
 from mobilenets.model.images import Preprocess
@@ -32,8 +33,14 @@ from mobilenets.model.images import Preprocess
 USUAL = {
     "timm's V1": dataclasses.replace(TF_PREPROCESS, interpolation="bicubic"),
     **dict.fromkeys(
-        ("timm's V2", "timm's V3", "timm's V4"), dataclasses.replace(IMAGENET_PREPROCESS, interpolation="bicubic")
+        ("timm's V2", "timm's V3", "timm's V4", "timm's MNASNET", "timm's EFFICIENTNET", "timm's GHOSTNET"),
+        dataclasses.replace(IMAGENET_PREPROCESS, interpolation="bicubic"),
     ),
+    "timm's MOBILEONE": dataclasses.replace(IMAGENET_PREPROCESS, crop=0.9, interpolation="bicubic"),
+    "timm's MOBILENET": dataclasses.replace(TF_PREPROCESS, interpolation="bicubic"),
+    "timm's XCEPTION": dataclasses.replace(TF_PREPROCESS, crop=0.8975, interpolation="bicubic"),
+    # whose weights are those that the authors trained with TensorFlow
+    **dict.fromkeys(("torchvision's GOOGLENET", "torchvision's INCEPTION"), TF_PREPROCESS),
 }
 IMAGE_FIELDS: tuple[str, ...] = ("resolution", "mean", "std", "crop", "interpolation")
 BOX_FIELDS: tuple[str, ...] = ("resolution", "mean", "std", "interpolation")  # of a detector, which crops nothing
@@ -127,7 +134,7 @@ def _of_frozen(path: Path, facts: dict[str, str]) -> Foreign:
 
 
 def _of_pytorch(path: Path, facts: dict[str, str]) -> Foreign:
-    raw = pytorch.read(path)
+    raw = joined(pytorch.read(path))
     tensors = raw if detectors.is_detector(raw) else unprefixed(raw)
     foreign = Foreign(str(path), tensors, sidecars.beside(path) or Stated(), facts=facts)
     entry = catalogue.of_digest(facts["sha256"]) if path.suffix == ".pth" else None

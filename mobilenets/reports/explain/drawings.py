@@ -26,7 +26,7 @@ def _slab(x: float, shape: Shape, full: int) -> tuple[str, float]:
     return f'<rect class="slab" {at} width="{w:.1f}" height="{h:.1f}" rx="2"/>{text}', w
 
 
-def _label(x: float, y: float, w: float, lines: Sequence[str], kind: str, h: float = 40) -> str:
+def box(x: float, y: float, w: float, lines: Sequence[str], kind: str, h: float = 40) -> str:
     """A box centred at height `y`, in its type's colour."""
     colour = f"var(--{CSS.get(kind, 'muted')})"
     lines = [t for t in lines if t]
@@ -35,11 +35,12 @@ def _label(x: float, y: float, w: float, lines: Sequence[str], kind: str, h: flo
         f'<text x="{x + w / 2:.1f}" y="{first + 13 * i:.1f}" class="{"s" if i else "n"}">{t}</text>'
         for i, t in enumerate(lines)
     )
-    box = f'<rect x="{x:.1f}" y="{y - h / 2:.1f}" width="{w:.1f}" height="{h:.1f}" rx="7"'
-    return f'{box} style="stroke:{colour};fill:color-mix(in srgb,{colour} 13%,var(--back))"/>{words}'
+    rect = f'<rect x="{x:.1f}" y="{y - h / 2:.1f}" width="{w:.1f}" height="{h:.1f}" rx="7"'
+    return f'{rect} style="stroke:{colour};fill:color-mix(in srgb,{colour} 13%,var(--back))"/>{words}'
 
 
-def _path(*points: tuple[float, float], arrow: bool = False) -> str:
+def line(*points: tuple[float, float], arrow: bool = False) -> str:
+    """A line through points, with the head of an arrow at its end."""
     d = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
     if arrow:
         x, y = points[-1]
@@ -76,63 +77,63 @@ def block(part: Part, full: int) -> str:
         if s.kind == "se":
             reduce, expand = s.branches[0]
             left, low, w3 = x - 6, MIDDLE + 108, 62
-            out.append(_path((left, MIDDLE + 74), (left, low), (left + 14, low), arrow=True))
+            out.append(line((left, MIDDLE + 74), (left, low), (left + 14, low), arrow=True))
             for i, text in enumerate(
                 (["mean", "of map"], [f"1x1 → {reduce.cout}", "ReLU"], [f"1x1 → {expand.cout}", "h-sigmoid"])
             ):
-                out.append(_label(left + 14 + i * (w3 + 10), low, w3, text, "se" if i else "", 34))
-                out.append(_path((left + 14 + i * (w3 + 10) + w3, low), (left + 24 + i * (w3 + 10) + w3, low)))
+                out.append(box(left + 14 + i * (w3 + 10), low, w3, text, "se" if i else "", 34))
+                out.append(line((left + 14 + i * (w3 + 10) + w3, low), (left + 24 + i * (w3 + 10) + w3, low)))
             right = left + 14 + 3 * (w3 + 10)
-            out += [_path((x, MIDDLE), (right - 8, MIDDLE)), _joint(right, "×")]
-            out.append(_path((right, low), (right, MIDDLE + 9), arrow=True))
+            out += [line((x, MIDDLE), (right - 8, MIDDLE)), _joint(right, "×")]
+            out.append(line((right, low), (right, MIDDLE + 9), arrow=True))
             x, height = right + 8, low + 24.0
         elif s.kind == "attend":
             left = x + GAP
             for y, branch in zip((MIDDLE - 42, MIDDLE, MIDDLE + 42), s.branches, strict=True):
-                out.append(_path((x, MIDDLE), (left, y)))
+                out.append(line((x, MIDDLE), (left, y)))
                 for i, op in enumerate(branch):
                     wide = 90 if len(branch) == 2 else 190
                     act = f"3x3/{op.stride} depthwise" if op.kind == "depthwise" else f"1x1 → {op.cout}"
-                    out.append(_label(left + i * 100, y, wide, [short(op).split("_")[0], act], op.kind, 34))
+                    out.append(box(left + i * 100, y, wide, [short(op).split("_")[0], act], op.kind, 34))
                     if i:
-                        out.append(_path((left + 90, y), (left + 100, y)))
-                out.append(_path((left + 190, y), (left + 206, y)))
-            out.append(_label(left + 206, MIDDLE, 66, lines, "attend", 118))
+                        out.append(line((left + 90, y), (left + 100, y)))
+                out.append(line((left + 190, y), (left + 206, y)))
+            out.append(box(left + 206, MIDDLE, 66, lines, "attend", 118))
             x = left + 272
         else:
-            out.append(_path((x, MIDDLE), (x + GAP, MIDDLE)))
-            out.append(_label(x + GAP, MIDDLE, BOX, lines, s.kind))
+            out.append(line((x, MIDDLE), (x + GAP, MIDDLE)))
+            out.append(box(x + GAP, MIDDLE, BOX, lines, s.kind))
             x += GAP + BOX
         end = GAP
         if part.shortcut and s is drawn[-1]:
-            out += [_path((x, MIDDLE), (x + GAP, MIDDLE)), _joint(x + GAP + 8, "+")]
+            out += [line((x, MIDDLE), (x + GAP, MIDDLE)), _joint(x + GAP + 8, "+")]
             joint = x + GAP + 8
             out.append(
                 f'<path class="arc" d="M{start:.1f} {top:.1f}V22Q{start:.1f} 8 {start + 14:.1f} 8H{joint - 14:.1f}'
                 f'Q{joint:.1f} 8 {joint:.1f} 22V{MIDDLE - 10}"/>'
             )
             out.append(
-                _path((joint, MIDDLE - 14), (joint, MIDDLE - 9), arrow=True).replace("<path", '<path class="arc"')
+                line((joint, MIDDLE - 14), (joint, MIDDLE - 9), arrow=True).replace("<path", '<path class="arc"')
             )
             x += GAP + 16
-        out.append(_path((x, MIDDLE), (x + end, MIDDLE), arrow=True))
+        out.append(line((x, MIDDLE), (x + end, MIDDLE), arrow=True))
         slab, w = _slab(x + end, (s.op.cout, side, side), full)
         out.append(slab)
         x += end + w
     width, above = x + PAD, 0 if part.shortcut or any(s.kind == "attend" for s in drawn) else MIDDLE - 56
     title = f"{part.kind}, {shape(part.in_shape)} to {shape(part.out_shape)}"
-    return _svg("block", f"0 {above} {width:.0f} {height - above:.0f}", title, f"--width:{width:.0f}px", out)
+    return svg("block", f"0 {above} {width:.0f} {height - above:.0f}", title, f"--width:{width:.0f}px", out)
 
 
-def _svg(name: str, box: str, title: str, style: str, inside: Sequence[str]) -> str:
+def svg(name: str, view: str, title: str, style: str, inside: Sequence[str]) -> str:
     label = f'role="img" aria-label="{title}"'
-    return f'<svg class="{name}" viewBox="{box}" {label} style="{style}">{"".join(inside)}</svg>'
+    return f'<svg class="{name}" viewBox="{view}" {label} style="{style}">{"".join(inside)}</svg>'
 
 
 def overview(e: Explanation) -> str:
     """The whole network as an SVG: each block's output as a slab, and below it the block's share of macs and params."""
     parts = e.every_part
-    width, left, line, macs0, params0, most = 900, 64, 84, 262, 274, 78
+    width, left, middle_y, macs0, params0, most = 900, 64, 84, 262, 274, 78
     pitch = (width - left - 6) / len(parts)
     widest = max(p.out_shape[0] for p in parts if p.kind != "classifier")
     total = {"macs": e.cost.macs, "params": e.cost.params}
@@ -146,12 +147,12 @@ def overview(e: Explanation) -> str:
         h = 6 + 150 * (side / e.arch.resolution) ** 0.5
         tip = f"{p.name}: {p.kind}, {shape(p.out_shape)}, {millions(p.macs)} M macs, {p.params:,} parameters"
         out.append(
-            f'<g><title>{tip}</title><rect class="slab" x="{middle - w / 2:.1f}" y="{line - h / 2:.1f}" '
+            f'<g><title>{tip}</title><rect class="slab" x="{middle - w / 2:.1f}" y="{middle_y - h / 2:.1f}" '
             f'width="{w:.1f}" height="{h:.1f}" rx="2" '
             f'style="fill:color-mix(in srgb,{colour} 45%,var(--back));stroke:{colour}"/>'
         )
         if p.shortcut:
-            y = line - h / 2 - 3
+            y = middle_y - h / 2 - 3
             out.append(
                 f'<path class="arc" d="M{middle - pitch:.1f} {y:.1f}'
                 f'Q{middle - pitch / 2:.1f} {y - 16:.1f} {middle:.1f} {y:.1f}"/>'
@@ -172,10 +173,10 @@ def overview(e: Explanation) -> str:
         out.append("</g>")
     for name, y in (("macs", macs0 - 6), ("params", params0 + 12)):
         out.append(f'<text x="0" y="{y}" class="l">{name}</text>')
-    out.append(f'<text x="0" y="{line + 4}" class="l">maps</text>')
+    out.append(f'<text x="0" y="{middle_y + 4}" class="l">maps</text>')
     out.append(f'<path d="M{left} {macs0 + 1}H{width}M{left} {params0 - 1}H{width}" style="stroke:var(--grid)"/>')
     for s in e.arch.stages:
         x = left + pitch * (s.block + 0.5)
-        out.append(f'<text x="{x:.1f}" y="{line + 78}" class="s">{s.channels}</text>')
-        out.append(f'<text x="{x:.1f}" y="{line + 90}" class="s">/{s.stride}</text>')
-    return _svg("net", f"0 0 {width} {params0 + most + 18}", f"{e.arch.title}, block by block", "", out)
+        out.append(f'<text x="{x:.1f}" y="{middle_y + 78}" class="s">{s.channels}</text>')
+        out.append(f'<text x="{x:.1f}" y="{middle_y + 90}" class="s">/{s.stride}</text>')
+    return svg("net", f"0 0 {width} {params0 + most + 18}", f"{e.arch.title}, block by block", "", out)

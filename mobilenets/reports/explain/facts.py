@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mobilenets.arch import cost, zoo
 from mobilenets.arch.cost import TYPE_NAMES, Cost, CostRow
 from mobilenets.arch.spec import Arch
+from mobilenets.errors import UserError
 from mobilenets.reports.explain.parts import Shape
 
 HEAVIEST = 3
@@ -95,8 +97,9 @@ def knobs(now: Cost) -> tuple[Knob, ...]:
     if lower >= SMALLEST_RESOLUTION:
         smaller = "rho²: maps have fewer positions; the weights, used at each position, stay as they are"
         rho = lower / a.resolution
-        less = _turned(a, a.alpha, lower)
-        out.append(_knob("resolution", a.resolution, lower, now, less, rho**2, smaller, "V1 paper, section 3.4"))
+        with contextlib.suppress(UserError):  # a network whose layers are as large as its last map takes no less
+            less = _turned(a, a.alpha, lower)
+            out.append(_knob("resolution", a.resolution, lower, now, less, rho**2, smaller, "V1 paper, section 3.4"))
     return tuple(out)
 
 

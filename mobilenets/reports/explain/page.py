@@ -1,4 +1,4 @@
-"""An `Explanation` as one HTML page."""
+"""An `Explanation`, or ideas, as one HTML page."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from markupsafe import Markup
 
 from mobilenets.arch.cost import TYPE_NAMES
 from mobilenets.reports import pages
-from mobilenets.reports.explain import drawings
+from mobilenets.reports.explain import diagram, drawings
 from mobilenets.reports.explain.explanation import Explanation
+from mobilenets.reports.explain.lessons import Lessons
 from mobilenets.reports.explain.words import millions, percent, sentences, shape, times
 
 
@@ -33,3 +34,14 @@ def page(e: Explanation) -> str:
         css=drawings.CSS,
         names=TYPE_NAMES,
     )
+
+
+def ideas(told: Lessons) -> str:
+    """Ideas as one HTML page, each beside what it replaces."""
+    count = "{:,}".format
+    filters: dict[str, Callable[..., Any]] = {
+        "millions": millions,
+        "count": count,
+        "draw": lambda way: Markup(diagram.drawn(way)),
+    }
+    return pages.render("ideas.html", filters, told=told)

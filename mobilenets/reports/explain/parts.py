@@ -14,6 +14,17 @@ from typing import Any
 from mobilenets.arch.cost import Cost, CostRow
 from mobilenets.arch.operations import Op
 from mobilenets.arch.rows import Attention, Conv, FusedInvertedResidual, InvertedResidual, Row, Separable
+from mobilenets.arch.rows_branches import Branches
+from mobilenets.arch.rows_units import (
+    BareSeparable,
+    BiasedSeparable,
+    Factorized,
+    Flattened,
+    GhostBottleneck,
+    GroupedShuffleUnit,
+    ShuffleUnit,
+    XceptionBlock,
+)
 
 Shape = tuple[int, int, int]
 SEPARABLE, INVERTED = "depthwise separable", "inverted residual"
@@ -24,6 +35,17 @@ VARIANTS = {
     (False, True): "inverted bottleneck",
     (True, False): "ConvNext-like",
     (False, False): "feed-forward",
+}
+
+UNITS: dict[type[Row], str] = {
+    BareSeparable: SEPARABLE,
+    BiasedSeparable: SEPARABLE,
+    ShuffleUnit: "shuffle unit",
+    GroupedShuffleUnit: "grouped shuffle unit",
+    XceptionBlock: "Xception block",
+    GhostBottleneck: "ghost bottleneck",
+    Flattened: "flattened layers",
+    Factorized: "single intra-channel layer",
 }
 
 
@@ -141,6 +163,17 @@ def kind_of(row: Row, universal: bool) -> str:
             return ATTENTION
         case InvertedResidual():
             return VARIANTS[bool(row.start), bool(row.kernel)] if universal else INVERTED
+        case Branches():
+            return _kind_of_branches(row)
+    return UNITS[type(row)]
+
+
+def _kind_of_branches(row: Branches) -> str:
+    first, *others = row.steps
+    if others:
+        return "fire module" if first.name == "squeeze" else "inception module"
+    window = f"{first.kernel}x{first.kernel_width or first.kernel}"
+    return f"{window} {first.pooling} pooling" if first.pooling else f"{window} convolution"
 
 
 def every_part(cost: Cost) -> tuple[Part, ...]:
@@ -199,6 +232,10 @@ def _against(ops: Sequence[Op], sides: dict[str, int], rows: Sequence[CostRow]) 
     if "attend" in by_name:
         note = "attention isn't a convolution: there is no standard one to set it beside"
         return Against(0, total, None, None, None, None, None, note)
+    if not rows:
+        return Against(
+            0, 0, None, None, None, None, None, "it has no weights: there is no convolution to set it beside"
+        )
     if len(rows) == 1:
         k = ops[0].kernel
         note = "a 1x1 convolution has no spatial kernel to separate"
@@ -217,7 +254,11 @@ def _against(ops: Sequence[Op], sides: dict[str, int], rows: Sequence[CostRow]) 
         return Against(k, total, standard(k, cin, cout), wide, None, None, None, note)
     depthwise = ops[deep]
     k = depthwise.kernel
-    pointwise = next(op for op in ops[deep:] if op.kind == "pointwise" and not short(op).startswith("se_"))
+    later = (op for op in ops[deep:] if op.kind == "pointwise" and not short(op).startswith("se_"))
+    pointwise = next(later, None)
+    if pointwise is None:
+        note = "no 1x1 layer follows its last depthwise one: 1/N + 1/K² doesn't apply"
+        return Against(k, total, standard(k, cin, cout), None, None, None, None, note)
     pair = macs[depthwise.name] + macs[pointwise.name]
     note = "the depthwise layer and the 1x1 layer after it are the whole block, so 1/N + 1/K² is exact"
     if pair != total:

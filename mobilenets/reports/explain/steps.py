@@ -50,7 +50,7 @@ def steps(part: Part) -> list[Step]:
 def caption(s: Step, part: Part) -> list[str]:
     """The three lines inside a step's box."""
     out = shape((s.op.cout, part.sides[s.op.name], part.sides[s.op.name]))
-    size = f"{s.op.kernel}x{s.op.kernel}{s.stride}"
+    size = f"{s.op.kernels[0]}x{s.op.kernels[1]}{s.stride}"
     role = {"expand": "expand", "project": "project", "pointwise": "pointwise", "output": "output"}.get(short(s.op), "")
     match s.kind:
         case "se":
@@ -61,6 +61,12 @@ def caption(s: Step, part: Part) -> list[str]:
             return ["BatchNorm", out, ""]
         case "pool":
             return ["mean", out, ""]
+        case "maxpool":
+            return [f"max {size}", out, ""]
+        case "avgpool":
+            return [f"mean {size}", out, ""]
+        case "shuffle" | "slice" | "concat":
+            return [s.kind, out, ""]
         case "depthwise":
             role = "depthwise"
         case "conv" if not role:

@@ -33,7 +33,7 @@ def _flow(part: Part) -> Text:
     words: list[tuple[str, str]] = []
     drawn = [s for s in steps(part) if s.kind != "norm"]
     for s in drawn:
-        size = f"{s.op.kernel}x{s.op.kernel}{s.stride}"
+        size = f"{s.op.kernels[0]}x{s.op.kernels[1]}{s.stride}"
         wide = "" if s is drawn[-1] else f" {s.op.cout}"
         text = {
             "conv": f"conv {size}{wide}",
@@ -41,7 +41,9 @@ def _flow(part: Part) -> Text:
             "pointwise": f"{size}{wide}",
             "pool": "mean of the map",
             "linear": "linear",
-        }.get(s.kind, "")
+            "maxpool": f"max {size}",
+            "avgpool": f"mean {size}",
+        }.get(s.kind, s.kind)
         if s.kind == "se":
             text = f"se {s.branches[0][0].cout}"
         if s.kind == "attend":
@@ -94,7 +96,7 @@ def _boxes(part: Part) -> Text:
     return Text("\n", no_wrap=True).join(lines)
 
 
-def _bar(ratio: float, width: int) -> str:
+def filled(ratio: float, width: int) -> str:
     """A bar of `width` characters at 1, in eighths of a character."""
     eighths = round(8 * width * ratio)
     return ("█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8]).rstrip() or ("▏" if ratio else "")
@@ -159,7 +161,7 @@ class Screen:
         for p, flow, (name, n, out, act) in zip(e.parts, flows, cells, strict=True):
             macs, params = p.times * p.macs, p.times * p.params
             share = Text(
-                _bar(macs / top, bar), style=INK.get(max(p.rows, key=lambda r: r.macs).type, "") if macs else ""
+                filled(macs / top, bar), style=INK.get(max(p.rows, key=lambda r: r.macs).type, "") if macs else ""
             )
             m = percent(macs / e.cost.macs) if macs else ""
             t.add_row(name, n, flow, act if len(acts) > 1 else "", out, m, share, percent(params / e.cost.params))
@@ -186,7 +188,7 @@ class Screen:
             kinds: dict[str, list[Part]] = {}
             for p in parts:
                 kinds.setdefault(p.kind, []).append(p)
-            drawn = [k for k in kinds if not k.endswith("convolution")] or list(kinds)[:1]
+            drawn = [k for k in kinds if not k.endswith(("convolution", "pooling"))] or list(kinds)[:1]
             heavy = sorted(drawn, key=lambda k: -sum(p.times * p.macs for p in kinds[k]))[:MOST_DRAWN]
             shown = [k for k in drawn if k in heavy or k == "attention"]
             # The one that has most to show: a squeeze-excite, a shortcut, many repeats.
@@ -262,7 +264,7 @@ class Screen:
 
         m, p = s.macs / self.e.cost.macs, s.params / self.e.cost.params
         style = INK.get(s.kind, "")
-        t.add_row(s.label, percent(m), Text(_bar(m, bar), style=style), percent(p), Text(_bar(p, bar), style=style))
+        t.add_row(s.label, percent(m), Text(filled(m, bar), style=style), percent(p), Text(filled(p, bar), style=style))
 
     def _facts(self) -> Iterator[RenderableType]:
         t = self._grid("<", "wrap")

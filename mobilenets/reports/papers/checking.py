@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import ROUND_DOWN, ROUND_HALF_UP, Decimal
 from fractions import Fraction
 from typing import Any, Literal
 
+from mobilenets.arch import cost, zoo
+from mobilenets.arch.cost import Cost
 from mobilenets.reports.papers.counting import Value, value
 from mobilenets.reports.papers.errata import ERRATA, Erratum
 from mobilenets.reports.papers.tables import FOREIGN_RULE, RULES, UNITS, Cell, Column, Row, Rule, Table, What
 
 NEAR = 0.025
 Kind = Literal["printed", "counted", "exactly"]
-CountForeign = Callable[[str], Any]
 # "differs": without an erratum that says why. "foreign": beside a network of others, not judged.
 Status = Literal["", "computed", "agrees", "erratum", "differs", "foreign", "as published", "can't be derived"]
 JUDGED: tuple[Status, ...] = ("agrees", "erratum", "differs")
@@ -192,15 +193,12 @@ class Result:
         }
 
 
-def check(table: Table, count_foreign: CountForeign | None = None) -> Result:
-    """Count everything in `table` that can be counted and compare it with what is printed.
-
-    `count_foreign` is `foreign.count_foreign`; without it, the networks of others stay as published.
-    """
+def check(table: Table) -> Result:
+    """Count everything in `table` that can be counted and compare it with what is printed."""
     errata = {(e.row, e.column): e for e in ERRATA if e.table == table.name}
     rows = []
     for row in table.rows:
-        theirs = count_foreign(row.foreign) if count_foreign and row.foreign else None
+        theirs = _counted(row.foreign) if row.foreign else None
         cells = zip(table.columns, row.cells, strict=True)
         rows.append(
             (row.label, tuple(_check(table, row, c, x, errata.get((row.label, c.name)), theirs) for c, x in cells))
@@ -208,12 +206,14 @@ def check(table: Table, count_foreign: CountForeign | None = None) -> Result:
     return Result(table, tuple(rows))
 
 
-def _check(table: Table, row: Row, column: Column, given: str | Cell, erratum: Erratum | None, theirs: Any) -> Checked:
+def _check(
+    table: Table, row: Row, column: Column, given: str | Cell, erratum: Erratum | None, theirs: Cost | None
+) -> Checked:
     if isinstance(given, str):
         given = Cell(given, column.unit, column.what, row.net)
     printed, unit = given.printed, given.unit
     plain = Checked(column.name, unit, printed, "")
-    if row.foreign and given.what in ("macs", "weights"):
+    if theirs and given.what in ("macs", "weights"):
         return _check_foreign(plain, given.what, erratum, theirs)
     if given.what is None or given.net is None:
         why: Status = column.why if row.net else "as published"
@@ -242,16 +242,20 @@ def _check(table: Table, row: Row, column: Column, given: str | Cell, erratum: E
     )
 
 
-def _check_foreign(plain: Checked, what: What, erratum: Erratum | None, theirs: Any) -> Checked:
-    """A cell of a network of others; `theirs`: its `foreign.ForeignCost`, where they are counted."""
-    status: Status = "as published"
-    if theirs:
-        exact = theirs.macs if what == "macs" else theirs.params
-        off = 100 * (float(plain.printed) * UNITS[plain.unit] / exact - 1)
-        how = f"{abs(off):.1f}% {'more' if off > 0 else 'less'}"
-        computed, cause = shown(exact, plain.unit, plain.printed), f"beside {theirs.name} at {theirs.resolution} pixels"
-        plain = dataclasses.replace(plain, exact=exact, computed=computed, how=how, cause=cause)
-        status = "foreign"
-    if erratum:
-        plain, status = dataclasses.replace(plain, how="", cause=erratum.cause), "erratum"
-    return dataclasses.replace(plain, status=status)
+@functools.cache
+def _counted(name: str) -> Cost:
+    return cost.count(zoo.arch(name))
+
+
+def _check_foreign(plain: Checked, what: What, erratum: Erratum | None, theirs: Cost) -> Checked:
+    """A cell of a network of others, whose cost is `theirs`."""
+    exact = theirs.macs if what == "macs" else theirs.params
+    off = 100 * (float(plain.printed) * UNITS[plain.unit] / exact - 1)
+    return dataclasses.replace(
+        plain,
+        exact=exact,
+        computed=shown(exact, plain.unit, plain.printed),
+        how="" if erratum else f"{abs(off):.1f}% {'more' if off > 0 else 'less'}",
+        cause=erratum.cause if erratum else f"beside {theirs.arch.name} at {theirs.arch.resolution} pixels",
+        status="erratum" if erratum else "foreign",
+    )

@@ -29,8 +29,8 @@ RULES: dict[Rule, str] = {
     "near": "✓ the printed value is within 2.5% of the counted one, or is it truncated",
 }
 FOREIGN_RULE = (
-    "≈ a network of others, counted as torchvision builds it today, with 1000 classes, which need not be how the "
-    "paper had it: by how much the printed value is more or less is said, not judged"
+    "≈ a network of others, counted by its own rows here, which are as torchvision builds it, with 1000 classes, and "
+    "need not be how the paper had it: by how much the printed value is more or less is said, not judged"
 )
 
 
@@ -78,7 +78,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """`cells` as printed, "" where nothing is; `foreign`: a network of others, as `foreign.count_foreign` names it."""
+    """`cells` as printed, "" where nothing is; `foreign`: a network of others, by its name here."""
 
     label: str
     net: Net | None
@@ -103,11 +103,11 @@ WEIGHTS = Column("params", "M", "weights")
 COSTS = (TOP1, MACS, WEIGHTS)
 V1 = Net()
 NONE = Cell("")
-GOOGLENET = Row("GoogLeNet", None, ("69.8", "1550", "6.8"), "torchvision:googlenet")
-VGG16 = Row("VGG16", None, ("71.5", "15300", "138"), "torchvision:vgg16")
-SQUEEZENET = Row("SqueezeNet", None, ("57.5", "1700", "1.25"), "torchvision:squeezenet1_0")
-ALEXNET = Row("AlexNet", None, ("57.2", "720", "60"), "torchvision:alexnet")
-INCEPTION_V3 = Row("Inception V3", None, ("84", "5000", "23.2"), "torchvision:inception_v3")
+GOOGLENET = Row("GoogLeNet", None, ("69.8", "1550", "6.8"), "googlenet")
+VGG16 = Row("VGG16", None, ("71.5", "15300", "138"), "vgg16")
+SQUEEZENET = Row("SqueezeNet", None, ("57.5", "1700", "1.25"), "squeezenet-1.0")
+ALEXNET = Row("AlexNet", None, ("57.2", "720", "60"), "alexnet")
+INCEPTION_V3 = Row("Inception V3", None, ("84", "5000", "23.2"), "inception-v3")
 
 
 # fmt: off

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +47,12 @@ class Detections:
     @property
     def boxes(self) -> tuple[Detection, ...]:
         return tuple(d for d in self.every if d.score >= self.least)
+
+    @property
+    def counted(self) -> str:
+        """How many objects of each label there are, the most first: what stands below a picture that shows them."""
+        found = Counter(d.label for d in self.boxes)
+        return ", ".join(f"{n} {label}" for label, n in found.most_common()) or "nothing"
 
     def to_json(self) -> dict[str, Any]:
         return {"boxes": [d.to_json() for d in self.boxes]}

@@ -29,7 +29,8 @@ class DetectionLoss(nn.Module):
 
     Logits: with softmax scores the cross-entropy, with sigmoid ones the binary cross-entropy of every column, of the
     objects' anchors and the three times as many of the others that are worst; or the focal loss of all. Anchors within
-    crowds are neither.
+    crowds are neither. An object that is only so sure, as a teacher's, has "scores" among its targets: as much of its
+    anchors is its class and the rest background, and as much do its offsets count.
     """
 
     def __init__(self, config: Config, mosaic: float = 0.0) -> None:
@@ -57,17 +58,21 @@ class DetectionLoss(nn.Module):
                 f"the network answers for {offsets.shape[1]} anchors, its config has {len(self.anchors)}: images have "
                 "another size in training (--progressive must be 1)"
             )
-        classes, boxes = self._wanted(targets)
+        classes, boxes, sure = self._wanted(targets)
         positive = classes >= 0
         wanted = encode(boxes[positive], self.anchors.expand(len(boxes), -1, -1)[positive], self.config.coder)
-        off = F.smooth_l1_loss(offsets[positive], wanted, reduction="sum")
-        count = positive.sum().clamp(min=1)
-        kinds: Tensor = self._of_logits(logits, classes)
+        each = F.smooth_l1_loss(offsets[positive], wanted, reduction="none")
+        off = (each * sure[positive, None]).sum()
+        count = sure[positive].sum().clamp(min=1)
+        kinds: Tensor = self._of_logits(logits, classes, sure)
         return off / count, kinds / count
 
-    def _wanted(self, targets: Sequence[Mapping[str, Tensor]]) -> tuple[Tensor, Tensor]:
-        """Of each anchor its object's class [N, A], BACKGROUND or IGNORED, and its object's box [N, A, 4]."""
-        classes, boxes = [], []
+    def _wanted(self, targets: Sequence[Mapping[str, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+        """Of each anchor its object's class [N, A], BACKGROUND or IGNORED; its object's box [N, A, 4]; how sure [N, A].
+
+        How sure it is that there is an object is 1 where nothing is said, and of all other anchors.
+        """
+        classes, boxes, sure = [], [], []
         for t in targets:
             crowd = t["crowd"]
             own, labels = t["boxes"][~crowd], t["labels"][~crowd]
@@ -78,19 +83,25 @@ class DetectionLoss(nn.Module):
             one[found] = labels[index[found]]
             box = torch.zeros_like(self.anchors)
             box[found] = own[index[found]]
+            how_sure = torch.ones_like(box[:, 0])
+            if "scores" in t:
+                how_sure[found] = t["scores"][~crowd][index[found]]
             classes.append(one)
             boxes.append(box)
-        return torch.stack(classes), torch.stack(boxes)
+            sure.append(how_sure)
+        return torch.stack(classes), torch.stack(boxes), torch.stack(sure)
 
-    def _of_logits(self, logits: Tensor, classes: Tensor) -> Tensor:
+    def _of_logits(self, logits: Tensor, classes: Tensor, sure: Tensor) -> Tensor:
         column = classes + self.config.background  # of background 0, where there is a column for it
+        there = sure * (classes >= 0)
+        wanted = torch.zeros_like(logits)
+        wanted.scatter_(-1, column.clamp(min=0).unsqueeze(-1), there.unsqueeze(-1))
+        # Sigmoids have no need of a background: it is no object of any kind, as in TensorFlow's detectors
+        # (encode_background_as_zeros), whose column for it never says anything.
         if self.config.scores == "softmax":
-            losses = F.cross_entropy(logits.flatten(0, 1), column.clamp(min=0).flatten(), reduction="none")
-            losses = losses.view_as(classes)
+            wanted[..., 0] += 1 - there
+            losses = F.cross_entropy(logits.movedim(-1, 1), wanted.movedim(-1, 1), reduction="none")  # [N, A]
         else:
-            wanted = torch.zeros_like(logits)
-            told = column.clamp(min=0).unsqueeze(-1)
-            wanted.scatter_(-1, told, (column >= 0).float().unsqueeze(-1))
             if self.config.focal:
                 each: Tensor = sigmoid_focal_loss(logits, wanted, ALPHA, GAMMA)
                 return (each.sum(-1) * (classes != IGNORED)).sum()
@@ -158,7 +169,4 @@ def initialise(module: nn.Module, own: Sequence[str], columns: Sequence[str], co
         if name in columns and config.scores == "sigmoid":
             rare = torch.tensor(RARE).logit()
             with torch.no_grad():
-                each = conv.bias.view(-1, config.columns)
-                each.fill_(float(rare))
-                if config.background:
-                    each[:, 0] = -rare
+                conv.bias.fill_(float(rare))

@@ -32,14 +32,14 @@ class Mistake:
 def mistakes(found: tuple[Detection, ...], target: Boxes) -> tuple[list[Mistake], list[tuple[int, int]]]:
     """An image's mistakes, and (true, said) of the objects that were found; both in pixels of the image.
 
-    The surest answer takes the object that it overlaps most, as in COCO's evaluation at an overlap of one half; an
-    answer on a crowd is neither right nor wrong.
+    The surest answer takes the object that it overlaps most, as in COCO's evaluation at an overlap of one half. An
+    object that is taken for another class isn't missed besides; an answer on a crowd is neither right nor wrong.
     """
     crowd = target.crowd
     true, classes = target.xyxy[~crowd], target.classes[~crowd]
     boxes = np.array([d.box for d in found], np.float32).reshape(-1, 4)
     near, on_crowd = overlaps(boxes, true), overlaps(boxes, target.xyxy[crowd])
-    taken = np.zeros(len(true), bool)
+    taken, mistaken = np.zeros(len(true), bool), np.zeros(len(true), bool)
     wrong: list[Mistake] = []
     right: list[tuple[int, int]] = []
     for i in np.argsort([-d.score for d in found], kind="stable").tolist():
@@ -56,10 +56,11 @@ def mistakes(found: tuple[Detection, ...], target: Boxes) -> tuple[list[Mistake]
         kind: Kind = "nothing there"
         if overlap >= RIGHT:
             kind = "double" if same[at] else "wrong class"
+            mistaken[at] |= not same[at]
         elif overlap >= NEAR:
             kind = "badly placed"
         wrong.append(Mistake(kind, d.box, d.score, int(classes[at]) if overlap >= NEAR else None, d.index))
-    for j in np.flatnonzero(~taken).tolist():
+    for j in np.flatnonzero(~taken & ~mistaken).tolist():
         x1, y1, x2, y2 = true[j].tolist()
         wrong.append(Mistake("missed", (x1, y1, x2, y2), 0.0, int(classes[j]), None))
     return wrong, right

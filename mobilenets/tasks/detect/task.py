@@ -20,8 +20,9 @@ from mobilenets.errors import UserError
 from mobilenets.model.bundle import with_random_weights
 from mobilenets.model.card import Card, Precision
 from mobilenets.model.images import Framing, Preprocess
-from mobilenets.tasks.detect import anchors, answers, decode, finish, masks, parity, start, zero
-from mobilenets.tasks.detect.config import LOGITS, OFFSETS, Config, DetectorFamily, DetectorOptions
+from mobilenets.tasks.detect import anchors, answers, decode, finish, masks, parity, start, tiled, zero
+from mobilenets.tasks.detect.answers import Detections
+from mobilenets.tasks.detect.config import LOGITS, OFFSETS, Config, DetectorFamily, DetectorOptions, Suppression
 from mobilenets.tasks.detect.scoring import (
     OF_MASKS,
     DetectionScores,
@@ -31,7 +32,8 @@ from mobilenets.tasks.detect.scoring import (
     scorer,
     scores_of,
 )
-from mobilenets.tasks.task import Answer, MetricSpec, Outputs, Parity, Prior, Sizes, Task
+from mobilenets.tasks.lesson import Lesson
+from mobilenets.tasks.task import Answer, MetricSpec, Outputs, Parity, Prior, Sizes, Task, Tile
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -56,7 +58,6 @@ class Detect:
     primary: MetricSpec | None = PRIMARY
     taps: tuple[str, ...] = (OFFSETS, LOGITS)
     ragged = True
-    recipes = ("detect", "modern")
     framing: Framing = "stretch"
 
     def __init__(
@@ -72,6 +73,11 @@ class Detect:
         return self.options.detector or (str(self.like["family"]) if self.like else FAMILY)
 
     # ---- what a detector has besides (see `task.Shaped`)
+
+    @property
+    def recipes(self) -> tuple[str, str]:
+        """Another detector of its family goes on, of any other network the body."""
+        return ("redetect" if self.like and self.like["family"] == self.family else "detect"), "modern"
 
     def asked(self, options: DetectorOptions | None, start: Bundle | None) -> Detect:
         like = start.card.config if start is not None and start.card.task == self.name else None
@@ -191,6 +197,11 @@ class Detect:
 
         return difference(teacher, student, self._config().scores, temperature)
 
+    def lesson(self, labels: Sequence[str], config: Mapping[str, Any], student: Mapping[str, Any]) -> Lesson:
+        from mobilenets.tasks.detect.lessons import lesson
+
+        return lesson(labels, config, Config.of(student))
+
     # ---- answers
 
     def decode(self, outputs: Outputs, card: Card, sizes: Sizes, top: int) -> list[Answer]:  # noqa: ARG002
@@ -210,6 +221,10 @@ class Detect:
     def draw(self, image: Image.Image, answer: Answer) -> Image.Image:
         assert isinstance(answer, answers.Detections)
         return answers.draw(image, answer)
+
+    def joined(self, answers: Sequence[Answer], tiles: Sequence[Tile], size: tuple[int, int], card: Card) -> Answer:
+        every = [said for said in answers if isinstance(said, Detections)]
+        return tiled.joined(every, tiles, size, Suppression(**card.config.get("suppression", {})).iou)
 
     def metrics(self, card: Card) -> DetectionTally:
         return DetectionTally(card)

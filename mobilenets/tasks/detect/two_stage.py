@@ -5,7 +5,7 @@ It differs from `Detect` in its network's head and losses; data and answers are 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from mobilenets.errors import UserError
 from mobilenets.model.card import Card
 from mobilenets.tasks.detect import start
 from mobilenets.tasks.detect.task import Detect
+from mobilenets.tasks.lesson import Lesson
 from mobilenets.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -38,7 +39,10 @@ class TwoStage(Detect):
     """Boxes of labels in two stages, `family` saying how; `config` is its name and the labels."""
 
     taps: tuple[str, ...] = ()  # what is learned from is the objective's to say
-    recipes = ("two-stage", "two-stage")
+
+    @property
+    def recipes(self) -> tuple[str, str]:
+        return "two-stage", "two-stage"
 
     @property
     def how(self) -> two_stage.TwoStage:
@@ -114,3 +118,6 @@ class TwoStage(Detect):
 
     def teach(self, *_: Any, **__: Any) -> Tensor:
         raise UserError(f"{self.family} isn't distilled: teacher and student would have to make the same proposals")
+
+    def lesson(self, labels: Sequence[str], config: Mapping[str, Any], student: Mapping[str, Any]) -> Lesson:  # noqa: ARG002
+        raise UserError(f"{self.family} learns of no teacher: take a student of one stage, as --detector ssdlite")

@@ -155,6 +155,8 @@ class Geolocate(Labelled):
         return arch.replace(num_classes=len(partitions_of(config)[0]))
 
     def head(self, arch: Arch, config: Mapping[str, Any]) -> Head:
+        if arch.classifies == "map":
+            raise UserError(f"{arch.name} classifies a map's positions: places need a network that pools first")
         head = classifier_head(arch)
         features = arch.ops[-1].inputs
         ops, outputs, own = [*head.ops], [*head.outputs], [*head.own]

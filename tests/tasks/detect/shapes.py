@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 from PIL import Image, ImageDraw
 
@@ -36,6 +40,25 @@ def data(train: int = 64, val: int = 24, seed: int = 0, **how: int) -> Data:
         names = [f"{name}/{i:03d}.png" for i in range(count)]
         splits[name] = Split(name, names, list(targets), Keyed(same, images))
     return Data("shapes", tuple(COLOURS), splits)
+
+
+def write(root: Path, made: Data) -> Path:
+    """The data as a folder of PNGs with COCO's annotations beside them."""
+    for name, split in made.splits.items():
+        (root / name).mkdir(parents=True)
+        images: list[dict[str, Any]] = []
+        objects: list[dict[str, Any]] = []
+        for i, target in enumerate(split.targets):
+            split.rgb(i).save(root / name / f"{i:03d}.png")
+            width, height = target.size
+            images.append({"id": i, "file_name": f"{i:03d}.png", "width": width, "height": height})
+            for (x1, y1, x2, y2), c in zip(target.xyxy.tolist(), target.classes.tolist(), strict=True):
+                box = [x1, y1, x2 - x1, y2 - y1]
+                objects.append({"id": len(objects), "image_id": i, "category_id": c, "bbox": box})
+        kinds = [{"id": i, "name": label} for i, label in enumerate(made.labels)]
+        said = {"images": images, "annotations": objects, "categories": kinds}
+        (root / name / "annotations.json").write_text(json.dumps(said))
+    return root
 
 
 def same(image: Image.Image) -> Image.Image:

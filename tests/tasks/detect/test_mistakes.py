@@ -37,6 +37,13 @@ def test_objects_that_nothing_found_are_missed() -> None:
     assert [m.kind for m in mistakes((), TRUE)[0]] == ["missed", "missed"]
 
 
+def test_an_object_of_another_class_is_not_missed_besides() -> None:
+    other = Detection("a", 0.7, FOUND[1].box, index=0)
+    wrong, right = mistakes((FOUND[0], other), TRUE)
+    assert [(m.kind, m.true, m.said) for m in wrong] == [("wrong class", 1, 0)]
+    assert right == [(0, 0)]
+
+
 def test_an_answer_on_a_crowd_is_neither_right_nor_wrong() -> None:
     crowd = Boxes.of([(0, 0, 100, 100)], [0], (100, 100), crowd=np.array([True]))
     assert mistakes(FOUND[:1], crowd) == ([], [])

@@ -17,6 +17,8 @@ from mobilenets import tasks
 from mobilenets.arch.rows import Conv, Separable
 from mobilenets.arch.spec import Arch
 from mobilenets.commands import train
+from mobilenets.compression import sensitivity
+from mobilenets.compression.quantize import kept_in_float
 from mobilenets.data import checks
 from mobilenets.data.boxes import Boxes
 from mobilenets.deploy import evaluate
@@ -24,7 +26,9 @@ from mobilenets.deploy.engines.torch import TorchEngine
 from mobilenets.errors import UserError
 from mobilenets.model.bundle import Bundle, with_random_weights
 from mobilenets.model.card import Card
+from mobilenets.model.encodings import fold
 from mobilenets.model.images import Preprocess
+from mobilenets.tasks.detect import finish
 from mobilenets.tasks.detect.answers import Detection, Detections, draw
 from mobilenets.tasks.detect.config import LOGITS, OFFSETS, Config, DetectorOptions
 from mobilenets.tasks.detect.loss import DetectionLoss, hardest
@@ -32,6 +36,7 @@ from mobilenets.tasks.detect.task import Detect
 from mobilenets.tasks.detect.transforms import Augmentation, tensors
 from mobilenets.training.loader import HeldOutImages, TrainImages
 from mobilenets.training.recipes import RECIPES
+from mobilenets.training.setup import setup
 from mobilenets.training.trainer import network, train_bundle
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -118,17 +123,17 @@ def test_losses_by_hand():
     targets = loss.targets((torch.zeros(1, 3, 64, 64), [plain]))
     count = made.anchors.count
     offsets, logits = torch.zeros(1, count, 4), torch.zeros(1, count, 3)
-    classes, _ = loss._wanted(targets)
+    classes, _, sure = loss._wanted(targets)
     assert classes[0, anchor] == 1
     alone = torch.where(torch.arange(count) == anchor, 1, -1)[None]
     # Three columns of a half each, of the object's anchor and its three negatives.
-    assert float(loss._of_logits(logits, alone)) == pytest.approx(12 * float(np.log(2)), rel=1e-5)
+    assert float(loss._of_logits(logits, alone, sure)) == pytest.approx(12 * float(np.log(2)), rel=1e-5)
     assert float(loss({OFFSETS: offsets, LOGITS: logits}, targets)) >= 12 * float(np.log(2)) - 1e-4
-    logits[0, anchor] = torch.tensor([-20.0, -20.0, 20.0])
-    logits[0, :, 0] = torch.where(torch.arange(count) == anchor, -20.0, 20.0)
-    logits[0, :, 1] = -20
-    logits[0, torch.arange(count) != anchor, 2] = -20
-    assert float(loss._of_logits(logits, alone)) < 1e-3
+    logits[:] = -20  # of sigmoids the background's too: it is no object of any kind
+    logits[0, anchor, 2] = 20
+    assert float(loss._of_logits(logits, alone, sure)) < 1e-3
+    logits[0, 9, 0] = 20
+    assert float(loss._of_logits(logits, alone, sure)) == pytest.approx(20, rel=1e-3)
 
 
 @pytest.mark.parametrize("family", ["ssdlite", "ssdlite-torchvision"])
@@ -174,6 +179,21 @@ def test_one_epoch(shown, tmp_path):
     assert card.config == made.card.config
     assert Config.of(card.config).anchors.count == card.outputs[OFFSETS][0]
     assert card.metrics[0].value == pytest.approx(float(row["val_ap"]), abs=1e-3)
+
+
+def test_a_training_that_makes_nothing_better_gives_back_what_it_began_with(shown, tmp_path, capsys):
+    """Of another detector, whose labels are two of its own in another order; at no rate at all, nothing is better."""
+    more = detector(("red", "green", "blue")).save(tmp_path / "more")
+    task = tasks.with_options(tasks.find("detect"), {}, more)
+    recipe = dataclasses.replace(QUICK, lr=1e-12, norms="kept")
+    made = train_bundle(shown, SMALL, recipe, tmp_path / "r", task=task, init=more)
+    assert "no epoch beat what training began with" in " ".join(capsys.readouterr().err.split())
+    start = Bundle.load(tmp_path / "r" / "start")
+    assert made.card.recipe["best_epoch"] == 0
+    assert made.card.metrics == start.card.metrics
+    assert start.card.parent == more.digest
+    for name, tensor in Detect().transfer(more, start.card.config).items():
+        np.testing.assert_array_equal(made.tensors[name], tensor)
 
 
 def test_an_ap_of_nothing_is_explained_once(shown, capsys):
@@ -403,6 +423,50 @@ def test_a_detector_goes_on_as_it_was(bundle, shown):
     }  # fmt: skip
     fresh = tasks.with_options(tasks.find("detect"), {"detect": DetectorOptions("ssdlite-torchvision")}, start)
     assert tasks.config_of(fresh, shown, arch)["scores"] == "softmax"
+
+
+def test_a_folded_detectors_own_layers_are_measured_too(bundle, shown):
+    """As one that is imported from TFLite: its extra maps have BatchNorm in their weights. Fresh layers stay."""
+    tensors = {k: v.copy() for k, v in bundle.tensors.items()}
+    for k, v in tensors.items():
+        if k.endswith("norm.bias"):
+            v += 1  # somebody trained it
+        if k.endswith("running_mean"):
+            v[:] = 0
+        if k.endswith("running_var"):
+            v[:] = 1
+    folded = Bundle(bundle.card, tensors)
+    recipe = dataclasses.replace(RECIPES["detect"], epochs=1, batch=8, workers=0)
+    task = tasks.with_options(tasks.find("detect"), {}, folded)
+    made = setup(shown, shown.split("train"), bundle.card.arch, recipe, 0, folded, None, task)
+    assert made.measured
+    state = made.learner.model.state_dict()
+    own = [k for k in state if k.startswith("detect.extra") and k.endswith("running_mean")]
+    assert own
+    assert all(state[k].any() for k in own)
+    body = {k: v for k, v in tensors.items() if not k.startswith("detect.")}
+    classifier = Bundle(bundle.card.replace(task="features", head=dataclasses.replace(bundle.card.head, own=())), body)
+    made = setup(shown, shown.split("train"), bundle.card.arch, recipe, 0, classifier, None, Detect())
+    state = made.learner.model.state_dict()
+    assert not any(state[k].any() for k in own)
+
+
+def test_quantizing_keeps_the_boxes_in_float_however_it_is_done(shown, bundle, command, tmp_path):
+    """Plain, with a limit, and trained: `quantize` of a bundle and `fit` say the same."""
+    bundle.save(tmp_path / "float")
+    shapes.write(tmp_path / "data", shown)
+    fine = finish.box_layers(bundle.card)
+    assert fine
+    assert kept_in_float(bundle.card) == fine
+    line = ("quantize", tmp_path / "float", tmp_path / "data", "--images", 4, "--out")
+    for name, more in (("plain", ()), ("limited", ("--max-drop", 100)), ("named", ("--keep-float", fine[0]))):
+        run = command(*line, tmp_path / name, *more)
+        assert run.code == 0, run.err
+        assert Bundle.load(tmp_path / name).card.float_ops == fine
+    found = sensitivity.layer_errors(
+        Bundle.load(tmp_path / "plain"), fold(bundle.card, bundle.tensors), np.zeros((2, 64, 64, 3), np.uint8)
+    )
+    assert {o.name for o in found.lines if o.covered is None} == {*fine}
 
 
 def test_options_are_of_detectors():

@@ -7,15 +7,17 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
+from conftest import TINY, quantized
 from PIL import Image
+from safetensors.numpy import save
 
 from mobilenets import tasks
 from mobilenets.arch import zoo
-from mobilenets.data.alignment import TEMPLATES
+from mobilenets.data.alignment import TEMPLATES, Faces
 from mobilenets.data.dataset import Split
 from mobilenets.deploy import engines, gallery
 from mobilenets.deploy.export import export_bundle
+from mobilenets.deploy.predict import load
 from mobilenets.errors import UserError
 from mobilenets.model import module
 from mobilenets.model.bundle import Bundle
@@ -202,10 +204,55 @@ def test_every_runtime_gives_vectors(head, engine, make_bundle, pixels, tmp_path
     assert (made.task, made.agreement) == ("embed", 100)
 
 
+@pytest.mark.parametrize("head", ["pool", "global"])
+def test_vectors_for_a_microcontroller(make_bundle, pixels, tmp_path, head):
+    pytest.importorskip("tflite_micro")
+    bundle = quantized(with_vectors(make_bundle("v1"), {**CONFIG, "head": head}), pixels)
+    made = export_bundle(bundle, pixels, tmp_path / f"m{engines.runtime('tflm').suffix}", "noise", "tflm")
+    assert (made.task, made.agreement) == ("embed", 100)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["coreml", "executorch"])
+def test_vectors_in_slow_runtimes(make_bundle, pixels, tmp_path, engine):
+    """Core ML's files can't be run but on macOS: that they are written is all that is seen here."""
+    pytest.importorskip("coremltools" if engine == "coreml" else "executorch")
+    bundle = with_vectors(make_bundle("v1"), {**CONFIG, "head": "global"})
+    made = export_bundle(bundle, pixels, tmp_path / f"m{engines.runtime(engine).suffix}", "noise", engine)
+    assert made.task == "embed"
+    assert made.agreement in (None, 100)
+
+
 def test_a_vector_in_json(run, people, command):
     said = json.loads(command("predict", run, people / "p0" / "0.png", "--aligned", "arcface", "--json").out)
     assert np.linalg.norm(said["vector"]) == pytest.approx(1, abs=1e-5)
     assert "takes faces aligned as arcface" in command("predict", run, people / "p0" / "0.png").err
+
+
+def test_landmarks_that_a_function_finds(run, people, tmp_path):
+    """They are as good as a table's; none is an error of the image, nonsense one of the function."""
+    photo, at = people / "p0" / "0.png", TEMPLATES["arcface"].on(32, 32)
+    table = tmp_path / "points.csv"  # of pixels, which lie half of one from their corners
+    table.write_text(
+        f"image,{','.join(f'x{i},y{i}' for i in range(1, 6))}\n0.png,{','.join(map(str, at.ravel() - 0.5))}\n"
+    )
+    read = load(run, faces=Faces(landmarks=str(table))).predict(photo)
+
+    def said(points):
+        return load(run, faces=lambda _image: points).predict(photo)
+
+    np.testing.assert_allclose(said(at).answer.values, read.answer.values, atol=1e-6)
+    assert "no face is found" in said(None).error
+    assert "isn't on its 32x32 pixels" in said(at + 30).error
+    with pytest.raises(UserError, match="gives 5 points"):
+        said(at[:3])
+
+
+def test_landmarks_said_in_vain(make_bundle, people, command, tmp_path):
+    a, b, plain = people / "p0" / "0.png", people / "p0" / "1.png", tmp_path / "plain"
+    make_bundle("v1").save(plain)
+    ran = command("verify", a, b, "--with", plain, "--aligned", "arcface")
+    assert (ran.code, ran.err.count("takes images as they are, not aligned")) == (0, 1)
 
 
 def test_a_student_becomes_its_teacher(run, people, command, tmp_path):
@@ -220,6 +267,19 @@ def test_a_student_becomes_its_teacher(run, people, command, tmp_path):
     assert len([*(tmp_path / "kept").rglob("*.npy")]) == 1
     assert "--dim 16" in command(*line, "--out", tmp_path / "other").line
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.slow
+def test_a_grid_of_embeddings(people, command, tmp_path):
+    line = ("sweep", people, "--task", "embed", "--alphas", ".25", "--resolutions", 32, "--epochs", 1, "--batch", 12)
+    (made,) = command(*line, "--workers", 0, "--out", tmp_path / "grid", "--json").json["runs"]
+    assert (made["split"], made["error"], made["accuracy"] >= 50) == ("val", "", True)
+
+
+def test_a_rate_for_embeddings(people, command):
+    found = command("tune", people, "--task", "embed", *NET, "--steps", 20, "--json").json
+    assert "--task embed" in found["command"]
+    assert found["lr"] > 0
 
 
 def test_options_of_another_task(people, command, tmp_path):
@@ -273,7 +333,13 @@ def test_an_index_of_another_network_or_a_damaged_one(run, people, command, tmp_
         "was made with another network"
         in command("search", idx, people / "p0" / "0.png", "--with", run, "--aligned", "arcface").line
     )
-    idx.write_bytes(idx.read_bytes()[:100])
+    whole = idx.read_bytes()
+    idx.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert "its content isn't what was written" in command("index", idx).line
+    about = {"format": 1, "names": ["a"], "images": ["1"], "network": "n", "digest": "d"}  # as it was without a digest
+    idx.write_bytes(save({"vectors": np.eye(4, dtype=np.float32)[:1]}, {gallery.KEY: json.dumps(about)}))
+    assert gallery.Index.load(idx).names == ("a",)
+    idx.write_bytes(whole[:100])
     assert "not an index of vectors" in command("search", idx, people / "p0" / "0.png", "--with", run).line
     assert command("index", tmp_path / "no.idx").line.endswith("no.idx: no such index")
 

@@ -1,0 +1,125 @@
+"""How small a network can be stored, and what it loses: ways x bits, and sizes, on val; what was chosen, on test once.
+
+    python benchmarks/compression.py cifar10-v2 cifar10.zip OUT --sizes 500,250 --train 4096 --epochs 2
+
+Rows go to OUT/NAME.csv as they are made, and bundles beside it: a run that was stopped goes on with the same command.
+Accuracies of the table are before any training; --sizes are trained (codebooks, BatchNorm, biases) on --train images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from mobilenets import console, processor, tasks
+from mobilenets.compression import budget, coded, shared
+from mobilenets.data.dataset import Data
+from mobilenets.deploy import engines, evaluate
+from mobilenets.model.bundle import Bundle, find_bundle
+from mobilenets.reports.explain.stored import stored
+
+METHODS = "int8,int4,kmeans-5,kmeans-4,kmeans-3,kmeans-2,product-2-256,product-4-256,hashed-8,sparse-70,ternary,binary"
+COLUMNS = (
+    "network", "method", "refined", "trained", "val", "val_images", "test", "test_images", "float32_bytes", "raw_bytes",
+    "huffman_bytes", "coded_bytes", "entropy_bytes", "file_bytes", "bits_per_weight", "seconds", "machine",
+)  # fmt: skip
+
+
+def thinned(data: Data, **most: int) -> Data:
+    """Splits of at most so many images, evenly from all; others whole."""
+    some = {n: s.subset(range(0, len(s), -(-len(s) // most.get(n, len(s))))) for n, s in data.splits.items()}
+    return dataclasses.replace(data, splits=some)
+
+
+def score(bundle: Bundle, data: Data, split: str) -> tuple[float, int]:
+    engine, _ = engines.build("onnxruntime", bundle, "float32", processor.cores())
+    found = evaluate.score(engine, data, split)
+    return round(found.value, 3), found.count
+
+
+def sizes(bundle: Bundle) -> dict[str, object]:
+    found = stored(bundle)
+    t = found.total
+    return {
+        "float32_bytes": t.before, "raw_bytes": round(t.raw), "huffman_bytes": round(t.huffman),
+        "coded_bytes": round(t.coded), "entropy_bytes": round(t.least), "file_bytes": found.file,
+        "bits_per_weight": round(t.bits, 3),
+    }  # fmt: skip
+
+
+def rows(args: argparse.Namespace, done: set[tuple[str, str, str]]) -> Iterator[dict[str, object]]:
+    source = Bundle.load(find_bundle(Path(args.bundle)))
+    whole = tasks.data_of(source.card, args.data, None)
+    data = thinned(whole, train=args.train, val=args.val)
+    damage = shared.Damage(coded.canonical(source), data.sample("train", args.images, source.card.preprocess).pixels)
+    plain = damage.plain
+
+    def row(made: Bundle, method: str, refined: bool, trained: int, start: float, test: bool) -> dict[str, object]:
+        val, count = score(made, data, "val")
+        tested = score(made, whole, "test") if test and "test" in whole.splits else ("", "")
+        return {
+            "network": args.bundle, "method": method, "refined": int(refined), "trained": trained, "val": val,
+            "val_images": count, "test": tested[0], "test_images": tested[1], **sizes(made),
+            "seconds": round(time.process_time() - start, 1), "machine": args.machine,
+        }  # fmt: skip
+
+    if ("float32", "0", "0") not in done:
+        yield row(source, "float32", False, 0, time.process_time(), args.test)
+    for name in filter(None, args.methods.split(",")):
+        for refined in (False, True) if name.startswith("kmeans") else (False,):
+            if (name, str(int(refined)), "0") not in done:
+                start, chosen = time.process_time(), coded.uniform(plain, name)
+                made = coded.assembled(plain, damage.refined(chosen) if refined else chosen)
+                yield row(made, name, refined, 0, start, False)
+    measured: dict[str, list[coded.Option]] = {}
+    for kb in map(float, filter(None, args.sizes.split(","))):
+        name, at = f"{kb:g} kB", args.out / f"{args.name}-{kb:g}"
+        if (name, "1", "0") not in done:
+            start = time.process_time()
+            measured = measured or damage.measured()
+            made = budget.fitted(plain, damage, measured, int(1000 * kb * budget.NEAR)).save(at)
+            yield row(made, name, True, 0, start, False)
+        if args.epochs and (name, "1", str(args.epochs * len(data.split("train")))) not in done:
+            start = time.process_time()
+            recipe = dataclasses.replace(shared.recipe(args.epochs), batch=64, workers=0)
+            with tempfile.TemporaryDirectory() as work:
+                made = shared.tuned(source, Bundle.load(at), data, Path(work), recipe).save(f"{at}.mnz")
+            yield row(made, name, True, args.epochs * len(data.split("train")), start, args.test)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle")
+    parser.add_argument("data")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--methods", default=METHODS)
+    parser.add_argument("--sizes", default="")
+    parser.add_argument("--images", type=int, default=256, help="that damage is measured on")
+    parser.add_argument("--train", type=int, default=4096, help="images, at most")
+    parser.add_argument("--val", type=int, default=1000, help="images, at most")
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--test", action="store_true", help="score what was trained on the test split too")
+    parser.add_argument("--machine", default="")
+    args = parser.parse_args()
+    args.name = Path(args.bundle).name
+    args.out.mkdir(parents=True, exist_ok=True)
+    table = args.out / f"{args.name}.csv"
+    before = list(csv.DictReader(table.open())) if table.exists() else []
+    done = {(r["method"], r["refined"], r["trained"]) for r in before}
+    with table.open("a", newline="") as f:
+        writer = csv.DictWriter(f, COLUMNS, lineterminator="\n")
+        if not before:
+            writer.writeheader()
+        for made in rows(args, done):
+            writer.writerow(made)
+            f.flush()
+            console.note(f"{made['method']}: val {made['val']}, {made['file_bytes']} bytes")
+
+
+if __name__ == "__main__":
+    main()

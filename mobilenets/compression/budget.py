@@ -1,0 +1,91 @@
+"""A float bundle stored in a given size, or in one given way, with the least loss: chosen, refined, trained, scored."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from mobilenets import console, tasks
+from mobilenets.compression import coded, shared
+from mobilenets.compression.mixed import points, scored
+from mobilenets.data.dataset import Data
+from mobilenets.errors import UserError
+from mobilenets.model import mnz
+from mobilenets.model.bundle import Bundle, sealed
+from mobilenets.model.card import stamp
+from mobilenets.model.encodings import code_bits
+from mobilenets.model.images import Pixels
+
+NEAR = 0.98  # of the size asked for: training changes the numbers beside the codes, and their size with them
+TRIES = 8  # to meet it: what codes take is known exactly only when they are coded
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is asked for: a size in bytes or an encoding for all layers; what may be lost; epochs of training."""
+
+    size: int | None = None
+    encoding: str = ""
+    max_drop: float | None = None
+    epochs: int = 1
+
+
+def file_size(made: Bundle) -> int:
+    """Bytes of a bundle as a .mnz file."""
+    return len(mnz.pack(sealed(stamp(made.card), made.tensors), made.tensors, code_bits(made.card)))
+
+
+def fitted(plain: Bundle, damage: shared.Damage, found: dict[str, list[coded.Option]], size: int) -> Bundle:
+    """`plain`, a canonical bundle, in at most `size` bytes, or as small as can be; codes refined."""
+    bits, step = size * 8.0, 1.0
+    for _ in range(TRIES):
+        chosen = damage.refined(coded.choose(found, bits))
+        made = coded.assembled(plain, chosen)
+        over = file_size(made) - size
+        if -0.02 * size <= over <= 0:
+            break
+        bits -= 8 * step * (over + 0.005 * size)
+        step *= 1.5 if over > 0 else 0.5
+        if bits <= 0:
+            break
+    ways = Counter(o.encoding for o in chosen.values())
+    console.note(f"layers stored as {', '.join(f'{name} ({n})' for name, n in ways.most_common())}")
+    return made
+
+
+def compressed(source: Bundle, data: Data, images: Pixels, plan: Plan, folder: Path | None = None) -> Bundle:
+    """`source` stored as `plan` asks, its val score on its card; the test split isn't looked at.
+
+    `images`, uint8 [N, H, W, 3], are what damage is measured on. Raises `UserError` where the size or the loss can't be
+    met: it says the nearest, and its score.
+    """
+    score = tasks.of(source.card).primary
+    if score is None:
+        raise UserError(f"the task {source.card.task} has no score, by which compression is measured")
+    plain = coded.canonical(source)
+    damage = shared.Damage(plain, images)
+    if plan.size is None:
+        chosen = coded.uniform(plain, plan.encoding)
+        made = coded.assembled(plain, damage.refined(chosen))
+    else:
+        made = fitted(plain, damage, damage.measured(), int(NEAR * plan.size))
+    before = scored(source, data, score).value
+    small_enough = plan.size is None or file_size(made) <= plan.size
+    if plan.epochs and small_enough:
+        with tempfile.TemporaryDirectory(dir=folder) as work:
+            made = shared.tuned(source, made, data, Path(work), shared.recipe(plan.epochs))
+    metric = scored(made, data, score)
+    how = {"epochs": plan.epochs, "encodings": dict(Counter(made.card.encodings.values()))}
+    card = made.card.replace(metrics=(metric,), parent=source.digest, recipe={**source.card.recipe, "compress": how})
+    made = Bundle(card, made.tensors)
+    taken = file_size(made)
+    lost = score.lost(before, metric.value)
+    came = f"{taken / 1000:.1f} kB with {score.label} {score.say(metric.value)}, {points(score, lost)} below float"
+    if plan.size is not None and taken > plan.size:
+        raise UserError(f"{plan.size / 1000:g} kB can't be met: the nearest is {came}")
+    if plan.max_drop is not None and lost > plan.max_drop:
+        raise UserError(f"max-drop {plan.max_drop:g} can't be met: the nearest is {came}")
+    console.note(came)
+    return made

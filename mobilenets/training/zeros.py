@@ -1,0 +1,33 @@
+"""Weights that were pruned to zero stay zero in whatever training follows. No torch."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from mobilenets.model.card import Card
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+def sparse(card: Card) -> bool:
+    """Whether zeros among a network's weights were pruned; in others they are what they happen to be."""
+    return "zeros" in card.recipe.get("pruned", {})
+
+
+def keep_zeros(weights: Iterable[nn.Parameter]) -> None:
+    """Give the zeros among `weights` a gradient of zero: no optimizer moves a weight of zero without one.
+
+    Decay and momentum are multiples of what is zero, and so is an average.
+    """
+    for weight in weights:
+        mask = (weight.detach() != 0).to(weight.dtype)
+        if not mask.all():
+            hook = functools.partial(_masked, mask)
+            weight.register_hook(hook)  # type: ignore[no-untyped-call]
+
+
+def _masked(mask: Tensor, gradient: Tensor) -> Tensor:
+    return gradient * mask.to(gradient.device)

@@ -48,7 +48,7 @@ SHRINK = 2  # times the channels, positions at which products of two are worth h
 DAMP = 0.01  # of the mean of the second moments, added to each
 RECIPE = Recipe(
     epochs=1,
-    lr=2e-3,
+    lr=5e-4,
     weight_decay=0.0,
     warmup=0.1,
     mixup=0.0,
@@ -57,6 +57,7 @@ RECIPE = Recipe(
     ema=0.0,
     clip=0.0,
     training_precision="float32",
+    norms="kept",  # mean and variance are in the shift and the factor already: a batch's own would be taken off twice
 )
 
 
@@ -221,16 +222,25 @@ def compensated(weight: Array, moments: Array, levels: Array, price: Array, rate
 
 
 class Book(nn.Module):
-    """A layer's weights as values of a table that is trained, whatever its own were."""
+    """A layer's weights as values of a table that is trained, whatever its own were.
+
+    The table is trained in units of its own spread: a step of Adam's is as long for every number, and would carry a
+    table of small weights away.
+    """
 
     def __init__(self, index: Array, table: Array) -> None:
         super().__init__()
         self.register_buffer("at", torch.from_numpy(np.abs(index).astype(np.int64) - 1))
         self.register_buffer("sign", torch.from_numpy(np.sign(index)))
-        self.table = nn.Parameter(torch.from_numpy(table.astype(np.float32).copy()))
+        self.unit = float(table.std()) or 1.0
+        self.inner = nn.Parameter(torch.from_numpy(table.astype(np.float32) / self.unit))
 
     at: Tensor
     sign: Tensor
+
+    @property
+    def table(self) -> Tensor:
+        return self.inner * self.unit
 
     def forward(self, _weight: Tensor) -> Tensor:
         return self.table.flatten()[self.at] * self.sign

@@ -11,6 +11,7 @@ import contextlib
 import io
 import re
 import shlex
+from collections import ChainMap
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,6 +86,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(zoo, "NETWORKS", {**zoo.NETWORKS})  # for pages that add to them
+    monkeypatch.setattr(zoo, "EVERY", ChainMap(zoo.OTHERS, zoo.NETWORKS))
     monkeypatch.setattr(tasks, "TASKS", {**tasks.TASKS})
     known = Bundle.load("cifar10-v1-0.25")
     Bundle(known.card.replace(data={"source": str(photos)}), known.tensors).save("runs/photos/float")

@@ -85,8 +85,8 @@ def explain(
 
             _write(as_path(html), ideas(told))
         return told
-    if zoo.canonical(arch) not in zoo.NETWORKS and arch not in detectors.NAMES:
-        raise unknown("network or idea", arch, (*zoo.NETWORKS, *LESSONS))
+    if zoo.canonical(arch) not in zoo.EVERY and arch not in detectors.NAMES:
+        raise unknown("network or idea", arch, (*zoo.EVERY, *LESSONS))
     if arch in detectors.NAMES:
         raise UserError(
             f"explain is of networks: {arch} stands on one (v1, v2, ...), and mobilenets cost {arch} has its parts"

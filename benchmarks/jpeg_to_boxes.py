@@ -41,7 +41,7 @@ from torchvision.transforms.v2.functional import to_dtype
 from mobilenets import files as mobilenet_files
 from mobilenets.arch import detectors
 from mobilenets.compression.quantize import quantize_bundle
-from mobilenets.deploy import engines, predict
+from mobilenets.deploy import engines, inputs, predict
 from mobilenets.deploy.export import generated
 from mobilenets.model.bundle import Bundle, with_random_weights
 from mobilenets.model.card import Card
@@ -154,9 +154,9 @@ def timed(ways: dict[str, Way], files: list[Path], rounds: int) -> dict[str, lis
 
 def jpegs(source: Path, count: int, folder: Path) -> list[Path]:
     made = []
-    for item, _ in zip(predict.sources([source]), range(count), strict=False):
+    for item, _ in zip(inputs.sources([source]), range(count), strict=False):
         made.append(folder / f"{len(made):03d}.jpg")
-        open_rgb(predict.content(item)).save(made[-1], quality=90)
+        open_rgb(inputs.content(item)).save(made[-1], quality=90)
     return made
 
 

@@ -33,7 +33,7 @@ import torch
 from torchvision import models, transforms
 
 from mobilenets.arch import zoo
-from mobilenets.deploy import engines, predict
+from mobilenets.deploy import engines, inputs, predict
 from mobilenets.deploy.engines import openvino as openvino_engine
 from mobilenets.model.bundle import random_bundle
 
@@ -108,7 +108,7 @@ def main() -> None:
             engines.module(name).write(bundle, path, None)
             ways[f"ours, {name}"] = our_way(path)
         for folder in a.folders:
-            files = [Path(str(s.path)) for s, _ in zip(predict.sources([folder]), range(a.images), strict=False)]
+            files = [Path(str(s.path)) for s, _ in zip(inputs.sources([folder]), range(a.images), strict=False)]
             times = rounds(ways, files, a.rounds)
             middle = {name: statistics.median(ms) for name, ms in times.items()}
             least = {name: min(ms) for name, ms in times.items()}

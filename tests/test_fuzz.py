@@ -22,8 +22,8 @@ from mobilenets.data.open import open_data
 from mobilenets.deploy import engines
 from mobilenets.deploy.engines import trial
 from mobilenets.deploy.engines.torch import TorchEngine
+from mobilenets.deploy.inputs import sources
 from mobilenets.deploy.latency import Table
-from mobilenets.deploy.predict import sources
 from mobilenets.errors import UserError
 from mobilenets.model.bundle import CARD, WEIGHTS, Bundle, random_bundle
 from mobilenets.model.images import BadImage, open_rgb

@@ -166,13 +166,13 @@ def zipped(folder, path, slash):
 def test_zips_with_backslashes_are_as_those_with_slashes(colours, tmp_path):
     """As some of Windows's tools write them."""
     from mobilenets.data.open import open_data
-    from mobilenets.deploy import predict
+    from mobilenets.deploy import inputs
 
     a, b = (open_data(str(zipped(colours, tmp_path / f"{n}.zip", s))) for n, s in enumerate("/\\"))
     assert {k: s.names for k, s in a.splits.items()} == {k: s.names for k, s in b.splits.items()}
     assert a.labels == b.labels == ("blue", "green", "red")
     assert [b.split("val").read(i) for i in range(24)] == [a.split("val").read(i) for i in range(24)]
-    found = list(predict.sources([tmp_path / "1.zip"]))
+    found = list(inputs.sources([tmp_path / "1.zip"]))
     assert found[0].name == f"{tmp_path / '1.zip'}/train/blue/000.png"
 
 

@@ -13,7 +13,7 @@ from mobilenets import console
 from mobilenets.arguments import StrPath, as_path, checked
 from mobilenets.console import Notebook
 from mobilenets.data.alignment import Faces
-from mobilenets.deploy import gallery, predict
+from mobilenets.deploy import gallery, inputs
 from mobilenets.deploy.embedder import open_embedder
 from mobilenets.deploy.foreign import Foreign
 from mobilenets.deploy.gallery import SUFFIX, Index
@@ -132,7 +132,7 @@ def index(
     vectors, images, skipped = [], [], []
     with console.progress() as bar:
         task = bar.add_task("enrolling", total=None, status="")
-        for image, vector in network.stream(predict.sources([path]), faces):
+        for image, vector in network.stream(inputs.sources([path]), faces):
             bar.advance(task)
             if isinstance(vector, BadImage):
                 skipped.append(str(vector))

@@ -15,7 +15,8 @@ from mobilenets.commands.options import as_task
 from mobilenets.data.alignment import Faces
 from mobilenets.deploy import answers, drawings, engines
 from mobilenets.deploy.answers import Written
-from mobilenets.deploy.predict import Model, Prediction, sources, spread, there
+from mobilenets.deploy.inputs import sources, spread, there
+from mobilenets.deploy.predict import Model, Prediction
 from mobilenets.deploy.tiles import Tiles
 from mobilenets.deploy.trust import Doubts, Views, seen, with_logits
 from mobilenets.errors import UserError

@@ -12,7 +12,7 @@ from mobilenets import console, files
 from mobilenets.arguments import StrPath, as_path, checked
 from mobilenets.console import Notebook
 from mobilenets.data.alignment import Faces
-from mobilenets.deploy import predict
+from mobilenets.deploy import inputs
 from mobilenets.deploy.embedder import open_embedder
 from mobilenets.deploy.foreign import Foreign
 from mobilenets.deploy.gallery import Found, Index
@@ -131,7 +131,7 @@ def search(
         raise UserError(f"{index} was made with another network ({there.network}): --with names it")
     at = network.threshold if threshold is None else threshold
     found = []
-    for image, vector in network.stream(predict.sources([Path(i) for i in images]), faces):
+    for image, vector in network.stream(inputs.sources([Path(i) for i in images]), faces):
         if isinstance(vector, BadImage):
             found.append(Searched(image.name, (), at, str(vector)))
         else:

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePath
 
 from mobilenets import files
-from mobilenets.deploy.predict import Model, Prediction, Source, content
+from mobilenets.deploy.inputs import Source, content
+from mobilenets.deploy.predict import Model, Prediction
 from mobilenets.model.images import open_rgb
 
 QUALITY = 92

@@ -13,9 +13,10 @@ import numpy.typing as npt
 
 from mobilenets.arch.heads import FEATURES
 from mobilenets.data.alignment import Faces, Located, Template, placed, sought, template_of
-from mobilenets.deploy import engines, predict
+from mobilenets.deploy import engines, inputs, predict
 from mobilenets.deploy.foreign import Foreign, ForeignNetwork
-from mobilenets.deploy.predict import Answering, Source
+from mobilenets.deploy.inputs import Source
+from mobilenets.deploy.predict import Answering
 from mobilenets.errors import UserError
 from mobilenets.model.bundle import Bundle, identity, is_bundle
 from mobilenets.model.images import BadImage, Pixels, Preprocess, open_rgb
@@ -41,7 +42,7 @@ class Embedder:
 
     def read(self, source: Source, where: Located | None) -> Pixels:
         """An image as the network takes it. Raises `BadImage`."""
-        content = predict.content(source)
+        content = inputs.content(source)
         if where is None or self.template is None:
             return self.preprocess.read(content, source.name)
         return self.preprocess.fit(placed(open_rgb(content, source.name), source.name, where, self.template))
@@ -56,11 +57,11 @@ class Embedder:
 
     def of(self, images: Sequence[Path], faces: Faces | None = None) -> list[Vector]:
         """The vector of each image. Raises `UserError`."""
-        several = next((p for p in images if len([*itertools.islice(predict.sources([p]), 2)]) != 1), None)
+        several = next((p for p in images if len([*itertools.islice(inputs.sources([p]), 2)]) != 1), None)
         if several is not None:
             raise UserError(f"{several}: one image is needed, not a folder or an archive of them")
         found = []
-        for _, said in self.stream(predict.sources(images), faces):
+        for _, said in self.stream(inputs.sources(images), faces):
             if isinstance(said, BadImage):
                 raise said
             found.append(said)

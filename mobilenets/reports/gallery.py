@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mobilenets.deploy import predict
+from mobilenets.deploy import inputs
 from mobilenets.deploy.gallery import Found
 from mobilenets.errors import UserError
 from mobilenets.model.images import open_rgb
@@ -35,8 +35,8 @@ def _picture(name: str) -> str:
     if not Path(name).is_file():
         return ""
     try:
-        (source,) = predict.sources([Path(name)])
-        image: Any = open_rgb(predict.content(source), name, SIDE)
+        (source,) = inputs.sources([Path(name)])
+        image: Any = open_rgb(inputs.content(source), name, SIDE)
     except (UserError, ValueError):
         return ""
     image.thumbnail((SIDE, SIDE))

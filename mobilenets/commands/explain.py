@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
@@ -16,7 +16,6 @@ from mobilenets.commands.options import NumClasses
 from mobilenets.errors import UserError, needed_by, unknown
 from mobilenets.reports.explain.explanation import Explanation
 from mobilenets.reports.explain.lessons import LESSONS, Lessons
-from mobilenets.reports.explain.stored import Stored, stored
 
 
 @checked
@@ -30,7 +29,7 @@ def explain(
     blocks: bool = False,
     html: StrPath | None = None,
     compression: bool = False,
-) -> Explanation | Lessons | Stored:
+) -> Any:
     """A network explained: its blocks drawn, where the cost sits and why, its knobs and its ideas; or an idea.
 
     The ideas: separable, 1x1, fire, shuffle, inverted-residual, ghost, stride, pooling, downsampling, multipliers; each
@@ -104,12 +103,12 @@ def _write(path: Path, text: str) -> None:
         files.write_text(tmp, text)
 
 
-def _stored(path: Path, html: Path | None) -> Stored:
+def _stored(path: Path, html: Path | None) -> Any:
     from mobilenets.model.bundle import Bundle, find_bundle
 
     with needed_by("explain --compression"):
         import constriction  # noqa: F401  (sizes are those of coded files)
-    from mobilenets.reports.explain.stored import page
+    from mobilenets.reports.explain.stored import page, stored
 
     out = stored(Bundle.load(find_bundle(path)))
     if html:

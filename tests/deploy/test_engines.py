@@ -123,7 +123,7 @@ def test_nothing_there(tmp_path):
 @pytest.mark.parametrize(("name", "kind"), [("model.exe", r"\.exe"), ("model", "nameless")])
 def test_a_file_no_engine_runs(tmp_path, name, kind):
     (tmp_path / name).write_bytes(b"x")
-    with pytest.raises(UserError, match=f"no engine runs a {kind} file; give a bundle's folder or one of .onnx"):
+    with pytest.raises(UserError, match=f"no engine runs a {kind} file; give a bundle's folder, .mnz or one of .onnx"):
         engines.load(tmp_path / name)
 
 

@@ -246,8 +246,6 @@ def _bodies(tensors: Arrays, told: float | None) -> Iterator[Match]:
             for alpha in widths(told, name):
                 matches = [m for arch in variants(name, alpha, 0) for m in _matches(naming, arch, tensors)]
                 yield from (m for m in matches if len(m.missing) < 10 * len(m.found))  # else a name or two is alike
-                if alpha != told and all(len(m.missing) > len(m.found) for m in matches):
-                    break  # another network, at whatever width: names don't tell widths apart
 
 
 def _matches(naming: Naming, arch: Arch, tensors: Arrays) -> Iterator[Match]:

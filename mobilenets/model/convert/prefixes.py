@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from mobilenets.arch import zoo
 from mobilenets.model.convert.naming import PYTORCH, Naming
 from mobilenets.model.convert.namings import NAMINGS
 from mobilenets.model.convert.recognise import Arrays
@@ -21,7 +22,8 @@ def unprefixed(tensors: Arrays) -> Arrays:
     What is beside the network is left out (a loss with weights, say), but for the layers beside one that has no
     classifier of its own: one of them may be that.
     """
-    places = {place for naming in NAMINGS for place in _stems(naming, tensors)}
+    own = [naming for naming in NAMINGS if {*naming.networks} & {*zoo.NETWORKS}]  # others' begin alike
+    places = {place for naming in own for place in _stems(naming, tensors)}
     places = {p for p in places if not p[1]} or places
     averaged = {p for p in places if _EMA.search(p[0])}
     if averaged and ("", "") not in places:  # beside the weights they are the average of: they are what was scored

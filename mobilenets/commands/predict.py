@@ -87,18 +87,8 @@ def stream(
         raise UserError("name at least one image, folder or zip")
     if top < 1:
         raise UserError(f"top must be 1 or more, not {top}")
-    asked = Asked(
-        task,
-        tap,
-        reject_below,
-        flag_unlike,
-        tta,
-        nearest,
-        told(among),
-        told(gallery),
-        faces,
-        Tiles.asked(tiles, overlap),
-    )
+    where = told(among), told(gallery)
+    asked = Asked(task, tap, reject_below, flag_unlike, tta, nearest, *where, faces, Tiles.asked(tiles, overlap))
     if draw is not None and nearest is not None:
         raise UserError("--draw draws answers, and --nearest gives images: leave out one of them")
     if draw is None:
@@ -227,18 +217,8 @@ def predict(
     for image in images:
         if isinstance(image, str | Path):
             there(image)
-    asked = Asked(
-        task,
-        tap,
-        reject_below,
-        flag_unlike,
-        tta,
-        nearest,
-        told(among),
-        told(gallery),
-        faces,
-        Tiles.asked(tiles, overlap),
-    )
+    where = told(among), told(gallery)
+    asked = Asked(task, tap, reject_below, flag_unlike, tta, nearest, *where, faces, Tiles.asked(tiles, overlap))
     found = asked.of(Path(model))(spread(images), top)
     return list(found) if out is None else answers.write(found, Path(out))
 
@@ -265,15 +245,8 @@ class Asked:
             return
         if self.nearest < 1:
             raise UserError(f"nearest must be 1 or more, not {self.nearest}")
-        if (
-            self.task
-            or self.tap
-            or self.flag_unlike
-            or self.tta
-            or self.reject_below is not None
-            or self.gallery
-            or self.tiles
-        ):
+        labels = self.task, self.tap, self.flag_unlike, self.tta, self.gallery, self.tiles
+        if any(labels) or self.reject_below is not None:
             raise UserError("--nearest shows images instead of labels: leave out the options that change these")
 
     def of(self, model: Path) -> Callable[[Iterable[Any], int], Iterator[Prediction]]:

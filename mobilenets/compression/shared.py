@@ -21,6 +21,7 @@ from torch.nn.utils import parametrize
 
 from mobilenets import tasks
 from mobilenets.arch.operations import Op
+from mobilenets.compression import qat
 from mobilenets.compression.calibrate import BATCH, batches
 from mobilenets.compression.coded import (
     BOOK_BITS,
@@ -46,19 +47,8 @@ PROBE = "kmeans-3"  # what a layer is stored as to see what an error in it does
 FEW = 32  # images on which damage is measured; their layers' inputs are kept while it is
 SHRINK = 2  # times the channels, positions at which products of two are worth half
 DAMP = 0.01  # of the mean of the second moments, added to each
-RECIPE = Recipe(
-    epochs=1,
-    lr=5e-4,
-    weight_decay=0.0,
-    warmup=0.1,
-    mixup=0.0,
-    label_smoothing=0.0,
-    min_scale=0.5,
-    ema=0.0,
-    clip=0.0,
-    training_precision="float32",
-    norms="kept",  # mean and variance are in the shift and the factor already: a batch's own would be taken off twice
-)
+# Mean and variance are in BatchNorm's shift and factor already: a batch's own would be taken off twice.
+RECIPE = dataclasses.replace(qat.RECIPE, epochs=1, lr=5e-4, norms="kept")
 
 
 def recipe(epochs: int) -> Recipe:

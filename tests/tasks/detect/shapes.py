@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,35 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from mobilenets.arch.rows import Conv, Separable
+from mobilenets.arch.spec import Arch
 from mobilenets.data.boxes import Boxes
 from mobilenets.data.dataset import Data, Keyed, Split
+from mobilenets.model.bundle import Bundle, with_random_weights
+from mobilenets.model.card import Card
+from mobilenets.model.images import Preprocess
+from mobilenets.tasks.detect.config import DetectorOptions
+from mobilenets.tasks.detect.task import Detect
 
 COLOURS = {"blue": (40, 60, 220), "red": (220, 50, 40)}
+SMALL = Arch(
+    "small",
+    0.25,
+    64,
+    0,
+    (Conv(16, stride=2), Separable(32, stride=2), Separable(64, stride=2), Separable(96, stride=2)),
+)
+STRETCH = Preprocess(64, crop=1.0, framing="stretch")
+
+
+def detector(
+    labels: tuple[str, ...] = tuple(COLOURS), options: DetectorOptions | None = None, arch: Arch = SMALL
+) -> Bundle:
+    """A detector with random weights."""
+    task = Detect(options)
+    config = task.shaped({"labels": list(labels)}, arch, None)
+    preprocess = dataclasses.replace(STRETCH, resolution=arch.resolution)
+    return with_random_weights(Card(arch, preprocess, task.head(arch, config), "detect", config))
 
 
 def picture(rng: np.random.Generator, size: tuple[int, int] = (72, 64), most: int = 2) -> tuple[Image.Image, Boxes]:

@@ -22,7 +22,7 @@ import numpy as np
 
 import mobilenets
 from mobilenets import tasks
-from mobilenets.arch import zoo
+from mobilenets.arch import cost, zoo
 from mobilenets.arch.spec import Arch
 from mobilenets.commands.prune import prune
 from mobilenets.compression import goals, mixed
@@ -117,7 +117,7 @@ def main() -> None:
         row = {
             "network": made.card.arch.title, "how": name, "engine": a.engine, "importance": a.importance,
             "macs_m": round(macs_m(made.card), 2),
-            "params_m": round(sum(t.size for t in made.tensors.values()) / 1e6, 3),
+            "params_m": round(sum(r.params for r in cost.layers(made.card.graph)) / 1e6, 3),
             "latency_ms": round(ms := goal.of(made.card), 4), "share": round(ms / goal.whole_ms, 3),
             f"val_{score.column}": round(mixed.scored(made, data, score).value, 2),
             "seconds": round(time.perf_counter() - began), "machine": machine(),

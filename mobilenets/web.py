@@ -31,7 +31,11 @@ class Unreachable(UserError):
 
 
 class Refused(Unreachable):
-    """The server has no such file, or none for this reader."""
+    """The server has no such file, or none for this reader: `code` says which (HTTP's status)."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 @dataclass
@@ -129,7 +133,7 @@ def append(
             if e.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:  # there is no more
                 return
             if e.code < 500 and e.code not in (408, 429):  # of the others, some pass
-                raise Refused(f"{url}: the server says {e.code} {e.reason}") from e
+                raise Refused(f"{url}: the server says {e.code} {e.reason}", e.code) from e
             reason = f"{e.code} {e.reason}"
         except urllib.error.URLError as e:
             reason = e.reason

@@ -19,6 +19,7 @@ PADDINGS: tuple[Padding, ...] = ("symmetric", "same")
 # Clipping costs nothing after a layer, in any runtime; every other activation is an operation of its own.
 CLIPS = ("relu", "relu6")
 IMAGE, INPUT = "image", "input"  # uint8 pixels [H, W, 3], which only lowered graphs know; normalized [3, H, W]
+SAMPLES = 2  # a side of each of a crop's cells (torchvision's default)
 MOST = 65536  # channels, or pixels of a kernel
 
 
@@ -101,7 +102,8 @@ class Op:
         inputs = d.get("inputs", [])
         names = [d.get("name"), *inputs] if isinstance(inputs, list) else [None]
         shared = isinstance(d.get("shares", ""), str)
-        if not (shared and all(isinstance(n, str) and n for n in names)) or not _are_pads(d.get("pads")):
+        padded = "pads" not in d or _are_pads(d["pads"])
+        if not (shared and padded and all(isinstance(n, str) and n for n in names)):
             raise UserError(f"not an operation: {dict(d)}")
         if (d.get("part") in PARTS) != (d["kind"] == "detected"):
             raise UserError(f"not an operation: {dict(d)}")
@@ -120,9 +122,7 @@ class Op:
 
 
 def _are_pads(value: Any) -> bool:
-    """Whether a JSON value is what an operation may say of its pads: four numbers, alike on opposite sides, or none."""
-    if value is None:
-        return True
+    """Whether a JSON value is what an operation may say of its pads: four numbers, alike on opposite sides."""
     whole = isinstance(value, list) and len(value) == 4 and all(type(v) is int and 0 <= v <= MOST for v in value)
     return whole and value[:2] == value[2:]
 
@@ -292,7 +292,7 @@ KINDS: dict[str, Kind] = {
     # a map `per_class` are looked at, and push out none of another's. Boxes that are left over are zeros.
     "propose": Kind(_proposed, rounded=False),
     # Boxes [K, 4] or detections [K, 6], and maps, the largest first -> what each box encloses, of the map that suits
-    # its size, K times [C, kernel, kernel] (RoIAlign, two samples a side of each cell).
+    # its size, K times [C, kernel, kernel] (RoIAlign, SAMPLES a side of each cell).
     "crop": Kind(_cropped, rounded=False),
     # Boxes [K, 4], and of each the logits [C] and offsets [C * 4], the background first -> detections, by the `coder`
     # and the `suppression`.

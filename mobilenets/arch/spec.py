@@ -73,8 +73,8 @@ class Network:
     """A paper's table before scaling: the rows at alpha 1 and the conventions for scaling them.
 
     `rows` up to the global pooling, `head` from there to the classifier. `keep_head`: the last of all rows isn't
-    narrowed below alpha 1 (V2 paper, section 4). `alphas` and `resolutions` are those with published accuracies, the
-    last resolution the one that the paper leads with. `widths`: at alphas for which the paper has a table of its own,
+    narrowed below alpha 1 (V2 paper, section 4). `alphas` and `resolutions` are those of published networks, the last
+    resolution the one that the paper leads with. `widths`: at alphas for which the paper has a table of its own,
     the channels there by those here; `fixed`: channels that no width changes. `classifies` as an `Arch` has it.
     """
 
@@ -271,9 +271,19 @@ class Arch:
             rows, head = (tuple(row_from_json(r) for r in part) for part in (d["rows"], d.get("head", ())))
             size = {"size": tuple(d["size"])} if d.get("size") else {}
             fields = {k: v for k, v in d.items() if k != "classes"}
-            return cls(**{**fields, "num_classes": d["classes"], "rows": rows, "head": head, **size})
+            made = cls(**{**fields, "num_classes": d["classes"], "rows": rows, "head": head, **size})
         except (KeyError, TypeError, ValueError, AttributeError) as e:
             raise UserError(f"not an Arch: {e}") from e
+        made._check_channels()
+        return made
+
+    def _check_channels(self) -> None:
+        """Raises `UserError` where an operation can't read the channels that it is given."""
+        for op in self.ops:
+            given = self.graph.shapes[op.inputs[0]][0]
+            layer = op.is_layer and (given != op.cin or op.cin % op.groups or op.cout % op.groups)
+            if layer or (op.kind == "slice" and op.first + op.cout > given):
+                raise UserError(f"not an Arch: {op.name} can't read {given} channels")
 
     @functools.cached_property
     def digest(self) -> str:

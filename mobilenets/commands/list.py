@@ -21,7 +21,7 @@ SortKey = Literal["name", "top1", "macs", "params"]
 
 @dataclass(frozen=True)
 class Entry(Notebook):
-    """A network as published. `imagenet_top1` in percent, None where nobody published one; bytes at 32 and 8 bits."""
+    """A network as published. `imagenet_top1` in percent, None where none is known here; bytes at 32 and 8 bits."""
 
     arch: str
     alpha: float

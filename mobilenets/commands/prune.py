@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from mobilenets import console, tasks
 from mobilenets.arguments import DataSource, StrPath, as_path, checked, share
 from mobilenets.compression import prune as pruning
-from mobilenets.compression.goals import AT_ONCE, Goal, Latency, Macs, macs_m
+from mobilenets.compression.goals import AT_ONCE, Goal, Importance, Latency, Macs, macs_m
 from mobilenets.compression.prune import Cutting, Narrowing, Step, Thinning
 from mobilenets.compression.sparsify import Anywhere, NofM
 from mobilenets.data.source import Reading, named
@@ -67,7 +67,7 @@ def prune(
     threads: int = 1,
     unstructured: str | float | None = None,
     sparsity: str | None = None,
-    importance: Literal["taylor", "magnitude", "bn-scale"] = "taylor",
+    importance: Importance = "taylor",
     images: int = pruning.IMAGES,
     multiple: int = AT_ONCE,
     steps: int = pruning.STEPS,
@@ -182,5 +182,4 @@ def prune(
         dense, dataset, how, out, steps=steps, recipe=recipe, final_epochs=final_epochs, seed=seed
     )
     assert metric is not None
-    saved = made.save(out)
-    return Pruned(saved.card, saved.tensors, saved.digest, steps=told, metric=metric)
+    return Pruned(made.card, made.tensors, made.digest, steps=told, metric=metric)

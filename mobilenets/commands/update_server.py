@@ -85,8 +85,8 @@ def serve_updates(
     if days < 1:
         raise UserError(f"days must be 1 or more, not {days}")
     key, fresh = (keys.signing(Path(k)) if k else None for k in (sign, refresh_key))
-    done = repository.serve(Path(folder), [package.read(Path(u)) for u in updates], key, fresh, days)
-    return ServedUpdates(done.folder, done.updates, done.expires)
+    names, expires = repository.serve(Path(folder), [package.read(Path(u)) for u in updates], key, fresh, days)
+    return ServedUpdates(Path(folder), names, expires)
 
 
 @checked

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections import Counter
 from dataclasses import dataclass
@@ -39,17 +40,17 @@ def file_size(made: Bundle) -> int:
 
 def fitted(plain: Bundle, damage: shared.Damage, found: dict[str, list[coded.Option]], size: int) -> Bundle:
     """`plain`, a canonical bundle, in at most `size` bytes, or as small as can be; codes refined."""
-    bits, step = size * 8.0, 1.0
+    bits, step, nearest = size * 8.0, 1.0, (True, math.inf)
     for _ in range(TRIES):
-        chosen = damage.refined(coded.choose(found, bits))
-        made = coded.assembled(plain, chosen)
-        over = file_size(made) - size
-        if -0.02 * size <= over <= 0:
+        tried = damage.refined(coded.choose(found, bits))
+        candidate = coded.assembled(plain, tried)
+        over = file_size(candidate) - size
+        if (rank := (over > 0, abs(over))) < nearest:
+            nearest, made, chosen = rank, candidate, tried
+        if -0.02 * size <= over <= 0 or (over > 0 and bits == 0):
             break
-        bits -= 8 * step * (over + 0.005 * size)
+        bits = max(0.0, bits - 8 * step * (over + 0.005 * size))
         step *= 1.5 if over > 0 else 0.5
-        if bits <= 0:
-            break
     ways = Counter(o.encoding for o in chosen.values())
     console.note(f"layers stored as {', '.join(f'{name} ({n})' for name, n in ways.most_common())}")
     return made
@@ -64,6 +65,8 @@ def compressed(source: Bundle, data: Data, images: Pixels, plan: Plan, folder: P
     score = tasks.of(source.card).primary
     if score is None:
         raise UserError(f"the task {source.card.task} has no score, by which compression is measured")
+    if not tasks.of(source.card).taps and (plan.size is not None or plan.epochs):
+        raise UserError("of a detector of two stages nothing is compared here: say a --method, and --epochs 0")
     plain = coded.canonical(source)
     damage = shared.Damage(plain, images)
     if plan.size is None:

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
+from mobilenets.compression.goals import Importance
 from mobilenets.errors import UserError
 from mobilenets.model.module import MobileNet
 
-Importance = Literal["taylor", "magnitude", "bn-scale"]
 LAYERS = ("conv", "depthwise", "pointwise", "linear", "global", "norm")
 
 

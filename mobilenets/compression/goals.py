@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
 from mobilenets.arch import cost
 from mobilenets.deploy import engines
@@ -16,6 +15,7 @@ from mobilenets.errors import UserError
 from mobilenets.model.bundle import Bundle, with_random_weights
 from mobilenets.model.card import Card
 
+Importance = Literal["taylor", "magnitude", "bn-scale"]
 ROUNDS, ROUND_SECONDS, WARM_UP_SECONDS = 5, 0.1, 0.05
 # What runtimes compute at once: a count of channels between two multiples takes as long as the next.
 AT_ONCE = 8
@@ -41,6 +41,10 @@ class Goal(Protocol):
     @property
     def unit(self) -> str: ...
 
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What was asked for, whatever is measured."""
+
     def of(self, card: Card) -> float: ...
 
 
@@ -56,6 +60,10 @@ class Macs:
     limit: float
     called: str = "macs"
     unit: str = "M"
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        return {"macs_m": round(self.limit, 6)}
 
     def of(self, card: Card) -> float:
         return macs_m(card)
@@ -80,6 +88,11 @@ class Latency:
     def limit(self) -> float:
         return self.fixed or self.share * self.whole_ms
 
+    @property
+    def asked(self) -> dict[str, Any]:
+        what = {"latency_ms": self.fixed} if self.fixed else {"latency_share": self.share}
+        return {**what, **self.setting._asdict()}
+
     def _ready(self, card: Card) -> Engine:
         s = self.setting
         with pinned(s.threads):
@@ -97,7 +110,6 @@ class Latency:
         return best
 
 
-@functools.cache
 def tenth(count: int, multiple: int) -> int:
     """The least that a layer of `count` channels keeps: a tenth, rounded up to a multiple."""
     return min(count, -(-count // (10 * multiple)) * multiple)

@@ -12,8 +12,8 @@ from torch import Tensor
 from mobilenets import tasks
 from mobilenets.arch.narrow import narrowed, unlike
 from mobilenets.arch.spec import Arch
-from mobilenets.compression.channels import MEASURES, Channels, Coupled, Importance, ranked
-from mobilenets.compression.goals import Goal, Unmet, macs_m
+from mobilenets.compression.channels import MEASURES, Channels, Coupled, ranked
+from mobilenets.compression.goals import Goal, Importance, Unmet, macs_m
 from mobilenets.errors import UserError
 from mobilenets.model.bundle import Bundle
 from mobilenets.model.card import Card
@@ -44,7 +44,7 @@ def narrow(
 ) -> Bundle:
     """`source`, whose network `coupled` has, with the fewest channels removed that bring `goal` to `limit`.
 
-    Raises `Unmet` where the least of every layer is too much.
+    `limit` may be above the goal's own, on the way to it. Raises `Unmet` where the least of every layer is too much.
     """
     free = {name: own for name, own in coupled.found.items() if not own.follows}
     wide = {name: own.count for name, own in free.items()}
@@ -71,15 +71,14 @@ def narrow(
 
     gone = _order(free, worth, scheme, saves if MEASURES[scheme.importance].of_loss else lambda _: 1.0)
     measured = functools.cache(lambda removed: goal.of(card(removed)))
-    removed = bisect.bisect_left(range(len(gone)), True, key=lambda n: measured(n) <= limit)
-    made = _cut(source, coupled, worth, card(removed))
-    if measured(removed) > limit:
+    if measured(len(gone)) > goal.limit:
         raise Unmet(
             f"no width meets a {goal.called} of {goal.limit:.4g} {goal.unit}: a tenth of each layer has "
-            f"{measured(removed):.4g} {goal.unit}",
-            made,
+            f"{measured(len(gone)):.4g} {goal.unit}",
+            _cut(source, coupled, worth, card(len(gone))),
         )
-    return made
+    removed = bisect.bisect_left(range(len(gone)), True, key=lambda n: measured(n) <= limit)
+    return _cut(source, coupled, worth, card(removed))
 
 
 def _order(

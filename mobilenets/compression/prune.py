@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from mobilenets import console, tasks
 from mobilenets.arch import cost
-from mobilenets.compression.goals import Goal, Unmet, macs_m, tenth
+from mobilenets.compression.goals import Goal, Importance, Unmet, macs_m, tenth
 from mobilenets.compression.sparsify import Pattern, progress, share_of_zeros, sparsified
 from mobilenets.data import checks
 from mobilenets.data.dataset import Data, cache_side
@@ -31,7 +31,6 @@ from mobilenets.training.run import CHECKPOINTS, FLOAT
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mobilenets.compression.channels import Importance
     from mobilenets.training.loop import Setup
 
 # All of the network learns to do without what is gone; averaged over little, since there are few steps.
@@ -110,8 +109,7 @@ class Narrowing:
         return self.goal.of(bundle.card) if self.goal.unit == "ms" else None
 
     def to_json(self) -> dict[str, Any]:
-        goal = {f"{self.goal.called}_{self.goal.unit.lower()}": round(self.goal.limit, 6)}
-        return {"channels": {**goal, "importance": self.importance, "multiple": self.multiple}}
+        return {"channels": {**self.goal.asked, "importance": self.importance, "multiple": self.multiple}}
 
 
 @dataclass
@@ -147,7 +145,7 @@ def prune(
     final_epochs: int | None = None,
     seed: int = 0,
 ) -> tuple[Bundle, tuple[Step, ...]]:
-    """`source`, a float bundle, pruned in `steps`, and what each step left; it has still to be saved to `out`.
+    """`source`, a float bundle, pruned in `steps` and saved to `out`, and what each step left.
 
     After each step it is trained on `data` by the recipe; after the last for `final_epochs`, three times the recipe's
     if None. Raises `UserError` (a goal that nothing meets, a full disk), `Interrupted` on Ctrl-C: called again with the
@@ -171,8 +169,9 @@ def prune(
             cut = _cut(bundle, data, how, folder / CUT, (number, steps), said)
             bundle = _trained(cut, data, last if number == steps else recipe, folder, seed)
             told.append(_told(bundle, how, number, bundle.card.metrics[0].value))
+    made = Bundle(bundle.card.replace(parent=source.digest), bundle.tensors).save(out)
     shutil.rmtree(work, ignore_errors=True)
-    return Bundle(bundle.card.replace(parent=source.digest), bundle.tensors), tuple(told)
+    return made, tuple(told)
 
 
 def _cut(

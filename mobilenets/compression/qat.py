@@ -32,8 +32,8 @@ from mobilenets.data.dataset import Data, cache_side
 from mobilenets.errors import UserError
 from mobilenets.model.bundle import Bundle
 from mobilenets.model.encodings import TINY, affine, input_range
-from mobilenets.model.images import Pixels
-from mobilenets.model.module import Taps
+from mobilenets.model.images import Pixels, Preprocess
+from mobilenets.model.module import Taps, Walker
 from mobilenets.model.reference import Layer, RoundedNetwork, float_model
 from mobilenets.tasks.task import Task
 from mobilenets.training import loop
@@ -253,7 +253,8 @@ def learn(
         console.note(f"{console.many(len(found.damaged), 'damaged image')} left out: {'; '.join(found.damaged[:5])}")
     torch.manual_seed(seed)
     net = FakeQuantized(start, float_ops)
-    setup, resume = _setup(source, net, data, recipe, seed), (folder / loop.LAST).exists()
+    setup = taught(source, net, net.start.card.preprocess, data, recipe, seed)
+    resume = (folder / loop.LAST).exists()
     with loop.suppress_warnings():
         loop.train(
             setup, data.split("val"), folder, resume=resume, where=folder, resume_hint="the same command goes on"
@@ -307,11 +308,12 @@ def _prepare(folder: Path, started: dict[str, Any]) -> None:
     files.write_json(path, started)
 
 
-def _setup(source: Bundle, net: FakeQuantized, data: Data, recipe: Recipe, seed: int) -> loop.Setup:
+def taught(source: Bundle, net: Walker, preprocess: Preprocess, data: Data, recipe: Recipe, seed: int) -> loop.Setup:
+    """What trains `net` to say of training images of `data` what the float network `source` says."""
     from mobilenets.training import loader
     from mobilenets.training.learner import Learner
 
-    task, preprocess = tasks.of(source.card), net.start.card.preprocess
+    task = tasks.of(source.card)
     before = source.card.recipe.get("augment", "auto")
     kind = data.kind if before == "auto" else before
     side = cache_side(max(preprocess.input_size))

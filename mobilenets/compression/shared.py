@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,7 +34,7 @@ from mobilenets.compression.coded import (
     options,
     two_numbers,
 )
-from mobilenets.compression.qat import TeacherLoss, teacher_of
+from mobilenets.data import checks
 from mobilenets.data.dataset import Data, cache_side
 from mobilenets.model.bundle import Bundle
 from mobilenets.model.codes import Array, constrained, packed
@@ -44,7 +45,7 @@ from mobilenets.model.net import Net, of_tensors
 from mobilenets.training.recipes import Recipe
 
 PROBE = "kmeans-3"  # what a layer is stored as to see what an error in it does
-FEW = 32  # images on which damage is measured; their layers' inputs are kept while it is
+FEW, FEWER = 32, 16  # images on which damage is measured; those whose layers' inputs are kept while it is
 SHRINK = 2  # times the channels, positions at which products of two are worth half
 DAMP = 0.01  # of the mean of the second moments, added to each
 # Mean and variance are in BatchNorm's shift and factor already: a batch's own would be taken off twice.
@@ -68,7 +69,7 @@ def _taps(net: Net, x: Tensor) -> Taps:
 
 def _linear(op: Op) -> bool:
     """Whether a layer's outputs are sums over its input channels, at each position alone."""
-    return op.groups == 1 and op.weight_shape[2:] == (1, 1) and op.stride == 1 and op.kind != "transposed"
+    return op.groups == 1 and op.weight_shape[2:] == (1, 1) and op.stride == 1
 
 
 class Damage:
@@ -122,7 +123,7 @@ class Damage:
             out[op.name] = some
 
         with torch.inference_mode():
-            for op, x in self._inputs(self.few[:16]):
+            for op, x in self._inputs(self.few[:FEWER]):
                 see(op, holder(self.net, op), x)
         return out
 
@@ -136,7 +137,7 @@ class Damage:
         _taps(self.net, x)
         for hook in hooks:
             hook.remove()
-        return [(op, seen[op.name].clone()) for op in self.layers if op.name in seen]
+        return [(op, seen[op.name]) for op in self.layers if op.name in seen]
 
     @functools.cached_property
     def moments(self) -> dict[str, Array]:
@@ -222,7 +223,7 @@ class Book(nn.Module):
         super().__init__()
         self.register_buffer("at", torch.from_numpy(np.abs(index).astype(np.int64) - 1))
         self.register_buffer("sign", torch.from_numpy(np.sign(index)))
-        self.unit = float(table.std()) or 1.0
+        self.unit = 2.0 ** round(math.log2(float(table.std()) or 1.0))  # a power of two: nothing is rounded by it
         self.inner = nn.Parameter(torch.from_numpy(table.astype(np.float32) / self.unit))
 
     at: Tensor
@@ -239,9 +240,11 @@ class Book(nn.Module):
 def trainable(made: Bundle) -> tuple[Net, dict[str, Book]]:
     """The network of an encoded bundle, in which tables, BatchNorm and biases are what can be trained."""
     net, books = of_tensors(made.card, made.dense().tensors), {}
+    for op in made.card.graph.layers:
+        if op.kind != "norm":
+            cast(Tensor, holder(net, op).weight).requires_grad_(False)
     for op in coded_layers(made.card):
         layer, key = holder(net, op), weight_name(op)
-        cast(Tensor, layer.weight).requires_grad_(False)
         how = find(made.card.encodings.get(op.name, "plain"))
         if how.book:
             table = made.tensors[key + how.book]
@@ -258,20 +261,14 @@ def tuned(source: Bundle, made: Bundle, data: Data, folder: Path, recipe: Recipe
 
     `folder` is for checkpoints while it trains.
     """
-    from mobilenets.training import loader, loop
-    from mobilenets.training.learner import Learner
+    from mobilenets.training import loop
 
     torch.manual_seed(seed)
+    data = dataclasses.replace(data, splits={k: v for k, v in data.splits.items() if k != "test"})  # which isn't read
+    checks.scan(data, side=cache_side(max(source.card.preprocess.input_size)))  # damaged images are left out
     net, books = trainable(made)
-    task, preprocess = tasks.of(source.card), source.card.preprocess
-    before = source.card.recipe.get("augment", "auto")
-    transform = task.transforms(preprocess, recipe, data.kind if before == "auto" else before)
-    side = cache_side(max(preprocess.input_size))
-    images = loader.TrainImages(data.split("train"), transform, seed, None, side, task.ragged)
-    objective = TeacherLoss(teacher_of(source), task)
-    learner = Learner(net, preprocess, recipe, seed, task, source.card.config, objective)
     with loop.suppress_warnings():
-        setup = loop.Setup(learner, images, preprocess, "32-true")
+        setup = qat.taught(source, net, source.card.preprocess, data, recipe, seed)
         loop.train(setup, data.split("val"), folder, resume=False, where=folder, resume_hint="start again")
     net = net.cpu()
     for name in books:

@@ -16,7 +16,9 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 Shape = tuple[int, ...]
 TINY = 1e-12  # the least scale, for weights that are all zero
-ROUNDS = 25  # of Lloyd's algorithm, which has settled by then
+# Of Lloyd's algorithm. It hasn't settled then, which is well: levels that still lie evenly take fewer bits once they
+# are coded (of normal numbers, at 3.5 bits, 0.26 of a bit above Shannon's bound; after 400 rounds 0.33).
+ROUNDS = 25
 BINS = 1024  # that many values stand for all of a layer's when levels are sought
 
 

@@ -60,7 +60,7 @@ def pack(symbols: Symbols) -> bytes:
     table = _rough(n[first : last + 1])
     head = HEAD.pack(CODED, first, last)
     if first == last:
-        return head if len(raw) > len(head) else raw
+        return head
     if len(table) + entropy(symbols) / 8 >= len(symbols):
         return raw
     coder = _constriction().stream.stack.AnsCoder()

@@ -72,14 +72,19 @@ class Windows(nn.Module):
         self.op, self.padding = op, arch.padding
 
     def forward(self, x: Tensor) -> Tensor:
-        op, largest = self.op, self.op.kind == "maxpool"
-        above, left, below, right = pads(op, tuple(x.shape[1:]), self.padding)
-        pad = above, left
-        if pad != (below, right) or above > op.kernels[0] // 2 or left > op.kernels[1] // 2:
-            x = F.pad(x, (left, right, above, below), value=float("-inf") if largest else 0.0)
-            pad = 0, 0
-        pool = F.max_pool2d if largest else F.avg_pool2d
-        return pool(x, op.kernels, op.stride, pad)
+        return windowed(self.op, x, pads(self.op, tuple(x.shape[1:]), self.padding))
+
+
+def windowed(op: Op, x: Tensor, around: tuple[int, int, int, int]) -> Tensor:
+    """The largest or the mean of each window of a map, with so many pixels around (above, left, below, right)."""
+    largest = op.kind == "maxpool"
+    above, left, below, right = around
+    pad = above, left
+    if pad != (below, right) or above > op.kernels[0] // 2 or left > op.kernels[1] // 2:
+        x = F.pad(x, (left, right, above, below), value=float("-inf") if largest else 0.0)
+        pad = 0, 0
+    pool = F.max_pool2d if largest else F.avg_pool2d
+    return pool(x, op.kernels, op.stride, pad)
 
 
 class Shuffle(nn.Module):

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from mobilenets.arch.graph import Graph, Head, same_padding
 from mobilenets.arch.operations import KINDS, Activation, Op
-from mobilenets.arch.spec import Arch, Block
+from mobilenets.arch.spec import CLASSIFIER, Arch, Block
 from mobilenets.errors import UserError
 from mobilenets.model.conv import Conv2d
 from mobilenets.model.detections import Boxes, Detected, Suppress
@@ -225,7 +225,7 @@ def classifier_of(arch: Arch) -> nn.Module:
     if not arch.num_classes:
         return nn.Identity()
     made = MapClassifier if arch.classifies == "map" else Linear
-    return made(arch.graph.op("classifier"), arch)
+    return made(arch.graph.op(CLASSIFIER), arch)
 
 
 def initialise(module: nn.Module) -> None:
@@ -296,25 +296,28 @@ class MobileNet(Walker):
                 maps[taps[i]] = x
         return maps
 
-    def pooled(self, x: Tensor) -> Tensor:
-        """What the classifier reads, the last map averaged and through the head: [N, 3, H, W] -> [N, arch.features]."""
+    def forward_features(self, x: Tensor) -> Tensor:
+        """The last map: [N, 3, H, W] -> [N, C, H/32, W/32]."""
         for block in self.blocks:
             x = block(x)
+        return x
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """The last map [N, C, h, w] to logits [N, num_classes], or to the vector that it is pooled to."""
+        if self.arch.classifies == "map" and not pre_logits:  # at every position
+            return cast(Tensor, self.pool(self.classifier(x))).flatten(1)
         x = self.pool(x)
         for block in self.head:
             x = block(x)
-        return x.flatten(1)
+        x = x.flatten(1)
+        return x if pre_logits else cast(Tensor, self.classifier(x))
+
+    def pooled(self, x: Tensor) -> Tensor:
+        """What the classifier reads, the last map averaged and through the head: [N, 3, H, W] -> [N, arch.features]."""
+        return self.forward_head(self.forward_features(x), pre_logits=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.arch.classifies == "map":
-            for block in self.blocks:
-                x = block(x)
-            return self.classified(x)
-        return cast(Tensor, self.classifier(self.pooled(x)))
-
-    def classified(self, x: Tensor) -> Tensor:
-        """Logits [N, classes] of the last map, every position of which is classified."""
-        return cast(Tensor, self.pool(self.classifier(x))).flatten(1)
+        return self.forward_head(self.forward_features(x))
 
 
 def build(arch: Arch, head: Head | None = None) -> MobileNet:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict, cast
+from typing import Any, TypedDict
 
 import numpy.typing as npt
 import torch
@@ -111,22 +111,6 @@ class Net(MobileNet):
         self.classifier = classifier_of(card.arch).apply(initialise).to(at.device, at.dtype)
         self.attach(card.head)
         self.train(self.training)
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        """The last map: [N, 3, H, W] -> [N, C, H/32, W/32]."""
-        for block in self.blocks:
-            x = block(x)
-        return x
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """The last map [N, C, h, w] to logits [N, num_classes], or to the vector that it is pooled to."""
-        if self.arch.classifies == "map" and not pre_logits:
-            return self.classified(x)
-        x = self.pool(x)
-        for block in self.head:
-            x = block(x)
-        x = x.flatten(1)
-        return x if pre_logits else cast(Tensor, self.classifier(x))
 
 
 class Backbone(nn.Module):

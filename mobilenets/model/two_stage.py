@@ -13,10 +13,8 @@ from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.ops import MultiScaleRoIAlign
 
 from mobilenets.arch.boxes import COLUMNS
-from mobilenets.arch.operations import Op
+from mobilenets.arch.operations import SAMPLES, Op
 from mobilenets.arch.spec import Arch
-
-SAMPLES = 2  # a side of each of a crop's cells (torchvision's default)
 
 
 def pixels(size: tuple[int, int], like: Tensor) -> Tensor:

@@ -92,7 +92,7 @@ static inline int spatial(uint32_t kind) /* reads other rows than it writes */
 {
     return kind == POINTWISE || kind == CONV || kind == DEPTHWISE;
 }
-static inline int is_whole(uint32_t kind) /* its rows depend on all rows of its input */
+static inline int is_whole(uint32_t kind) /* it reads its input whole, never a window of it */
 {
     return kind == POOL || kind == FLATTEN || kind >= SPREAD;
 }

@@ -14,7 +14,7 @@ from mobilenets.arch.spec import Arch
 from mobilenets.errors import UserError
 
 # Macs and trainable parameters of torchvision's and timm's networks, as torch.utils.flop_counter counts them
-# (tests/model/test_others.py counts some again): network, alpha, macs, params.
+# (tests/model/test_other_networks.py counts our modules again): network, alpha, macs, params.
 GOLDEN = [
     (name, float(alpha), int(macs), int(params))
     for name, alpha, macs, params in (

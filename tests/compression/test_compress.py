@@ -12,6 +12,7 @@ import torch
 from conftest import smooth_images
 from PIL import Image
 
+from mobilenets import create
 from mobilenets.compression import budget, coded, shared
 from mobilenets.compression.coded import Option
 from mobilenets.data.dataset import Data, Split
@@ -150,6 +151,22 @@ def test_a_size_is_met_and_the_file_is_it(
     assert Bundle.load(tmp_path / "small.mnz").card.encodings == made.card.encodings
     smaller = budget.fitted(damage.plain, damage, found, 60_000)
     assert budget.file_size(smaller) <= 60_000
+
+
+def test_of_sizes_that_are_missed_the_nearest_is_kept(damage: shared.Damage, found: dict[str, list[Option]]) -> None:
+    """And of those that are met, the largest."""
+    least = budget.file_size(budget.fitted(damage.plain, damage, found, 1))
+    for size in (1000, 10_000):
+        assert budget.file_size(budget.fitted(damage.plain, damage, found, size)) <= 1.01 * least
+
+
+def test_only_what_is_kept_is_trained() -> None:
+    """Of a detector whose layers share weights too."""
+    source = create("ssd-fpnlite", backbone="v1", alpha=0.25, resolution=320, num_classes=3).bundle()
+    net, books = shared.trainable(coded.assembled(plain := coded.canonical(source), coded.uniform(plain, "kmeans-4")))
+    trained = {name for name, p in net.named_parameters() if p.requires_grad}
+    assert books
+    assert not [n for n in trained if n.endswith(("conv.weight", "parametrizations.weight.original"))]
 
 
 def test_books_and_norms_learn_and_codes_stay(source: Bundle, data: Data, tmp_path: Path) -> None:

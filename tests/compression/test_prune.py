@@ -121,6 +121,17 @@ def test_a_goal_that_nothing_meets_says_the_nearest() -> None:
     assert e.value.nearest.card.graph.op("blocks.0.conv").cout == 8
 
 
+def test_what_was_asked_for_is_the_same_whatever_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that one that was stopped goes on: the time of the whole network is another in every process."""
+    monkeypatch.setattr(goals, "time_calls", lambda *_: [1e-3])
+    goal = Latency(bundle_of(network("v1")).card, Setting("onnxruntime", "float32", 1), share=0.5)
+    before, goal.whole_ms = goal.asked, 7.0
+    assert goal.limit == 3.5
+    assert goal.asked == before
+    assert goal.asked != Latency(goal_card := bundle_of(network("v1")).card, Setting("native", "float32", 1), 3.5).asked
+    assert Macs(goals.macs_m(goal_card)).asked == {"macs_m": round(goals.macs_m(goal_card), 6)}
+
+
 def test_latency_is_measured_beside_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(goals, "ROUND_SECONDS", 0.002)
     monkeypatch.setattr(goals, "WARM_UP_SECONDS", 0.001)

@@ -8,10 +8,11 @@ import pytest
 from updating import applied, digest, install, saved, small, tuned, update
 
 from mobilenets import web
-from mobilenets.deploy.update import keys, package, repository
+from mobilenets.deploy.update import installed, keys, package, repository
 from mobilenets.deploy.update.installed import Installation
 from mobilenets.deploy.update.pull import pull
 from mobilenets.errors import UserError
+from mobilenets.model.bundle import Bundle
 
 pytest.importorskip("tuf")
 DAY = datetime.timedelta(days=1)
@@ -107,8 +108,6 @@ def test_several_at_once_and_a_whole_one(made, serve, phone, tmp_path):
 
 
 def test_a_file(made, serve, tmp_path):
-    from mobilenets.model.bundle import Bundle
-
     Bundle.load(made / "old").save(tmp_path / "a.mnz")
     Bundle.load(made / "new").save(tmp_path / "b.mnz")
     update(tmp_path / "a.mnz", tmp_path / "b.mnz", tmp_path / "u.mnu", key=keys.signing(made / "release"))
@@ -134,6 +133,28 @@ def test_a_download_that_breaks_goes_on(made, serve, phone, tmp_path, monkeypatc
 
 
 # ---- mirrors that lie ----------------------------------------------------------------------------------------------
+
+
+def test_an_update_that_was_interrupted_is_pulled_again(made, serve, tmp_path, monkeypatch):
+    """What is known of a file isn't ahead of the file."""
+    file, site = tmp_path / "a.mnz", tmp_path / "site"
+    Bundle.load(made / "old").save(file)
+    Bundle.load(made / "new").save(tmp_path / "b.mnz")
+    update(file, tmp_path / "b.mnz", tmp_path / "u.mnu", version=2, key=keys.signing(made / "release"))
+    repository.serve(site, [package.read(tmp_path / "u.mnu")], keys.signing(made / "release"), None, 1)
+    server = serve(site)
+    with monkeypatch.context() as patch:
+        patch.setattr(installed, "_copy", lambda *_: (_ for _ in ()).throw(OSError(28, "no space")))
+        with pytest.raises(UserError, match="disk is full"):
+            pulled(made, server, file)
+    assert [step.head.version for step in pulled(made, server, file)] == [2]
+    assert pulled(made, server, file) == []
+
+
+def test_the_newest_network_that_was_put_there_by_hand_is_not_pulled(made, serve, tmp_path):
+    server = serve(tmp_path / "site")
+    serve_updates(made, tmp_path / "site", "whole.mnu")
+    assert pulled(made, server, install(made / "third", tmp_path / "phone")) == []
 
 
 def test_another_key(made, serve, phone, tmp_path):

@@ -44,7 +44,7 @@ def test_what_is_counted_is_what_the_formulas_say() -> None:
 
 @pytest.mark.parametrize("way", [w for x in LESSONS.values() for w in x.ways], ids=lambda w: w.name)
 def test_every_operation_is_drawn_in_a_place_of_its_own(way: Way) -> None:
-    at = diagram.placed(way)
+    at = diagram.placed(way.source, way.ops)
     assert len({*at.values()}) == len(at) == 1 + len(way.ops)
     assert all(at[op.name][0] > at[name][0] for op in way.ops for name in op.inputs)
     drawn = diagram.drawn(way)

@@ -10,7 +10,6 @@ from typing import Any
 
 from mobilenets.model import bundle as bundles
 from mobilenets.model import mnz
-from mobilenets.model.card import Card
 from mobilenets.model.encodings import Tensors
 
 
@@ -24,10 +23,6 @@ class Contents:
     @property
     def digest(self) -> str:
         return str(self.card.get("digest", ""))
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        return Card.from_json(self.card).labels
 
     @classmethod
     def read(cls, path: Path) -> Contents:

@@ -152,10 +152,12 @@ class Installation:
         begun = self.home / NEW
         try:
             new.save(begun)
-            self.keep(state)
+            self.keep(dataclasses.replace(state, highest=self.state().highest))  # the new one isn't there yet
             _copy(self.path, self.home / KEPT)
             self._move(self.home / KEPT, self.home / OLD)
             self._move(begun, self.path)
+            with contextlib.suppress(UserError, OSError):  # `versions` says it too, of what is in use
+                self.keep(state)
         finally:
             for left in (begun, self.home / KEPT):
                 left.unlink(missing_ok=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import urllib.error
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,7 +34,7 @@ from mobilenets.deploy.update import keys, package
 from mobilenets.deploy.update.apply import Step, apply_trusted
 from mobilenets.deploy.update.installed import INDEX, Installation, State
 from mobilenets.deploy.update.make import NAME
-from mobilenets.deploy.update.repository import MADE, METADATA, TARGETS, TIMESTAMP, VERSION, target
+from mobilenets.deploy.update.repository import MADE, METADATA, TARGETS, TIMESTAMP, TO, VERSION, target
 from mobilenets.errors import UserError, disk_errors
 
 INDEX_MOST = 5 << 20  # bytes of one of its files
@@ -49,8 +48,7 @@ class Fetcher(FetcherInterface):
         try:
             return iter([web.read(url, INDEX_MOST)])
         except web.Refused as e:
-            code = e.__cause__.code if isinstance(e.__cause__, urllib.error.HTTPError) else 404
-            raise DownloadHTTPError(str(e), code) from e
+            raise DownloadHTTPError(str(e), e.code) from e
         except UserError as e:
             raise DownloadError(str(e)) from e
 
@@ -76,11 +74,12 @@ def pull(url: str, place: Installation, key: Ed25519PublicKey | None, trust_cloc
         state = dataclasses.replace(state, seen=package.now().isoformat())
         place.keep(state)
         done: list[Step] = []
-        while found := _next(updater, place, state):
-            update = _fetched(url, found, place.home)
+        digest = place.contents().digest
+        while found := _next(updater, digest, state):
+            update = _fetched(url, updater, found, place.home)
             done.append(apply_trusted(place, package.read(update), state))
             update.unlink()
-            state = place.state()
+            state, digest = place.state(), done[-1].head.to
         return done
 
 
@@ -113,19 +112,22 @@ def _signed_by(root: bytes, key: Ed25519PublicKey) -> bool:
     return True
 
 
-def _next(updater: Updater, place: Installation, state: State) -> TargetFile | None:
+def _next(updater: Updater, digest: str, state: State) -> TargetFile | None:
     """The update that applies to what is installed, or the whole network; None where there is nothing newer."""
-    for name in (target(place.contents().digest, ""), target("", state.name or NAME)):
+    newest = max(state.highest, state.versions.get(digest, 0))
+    for name in (target(digest, ""), target("", state.name or NAME)):
         found = updater.get_targetinfo(name)
-        if found and found.custom and found.custom[VERSION] > state.highest:
+        if found and found.custom and found.custom[VERSION] > newest and found.custom[TO] != digest:
             return found
     return None
 
 
-def _fetched(url: str, found: TargetFile, folder: Path) -> Path:
+def _fetched(url: str, updater: Updater, found: TargetFile, folder: Path) -> Path:
     """An update, in a folder; what was fetched of it before isn't fetched again."""
     name = f"{found.hashes['sha256']}.{found.path}"
     path = folder / f"{found.hashes['sha256']}.mnu"
+    if updater.find_cached_target(found, str(path)):
+        return path
     with console.downloading(f"version {found.custom[VERSION]}") as told:
         web.download(f"{url}/{TARGETS}/{name}", path, found.length, told)
     try:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import datetime
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +33,7 @@ METADATA, TARGETS = "metadata", "targets"
 TIMESTAMP = "timestamp.json"
 YEAR = datetime.timedelta(days=365)  # after which root, targets and snapshot run out, unless they are signed anew
 MADE = "made"  # of a timestamp, beside TUF's own fields: when it was signed
-VERSION = "version"  # of a target, among its own fields
-
-
-@dataclass(frozen=True)
-class Served:
-    """A folder with its updates, by the names that they have there, and when its index runs out."""
-
-    folder: Path
-    updates: tuple[str, ...]
-    expires: datetime.datetime
+VERSION, TO = "version", "to"  # of a target, among its own fields: what an update makes, its digest
 
 
 def target(base: str, name: str) -> str:
@@ -57,16 +47,17 @@ def serve(
     key: Ed25519PrivateKey | None,
     fresh: Ed25519PrivateKey | None,
     days: int,
-) -> Served:
+) -> tuple[tuple[str, ...], datetime.datetime]:
     """Add updates to a folder, which is made where there is none, and sign its index anew, for so many days.
 
     `key` signs all but the timestamp, which `fresh` signs, a key that can be kept where the index is signed every day;
-    by default it is the same. Without `key` nothing can be added. Raises `UserError`.
+    by default it is the same. Without `key` nothing can be added. Returns the names of the updates that are there,
+    and when the index runs out. Raises `UserError`.
     """
     made = Index(folder / METADATA, key, fresh)
     if updates:
         made.add(folder / TARGETS, updates)
-    return Served(folder, tuple(sorted(made.targets.signed.targets)), made.sign(days))
+    return tuple(sorted(made.targets.signed.targets)), made.sign(days)
 
 
 class Index:
@@ -87,7 +78,7 @@ class Index:
             self.targets: Metadata[Targets] = self._read(f"{version}.targets.json")
             newest = max(int(p.name.split(".")[0]) for p in folder.glob("[0-9]*.root.json"))
             self.root: Metadata[Root] = self._read(f"{newest}.root.json")
-            self._check(self.key if key else None, "root", "--sign")
+            self._check(self.key, "root", "--sign")
             self._check(self.fresh, "timestamp", "--refresh-key")
             if self.key:
                 self._renew()
@@ -117,7 +108,7 @@ class Index:
             if head.key and not keys.verifies(self.verifying, update.seal, update.signed):
                 raise UserError(f"{update.path}: signed by {head.key}, another key than the folder's")
             file = TargetFile.from_file(name, str(update.path), ["sha256"])
-            file.unrecognized_fields["custom"] = {VERSION: head.version, "name": head.name, "to": head.to}
+            file.unrecognized_fields["custom"] = {VERSION: head.version, TO: head.to}
             with files.atomic_file(folder / f"{file.hashes['sha256']}.{name}") as tmp:
                 shutil.copyfile(update.path, tmp)
             listed[name] = file
@@ -126,7 +117,7 @@ class Index:
         self._bump("snapshot", self.snapshot)
 
     def sign(self, days: int) -> datetime.datetime:
-        """Write what has changed, and a timestamp for so many days, last; returns when it runs out."""
+        """Write what has changed, and a timestamp for so many days, last; returns when the first of all runs out."""
         assert self.fresh is not None  # or it wasn't opened
         for name, metadata in self.changed:
             assert self.key is not None
@@ -136,7 +127,7 @@ class Index:
         stamp.snapshot_meta = MetaFile(self.snapshot.signed.version)
         stamp.unrecognized_fields[MADE] = self.now.isoformat()
         self._write(TIMESTAMP, self.timestamp, self.fresh)
-        return stamp.expires
+        return min(m.signed.expires for m in (self.timestamp, self.snapshot, self.targets, self.root))
 
     def _renew(self) -> None:
         """Have what runs out within half a year signed for a whole one."""

@@ -12,7 +12,7 @@ import math
 import numpy as np
 
 from mobilenets.arch.boxes import Coder
-from mobilenets.arch.operations import Op
+from mobilenets.arch.operations import SAMPLES, Op
 from mobilenets.deploy.writers import proto
 from mobilenets.deploy.writers.onnx_detect import (
     Writer,
@@ -29,7 +29,6 @@ from mobilenets.deploy.writers.onnx_detect import (
 PER_PROPOSAL = 4  # classes of a proposal, in the mean, that may score enough to be looked at
 NARROWEST_PROPOSAL, NARROWEST = 1e-3, 1e-2  # pixels: narrower boxes are none (torchvision)
 MOST_GROWTH = math.log(1000 / 16)  # of a logarithm of a side (torchvision's BoxCoder)
-SAMPLES = 2  # a side of each of a crop's cells
 # A box of the area of CANONICAL squared, in pixels, is cut out of the map whose stride is 2 to LEVEL (1612.03144).
 CANONICAL, LEVEL, SLACK = 224, 4, 1e-6
 
@@ -101,7 +100,10 @@ def propose(w: Writer, op: Op, *inputs: str) -> str:
     scores = _of_a_size(w, name, places, scores, NARROWEST_PROPOSAL)
     level = w.const(f"{name}.levels", np.array([moves], np.int64))
     wide = w.node("Unsqueeze", [scores, whole(w, "one_axis", 1)], f"{name}.scores.wide")  # [N, 1, P]
-    found, which = surest(w, op, apart(w, name, places, level), wide, scores, len(moves))
+    kept = dataclasses.replace(
+        op, suppression=dataclasses.replace(how, per_class=how.most)
+    )  # that is looked at of a map
+    found, which = surest(w, kept, apart(w, name, places, level), wide, scores, len(moves))
     used = w.node("Greater", [found, w.number("zero", 0)], f"{name}.used")
     row = w.node("Unsqueeze", [used, whole(w, "last", -1)], f"{name}.rows")
     out = picked(w, f"{name}.out", places, which, row)
@@ -109,18 +111,17 @@ def propose(w: Writer, op: Op, *inputs: str) -> str:
     return out
 
 
-def crop(w: Writer, op: Op, boxes: str, *maps: str) -> str:
+def crop(w: Writer, op: Op, _boxes: str, *maps: str) -> str:
     """[M, C, kernel, kernel] of the M boxes that there are: `at` [M, 2] says of each its image and its place there."""
-    name, parts = op.name, w.parts.get(op.inputs[0], {})
+    name, parts = op.name, w.parts[op.inputs[0]]
     height, width = w.lowered.card.preprocess.input_size
-    boxes = parts.get("boxes", boxes)
     first = np.zeros((1, w.graph.shapes[op.inputs[0]][0]), bool)
     first[0, 0] = True  # which is there always, as runtimes don't like batches of none
     used = w.node("Or", [parts["used"], w.const(f"{name}.first", first)], f"{name}.used")
     at = w.node("Transpose", [w.node("NonZero", [used], f"{name}.there")], f"{name}.at", perm=[1, 0])
     w.parts[name] = {"at": at}
     unit = w.const(f"{name}.unit", np.array([width, height] * 2, np.float32))
-    corners = w.node("Mul", [w.node("GatherND", [boxes, at], f"{name}.boxes"), unit], f"{name}.pixels")
+    corners = w.node("Mul", [w.node("GatherND", [parts["boxes"], at], f"{name}.boxes"), unit], f"{name}.pixels")
     image, _ = _each(w, at, 1)
     strides = [2 ** round(math.log2(height / w.graph.shapes[m][1])) for m in op.inputs[1:]]
     levels = list(range(round(math.log2(strides[0])), round(math.log2(strides[-1])) + 1))

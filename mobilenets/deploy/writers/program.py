@@ -20,6 +20,7 @@ from mobilenets.arch.operations import Op
 from mobilenets.deploy.lowering import lower, unsupported
 from mobilenets.model.bundle import Bundle
 from mobilenets.model.encodings import Array
+from mobilenets.model.joints import windowed
 from mobilenets.model.module import ACTIVATIONS
 
 NAME = "PyTorch's program"
@@ -112,11 +113,7 @@ class Network(nn.Module):
 
     def windows(self, op: Op, x: Tensor) -> Tensor:
         assert op.pads is not None
-        above, left, below, right = op.pads
-        pad, largest = (above, left), op.kind == "maxpool"
-        if pad != (below, right):
-            x, pad = F.pad(x, (left, right, above, below), value=float("-inf") if largest else 0.0), (0, 0)
-        return (F.max_pool2d if largest else F.avg_pool2d)(x, op.kernels, op.stride, pad)
+        return windowed(op, x, op.pads)
 
     def shuffle(self, op: Op, x: Tensor) -> Tensor:
         channels, height, width = self.graph.shapes[op.name]

@@ -20,7 +20,7 @@ EPS = 1e-5
 def joined(tensors: Arrays) -> Arrays:
     """`tensors` with each block of branches as timm's own `reparam_conv`; those without any as they are.
 
-    Raises `UserError` where a branch lacks a tensor.
+    Raises `UserError` where a branch lacks a tensor, or has one of another shape.
     """
     blocks = [name.removesuffix(FIRST) for name in tensors if name.endswith(FIRST)]
     if not blocks:
@@ -32,6 +32,8 @@ def joined(tensors: Arrays) -> Arrays:
             weights, biases = zip(*_branches(tensors, block), strict=True)
         except KeyError as e:
             raise UserError(f"a block of branches without {e.args[0]}") from e
+        except (ValueError, IndexError) as e:
+            raise UserError(f"the branches of {block} don't fit one another: {e}") from e
         out[f"{block}.reparam_conv.weight"] = np.sum(weights, 0).astype(np.float32)
         out[f"{block}.reparam_conv.bias"] = np.sum(biases, 0).astype(np.float32)
     return out

@@ -15,6 +15,10 @@ _TRAINING = re.compile(r"(^|[./_])(criterion|loss)", re.IGNORECASE)
 _EMA = re.compile(r"(^|[._])ema([._]|$)", re.IGNORECASE)
 _FEATURES = "features."  # torchvision's module of everything before the pooling, which people take out of its network
 
+_OWN = {name.partition("-")[0] for name in zoo.NETWORKS}
+# MobileNets' first: the others' first layers have names that are the ends of many.
+_GROUPS = [[n for n in NAMINGS if (n.family in _OWN) is own] for own in (True, False)]
+
 
 def unprefixed(tensors: Arrays) -> Arrays:
     """`tensors` without what stands before all names of the network: "_orig_mod.", "model.", "backbone.".
@@ -22,8 +26,9 @@ def unprefixed(tensors: Arrays) -> Arrays:
     What is beside the network is left out (a loss with weights, say), but for the layers beside one that has no
     classifier of its own: one of them may be that.
     """
-    own = [naming for naming in NAMINGS if {*naming.networks} & {*zoo.NETWORKS}]  # others' begin alike
-    places = {place for naming in own for place in _stems(naming, tensors)}
+    places: set[tuple[str, str]] = set()
+    for namings in _GROUPS:
+        places = places or {place for naming in namings for place in _stems(naming, tensors)}
     places = {p for p in places if not p[1]} or places
     averaged = {p for p in places if _EMA.search(p[0])}
     if averaged and ("", "") not in places:  # beside the weights they are the average of: they are what was scored

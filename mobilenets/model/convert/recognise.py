@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from mobilenets.arch import spec, zoo
 from mobilenets.arch.operations import Op
-from mobilenets.arch.spec import Arch
+from mobilenets.arch.spec import CLASSIFIER, Arch
 from mobilenets.errors import UserError
 from mobilenets.model.convert.formats import one_line
 from mobilenets.model.convert.naming import Naming, Style
@@ -61,7 +61,7 @@ def slots(naming: Naming, arch: Arch) -> list[Slot]:
 
 
 def slots_of(style: Style, patterns: Iterable[tuple[Op, str, str]]) -> list[Slot]:
-    """The tensors of layers, each with its pattern filled in and that of its scale (see `namings.Naming.patterns`)."""
+    """The tensors of layers, each with its pattern filled in and that of its scale (see `naming.Naming.patterns`)."""
     out = []
     for op, pattern, scale in patterns:
         conv, _, norm = pattern.partition("|")
@@ -191,7 +191,7 @@ def with_classifier(m: Match, tensors: Arrays) -> Match:
     shape, bias = in_our_layout(tensors[roles["weight"]], style.layout, False).shape, roles.get("bias")
     if shape[1:] != (arch.features, 1, 1) or not shape[0] or (bias and tensors[bias].shape != shape[:1]):
         return m
-    op = arch.replace(num_classes=shape[0]).graph.op("classifier")
+    op = arch.replace(num_classes=shape[0]).graph.op(CLASSIFIER)
     found = {**m.found, **{Slot(op, role, (name,)): name for role, name in roles.items()}}
     extra = tuple(n for n in m.extra if n not in roles.values())
     return dataclasses.replace(m, arch=arch.replace(num_classes=shape[0]), found=found, extra=extra)
@@ -212,7 +212,7 @@ def identify(tensors: Arrays, name: str | None = None, alpha: float | None = Non
             return m
         tried.append(m)
     if not tried:
-        raise UserError(f"no MobileNet has tensors like these: {_some(sorted(tensors)) or 'there are none'}")
+        raise UserError(f"no network here has tensors like these: {_some(sorted(tensors)) or 'there are none'}")
     likely = min(tried, key=lambda m: m.faults)
     told = [m for m in tried if m.told]
     best = min(told, key=lambda m: m.faults) if told else likely
@@ -246,6 +246,8 @@ def _bodies(tensors: Arrays, told: float | None) -> Iterator[Match]:
             for alpha in widths(told, name):
                 matches = [m for arch in variants(name, alpha, 0) for m in _matches(naming, arch, tensors)]
                 yield from (m for m in matches if len(m.missing) < 10 * len(m.found))  # else a name or two is alike
+                if all(len(m.missing) > len(m.found) for m in matches):
+                    break  # its names are another's, at any width
 
 
 def _matches(naming: Naming, arch: Arch, tensors: Arrays) -> Iterator[Match]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from mobilenets.arch.operations import Op
 from mobilenets.reports.explain.drawings import box, line, svg
 from mobilenets.reports.explain.lessons import Way
+from mobilenets.reports.explain.parts import Shape
 from mobilenets.reports.explain.words import shape
 
 WIDTH, HEIGHT, ACROSS, DOWN = 104, 44, 18, 14  # of a box, and between two, in SVG units
@@ -24,11 +27,11 @@ def words(op: Op) -> str:
     return f"{name}{size}{groups}" + (f" /{op.stride}" if op.stride > 1 else "")
 
 
-def placed(way: Way) -> dict[str, tuple[int, int]]:
+def placed(source: str, ops: Sequence[Op]) -> dict[str, tuple[int, int]]:
     """Column and row of the source and of every operation: a column after all it reads, a row of its own in it."""
-    at = {way.source: (0, 0)}
+    at = {source: (0, 0)}
     taken: dict[int, int] = {0: 1}
-    for op in way.ops:
+    for op in ops:
         column = 1 + max(at[name][0] for name in op.inputs)
         # beside what it reads where that is free, so that a chain runs straight on
         row = max(taken.get(column, 0), at[op.inputs[0]][1] if column not in taken else 0)
@@ -41,7 +44,7 @@ def placed(way: Way) -> dict[str, tuple[int, int]]:
 
 def drawn(way: Way) -> str:
     """A block operation by operation; a whole network as the maps that its blocks give."""
-    return profile(way) if way.whole else diagram(way)
+    return profile(way) if way.whole else diagram(way.source, way.ops, way.shapes, way.name)
 
 
 def profile(way: Way) -> str:
@@ -59,31 +62,30 @@ def profile(way: Way) -> str:
     return svg("block", f"0 0 {width} {tall + 22}", label, f"--width:{width}px", out)
 
 
-def diagram(way: Way) -> str:
-    """A way's operations, each with the shape of what it gives, from the map they start from."""
-    at = placed(way)
-    out, shapes = [], way.shapes
+def diagram(source: str, ops: Sequence[Op], shapes: Mapping[str, Shape], name: str) -> str:
+    """Operations, each with the shape of what it gives, from the map they start from; `name` is said of them all."""
+    at = placed(source, ops)
+    out = []
 
     def corner(name: str) -> tuple[float, float]:
         column, row = at[name]
         return column * (WIDTH + ACROSS) + 1.0, row * (HEIGHT + DOWN) + 1.0
 
-    for op in way.ops:
+    for op in ops:
         x, y = corner(op.name)
-        for name in op.inputs:
-            from_x, from_y = corner(name)
+        for read in op.inputs:
+            from_x, from_y = corner(read)
             start, end = (from_x + WIDTH, from_y + HEIGHT / 2), (x, y + HEIGHT / 2)
-            if at[op.name][0] - at[name][0] == 1:
+            if at[op.name][0] - at[read][0] == 1:
                 out.append(line(start, end, arrow=True))
             else:  # past the boxes between, below all of them
                 low = (1 + max(row for _, row in at.values())) * (HEIGHT + DOWN) - DOWN / 2
                 turn, back = start[0] + ACROSS / 3, x - ACROSS / 3
                 out.append(line(start, (turn, start[1]), (turn, low), (back, low), (back, end[1]), end, arrow=True))
-    boxes = [(way.source, "image" if way.whole else "map", "")] + [(op.name, words(op), op.kind) for op in way.ops]
-    for name, text, kind in boxes:
-        x, y = corner(name)
-        out.append(box(x, y + HEIGHT / 2, WIDTH, [text, shape(shapes[name])], kind, HEIGHT))
+    for there, text, kind in ((source, "map", ""), *((op.name, words(op), op.kind) for op in ops)):
+        x, y = corner(there)
+        out.append(box(x, y + HEIGHT / 2, WIDTH, [text, shape(shapes[there])], kind, HEIGHT))
     columns, rows = (1 + max(p[i] for p in at.values()) for i in (0, 1))
     width, height = columns * (WIDTH + ACROSS) - ACROSS + 2, rows * (HEIGHT + DOWN) + 4
-    label = f"{way.name}: {', '.join(words(op) for op in way.ops)}"
+    label = f"{name}: {', '.join(map(words, ops))}"
     return svg("block", f"0 0 {width} {height}", label, f"--width:{width}px", out)

@@ -136,7 +136,9 @@ def last_map(arch: Arch) -> Shape:
 
 
 def head(arch: Arch) -> Head | None:
-    """None for a network that ends with the pooling."""
+    """None for a network that ends with the pooling, of a classifier's answers or of features."""
+    if arch.classifies == "map":
+        return None
     after = next((op for op in arch.tail if op.is_layer), None)
     return Head(after.name, last_map(arch), after.cout) if after else None
 
@@ -146,7 +148,7 @@ def receptive_field(arch: Arch) -> int:
     seen, jump = {"input": 1}, {"input": 1}
     for op in (op for b in arch.blocks for op in b.ops):
         # A gate and an attention's keys come from the whole map: they are `sees_all_from`'s.
-        paths = op.inputs if op.kind == "add" else op.inputs[:1]
+        paths = op.inputs if op.kind in ("add", "concat") else op.inputs[:1]
         jump[op.name] = jump[paths[0]] * op.stride
         seen[op.name] = max(seen[x] for x in paths) + (op.kernel - 1) * jump[paths[0]]
     return seen[arch.blocks[-1].output]

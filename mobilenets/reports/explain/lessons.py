@@ -18,7 +18,7 @@ from mobilenets.arch.rows import Conv, InvertedResidual, Row, Separable
 from mobilenets.arch.rows_branches import Branches, Step, convolution, fire, pooling
 from mobilenets.arch.rows_units import Factorized, Flattened, GhostBottleneck, GroupedShuffleUnit, ShuffleUnit
 from mobilenets.arch.spec import Arch
-from mobilenets.reports.explain.parts import Shape
+from mobilenets.reports.explain.parts import Shape, shapes_of
 
 SIDE = 32  # of the maps that blocks are shown on
 
@@ -70,7 +70,7 @@ class Way:
     @property
     def shapes(self) -> dict[str, Shape]:
         """Of every operation's output and of the source: (channels, height, width)."""
-        return {name: (c, h, w) for name, (c, h, w) in self.cost.arch.graph.shapes.items()}
+        return shapes_of(self.cost.arch)
 
     def to_json(self) -> dict[str, Any]:
         return {"name": self.name, "macs": self.macs, "params": self.params, "operations": [o.name for o in self.ops]}

@@ -8,11 +8,20 @@ from typing import Any
 from markupsafe import Markup
 
 from mobilenets.arch.cost import TYPE_NAMES
+from mobilenets.arch.spec import Arch
 from mobilenets.reports import pages
 from mobilenets.reports.explain import diagram, drawings
 from mobilenets.reports.explain.explanation import Explanation
 from mobilenets.reports.explain.lessons import Lessons
+from mobilenets.reports.explain.parts import Part, shapes_of
 from mobilenets.reports.explain.words import millions, percent, sentences, shape, times
+
+
+def _drawn(part: Part, arch: Arch) -> str:
+    """A block as slabs and boxes along a line; one with branches as a diagram."""
+    if any(op.kind == "concat" for op in part.ops):
+        return diagram.diagram(part.source, part.ops, shapes_of(arch), part.kind)
+    return drawings.block(part, arch.resolution)
 
 
 def page(e: Explanation) -> str:
@@ -23,7 +32,7 @@ def page(e: Explanation) -> str:
         "shape": shape,
         "percent": percent,
         "times": times,
-        "draw": lambda p: Markup(drawings.block(p, e.arch.resolution)),
+        "draw": lambda p: Markup(_drawn(p, e.arch)),
     }
     return pages.render(
         "explain.html",

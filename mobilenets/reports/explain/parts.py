@@ -25,6 +25,7 @@ from mobilenets.arch.rows_units import (
     ShuffleUnit,
     XceptionBlock,
 )
+from mobilenets.arch.spec import CLASSIFIER, Arch
 
 Shape = tuple[int, int, int]
 SEPARABLE, INVERTED = "depthwise separable", "inverted residual"
@@ -145,6 +146,11 @@ class Part:
         }
 
 
+def shapes_of(arch: Arch) -> dict[str, Shape]:
+    """Of every map of a network, by the name of the operation that gives it."""
+    return {name: (c, h, w) for name, (c, h, w) in arch.graph.shapes.items()}
+
+
 def short(op: Op) -> str:
     """An operation's name inside its block."""
     return op.name.rpartition(".")[2]
@@ -165,7 +171,7 @@ def kind_of(row: Row, universal: bool) -> str:
             return VARIANTS[bool(row.start), bool(row.kernel)] if universal else INVERTED
         case Branches():
             return _kind_of_branches(row)
-    return UNITS[type(row)]
+    return UNITS.get(type(row), type(row).__name__)
 
 
 def _kind_of_branches(row: Branches) -> str:
@@ -189,12 +195,10 @@ def every_part(cost: Cost) -> tuple[Part, ...]:
 
     bodies = zip(itertools.count(), arch.rows, arch.blocks, strict=False)
     out = [part(str(i), kind_of(row, uib), b.source, b.ops) for i, row, b in bodies]
-    out.append(part("pool", "global average pool", arch.tail[0].inputs[0], arch.tail[:1], compare=False))
-    out += [part("head", "1x1 convolution", b.source, b.ops, compare=False) for b in arch.head_blocks]
-    if arch.num_classes:
-        last = arch.tail[-1]
-        out.append(part("classes", "classifier", last.inputs[0], (last,), compare=False))
-    return tuple(out)
+    ends = {"pool": ("pool", "global average pool"), CLASSIFIER: ("classes", "classifier")}
+    first, *after = (part(*ends[op.name], op.inputs[0], (op,), compare=False) for op in arch.tail if op.name in ends)
+    heads = (part("head", "1x1 convolution", b.source, b.ops, compare=False) for b in arch.head_blocks)
+    return (*out, first, *heads, *after)
 
 
 def merged(parts: Sequence[Part]) -> tuple[Part, ...]:
@@ -246,14 +250,17 @@ def _against(ops: Sequence[Op], sides: dict[str, int], rows: Sequence[CostRow]) 
     expand = by_name.get("expand")
     expanded = expand.cout if expand else 0
     if deep is None:
-        k = max(op.kernel for op in ops)
-        note = f"its first layer is a standard {k}x{k} convolution: 1/N + 1/K² doesn't apply"
+        k = max(max(op.kernels) for op in ops)
+        first = next(op for op in ops if op.is_layer)
+        note = f"its {k}x{k} filters are standard convolutions: 1/N + 1/K² doesn't apply"
+        if max(first.kernels) == k:
+            note = f"its first layer is a standard {k}x{k} convolution: 1/N + 1/K² doesn't apply"
         if k == 1:
             note = "two 1x1 layers, no spatial kernel: 1/N + 1/K² doesn't apply"
         wide = standard(k, expanded, expanded) if expanded else None
         return Against(k, total, standard(k, cin, cout), wide, None, None, None, note)
     depthwise = ops[deep]
-    k = depthwise.kernel
+    k = max(depthwise.kernels)
     later = (op for op in ops[deep:] if op.kind == "pointwise" and not short(op).startswith("se_"))
     pointwise = next(later, None)
     if pointwise is None:

@@ -32,6 +32,8 @@ def _flow(part: Part) -> Text:
 
     words: list[tuple[str, str]] = []
     drawn = [s for s in steps(part) if s.kind != "norm"]
+    through = {op.name: op.inputs[0] for op in part.ops if op.kind in ("activation", "norm")}  # which aren't drawn
+    before = None
     for s in drawn:
         size = f"{s.op.kernels[0]}x{s.op.kernels[1]}{s.stride}"
         wide = "" if s is drawn[-1] else f" {s.op.cout}"
@@ -48,7 +50,11 @@ def _flow(part: Part) -> Text:
             text = f"se {s.branches[0][0].cout}"
         if s.kind == "attend":
             text = f"attention {s.op.heads}x{s.op.cin}"
-        words += [(" ─ ", "dim"), (text, INK.get(s.kind, ""))]
+        beside = (
+            before is not None and not s.branches and before.op.name not in {through.get(x, x) for x in s.op.inputs}
+        )
+        words += [(" │ " if beside else " ─ ", "dim"), (text, INK.get(s.kind, ""))]
+        before = s
     if part.shortcut:
         words.append((" (+)", "bold"))
     return Text.assemble(*words[1:], no_wrap=True)

@@ -13,9 +13,9 @@ from torchvision.ops import MultiScaleRoIAlign
 
 from mobilenets.arch.detectors.two_stage import FOUND, MASK
 from mobilenets.arch.graph import Graph
-from mobilenets.arch.operations import Op
+from mobilenets.arch.operations import SAMPLES, Op
 from mobilenets.model.module import ConvNormAct, Walker
-from mobilenets.model.two_stage import SAMPLES, pixels
+from mobilenets.model.two_stage import pixels
 from mobilenets.tasks.detect.start import BOX_LAYERS
 
 PROPOSED = 256  # anchors of an image that say something of proposals (Faster R-CNN, section 3.1.3)

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
-import io
-import json
 import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +15,13 @@ import numpy as np
 import pytest
 from PIL import Image
 from serving import Server
+from small import COLOURS, SMALL_SHARD, TINY, Ran, Run, colour_images, quantized, run_cli, smooth_images
 
-from mobilenets import cli, web
+from mobilenets import web
 from mobilenets.arch import zoo
 from mobilenets.arch.operations import Padding
 from mobilenets.arch.spec import scale
 from mobilenets.commands.shards import Sharded, shards
-from mobilenets.compression.scheme import DEFAULT, Scheme
 from mobilenets.deploy import bench, choose, latency, load
 from mobilenets.deploy.engines import trial
 from mobilenets.model.bundle import Bundle
@@ -39,14 +35,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 pytest.register_assert_rewrite("foreign_files", "damage", "layouts", "answers", "predicted")
 
 SMALL_ALPHA = {"v1": 0.25}
-SMALL_SHARD = 0.015  # MB: three of the colours' images
-
-
-def smooth_images(count: int, side: int = 32, seed: int = 0) -> Pixels:
-    """Random images with structure, uint8 [count, side, side, 3]: noise at an eighth of the size, enlarged."""
-    rng = np.random.default_rng(seed)
-    coarse = rng.integers(0, 256, (count, max(side // 8, 2), max(side // 8, 2), 3), dtype=np.uint8)
-    return np.stack([np.asarray(Image.fromarray(c).resize((side, side), Image.Resampling.BICUBIC)) for c in coarse])
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -123,19 +111,6 @@ def make_bundle() -> Callable[..., Bundle]:
     return make
 
 
-_QUANTIZED: dict[tuple[int, bytes, Any], tuple[Bundle, Bundle]] = {}
-
-
-def quantized(source: Bundle, images: Pixels, scheme: Scheme = DEFAULT) -> Bundle:
-    """`quantize_bundle`, once for each of `make_bundle`'s: what many tests begin with takes most of their time."""
-    from mobilenets.compression.quantize import quantize_bundle
-
-    key = (id(source), images.tobytes(), scheme)
-    if key not in _QUANTIZED:
-        _QUANTIZED[key] = source, quantize_bundle(source, images, scheme)
-    return _QUANTIZED[key][1]
-
-
 @pytest.fixture(scope="session")
 def short_bundle(make_bundle: Callable[..., Bundle], pixels: Pixels) -> Callable[..., Bundle]:
     """`short_bundle(2)`: V1's first two rows and a classifier that tells images apart by them: exported in moments.
@@ -208,10 +183,6 @@ def lite_bundle(make_bundle: Callable[..., Bundle]) -> Callable[..., Bundle]:
 
 # ---- the command line and training ---------------------------------------------------------------------------------
 
-# ---- the command line and training ---------------------------------------------------------------------------------
-
-COLOURS = {"blue": (40, 60, 200), "green": (50, 190, 70), "red": (200, 50, 40)}
-
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
@@ -256,51 +227,10 @@ def ours(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trial, "check", lambda *_: None)
 
 
-@dataclass(frozen=True)
-class Ran:
-    """What a command line did."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        assert self.code == 0, self.err
-        return json.loads(self.out)
-
-    @property
-    def line(self) -> str:
-        """The one line on stderr of a command that failed as it should: exit code 2, nothing else said."""
-        assert self.code == 2, self.err
-        assert self.out == ""
-        (line,) = self.err.splitlines()
-        assert line.startswith("mobilenets: ")
-        assert "Traceback" not in line
-        return line
-
-
-def run_cli(*arguments: object) -> Ran:
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = cli.run([str(a) for a in arguments])
-    return Ran(code, out.getvalue(), err.getvalue())
-
-
 @pytest.fixture(scope="session")
 def command() -> Callable[..., Ran]:
     """`command("cost", "v1")`: a command line carried out in this process."""
     return run_cli
-
-
-def colour_images(root: Path, counts: dict[str, int], side: int = 32) -> Path:
-    rng = np.random.default_rng(0)
-    for folder, count in counts.items():
-        (root / folder).mkdir(parents=True, exist_ok=True)
-        for i in range(count):
-            pixels = np.array(COLOURS[Path(folder).name]) + rng.normal(0, 25, (side, side, 3))
-            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(root / folder / f"{i:03d}.png")
-    return root
 
 
 @pytest.fixture(scope="session")
@@ -314,18 +244,6 @@ def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of three easy classes, 24 training and 8 validation images each."""
     root = tmp_path_factory.mktemp("data") / "colours"
     return colour_images(root, {f"{s}/{c}": n for s, n in (("train", 24), ("val", 8)) for c in COLOURS})
-
-
-TINY = {"--arch": "v1", "--alpha": "0.25", "--resolution": "32", "--batch": "24", "--workers": "0"}
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished run: its folder, the command line that made it, what that printed."""
-
-    out: Path
-    arguments: tuple[str, ...]
-    ran: Ran
 
 
 @pytest.fixture(scope="session")

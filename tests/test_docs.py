@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import Ran, smooth_images
 from PIL import Image
+from small import Ran, smooth_images
 
 import mobilenets
 from mobilenets import cli, tasks

@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 import torch
-from conftest import quantized
+from small import quantized
 
 from mobilenets import files
 from mobilenets.compression.quantize import quantize_bundle

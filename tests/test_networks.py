@@ -6,7 +6,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 import torch
-from conftest import quantized
+from small import quantized
 from torch.utils.flop_counter import FlopCounterMode
 
 from mobilenets.arch import cost, spec, zoo

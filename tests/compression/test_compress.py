@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import smooth_images
 from PIL import Image
+from small import smooth_images
 
 from mobilenets import create
 from mobilenets.compression import budget, coded, shared

@@ -2,8 +2,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import smooth_images
 from PIL import Image
+from small import smooth_images
 
 from mobilenets.compression import mixed
 from mobilenets.compression.quantize import measure_ranges, quantize_bundle

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Ran, Run, quantized
+from small import Ran, Run, quantized
 
 import mobilenets
 from mobilenets.arch import zoo

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Ran
+from small import Ran
 from torch.nn import functional as F
 
 from mobilenets.arch import zoo

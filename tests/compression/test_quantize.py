@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 from answers import KEPT, nearly_equal, run_onnx, run_torch
-from conftest import quantized
+from small import quantized
 from torch.nn import functional as F
 
 from mobilenets.commands.quantize import quantize

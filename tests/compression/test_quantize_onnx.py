@@ -9,7 +9,7 @@ import onnxruntime as ort
 import pytest
 import torch
 from answers import KEPT, PREPROCESS, nearly_equal, onnx_session, optimized, run_onnx, run_torch
-from conftest import quantized
+from small import quantized
 from torch import nn
 
 from mobilenets.compression.quantize import quantize_bundle

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Ran
+from small import Ran
 
 from mobilenets.compression import quantize
 from mobilenets.compression.calibrate import batches

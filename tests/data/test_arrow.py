@@ -7,8 +7,8 @@ import pickle
 
 import numpy as np
 import pytest
-from conftest import smooth_images
 from PIL import Image
+from small import smooth_images
 
 from mobilenets.data import arrow, checks
 from mobilenets.data.open import open_data, open_unlabelled

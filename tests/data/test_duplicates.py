@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from conftest import smooth_images
 from PIL import Image
+from small import smooth_images
 
 from mobilenets.data import checks, duplicates
 from mobilenets.data.dataset import shrink

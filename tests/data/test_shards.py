@@ -9,8 +9,8 @@ import time
 
 import numpy as np
 import pytest
-from conftest import SMALL_SHARD
 from PIL import Image
+from small import SMALL_SHARD
 
 from mobilenets.commands.shards import shards
 from mobilenets.data import checks, shard_writer

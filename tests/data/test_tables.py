@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import smooth_images
 from PIL import Image
+from small import smooth_images
 
 from mobilenets.arch import zoo
 from mobilenets.data import text_tables

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import smooth_images
 from PIL import Image
+from small import smooth_images
 
 from mobilenets.data import splitting
 from mobilenets.data.checks import check

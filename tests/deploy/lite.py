@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import smooth_images
+from small import smooth_images
 
 from mobilenets.deploy import engines
 from mobilenets.deploy.engines.torch import TorchEngine

@@ -17,8 +17,8 @@ from mobilenets.tasks import features
 @pytest.fixture(scope="module")
 def folder(make_bundle: Callable[..., Bundle], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle, and four images of which the second is damaged."""
-    from conftest import smooth_images
     from PIL import Image
+    from small import smooth_images
 
     root = tmp_path_factory.mktemp("answers")
     make_bundle("v1").save(root / "bundle")

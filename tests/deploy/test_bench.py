@@ -2,7 +2,7 @@ import os
 
 import numpy as np
 import pytest
-from conftest import quantized
+from small import quantized
 
 from mobilenets.deploy import bench, engines
 from mobilenets.deploy.writers import onnx as onnx_graph

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import quantized, smooth_images
+from small import quantized, smooth_images
 
 from mobilenets.arch import zoo
 from mobilenets.arch.graph import Head, Output

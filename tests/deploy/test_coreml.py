@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import quantized
+from small import quantized
 from torch.nn import functional as F
 
 from mobilenets.arch.graph import Head, Output

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import onnx
 import pytest
-from conftest import quantized
+from small import quantized
 
 from mobilenets.deploy import engines
 from mobilenets.deploy.writers import onnx as onnx_graph

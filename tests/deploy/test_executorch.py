@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import quantized
+from small import quantized
 
 from mobilenets.arch.graph import Head, Output
 from mobilenets.arch.operations import Op

@@ -4,7 +4,7 @@ import shutil
 import numpy as np
 import onnx
 import pytest
-from conftest import quantized
+from small import quantized
 
 from mobilenets.arch import zoo
 from mobilenets.commands.evaluate import evaluate

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import quantized
+from small import quantized
 
 import mobilenets
 from mobilenets.deploy import engines

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import quantized, smooth_images
+from small import quantized, smooth_images
 
 from mobilenets.arch import zoo
 from mobilenets.arch.graph import Head, Output

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from conftest import quantized, smooth_images
+from small import quantized, smooth_images
 
 from mobilenets import files
 from mobilenets.arch.graph import Head, Output

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from conftest import quantized
+from small import quantized
 
 from mobilenets.deploy import engines
 from mobilenets.deploy.engines.torch import TorchEngine

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import quantized, smooth_images
+from small import quantized, smooth_images
 
 from mobilenets.arch.graph import Head, Output
 from mobilenets.arch.operations import Op

@@ -7,7 +7,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from conftest import quantized
+from small import quantized
 
 from mobilenets.compression.scheme import Scheme
 from mobilenets.deploy import engines, export

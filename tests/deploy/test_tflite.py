@@ -7,8 +7,8 @@ import flatbuffers
 import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
-from conftest import smooth_images
 from lite import NETWORKS, OURS, PER_CHANNEL, source_of, sure, written
+from small import smooth_images
 
 from mobilenets.arch import zoo
 from mobilenets.arch.spec import scale

@@ -5,7 +5,7 @@ import subprocess
 
 import numpy as np
 import pytest
-from conftest import smooth_images
+from small import smooth_images
 
 pytest.importorskip("tflite_micro")
 pytest.importorskip("ai_edge_litert")

@@ -7,10 +7,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
+from small import TINY
 
 from mobilenets import tasks
 from mobilenets.arch.heads import PROBABILITIES

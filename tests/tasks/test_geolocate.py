@@ -6,8 +6,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
 from PIL import ExifTags, Image
+from small import TINY
 
 from mobilenets import tasks
 from mobilenets.arch import cost, zoo

@@ -7,9 +7,9 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, quantized
 from PIL import Image
 from safetensors.numpy import save
+from small import TINY, quantized
 
 from mobilenets import tasks
 from mobilenets.arch import zoo

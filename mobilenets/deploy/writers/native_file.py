@@ -133,6 +133,14 @@ def joined(
     return MAGIC + struct.pack("<IQ", VERSION, size) + hashlib.sha256(rest).digest() + bytes(16) + rest
 
 
+def card_text(data: bytes, where: str) -> bytes:
+    """The card in a .mnet file's bytes. Raises `UserError` for what isn't one, or isn't whole."""
+    if data[:4] != MAGIC or len(data) < PREFIX + HEADER.size or data[16:48] != hashlib.sha256(data[PREFIX:]).digest():
+        raise UserError(f"{where}: not a .mnet file, or a damaged one")
+    at, size = HEADER.unpack_from(data, PREFIX)[:2]
+    return data[at * UNIT : at * UNIT + size]
+
+
 def stored_precision(path: Path) -> Precision:
     """What the layers of a file read their weights from, but for those that its card keeps in float."""
     data = path.read_bytes()

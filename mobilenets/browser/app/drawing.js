@@ -1,0 +1,125 @@
+/**
+ * What is drawn over a picture: boxes as `mobilenets.tasks.detect.answers` draws them, and where a classifier looks.
+ *
+ * @import {Found} from "./answers.js"
+ * @import {Look} from "./look.js"
+ * @import {Rectangle} from "./placement.js"
+ */
+
+const TURN = 0.618034; // of the colour circle from one class to the next, as in Python
+const FIRST = 0.08;
+const CORNER = 0.09; // of the side: how long the marks at the corners of what is seen are
+const HOT = [255, 138, 0]; // RGB of where a classifier looks most
+const STRONG = 0.78; // opacity there
+
+/**
+ * A class's colour, as CSS has it.
+ * @param {number} index
+ */
+export function colour(index) {
+  const hue = ((FIRST + TURN * index) % 1) * 360;
+  return `hsl(${hue.toFixed(0)} 90% 55%)`;
+}
+
+/** Draws on a canvas that lies over a picture and has its size in pixels. */
+export class Drawing {
+  #canvas;
+  #context;
+  #small = document.createElement("canvas");
+  mirrored = false;
+
+  /** @param {HTMLCanvasElement} canvas */
+  constructor(canvas) {
+    const context = canvas.getContext("2d");
+    if (!context) throw new Error("This browser gives no canvas to draw on.");
+    this.#canvas = canvas;
+    this.#context = context;
+  }
+
+  /**
+   * An empty one, of a picture's size.
+   * @param {number} width
+   * @param {number} height
+   */
+  clear(width, height) {
+    if (this.#canvas.width !== width || this.#canvas.height !== height)
+      [this.#canvas.width, this.#canvas.height] = [width, height];
+    else this.#context.clearRect(0, 0, width, height);
+  }
+
+  /**
+   * The left edge of something in the picture, as it is shown.
+   * @param {number} x
+   * @param {number} width
+   */
+  #left(x, width) {
+    return this.mirrored ? this.#canvas.width - x - width : x;
+  }
+
+  /**
+   * Marks at the corners of the part that the network sees, where that isn't all.
+   * @param {Rectangle} part
+   */
+  corners({ x, y, width, height }) {
+    const pen = this.#context;
+    if (x <= 0 && y <= 0) return;
+    const length = CORNER * Math.min(width, height);
+    const left = this.#left(x, width);
+    pen.beginPath();
+    for (const [cx, right] of [[left, 1], [left + width, -1]])
+      for (const [cy, down] of [[y, 1], [y + height, -1]]) {
+        pen.moveTo(cx + right * length, cy);
+        pen.lineTo(cx, cy);
+        pen.lineTo(cx, cy + down * length);
+      }
+    const thick = Math.max(2, Math.min(this.#canvas.width, this.#canvas.height) / 160);
+    for (const [style, wide] of /** @type {[string, number][]} */ ([["rgb(0 0 0 / 45%)", 2 * thick], ["#fff", thick]])) {
+      pen.strokeStyle = style;
+      pen.lineWidth = wide;
+      pen.stroke();
+    }
+  }
+
+  /**
+   * @param {Look} look
+   * @param {Rectangle} part  of the picture: what the network sees
+   */
+  look({ width, height, values }, part) {
+    const small = this.#small;
+    [small.width, small.height] = [width, height];
+    const inner = small.getContext("2d");
+    if (!inner) return;
+    const pixels = inner.createImageData(width, height);
+    values.forEach((v, i) => pixels.data.set([...HOT, Math.round(255 * STRONG * v)], 4 * i));
+    inner.putImageData(pixels, 0, 0);
+    const pen = this.#context;
+    pen.save();
+    if (this.mirrored) pen.setTransform(-1, 0, 0, 1, this.#canvas.width, 0);
+    pen.imageSmoothingQuality = "high";
+    pen.drawImage(small, part.x, part.y, part.width, part.height);
+    pen.restore();
+  }
+
+  /** @param {Found[]} found  the surest first */
+  boxes(found) {
+    const pen = this.#context;
+    const side = Math.min(this.#canvas.width, this.#canvas.height);
+    const thick = Math.max(2, side / 160);
+    const size = Math.max(12, side / 24);
+    pen.font = `600 ${size}px system-ui, sans-serif`;
+    pen.textBaseline = "middle";
+    pen.lineWidth = thick;
+    for (const { label, score, index, box: [x1, y1, x2, y2] } of [...found].reverse()) {
+      const left = this.#left(x1, x2 - x1);
+      const paint = colour(index);
+      pen.strokeStyle = pen.fillStyle = paint;
+      pen.strokeRect(left, y1, x2 - x1, y2 - y1);
+      const text = `${label} ${Math.round(100 * score)}%`;
+      const high = 1.4 * size;
+      const top = Math.max(0, y1 - high);
+      pen.fillRect(left - thick / 2, top, pen.measureText(text).width + size, high);
+      pen.fillStyle = "#000";
+      pen.fillText(text, left - thick / 2 + size / 2, top + high / 2);
+    }
+  }
+}

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mobilenets.arch.spec import Arch as Arch
     from mobilenets.arch.spec import Variant as Variant
+    from mobilenets.commands.app import app as app
     from mobilenets.commands.bench import bench as bench
     from mobilenets.commands.check_data import check_data as check_data
     from mobilenets.commands.choose import choose as choose
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from mobilenets.commands.verify import verify as verify
     from mobilenets.data.alignment import Faces as Faces
     from mobilenets.data.source import Reading as Reading
+    from mobilenets.deploy.app import Site as Site
     from mobilenets.deploy.choose import Budget as Budget
     from mobilenets.deploy.choose import Choice as Choice
     from mobilenets.deploy.export import Export as Export
@@ -80,6 +82,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     # the verbs
+    "app": "commands.app",
     "bench": "commands.bench",
     "check_data": "commands.check_data",
     "choose": "commands.choose",
@@ -143,6 +146,7 @@ _HOMES = {
     "Preprocess": "model.images",
     "Reading": "data.source",
     "Recipe": "training.recipes",
+    "Site": "deploy.app",
     "UserError": "errors",
     "Variant": "arch.spec",
 }

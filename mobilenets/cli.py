@@ -76,6 +76,7 @@ VERBS = {
     "quantize": ("quantize:quantize", "Float bundle -> int8 bundle."),
     "compress": ("compress:compress", "Float bundle -> the same in so many kilobytes, one coded file."),
     "export": ("export:export", "Bundle -> a file that runs, proved against PyTorch."),
+    "app": ("app:app", "Networks -> a page that runs them on the device that opens it."),
     "push": ("push:push_to_hub", "A bundle, with what its run ships -> the Hugging Face Hub."),
     "update key": ("update:update_key", "A key to sign updates with."),
     "update make": ("update:make_update", "Two networks -> what turns one into the other."),

@@ -298,6 +298,7 @@ await attempt(async () => {
   /** @type {{networks: Listed[]}} */
   const { networks: listed } = await (await fetch("app.json")).json();
   part("choice", HTMLElement).hidden = listed.length < 2;
+  part("name", HTMLElement).classList.toggle("unseen", listed.length > 1);
   networks.replaceChildren(...listed.map(({ name }, i) => new Option(name, String(i))));
   networks.onchange = () => attempt(() => use(listed[Number(networks.value)]));
   await use(listed[0]);

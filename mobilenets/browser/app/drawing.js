@@ -10,7 +10,8 @@ const TURN = 0.618034; // of the colour circle from one class to the next, as in
 const FIRST = 0.08;
 const CORNER = 0.09; // of the side: how long the marks at the corners of what is seen are
 const HOT = [255, 138, 0]; // RGB of where a classifier looks most
-const STRONG = 0.78; // opacity there
+const STRONG = 0.8; // opacity there
+const CURVE = 1.5; // so that what hardly counts stays clear
 
 /**
  * A class's colour, as CSS has it.
@@ -90,7 +91,7 @@ export class Drawing {
     const inner = small.getContext("2d");
     if (!inner) return;
     const pixels = inner.createImageData(width, height);
-    values.forEach((v, i) => pixels.data.set([...HOT, Math.round(255 * STRONG * v)], 4 * i));
+    values.forEach((v, i) => pixels.data.set([...HOT, Math.round(255 * STRONG * v ** CURVE)], 4 * i));
     inner.putImageData(pixels, 0, 0);
     const pen = this.#context;
     pen.save();

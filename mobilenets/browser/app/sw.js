@@ -3,9 +3,8 @@
  * networks, those that the page has used. A site of another version is another cache.
  */
 
-importScripts("./files.js");
-
 const here = /** @type {any} */ (self);
+here.importScripts("./files.js");
 /** @type {{version: string, files: string[]}} */
 const SITE = here.SITE;
 const PREFIX = `mobilenets ${here.registration.scope} `;

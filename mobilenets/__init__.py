@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from mobilenets.commands.import_weights import import_weights as import_weights
     from mobilenets.commands.index import index as index
     from mobilenets.commands.list import list_networks as list_networks
+    from mobilenets.commands.measure import measure as measure
     from mobilenets.commands.predict import predict as predict
     from mobilenets.commands.prune import prune as prune
     from mobilenets.commands.push import push_to_hub as push_to_hub
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     from mobilenets.deploy.choose import Choice as Choice
     from mobilenets.deploy.export import Export as Export
     from mobilenets.deploy.foreign import Foreign as Foreign
+    from mobilenets.deploy.hosting import Hosting as Hosting
     from mobilenets.deploy.predict import Model as Model
     from mobilenets.deploy.predict import Prediction as Prediction
     from mobilenets.deploy.predict import load as load
@@ -99,6 +101,7 @@ _HOMES = {
     "latency_table": "commands.choose",
     "index": "commands.index",
     "list_networks": "commands.list",
+    "measure": "commands.measure",
     "predict": "commands.predict",
     "prune": "commands.prune",
     "push_to_hub": "commands.push",
@@ -139,6 +142,7 @@ _HOMES = {
     "Faces": "data.alignment",
     "Fitted": "training.fitted",
     "Foreign": "deploy.foreign",
+    "Hosting": "deploy.hosting",
     "Model": "deploy.predict",
     "Net": "model.net",
     "Overrides": "training.recipes",

@@ -72,6 +72,7 @@ VERBS = {
         "choose:latency_table",
         "Measure all networks here, for `choose --table` elsewhere.",
     ),
+    "measure": ("measure:measure", "Measure all networks in a browser: on the phone that opens the page."),
     "prune": ("prune:prune", "Fewer channels or weights: by macs, by latency measured, by share."),
     "quantize": ("quantize:quantize", "Float bundle -> int8 bundle."),
     "compress": ("compress:compress", "Float bundle -> the same in so many kilobytes, one coded file."),

@@ -171,6 +171,7 @@ export class Net {
   #image;
   #results;
   #pointers;
+  #file;
 
   /**
    * @param {Engine} engine
@@ -185,7 +186,7 @@ export class Net {
       this.#session = 0;
       end();
     };
-    const file = this.#room(bytes.length);
+    const file = (this.#file = this.#room(bytes.length));
     new Uint8Array(engine.memory.buffer).set(bytes, file);
     const why = this.#room(ROOM);
     const model = engine.mnet_open(file, bytes.length, why, ROOM);
@@ -246,6 +247,16 @@ export class Net {
    */
   #ints(at, n) {
     return [...new Int32Array(this.#engine.memory.buffer, at, n)];
+  }
+
+  /**
+   * A part of its file as it lies in memory, weights for example: what is written there is what it computes with.
+   *
+   * @param {number} offset
+   * @param {number} size  in bytes
+   */
+  part(offset, size) {
+    return new Uint8Array(this.#engine.memory.buffer, this.#file + offset, size);
   }
 
   /**

@@ -39,12 +39,13 @@ def node_module(path: str) -> Path:
 
 
 @contextlib.contextmanager
-def served(folder: Path) -> Iterator[str]:
-    """A folder's address, as any web server gives it."""
+def served(folder: Path, asked: list[str] | None = None) -> Iterator[str]:
+    """A folder's address, as any web server gives it; `asked`: gets what comes in."""
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_: object) -> None:
-            pass
+        def log_message(self, *said: object) -> None:
+            if asked is not None:
+                asked.append(str(said))
 
     handler = functools.partial(Quiet, directory=str(folder))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
@@ -106,6 +107,8 @@ def write_video(path: Path, pictures: Sequence[Image.Image], rate: int = 30) -> 
         f.write(f"YUV4MPEG2 W{width} H{height} F{rate}:1 Ip A1:1 C420jpeg\n".encode())
         for picture in pictures:
             y, u, v = (np.asarray(plane) for plane in picture.convert("YCbCr").split())
-            halves = (np.asarray(Image.fromarray(p).resize((width // 2, height // 2), Image.Resampling.BOX)) for p in (u, v))
+            halves = (
+                np.asarray(Image.fromarray(p).resize((width // 2, height // 2), Image.Resampling.BOX)) for p in (u, v)
+            )
             f.write(b"FRAME\n" + y.tobytes() + b"".join(h.tobytes() for h in halves))
     return path

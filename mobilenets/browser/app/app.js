@@ -15,7 +15,6 @@ import { facts } from "./facts.js";
 import { kept } from "./offline.js";
 import { seen } from "./placement.js";
 import { Rows, words } from "./rows.js";
-import { map } from "./world.js";
 
 const SLOW = 0.9; // of a number that is shown, how much stays when another frame comes
 const SPOKEN_MS = 1500; // at the least between two answers that are read out
@@ -100,7 +99,10 @@ function show(found, width, height) {
   if (found.look) drawing.look(found.look, part);
   if (answer.kind === "boxes") drawing.boxes(answer.boxes);
   else drawing.corners(part);
-  if (answer.kind === "place") map(world, answer.guesses).catch(complain);
+  if (answer.kind === "place") {
+    const { guesses } = answer;
+    import("./world.js").then(({ map }) => map(world, guesses)).catch(complain);
+  }
   tell();
 }
 

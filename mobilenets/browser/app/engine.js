@@ -13,7 +13,7 @@
 import { bestBuild, load } from "./engine/mnet.js";
 
 /**
- * @param {Uint8Array} bytes
+ * @param {Promise<Uint8Array>} bytes  on their way
  * @returns {Promise<Running>}
  */
 export async function open(bytes) {

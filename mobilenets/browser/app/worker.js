@@ -26,15 +26,23 @@ const MAP = "last_map";
 let network;
 
 /**
+ * @param {string} file
+ * @returns {Promise<Uint8Array>}
+ */
+async function content(file) {
+  const answer = await fetch(new URL(file, import.meta.url));
+  if (!answer.ok) throw new Error(`${file}: ${answer.status} ${answer.statusText}`);
+  return new Uint8Array(await answer.arrayBuffer());
+}
+
+/**
  * @param {Source} source
  * @returns {Promise<Opened>}
  */
 async function opened({ file, looks }) {
-  const response = await fetch(new URL(file, import.meta.url));
-  if (!response.ok) throw new Error(`${file}: ${response.status} ${response.statusText}`);
-  const bytes = new Uint8Array(await response.arrayBuffer());
+  const bytes = content(file);
   const running = await open(bytes);
-  network = { running, file: bytes, looks };
+  network = { running, file: await bytes, looks };
   const { card, name, fetched } = running;
   const [rows, columns] = inputSize(card.preprocess);
   await running.run(new Uint8Array(rows * columns * 3)); // the first run takes longer

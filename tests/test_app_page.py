@@ -181,14 +181,17 @@ def test_its_policy_lets_nothing_out(home: Home) -> None:
         page = visit.page
         page.goto(home.address)
         tried = """async (other) => {
-          const made = [fetch(other).then(() => "fetch", () => ""), import(`${other}/app.js`).then(() => "import", () => "")];
+          const made = [fetch(other).then(() => "fetch", () => "")];
+          made.push(import(`${other}/app.js`).then(() => "import", () => ""));
           const image = new Image();
           image.src = `${other}/icon.svg`;
           made.push(image.decode().then(() => "image", () => ""));
           made.push(Promise.resolve(navigator.sendBeacon(other, "x") && ""));
           const socket = new Promise((done) => {
-            try { const s = new WebSocket(other.replace("http", "ws")); s.onopen = () => done("socket"); s.onerror = () => done(""); }
-            catch { done(""); }
+            try {
+              const s = new WebSocket(other.replace("http", "ws"));
+              [s.onopen, s.onerror] = [() => done("socket"), () => done("")];
+            } catch { done(""); }
           });
           return (await Promise.all([...made, socket])).filter(Boolean);
         }"""
@@ -204,7 +207,8 @@ def test_everyone_can_use_it(home: Home, size: tuple[int, int], scheme: str) -> 
         page.goto(home.address)
         page.wait_for_selector(READY)
         page.evaluate(axe)
-        run = "async () => (await axe.run(document, {resultTypes: ['violations']})).violations.map(v => v.id + ': ' + v.nodes.map(n => n.html))"
+        run = """async () => (await axe.run(document, {resultTypes: ["violations"]})).violations.map(
+          (v) => `${v.id}: ${v.nodes.map((n) => n.html)}`)"""
         assert page.evaluate(run) == []
         page.set_input_files("#file", str(home.pictures[0]))
         wait_for(home, page, home.pictures[0])
@@ -255,8 +259,13 @@ def test_where_it_looks(home: Home, opened: Visit) -> None:
     page.click("#look")
     page.set_input_files("#file", str(home.pictures[0]))
     wait_for(home, page, home.pictures[0])
-    orange = """() => { const c = document.querySelector('#overlay'), d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;
-      let n = 0; for (let i = 0; i < d.length; i += 4) n += d[i] > 200 && d[i + 2] < 60 && d[i + 3] > 40; return n; }"""
+    orange = """() => {
+      const c = document.querySelector("#overlay");
+      const d = c.getContext("2d").getImageData(0, 0, c.width, c.height).data;
+      let n = 0;
+      for (let i = 0; i < d.length; i += 4) n += d[i] > 200 && d[i + 2] < 60 && d[i + 3] > 40;
+      return n;
+    }"""
     assert page.evaluate(orange) > 500
 
 

@@ -75,8 +75,8 @@ def open_to(measurement: device.Measurement, how: Hosting) -> Table:
     times = device.slowed(made)
     if times > device.THROTTLED:
         console.note(
-            f"{made.machine}: at the end it took {times:.2f} times as long as at the beginning: it became hot, or busy; "
-            "these are the latencies of a device that has worked for a while"
+            f"{made.machine}: at the end it took {times:.2f} times as long as at the beginning: it became hot, or "
+            "busy; these are the latencies of a device that has worked for a while"
         )
     return made
 

@@ -1,4 +1,4 @@
-"""Networks measured in a browser, on the device that opens a page: what it gets, and the table of what it sends. No torch.
+"""Networks measured in a browser, on the device that opens a page: what it gets, the table of what it sends. No torch.
 
 Nothing large goes over: a file's weights are zeros, which compress to nothing, and the page writes random ones in
 their place. What is measured is our engine's WebAssembly, as `mobilenets app` packs it.
@@ -55,7 +55,7 @@ class Measurement:
     Networks are packed in a thread of its own, from when it is made: the page asks for one after another.
     """
 
-    def __init__(self, archs: Sequence[Arch], precisions: Sequence[Precision], seconds: float) -> None:
+    def __init__(self, archs: Sequence[Arch], precisions: Sequence[str], seconds: float) -> None:
         """Raises `UserError` for a precision that our engine hasn't."""
         self.archs = {a.digest: a for a in archs}
         self.seconds = seconds

@@ -1,4 +1,4 @@
-"""A web server for one visitor: pages of ours, on this machine's own address or its network's, behind a token. No torch."""
+"""A web server for one visitor: pages on this machine's own address or its network's, behind a token. No torch."""
 
 from __future__ import annotations
 
@@ -96,6 +96,8 @@ def hosted(answer: Answer, how: Hosting) -> Iterator[str]:
     Only visitors with the token in it get an answer. Raises `UserError` for a port that can't be had.
     """
     token = secrets.token_urlsafe(12)
+    flying: set[int] = set()  # threads that are answering
+    landed = threading.Condition()
     host = own_address() if how.lan else "127.0.0.1"
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -115,6 +117,16 @@ def hosted(answer: Answer, how: Hosting) -> Iterator[str]:
             self.give(self.rfile.read(int(size)))
 
         def give(self, sent: bytes | None) -> None:
+            with landed:
+                flying.add(threading.get_ident())
+            try:
+                self.told(sent)
+            finally:
+                with landed:
+                    flying.discard(threading.get_ident())
+                    landed.notify_all()
+
+        def told(self, sent: bytes | None) -> None:
             given, _, path = self.path.partition("?")[0].removeprefix("/").partition("/")
             known = hmac.compare_digest(given.encode(), token.encode())
             body = answer(path or "index.html", sent) if known else None
@@ -143,6 +155,8 @@ def hosted(answer: Answer, how: Hosting) -> Iterator[str]:
         finally:
             server.shutdown()
             thread.join()
+            with landed:  # the last answer may be the one that ended it
+                landed.wait_for(lambda: not flying, PATIENCE_SECONDS)
 
 
 def _context(host: str) -> ssl.SSLContext:

@@ -1,4 +1,4 @@
-"""Networks packed as a site: what is in it, what isn't packed, where a classifier looks. Pages are in `test_app_page`."""
+"""Networks packed as a site: what is in it, what isn't packed, where a classifier looks. The pages: `test_app_page`."""
 
 from __future__ import annotations
 

@@ -122,9 +122,10 @@ def test_what_is_measured_is_what_the_app_takes(browser: Any, tmp_path: Path) ->
       }
       network.close();
       times.sort((a, b) => a - b);
-      return predicted / times[times.length >> 1];
+      return [predicted, times[times.length >> 1]];
     }"""
     with browsing.served(site) as address, browsing.visit(browser) as visit:
         visit.page.goto(address)
-        ratios = sorted(visit.page.evaluate(both) for _ in range(5))
-    assert ratios[2] == pytest.approx(1, abs=0.1), ratios
+        pairs = [visit.page.evaluate(both) for _ in range(6)]
+    predicted, taken = (min(times) for times in zip(*pairs, strict=True))  # at its quietest, as tables have it
+    assert predicted == pytest.approx(taken, rel=0.1), pairs

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
+import threading
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
 from mobilenets.arguments import StrPath, as_path, checked
 from mobilenets.deploy.app import Site, site
+from mobilenets.deploy.hosting import Hosting, hosted, in_folder, tell
+from mobilenets.errors import UserError
 
 
 @checked
-def app(*networks: StrPath, out: StrPath, precision: str = "") -> Site:
+def app(
+    *networks: StrPath,
+    out: StrPath | None = None,
+    precision: str = "",
+    serve: bool = False,
+    hosting: Annotated[Hosting | None, Parameter(name="*")] = None,
+) -> Site | None:
     """Pack networks into a static site: camera and photos in, what the network says of them out, all on the device.
 
     Any web server can serve it, from any folder; opened once, it works offline, and can be installed. Nothing is sent
@@ -18,19 +34,22 @@ def app(*networks: StrPath, out: StrPath, precision: str = "") -> Site:
     networks
         Runs, bundles' folders, .mnet files, names of packaged networks.
     out
-        The folder to write.
+        The folder to write; with `serve`, it may be left out.
     precision
         float32 or float16, of the files that are made of float bundles; by default their own, float32.
+    serve
+        Serve it until Ctrl-C, to try it: on a phone with --lan, its camera with --https.
 
     Returns
     -------
     Site
-        `path`, `networks`, and `page_bytes`: what a browser fetches before a network's file.
+        `path`, `networks`, and `page_bytes`: what a browser fetches before a network's file; None without `out`.
 
     Raises
     ------
     UserError
-        For what is no network, one that our engine can't run, a folder that is no site and would be replaced.
+        For what is no network, one that our engine can't run, a folder that is no site and would be replaced, a port
+        that can't be had.
 
     Examples
     --------
@@ -39,4 +58,14 @@ def app(*networks: StrPath, out: StrPath, precision: str = "") -> Site:
     >>> made.page_bytes < 250_000
     True
     """
-    return site(networks, as_path(out), precision)
+    folder = as_path(out)
+    if folder is None and not serve:
+        raise UserError("app needs --out, the folder to write, or --serve, to try it at once")
+    with tempfile.TemporaryDirectory() as temporary:
+        made = site(networks, folder or Path(temporary) / "site", precision)
+        if serve:
+            how = hosting or Hosting()
+            with hosted(in_folder(made.path), how) as address, contextlib.suppress(KeyboardInterrupt):
+                tell(address, how)
+                threading.Event().wait()
+    return made if folder else None

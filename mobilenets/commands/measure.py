@@ -12,7 +12,7 @@ from mobilenets.arguments import StrPath, as_path, checked, several
 from mobilenets.commands.options import NumClasses, Words
 from mobilenets.deploy import device
 from mobilenets.deploy.choose import grid
-from mobilenets.deploy.hosting import Hosting, hosted, qr
+from mobilenets.deploy.hosting import Hosting, hosted, tell
 from mobilenets.deploy.latency import Table
 from mobilenets.errors import UserError
 
@@ -70,7 +70,7 @@ def measure(
 def open_to(measurement: device.Measurement, how: Hosting) -> Table:
     """What the first visitor measures."""
     with hosted(measurement.answer, how) as address:
-        told(address, how)
+        tell(address, how)
         made = measurement.done.get()
     times = device.slowed(made)
     if times > device.THROTTLED:
@@ -79,14 +79,3 @@ def open_to(measurement: device.Measurement, how: Hosting) -> Table:
             "busy; these are the latencies of a device that has worked for a while"
         )
     return made
-
-
-def told(address: str, how: Hosting) -> None:
-    """Say where a page is, and who can reach it."""
-    if how.lan:
-        console.note(qr(address))
-    console.note(address)
-    if how.lan:
-        console.note("open to everyone in this network who has this address; Ctrl-C closes it")
-    else:
-        console.note("open to this machine alone (a phone needs --lan); Ctrl-C closes it")

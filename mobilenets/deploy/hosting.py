@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from mobilenets import console
 from mobilenets.errors import UserError
 
 TYPES = {
@@ -74,6 +75,17 @@ def qr(address: str) -> str:
     out = io.StringIO()
     segno.make(address, error="l").terminal(out, compact=True)
     return out.getvalue()
+
+
+def tell(address: str, how: Hosting) -> None:
+    """Say where a page is, and who can reach it."""
+    if how.lan:
+        console.note(qr(address))
+    console.note(address)
+    if how.lan:
+        console.note("open to everyone in this network who has this address; Ctrl-C closes it")
+    else:
+        console.note("open to this machine alone (a phone needs --lan); Ctrl-C closes it")
 
 
 def in_folder(folder: Path) -> Answer:

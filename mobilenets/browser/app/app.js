@@ -17,6 +17,7 @@ import { seen } from "./placement.js";
 import { Rows, words } from "./rows.js";
 
 const SLOW = 0.9; // of a number that is shown, how much stays when another frame comes
+const READ_MS = 100; // that words of a live picture stay: nobody reads sixty in a second
 const SPOKEN_MS = 1500; // at the least between two answers that are read out
 
 /**
@@ -66,6 +67,7 @@ let remembered = [];
 let looking = false;
 let session = 0; // of live pictures: an older one's answers are dropped
 let spoken = 0;
+let toldAt = 0;
 
 /** @param {unknown} e */
 function complain(e) {
@@ -95,10 +97,8 @@ async function attempt(action) {
 function show(found, width, height) {
   answer = found.answer;
   const part = seen(network.card.preprocess, width, height);
-  drawing.clear(width, height);
-  if (found.look) drawing.look(found.look, part);
-  if (answer.kind === "boxes") drawing.boxes(answer.boxes);
-  else drawing.corners(part);
+  drawing.draw(width, height, part, found.look, answer.kind === "boxes" ? answer.boxes : null);
+  if (camera.running && performance.now() - toldAt < READ_MS) return;
   if (answer.kind === "place") {
     const { guesses } = answer;
     import("./world.js").then(({ map }) => map(world, guesses)).catch(complain);
@@ -113,7 +113,7 @@ function tell() {
   headline.textContent = head;
   below.textContent = line;
   rows.show(lines);
-  const now = performance.now();
+  const now = (toldAt = performance.now());
   if (said.textContent !== head && now - spoken > SPOKEN_MS) {
     said.textContent = head;
     spoken = now;

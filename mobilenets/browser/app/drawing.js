@@ -27,6 +27,7 @@ export class Drawing {
   #canvas;
   #context;
   #small = document.createElement("canvas");
+  #still = ""; // what is drawn, where that is the same from frame to frame
   mirrored = false;
 
   /** @param {HTMLCanvasElement} canvas */
@@ -38,11 +39,30 @@ export class Drawing {
   }
 
   /**
+   * What there is to draw over a picture of this size; nothing is done where it is drawn already.
+   * @param {number} width
+   * @param {number} height
+   * @param {Rectangle} part  of the picture: what the network sees
+   * @param {Look | null} look
+   * @param {Found[] | null} boxes  the surest first
+   */
+  draw(width, height, part, look, boxes) {
+    const still = look || boxes ? "" : `${width} ${height} ${this.mirrored}`;
+    if (still && still === this.#still) return;
+    this.clear(width, height);
+    if (look) this.#look(look, part);
+    if (boxes) this.#boxes(boxes);
+    else this.#corners(part);
+    this.#still = still;
+  }
+
+  /**
    * An empty one, of a picture's size.
    * @param {number} width
    * @param {number} height
    */
   clear(width, height) {
+    this.#still = "";
     if (this.#canvas.width !== width || this.#canvas.height !== height)
       [this.#canvas.width, this.#canvas.height] = [width, height];
     else this.#context.clearRect(0, 0, width, height);
@@ -61,7 +81,7 @@ export class Drawing {
    * Marks at the corners of the part that the network sees, where that isn't all.
    * @param {Rectangle} part
    */
-  corners({ x, y, width, height }) {
+  #corners({ x, y, width, height }) {
     const pen = this.#context;
     if (x <= 0 && y <= 0) return;
     const length = CORNER * Math.min(width, height);
@@ -85,7 +105,7 @@ export class Drawing {
    * @param {Look} look
    * @param {Rectangle} part  of the picture: what the network sees
    */
-  look({ width, height, values }, part) {
+  #look({ width, height, values }, part) {
     const small = this.#small;
     [small.width, small.height] = [width, height];
     const inner = small.getContext("2d");
@@ -102,7 +122,7 @@ export class Drawing {
   }
 
   /** @param {Found[]} found  the surest first */
-  boxes(found) {
+  #boxes(found) {
     const pen = this.#context;
     const side = Math.min(this.#canvas.width, this.#canvas.height);
     const thick = Math.max(2, side / 160);

@@ -11,7 +11,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from mobilenets.arguments import StrPath, as_path, checked
-from mobilenets.deploy.app import Site, site
+from mobilenets.deploy.app import ENGINE, Site, site
 from mobilenets.deploy.hosting import Hosting, hosted, in_folder, tell
 from mobilenets.errors import UserError
 
@@ -21,6 +21,7 @@ def app(
     *networks: StrPath,
     out: StrPath | None = None,
     precision: str = "",
+    engine: str = ENGINE,
     serve: bool = False,
     hosting: Annotated[Hosting | None, Parameter(name="*")] = None,
 ) -> Site | None:
@@ -37,6 +38,8 @@ def app(
         The folder to write; with `serve`, it may be left out.
     precision
         float32 or float16, of the files that are made of float bundles; by default their own, float32.
+    engine
+        What runs them in the page: native, our own in WebAssembly, or onnxruntime-web, which npm fetches.
     serve
         Serve it until Ctrl-C, to try it: on a phone with --lan, its camera with --https.
 
@@ -62,7 +65,7 @@ def app(
     if folder is None and not serve:
         raise UserError("app needs --out, the folder to write, or --serve, to try it at once")
     with tempfile.TemporaryDirectory() as temporary:
-        made = site(networks, folder or Path(temporary) / "site", precision)
+        made = site(networks, folder or Path(temporary) / "site", precision, engine)
         if serve:
             how = hosting or Hosting()
             with hosted(in_folder(made.path), how) as address, contextlib.suppress(KeyboardInterrupt):

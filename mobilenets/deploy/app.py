@@ -21,10 +21,10 @@ from mobilenets.arch.graph import Output
 from mobilenets.arch.heads import LOGITS
 from mobilenets.arguments import StrPath
 from mobilenets.console import Notebook, many
-from mobilenets.deploy import engines, finish
+from mobilenets.deploy import beside, engines, finish, npm
 from mobilenets.deploy.lowering import lower
-from mobilenets.deploy.writers.native_file import card_text, panels
-from mobilenets.errors import UserError
+from mobilenets.deploy.writers.native_file import PANEL, card_text, panels
+from mobilenets.errors import UserError, unknown
 from mobilenets.model.bundle import Bundle, is_bundle, located
 from mobilenets.model.card import Card, Precision
 
@@ -32,10 +32,16 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 BROWSER = Path(__file__).parents[1] / "browser"
-ENGINE = "native"
+ENGINE, ORT_WEB = "native", "onnxruntime-web"
+ENGINES = {ENGINE: "native", ORT_WEB: "onnxruntime"}  # what runs files in a page: what writes them here
+ORT_VERSION = "1.30.0"
+ORT_FILES = (
+    "ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm",
+    "ort.webgpu.min.mjs", "ort-wasm-simd-threaded.asyncify.mjs", "ort-wasm-simd-threaded.asyncify.wasm",
+)  # fmt: skip
+WHEN_USED = (".wasm", ".mjs", ".mnet", ".onnx", ".card.json")  # ends of names of what is kept only once it was used
 MODULES = ("mnet.js", "pictures.js", "threads.js", "worker.js")
 MAP = "last_map"  # the output of the operation that a classifier looks at the mean of
-OWN = ("app.json", "files.js")
 WORLD = BROWSER.parent / "reports" / "land.json"
 
 
@@ -79,20 +85,23 @@ class Site(Notebook):
         return "\n".join([*lines, "          cameras want https://, or this machine's own address"])
 
 
-def site(sources: Sequence[StrPath], out: Path, precision: str = "") -> Site:
+def site(sources: Sequence[StrPath], out: Path, precision: str = "", engine: str = ENGINE) -> Site:
     """Write a site of networks (runs, bundles, .mnet files, packaged ones by name) in the place of a folder `out`.
 
     `precision`: of the files that are written of float bundles, their own if empty. A run's int8 bundle is taken where
-    it has one. Raises `UserError` for what is no network, can't run in our engine, or would replace another folder.
+    it has one. `engine`: of ENGINES; ONNX Runtime's is fetched by npm, once. Raises `UserError` for what is no network,
+    can't run in the engine, or would replace another folder.
     """
+    if engine not in ENGINES:
+        raise unknown("engine of pages", engine, ENGINES)
     if not sources:
         raise UserError("a site needs a network: name a run, a bundle, a .mnet file or a packaged network")
     check_out(out)
     with files.atomic_dir(out) as tmp:
         names: set[str] = set()
-        packed = tuple(_packed(Path(s), tmp, names, precision) for s in sources)
+        packed = tuple(_packed(Path(s), tmp, names, precision, ENGINES[engine]) for s in sources)
         shutil.copytree(BROWSER / "app", tmp, dirs_exist_ok=True)
-        copy_engine(tmp)
+        COPIED[engine](tmp)
         if any(n.card.task == "geolocate" for n in packed):
             shutil.copyfile(WORLD, tmp / "world.json")
         version = sealed(tmp, packed)
@@ -105,11 +114,25 @@ def check_out(out: Path) -> None:
         raise UserError(f"{out} exists and isn't a site, and would be replaced; choose another --out")
 
 
-def copy_engine(folder: Path) -> None:
+def _native(folder: Path) -> None:
     """Our engine for browsers, in all its builds, as `folder`/engine."""
     (folder / "engine").mkdir()
     for path in [BROWSER / name for name in MODULES] + sorted(BROWSER.glob("*.wasm")):
         shutil.copyfile(path, folder / "engine" / path.name)
+
+
+def _onnxruntime_web(folder: Path) -> None:
+    """ONNX Runtime's as `folder`/ort, and what pictures are made smaller by."""
+    (folder / "engine").mkdir()
+    (folder / "ort").mkdir()
+    shutil.copyfile(BROWSER / "pictures.js", folder / "engine" / "pictures.js")
+    shutil.copyfile(BROWSER / ORT_WEB / "engine.js", folder / "engine.js")
+    package = npm.fetched(ORT_WEB, ORT_VERSION)
+    for name in ORT_FILES:
+        shutil.copyfile(package / "dist" / name, folder / "ort" / name)
+
+
+COPIED = {ENGINE: _native, ORT_WEB: _onnxruntime_web}
 
 
 def sealed(folder: Path, packed: Sequence[Packed]) -> str:
@@ -119,35 +142,39 @@ def sealed(folder: Path, packed: Sequence[Packed]) -> str:
     version = hashlib.sha256(json.dumps(inside).encode()).hexdigest()[:16]
     files.write_json(folder / "app.json", {"version": version, "networks": [n.to_json() for n in packed]})
     # Of the engine's builds and of the networks, those are kept that were used.
-    kept = ["./", *(n for n in (*whole, "app.json") if not n.endswith((".wasm", ".mnet")) and n != "sw.js")]
+    kept = ["./", *(n for n in (*whole, "app.json") if not n.endswith(WHEN_USED) and n != "sw.js")]
     files.write_text(folder / "files.js", f"self.SITE = {json.dumps({'version': version, 'files': kept})};\n")
     return version
 
 
 def page_bytes(folder: Path) -> int:
     """What a browser fetches before a network: all that isn't one, of the engine's builds the largest."""
-    sizes = {p: p.stat().st_size for p in folder.rglob("*") if p.is_file() and p.suffix != ".mnet"}
+    sizes = {p: p.stat().st_size for p in folder.rglob("*") if p.is_file() and p.parent.name != "models"}
     builds = [size for p, size in sizes.items() if p.suffix == ".wasm"]
     return sum(sizes.values()) - sum(builds) + max(builds, default=0)
 
 
-def _packed(source: Path, folder: Path, names: set[str], precision: str) -> Packed:
-    """Write a network's file into the site."""
+def _packed(source: Path, folder: Path, names: set[str], precision: str, writer: str) -> Packed:
+    """Write a network's file into the site, for the engine `writer`."""
     path = folder / "models"
     path.mkdir(exist_ok=True)
     found = _found(source)
     name = _free(found.stem if found.is_file() else source.absolute().name, names)
-    path /= f"{name}.mnet"
+    path /= f"{name}{engines.runtime(writer).suffix}"
     looks = None
     if found.suffix == engines.runtime(ENGINE).suffix:
+        if writer != ENGINE:
+            raise UserError(f"{found}: a .mnet file runs in our own engine alone; name the bundle that it is of")
         data = found.read_bytes()
         card = engines.parse_card(card_text(data, str(found)), str(found))
         path.write_bytes(data)
     else:
         bundle = Bundle.load(found)
-        wanted = engines.check_precision(ENGINE, precision or bundle.card.precision)
-        card = _written(bundle, path, wanted)
-        looks = _looks(bundle, card, path.read_bytes())
+        wanted = engines.check_precision(writer, precision or bundle.card.precision)
+        card = _written(bundle, path, wanted, writer)
+        looks = _looks(bundle, card, path.read_bytes(), writer)
+        if writer != ENGINE:
+            beside.write(path, card)
     return Packed(name, card, f"models/{path.name}", path.stat().st_size, looks)
 
 
@@ -173,8 +200,8 @@ def _free(stem: str, taken: set[str]) -> str:
     return name
 
 
-def _written(bundle: Bundle, path: Path, precision: Precision) -> Card:
-    """Write a bundle as a .mnet file that gives its last map too, where that shows where it looks; gives its card."""
+def _written(bundle: Bundle, path: Path, precision: Precision, writer: str) -> Card:
+    """Write a bundle as a file that gives its last map too, where that shows where it looks; gives its card."""
     if (precision == "int8") != (bundle.card.precision == "int8"):
         raise UserError(f"a {bundle.card.precision} bundle gives no {precision} file; quantize makes an int8 bundle")
     plain = bundle.dense()
@@ -183,7 +210,7 @@ def _written(bundle: Bundle, path: Path, precision: Precision) -> Card:
     if read:
         outputs = (*card.head.outputs, Output(MAP, read[1], "what the classifier reads the mean of"))
         card = card.replace(head=dataclasses.replace(card.head, outputs=outputs))
-    return finish.write(engines.module(ENGINE), Bundle(card, plain.tensors), path, None).card
+    return finish.write(engines.module(writer), Bundle(card, plain.tensors), path, None).card
 
 
 def last_map(card: Card) -> tuple[str, str] | None:
@@ -202,16 +229,18 @@ def last_map(card: Card) -> tuple[str, str] | None:
     return (layer.name, pool.inputs[0]) if pool.kind == "pool" else None
 
 
-def _looks(bundle: Bundle, card: Card, data: bytes) -> dict[str, Any] | None:
-    """Where in a file the weights of its classifier lie, and how: see `native_file.panels`."""
+def _looks(bundle: Bundle, card: Card, data: bytes, writer: str) -> dict[str, Any] | None:
+    """Where in a file the weights of its classifier lie, and how: a row for each label, or see `native_file.panels`."""
     read = last_map(card)
     if read is None:
         return None
     lowered = lower(Bundle(card, bundle.dense().tensors))
     values: npt.NDArray[Any] = lowered.weights(lowered.graph.op(read[0])).values
-    group = 4 if str(values.dtype) == "int8" else 1
-    packed = panels(values.reshape(len(values), -1), group)
+    rows = values.reshape(len(values), -1)
+    panel, group = (PANEL, 4 if str(values.dtype) == "int8" else 1) if writer == ENGINE else (1, 1)
+    packed = panels(rows, group) if writer == ENGINE else rows
     at = data.find(packed.tobytes())
     if at < 0:
         return None
-    return {"offset": at, "type": str(packed.dtype), "group": group, "depth": packed.shape[1] * group}
+    depth = packed.shape[1] * group
+    return {"offset": at, "type": str(packed.dtype), "panel": panel, "group": group, "depth": depth}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from small import Ran, smooth_images
 
-from mobilenets.deploy import app, engines
+from mobilenets.deploy import app, engines, npm
 from mobilenets.deploy.engines import native_library
 from mobilenets.errors import UserError
 from mobilenets.model.bundle import Bundle
@@ -76,6 +77,53 @@ def test_where_it_looks_is_what_the_logits_are_made_of(
             assert said == pytest.approx(made_of, abs=1e-4)
 
 
+@pytest.fixture
+def fake_npm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A program called npm that packs what is asked for, once; it writes down each call."""
+    monkeypatch.setenv("MOBILENETS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "package" / "dist").mkdir(parents=True)
+    for name in app.ORT_FILES:
+        (tmp_path / "package" / "dist" / name).write_text(name)
+    program = tmp_path / "bin" / "npm"
+    program.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\ntar czf "$5/made.tgz" -C {tmp_path} package\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
+    return program
+
+
+def test_onnx_runtime_in_the_place_of_our_engine(
+    fake_npm: Path, lite_bundle: Callable[..., Bundle], command: Callable[..., Ran], tmp_path: Path
+) -> None:
+    source = lite_bundle("int8").save(tmp_path / "bundle")
+    line = ("app", tmp_path / "bundle", "--engine", "onnxruntime-web", "--out", tmp_path / "site")
+    (network,) = command(*line, "--json").json["networks"]
+    assert command(*line).code == 0
+    assert (fake_npm.parents[1] / "calls").read_text().count("onnxruntime-web@") == 1  # kept for the next site
+    site = tmp_path / "site"
+    assert (site / "ort" / "ort.wasm.min.mjs").is_file()
+    assert not list(site.rglob("mnet*"))
+    assert json.loads((site / f"{network['file']}.card.json").read_text())["precision"] == "int8"
+    looks, weights = network["looks"], source.tensors["classifier.weight"]
+    here = (site / network["file"]).read_bytes()[looks["offset"] :][: weights.size]
+    assert here == weights.tobytes()
+    assert (looks["panel"], looks["group"], looks["depth"]) == (1, 1, weights.shape[1])
+    mine = tmp_path / "mine.mnet"
+    app.site([tmp_path / "bundle"], tmp_path / "other")
+    mine.write_bytes((tmp_path / "other" / "models" / "bundle.mnet").read_bytes())
+    refused = command("app", mine, "--engine", "onnxruntime-web", "--out", tmp_path / "site")
+    assert "our own engine alone" in refused.line
+
+
+def test_npm_that_fails_is_said(fake_npm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_npm.write_text("#!/bin/sh\necho no such host >&2\nexit 1\n")
+    with pytest.raises(UserError, match=r"can.t fetch onnxruntime-web 1\.0: no such host"):
+        npm.fetched("onnxruntime-web", "1.0")
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UserError, match=r"install Node\.js"):
+        npm.fetched("onnxruntime-web", "1.0")
+
+
 def test_networks_that_read_no_mean_are_packed_without(make_bundle: Callable[..., Bundle], tmp_path: Path) -> None:
     make_bundle("v3-small").save(tmp_path / "bundle")
     (network,) = app.site([tmp_path / "bundle"], tmp_path / "site").networks
@@ -105,6 +153,8 @@ def test_mistakes(command: Callable[..., Ran], tmp_path: Path) -> None:
     assert "name a run" in command("app", "--out", tmp_path / "site").line
     assert "no bundle" in command("app", tmp_path / "mine", "--out", tmp_path / "site").line
     assert "quantize" in command("app", PACKAGED, "--precision", "int8", "--out", tmp_path / "site").line
+    assert "onnxruntime-web" in command("app", PACKAGED, "--engine", "onnxruntime", "--out", tmp_path / "site").line
+    assert "--serve" in command("app", PACKAGED).line
     assert "float32" in command("app", PACKAGED, "--precision", "float8", "--out", tmp_path / "site").line
     (tmp_path / "bad.mnet").write_bytes(b"MNET" + bytes(300))
     assert "damaged" in command("app", tmp_path / "bad.mnet", "--out", tmp_path / "site").line

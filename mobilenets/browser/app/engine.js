@@ -14,9 +14,10 @@ import { bestBuild, load } from "./engine/mnet.js";
 
 /**
  * @param {Promise<Uint8Array>} bytes  on their way
+ * @param {string} _address  theirs
  * @returns {Promise<Running>}
  */
-export async function open(bytes) {
+export async function open(bytes, _address) {
   const build = bestBuild();
   const net = await load(bytes, { build });
   const several = net.threads > 1;

@@ -2,12 +2,11 @@
  * Where a classifier looks: its class activation map (Zhou and others 2016, equation 2), the linear layer's weights of a
  * label over the last map. Exact, as the layer reads that map's mean.
  *
- * @typedef {{offset: number, type: "int8" | "float16" | "float32", group: number, depth: number}} Looks
- *     where the weights lie in the network's file, in panels of 16 labels: [labels/16][depth/group][16][group]
+ * @typedef {{offset: number, type: "int8" | "float16" | "float32", panel: number, group: number, depth: number}} Looks
+ *     where the weights lie in the network's file: [labels/panel][depth/group][panel][group]
  * @typedef {{width: number, height: number, values: Float32Array}} Look  values: from 0, nothing, to 1, the most
  */
 
-const PANEL = 16;
 const SIZES = { int8: 1, float16: 2, float32: 4 };
 
 /**
@@ -24,11 +23,11 @@ const SIZES = { int8: 1, float16: 2, float32: 4 };
 export function look(file, looks, map, width, height, label) {
   const pixels = width * height;
   const values = new Float32Array(pixels);
-  const { depth, group } = looks;
-  const panel = Math.floor(label / PANEL) * depth * PANEL;
+  const { depth, group, panel } = looks;
+  const first = Math.floor(label / panel) * depth * panel;
   const read = reader(file, looks);
   for (let k = 0; k < map.length / pixels; k++) {
-    const w = read(panel + (Math.floor(k / group) * PANEL + (label % PANEL)) * group + (k % group));
+    const w = read(first + (Math.floor(k / group) * panel + (label % panel)) * group + (k % group));
     for (let i = 0; i < pixels; i++) values[i] += w * map[k * pixels + i];
   }
   const most = Math.max(...values);

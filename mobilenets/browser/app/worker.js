@@ -41,7 +41,7 @@ async function content(file) {
  */
 async function opened({ file, looks }) {
   const bytes = content(file);
-  const running = await open(bytes);
+  const running = await open(bytes, new URL(file, import.meta.url).href);
   network = { running, file: await bytes, looks };
   const { card, name, fetched } = running;
   const [rows, columns] = inputSize(card.preprocess);

@@ -30,8 +30,8 @@ wasm: .venv/installed
 
 # What drives the pages' tests: Debian's Chromium, and of npm TypeScript and axe-core. Nothing, where they are there.
 NODE_TOOLS := typescript@5.9.3 axe-core@4.14.1
-browser: .venv/installed
-	@if command -v chromium chromium-browser google-chrome >/dev/null; then :; \
+browser:
+	@if command -v chromium || command -v chromium-browser || command -v google-chrome; then :; \
 	elif ! command -v apt-get >/dev/null; then echo "no apt-get here: install Chromium by hand" >&2; exit 1; \
 	elif [ "$$(id -u)" != 0 ]; then echo "installing Chromium takes root: sudo apt-get install chromium" >&2; exit 1; \
 	else apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium; fi

@@ -23,7 +23,7 @@ from mobilenets.arch import zoo
 from mobilenets.arch.graph import Head
 from mobilenets.arch.heads import tag_head
 from mobilenets.arch.spec import scale
-from mobilenets.deploy import app, engines
+from mobilenets.deploy import app, device, engines
 from mobilenets.deploy.engines import native_library
 from mobilenets.model.card import Card, classifier_card
 from mobilenets.model.images import Preprocess
@@ -141,7 +141,7 @@ def test_the_camera(home: Home, opened: Visit) -> None:
     label = said(home, home.pictures[0])[0][0]
     page.wait_for_function("label => document.querySelector('#headline').innerText === label", arg=label)
     page.wait_for_function("() => document.querySelector('#speed').innerText.includes(' fps, ')")
-    assert page.inner_text("#camera") == "Stop camera"
+    assert page.inner_text("#camera") == "Stop"
     page.click("#look")
     page.wait_for_function("() => document.querySelector('#look').getAttribute('aria-pressed') === 'true'")
     page.click("#look")
@@ -225,7 +225,7 @@ def test_by_the_keyboard_alone(opened: Visit) -> None:
     for _ in range(6):
         page.keyboard.press("Tab")
         names.append(page.evaluate("document.activeElement.innerText || document.activeElement.id"))
-    assert names[1:5] == ["Start camera", "Photo", "Where it looks", "About this network"]
+    assert names[1:5] == ["Camera", "Photo", "Where it looks", "About this network"]
     page.focus("#look")
     page.keyboard.press("Enter")
     assert page.get_attribute("#look", "aria-pressed") == "true"
@@ -375,6 +375,9 @@ def test_types(home: Home) -> None:
     (home.folder / "other.js").write_bytes((app.BROWSER / app.ORT_WEB / "engine.js").read_bytes())
     modules = [str(p) for p in home.folder.glob("*.js") if p.name != "files.js"]
     options = "--allowJs --checkJs --strict --noEmit --target es2022 --module es2022 --lib es2022,dom,dom.iterable"
+    for name in device.PAGE:
+        (home.folder / name.replace("index", "measure")).write_bytes((app.BROWSER / "measure" / name).read_bytes())
+    modules += [str(home.folder / name) for name in device.PAGE if name.endswith(".js")]
     ran = subprocess.run(
         ["node", str(program), *options.split(), *modules], capture_output=True, text=True, check=False
     )

@@ -6,6 +6,7 @@ their place. What is measured is our engine's WebAssembly, as `mobilenets app` p
 
 from __future__ import annotations
 
+import datetime
 import gzip
 import json
 import math
@@ -50,7 +51,7 @@ def packed(arch: Arch, precision: Precision) -> tuple[bytes, int] | None:
 
 
 class Measurement:
-    """One measurement of networks by whoever opens the page; `answer` is its web server's (see `hosting.hosted`).
+    """One measurement of networks, by whoever opens the page; `answer` is its web server's (see `hosting.hosted`).
 
     Networks are packed in a thread of its own, from when it is made: the page asks for one after another.
     """
@@ -131,11 +132,11 @@ def slowed(table: Table) -> float:
 
 
 def check_seconds(seconds: float) -> None:
+    """Raises `UserError` for a time that no measurement takes."""
     if not 1 <= seconds <= 3600:
         raise UserError(f"seconds must be from 1 to 3600, not {seconds:g}")
 
 
 def now() -> str:
-    import datetime
-
+    """The time, as tables have it."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

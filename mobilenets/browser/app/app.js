@@ -162,7 +162,7 @@ function present(what, width, height) {
 function stop() {
   session++;
   camera.stop();
-  buttons.camera.textContent = "Start camera";
+  buttons.camera.textContent = "Camera";
   buttons.turn.hidden = true;
 }
 
@@ -172,7 +172,7 @@ async function start(other) {
   shown = null;
   await camera.start(other);
   present(video, video.videoWidth, video.videoHeight);
-  buttons.camera.textContent = "Stop camera";
+  buttons.camera.textContent = "Stop";
   buttons.turn.hidden = !(await camera.several());
   drawing.mirrored = camera.mirrored;
   video.classList.toggle("mirrored", camera.mirrored);

@@ -4,6 +4,8 @@
  * @import {Guess} from "./answers.js"
  */
 
+const HALF = 180; // degrees around the world
+
 /** @type {Promise<[number, number][][]> | undefined} */
 let coasts;
 
@@ -24,10 +26,11 @@ export async function map(canvas, guesses) {
   pen.fillRect(0, 0, width, height);
   pen.fillStyle = style.getPropertyValue("--soft");
   pen.beginPath();
-  for (const coast of land) {
-    coast.forEach(([longitude, latitude], i) => (i ? pen.lineTo : pen.moveTo).call(pen, ...at(longitude, latitude)));
-    pen.closePath();
-  }
+  for (const coast of land)
+    coast.forEach(([longitude, latitude], i) => {
+      const apart = i && Math.abs(longitude - coast[i - 1][0]) > HALF; // over the date line
+      (i && !apart ? pen.lineTo : pen.moveTo).call(pen, ...at(longitude, latitude));
+    });
   pen.fill();
   pen.strokeStyle = "#fff";
   pen.lineWidth = 2;

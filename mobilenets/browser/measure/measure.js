@@ -96,6 +96,7 @@ async function brought(planned) {
 async function measured(networks, seconds) {
   const end = performance.now() + 1000 * seconds;
   const [first] = networks;
+  /** @type {number[]} */
   const references = [];
   /** @type {Omit<Measured, "reference">[][]} */
   const blocks = [];

@@ -325,6 +325,7 @@ def test_an_encoding_keeps_its_word(encoding: str, shape: tuple[int, ...]) -> No
         ("kmeans-9", "kmeans takes 1 to 8, not '9'"),
         ("kmeans-x", "kmeans takes"),
         ("product-4", "product takes 1 to 64 and 2 to 256, not '4'"),
+        ("product-4-200", "product takes a power of two of vectors, not '4-200'"),
         ("int8-4", "int8 takes no numbers"),
         ("hashed-1", "hashed takes 2 to 1024"),
     ],

@@ -5,7 +5,7 @@
 Plain: float32, contiguous, PyTorch's own layers. "channels last" is float32 too: what training does on processors
 without fast bf16. Where that is fast, "bf16" is bf16 with channels last, and "ours" has the fast route for strided
 depthwise gradients besides. A step is forward, backward and SGD on random images already in memory. Prints images per
-second of the process's own time, the median of the rounds, and the ratios to plain. A network is
+second of the process's own time, the median of the rounds, and the median of each round's ratio to plain. A network is
 NAME:ALPHA:PIXELS:BATCH.
 """
 

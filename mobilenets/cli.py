@@ -145,7 +145,7 @@ def run(arguments: list[str]) -> int:
             raise unknown("verb", arguments[0], NAMES)
         trains = arguments and arguments[0] in TRAINING and not {"--help", "-h"} & {*arguments}
         if trains and importlib.util.find_spec("torch") is None:
-            raise Missing(arguments[0], "torch")
+            raise Missing.of(arguments[0], "torch")
         return _print(_call(arguments), as_json)
     except UserError as e:
         if debug:
@@ -182,7 +182,7 @@ def _call(arguments: list[str]) -> Any:
         with needed_by(arguments[0] if arguments else "help"):
             return app(arguments or ["--help"], exit_on_error=False, print_error=False)
     except Missing as e:  # of the function, whose name may be another than the verb's
-        raise Missing(arguments[0], e.module) from e
+        raise Missing.of(arguments[0], e.module) from e
     except cyclopts.CycloptsError as e:
         raise UserError(_said(arguments[0], e)) from e
 

@@ -10,7 +10,10 @@ from collections.abc import Iterable, Iterator
 
 
 class UserError(Exception):
-    """Something the user gave is wrong. The message says what, and what to do."""
+    """Something the user gave is wrong. The message says what, and what to do.
+
+    Every kind of it can be made of its message alone: so they are that come from other processes.
+    """
 
 
 class Interrupted(UserError):
@@ -58,10 +61,15 @@ EXTRAS = {
 class Missing(UserError):
     """A package of `EXTRAS` isn't installed: `module` is what was imported."""
 
-    def __init__(self, what: str, module: str) -> None:
-        needed, extra = EXTRAS[module]
-        super().__init__(f"{what} needs {needed}: pip install 'mobilenets[{extra}]'")
+    def __init__(self, message: str, module: str = "") -> None:
+        super().__init__(message)
         self.module = module
+
+    @classmethod
+    def of(cls, what: str, module: str) -> Missing:
+        """Of `what`, which needs it."""
+        needed, extra = EXTRAS[module]
+        return cls(f"{what} needs {needed}: pip install 'mobilenets[{extra}]'", module)
 
 
 @contextlib.contextmanager
@@ -72,7 +80,7 @@ def needed_by(what: str) -> Iterator[None]:
     except ImportError as e:  # as it is, or as what a module that couldn't be imported was raised from
         name = (getattr(e.__cause__, "name", None) or e.name or "").partition(".")[0]
         if name in EXTRAS and importlib.util.find_spec(name) is None:
-            raise Missing(what, name) from e
+            raise Missing.of(what, name) from e
         raise
 
 

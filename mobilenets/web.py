@@ -33,7 +33,7 @@ class Unreachable(UserError):
 class Refused(Unreachable):
     """The server has no such file, or none for this reader: `code` says which (HTTP's status)."""
 
-    def __init__(self, message: str, code: int) -> None:
+    def __init__(self, message: str, code: int = 0) -> None:
         super().__init__(message)
         self.code = code
 

@@ -1,6 +1,7 @@
 """A full disk and Ctrl-C: one clear line, exit code 2, nothing half-written, what was there before kept."""
 
 import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from mobilenets.compression.quantize import quantize_bundle
 from mobilenets.deploy import engines, export
 from mobilenets.deploy.engines import onnxruntime
 from mobilenets.errors import UserError
-from mobilenets.model.bundle import Bundle
+from mobilenets.model.bundle import WEIGHTS, Bundle
 
 
 def tree(root):
@@ -157,7 +158,14 @@ def test_ctrl_c_during_export(make_bundle, images, command, tmp_path, monkeypatc
 def test_ctrl_c_while_a_bundle_is_saved(make_bundle, images, command, tmp_path, monkeypatch):
     make_bundle("v1").save(tmp_path / "b")
     before = tree(tmp_path)
-    monkeypatch.setattr(files, "sha256", lambda _path: (_ for _ in ()).throw(KeyboardInterrupt))
+    write = Path.write_bytes
+
+    def interrupted(path, data):
+        if path.name == WEIGHTS:
+            raise KeyboardInterrupt
+        return write(path, data)
+
+    monkeypatch.setattr(Path, "write_bytes", interrupted)
     assert "interrupted" in command("quantize", tmp_path / "b", images, "--out", tmp_path / "q").line
     assert tree(tmp_path) == before
 

@@ -110,8 +110,6 @@ def compare(
     if resolution is None:
         resolution = worthwhile(tasks.find_trained(task).open(spelled(data, reading), as_path(root), 0, None))[0]
     target = macs if macs is not None else min(cost.count(zoo.arch(name, 1.0, resolution)).macs for name in archs)
-    if target < 1:
-        raise UserError(f"macs must be 1 or more, not {target}")
     return sweep(
         data,
         out=out,

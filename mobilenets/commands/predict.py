@@ -87,8 +87,8 @@ def stream(
         raise UserError("name at least one image, folder or zip")
     if top < 1:
         raise UserError(f"top must be 1 or more, not {top}")
-    where = told(among), told(gallery)
-    asked = Asked(task, tap, reject_below, flag_unlike, tta, nearest, *where, faces, Tiles.asked(tiles, overlap))
+    tiled = Tiles.asked(tiles, overlap)
+    asked = Asked(task, tap, reject_below, flag_unlike, tta, nearest, among, gallery, faces, tiled)
     if draw is not None and nearest is not None:
         raise UserError("--draw draws answers, and --nearest gives images: leave out one of them")
     if draw is None:
@@ -217,8 +217,8 @@ def predict(
     for image in images:
         if isinstance(image, str | Path):
             there(image)
-    where = told(among), told(gallery)
-    asked = Asked(task, tap, reject_below, flag_unlike, tta, nearest, *where, faces, Tiles.asked(tiles, overlap))
+    tiled = Tiles.asked(tiles, overlap)
+    asked = Asked(task, tap, reject_below, flag_unlike, tta, nearest, among, gallery, faces, tiled)
     found = asked.of(Path(model))(spread(images), top)
     return list(found) if out is None else answers.write(found, Path(out))
 
@@ -233,8 +233,8 @@ class Asked:
     flag_unlike: bool
     tta: Views | None
     nearest: int | None
-    among: str | None
-    gallery: str | None = None
+    among: DataSource | None
+    gallery: StrPath | None = None
     faces: Faces | None = None
     tiles: Tiles | None = None
 
@@ -254,7 +254,10 @@ class Asked:
         if self.nearest is not None:
             from mobilenets.deploy.nearest import gallery
 
-            count, found = self.nearest, gallery(Bundle.load(find_bundle(model)), self.among)
+            count, found = (
+                self.nearest,
+                gallery(Bundle.load(find_bundle(model)), None if self.among is None else str(self.among)),
+            )
             return lambda images, _top: found.stream(images, count)
         return self.model(model).stream
 
@@ -275,11 +278,7 @@ class Asked:
         task = tasks.of(card)
         if not isinstance(task, FromTable):
             raise UserError(f"--gallery is of places (--task geolocate): this network is for {card.task}")
-        return task.among(self.gallery)
-
-
-def told(given: str | Path | None) -> str | None:
-    return None if given is None else str(given)
+        return task.among(str(self.gallery))
 
 
 def _engine(model: Path, task: str, tap: str) -> engines.Engine:

@@ -143,6 +143,8 @@ def sweep(
     loggers.check(log)
     if seeds < 1:
         raise UserError(f"seeds must be 1 or more, not {seeds}")
+    if macs is not None and macs < 1:
+        raise UserError(f"macs must be 1 or more, not {macs}")
     if world()[0] > 1:
         raise UserError("sweep trains each network on one process: start it without torchrun, or on Ray (--ray)")
     latency.settings([ENGINE], [precision], [threads])  # says what there isn't

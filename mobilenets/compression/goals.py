@@ -24,7 +24,7 @@ AT_ONCE = 8
 class Unmet(UserError):
     """No choice of channels meets the goal: `nearest` is the bundle that comes closest."""
 
-    def __init__(self, message: str, nearest: Bundle) -> None:
+    def __init__(self, message: str, nearest: Bundle | None = None) -> None:
         super().__init__(message)
         self.nearest = nearest
 

@@ -185,6 +185,8 @@ def _cut(
     try:
         made = how.cut(bundle, data, *step)
     except Unmet as e:
+        if e.nearest is None:
+            raise
         value = score.say(_score(e.nearest, data, score))
         raise UserError(f"{e}, and without training {value} {score.label} on val") from e
     made = Bundle(made.card.replace(recipe={**made.card.recipe, "pruned": dict(said)}), made.tensors).save(path)

@@ -24,7 +24,7 @@ def write(module: Any, bundle: Bundle, path: Path, batch: int | None, raw: bool 
         try:
             module.write(whole, path, batch)
         except Unsupported as e:
-            if e.op.name in own:
+            if e.op in own:
                 raise
         else:
             return whole

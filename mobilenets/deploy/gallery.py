@@ -167,7 +167,7 @@ def _sha256(about: Mapping[str, Any], tensors: Mapping[str, npt.NDArray[Any]]) -
     """Of an index's content: what is said of its vectors, and they themselves."""
     of = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     for name in sorted(tensors):
-        of.update(tensors[name].tobytes())
+        of.update(np.ascontiguousarray(tensors[name]).data)
     return of.hexdigest()
 
 

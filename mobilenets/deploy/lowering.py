@@ -161,13 +161,13 @@ def _with_pads(graph: Graph, same_only: bool) -> Graph:
 
 
 class Unsupported(UserError):
-    """A runtime lacks an operation."""
+    """A runtime lacks the operation called `op`."""
 
-    def __init__(self, runtime: str, op: Op) -> None:
-        super().__init__(f"{runtime} has no {op.kind} ({op.name}); export to another format")
+    def __init__(self, message: str, op: str = "") -> None:
+        super().__init__(message)
         self.op = op
 
 
 def unsupported(runtime: str, op: Op) -> UserError:
     """The error that says which operation a runtime hasn't got."""
-    return Unsupported(runtime, op)
+    return Unsupported(f"{runtime} has no {op.kind} ({op.name}); export to another format", op.name)

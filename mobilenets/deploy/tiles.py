@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,11 +82,22 @@ class Piece:
 
 
 def cut(items: Iterable[Any], opened: Callable[[Any, int], Image.Image], tiles: Tiles) -> Iterator[Piece]:
-    """The tiles of one image after another; `opened` decodes an item, of its number."""
-    for i, item in enumerate(items):
-        try:
-            image = opened(item, i)
-        except BadImage as e:
-            yield Piece(i, item, e.with_traceback(None))
-            continue
-        yield from (Piece(i, item, image, tile) for tile in tiles.of(image.size))
+    """The tiles of one image after another; `opened` decodes an item, of its number, while the one before is seen."""
+    with ThreadPoolExecutor(1) as ahead:
+        before: tuple[int, Any, Future[Image.Image]] | None = None
+        for i, item in enumerate(items):
+            coming = i, item, ahead.submit(opened, item, i)
+            if before:
+                yield from _pieces(*before, tiles)
+            before = coming
+        if before:
+            yield from _pieces(*before, tiles)
+
+
+def _pieces(number: int, item: Any, decoded: Future[Image.Image], tiles: Tiles) -> Iterator[Piece]:
+    try:
+        image = decoded.result()
+    except BadImage as e:
+        yield Piece(number, item, e.with_traceback(None))
+    else:
+        yield from (Piece(number, item, image, tile) for tile in tiles.of(image.size))

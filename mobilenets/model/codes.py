@@ -221,8 +221,11 @@ def kmeans(bits: int = 4) -> Encoding:
 def product(block: int = 4, count: int = 256) -> Encoding:
     """Runs of `block` weights of a channel that share `count` vectors, one codebook a layer (Stock et al., 1907.05686).
 
-    A layer of few runs has fewer vectors: one for eight runs at most, and a power of two.
+    A layer of few runs has fewer vectors: one for eight runs at most, and a power of two. Raises `ValueError` for a
+    `count` that isn't one.
     """
+    if count & (count - 1):
+        raise ValueError("a power of two of vectors")
 
     def sizes(shape: Shape) -> tuple[int, int]:
         """Runs of weights, and bits of a code."""

@@ -47,8 +47,11 @@ class Lesson(Protocol):
 class Instructed(Protocol):
     """A task whose networks learn of others by answers that are no probabilities of an image's labels, as boxes."""
 
-    def lesson(self, labels: Sequence[str], config: Mapping[str, Any], student: Mapping[str, Any]) -> Lesson:
+    def lesson(
+        self, labels: Sequence[str], config: Mapping[str, Any], student: Mapping[str, Any], taps: bool
+    ) -> Lesson:
         """What a network with the config `student` learns of a teacher with these labels and config.
 
-        Raises `UserError` where it is nothing.
+        `taps`: whether the teacher says what its task's taps are, or its answers alone. Raises `UserError` where it is
+        nothing.
         """

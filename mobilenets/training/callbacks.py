@@ -56,6 +56,8 @@ def measure_statistics(learner: Learner, processes: int = 1) -> None:
     """Set every BatchNorm's statistics to those of `learner.recent`, batches as large as they will be predicted."""
     kept = {m for part in learner.kept for m in part.modules()}
     norms = [m for m in learner.model.modules() if isinstance(m, nn.BatchNorm2d) and m not in kept]
+    if not norms:
+        return
     momenta: list[Any] = [m.momentum for m in norms]
     counts = [m.num_batches_tracked.clone() for m in norms if m.num_batches_tracked is not None]
     for m in norms:

@@ -34,7 +34,7 @@ def check(names: Sequence[str]) -> None:
         if name not in MODULES:
             raise unknown("logger", name, MODULES)
         if MODULES[name] and importlib.util.find_spec(MODULES[name]) is None:
-            raise UserError(str(Missing(f"--log {name}", MODULES[name])))  # the verb itself does without
+            raise UserError(str(Missing.of(f"--log {name}", MODULES[name])))  # the verb itself does without
 
 
 def loggers(names: Sequence[str], out: Path, facts: Facts, score: str) -> list[Logger]:

@@ -71,7 +71,7 @@ class Distilled(nn.Module):
 
     def targets(self, batch: Sequence[Any]) -> Any:
         """What is true, the teacher's softened probabilities, its embedding; of labels, as rows of one tensor."""
-        said = (self.ask(batch[0]) if self.ask else batch[2]).float()
+        said = (self.ask(batch[0]).to(batch[0].device) if self.ask else batch[2]).float()
         logits, embedding = torch.split(said, self.widths, dim=1)
         true = self.labels.targets(batch)
         if self.answers is None:

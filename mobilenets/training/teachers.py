@@ -42,7 +42,7 @@ class Teacher:
     """A trained network that says what it sees. `width`: the numbers in its embedding, 0 if it can't be reached.
 
     `task`: what it is for, with the card's `config`; `trust`: how its answers are read; `template`: how it takes faces
-    aligned; `variant`: in which other way than its file says it is run.
+    aligned; `variant`: in which other way than its file says it is run; `taps`: whether its task's are in its answers.
 
     `answer` takes uint8 [N, 3, H, W] of the teacher's own size and gives float32 values by the names of its task's
     taps: a classifier's "logits" [N, labels] (up to a constant of each image, which no probability depends on); and
@@ -60,6 +60,7 @@ class Teacher:
     template: Template | None = None
     variant: str = ""
     config: Mapping[str, Any] = field(default_factory=dict)
+    taps: bool = False
 
     def __call__(self, images: Tensor) -> Said:
         """Answers for uint8 (or mixed, float) images of any size, [N, 3, H, W]."""
@@ -111,7 +112,9 @@ def of_bundle(loaded: Bundle, name: str) -> Teacher:
         return {**said, EMBEDDING: made[embedding].flatten(1).float()} if embedding else said
 
     made = _of_module(net, values, name, loaded.digest, card.labels, card.preprocess, width)
-    return dataclasses.replace(made, task=card.task, trust=card.trust, template=template_of(card), config=card.config)
+    return dataclasses.replace(
+        made, task=card.task, trust=card.trust, template=template_of(card), config=card.config, taps=bool(taps)
+    )
 
 
 def _of_engine(engine: engines.Engine, name: str, path: Path) -> Teacher:
@@ -143,7 +146,7 @@ def _of_answers(engine: engines.Engine, name: str, digest: str) -> Teacher:
 
 def _pixels(images: Tensor) -> Pixels:
     """Images [N, 3, H, W] as engines take them, uint8 [N, H, W, 3]."""
-    return np.asarray(images.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy())
+    return np.asarray(images.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy())
 
 
 def _of_vectors(

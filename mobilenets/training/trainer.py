@@ -17,7 +17,7 @@ from mobilenets.model.bundle import Bundle, is_bundle
 from mobilenets.model.card import Card, Metric
 from mobilenets.model.encodings import tensor_shapes
 from mobilenets.tasks.task import Shaped, Task
-from mobilenets.training import calibrated, loggers, loop, run
+from mobilenets.training import calibrated, loggers, loop, run, zeros
 from mobilenets.training.calibrated import Calibration
 from mobilenets.training.distributed import from_rank_0, world
 from mobilenets.training.recipes import Recipe
@@ -180,7 +180,7 @@ def train_bundle(
             "seed": seed,
             "processes": size,
             "best_epoch": epoch,
-            **({"pruned": init.card.recipe["pruned"]} if init and "pruned" in init.card.recipe else {}),
+            **(zeros.pruned(init.card) if init else {}),
             **(distiller.to_json() if distiller else {}),
         },
         data=data.describe(),
@@ -210,8 +210,9 @@ def _begin(
 ) -> Bundle | None:
     """The bundle OUT/start, with its score on val: `init` with a head that answers for the data, made where it isn't.
 
-    Of a detector what it has of another; else the linear head that fits the data best. None where there is no `init`,
-    where it answers for the data's classes already, or nothing makes such a head.
+    Of a detector of one stage what it has of another; else the linear head that fits the data best. None where there is
+    no `init`, where it answers for the data's classes already, or nothing makes such a head. What was pruned of `init`
+    stays so.
     """
     from mobilenets.training import probing
 
@@ -225,7 +226,8 @@ def _begin(
             fitted = probing.with_head(init, initial_arch(init, arch.resolution), data, task, seed, balanced)
             made = fitted.bundle if fitted else None
         if made:
-            probing.scored(made, data, task).save(path)
+            card = made.card.replace(recipe={**made.card.recipe, **zeros.pruned(init.card)})
+            probing.scored(Bundle(card, made.tensors), data, task).save(path)
     return Bundle.load(path) if from_rank_0(is_bundle(path)) else None
 
 

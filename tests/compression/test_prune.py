@@ -31,6 +31,8 @@ from mobilenets.model.encodings import weight_name
 from mobilenets.model.images import Pixels, Preprocess
 from mobilenets.model.module import MobileNet, build
 from mobilenets.model.net import of_tensors
+from mobilenets.training.callbacks import read_checkpoint
+from mobilenets.training.run import CHECKPOINTS
 from mobilenets.training.zeros import keep_zeros
 
 torch.set_num_threads(1)
@@ -211,17 +213,28 @@ def test_half_the_macs(learned: Run, colours: Path, tmp_path: Path, command: Cal
     assert command("export", out, "--to", "onnx", "--out", tmp_path / "half.onnx").code == 0
 
 
-def test_zeros_stay_in_training(thinned_bundle: Path, tmp_path: Path, tiny_train: Callable[..., Run]) -> None:
+@pytest.mark.parametrize("classes", [("blue", "green", "red"), ("green", "red")])
+def test_zeros_stay_in_training(
+    classes: tuple[str, ...], thinned_bundle: Path, tmp_path: Path, tiny_train: Callable[..., Run],
+    write_colours: Callable[..., Path],
+) -> None:  # fmt: skip
+    """For the same classes, and for others, where training begins with a head that is fitted to them."""
+    counts = {f"{split}/{c}": n for split, n in (("train", 12), ("val", 4)) for c in classes}
+    data = write_colours(tmp_path / "data", counts)
     made = Bundle.load(thinned_bundle)
     assert made.card.recipe["pruned"] == {"zeros": {"sparsity": "2:4"}}
     assert share_of_zeros(made) == pytest.approx(0.5, abs=0.01)
-    run = tiny_train(tmp_path / "on", "--init", thinned_bundle, "--epochs", 1, "--lr", 0.01)
+    run = tiny_train(tmp_path / "on", "--init", thinned_bundle, "--epochs", 1, "--lr", 0.01, data=data)
     assert run.ran.code == 0, run.ran.err
     on = Bundle.load(run.out / "float")
     assert on.card.recipe["pruned"] == made.card.recipe["pruned"]
-    for name in (weight_name(op) for op in made.card.graph.layers if thinned(op)):
+    state = read_checkpoint(run.out / CHECKPOINTS / "best.ckpt")["state_dict"]
+    body = [name for op in made.card.graph.layers if thinned(op) and (name := weight_name(op)) != "classifier.weight"]
+    for name in body:
+        trained = state[f"model.{name}"].numpy()
+        assert np.array_equal(trained == 0, made.tensors[name] == 0)
         assert np.array_equal(on.tensors[name] == 0, made.tensors[name] == 0)
-    assert not np.array_equal(on.tensors["classifier.weight"], made.tensors["classifier.weight"])
+    assert not np.array_equal(trained, made.tensors[name])  # the last of them is no frozen one
 
 
 def test_zeros_stay_in_int8_and_its_training(thinned_bundle: Path, pixels: Pixels) -> None:

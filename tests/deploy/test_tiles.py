@@ -7,6 +7,8 @@ import pytest
 from PIL import Image
 
 import mobilenets
+from mobilenets.arch import detectors
+from mobilenets.arch.detectors import two_stage
 from mobilenets.arch.rows import Conv
 from mobilenets.arch.spec import Arch
 from mobilenets.data import rle
@@ -17,10 +19,13 @@ from mobilenets.model.bundle import Bundle, with_random_weights
 from mobilenets.model.card import Card
 from mobilenets.model.images import Preprocess
 from mobilenets.tasks.detect.answers import Detection, Detections
+from mobilenets.tasks.detect.config import Suppression
 from mobilenets.tasks.detect.task import Detect
 from mobilenets.tasks.detect.tiled import joined
+from mobilenets.tasks.detect.two_stage import TwoStage
 
 BLUE = (40, 60, 220)
+HALF = Suppression(iou=0.5)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +67,7 @@ def test_what_is_found_twice_is_told_once():
         said((1, 0.8, (2.0, 5.0, 18.0, 25.0)), (0, 0.7, (0.0, 11.0, 70.0, 90.0)), (0, 0.4, (2.0, 5.0, 18.0, 25.0))),
         said((1, 0.2, (50.0, 50.0, 99.0, 90.0))),
     ]
-    got = joined(answers, tiles, (200, 100), 0.5)
+    got = joined(answers, tiles, (200, 100), HALF)
     assert [(d.label, d.score, d.box) for d in got.every] == [
         ("b", 0.8, (82.0, 5.0, 98.0, 25.0)),
         ("a", 0.6, (60.0, 10.0, 150.0, 90.0)),
@@ -70,13 +75,24 @@ def test_what_is_found_twice_is_told_once():
         ("b", 0.2, (150.0, 50.0, 199.0, 90.0)),  # at the image's own edge nothing is cut
     ]
     assert len(got.boxes) == 3
+    together = joined(answers, tiles, (200, 100), Suppression(iou=0.5, together=True))
+    assert [(d.label, d.score) for d in together.every] == [("b", 0.8), ("a", 0.6), ("b", 0.2)]
+
+
+def test_the_overlap_is_that_of_the_network():
+    """Of a two-stage detector's boxes, not of its proposals."""
+    one = detectors.two_stage_arch("faster-rcnn-fpn", "v1", 0.25, 64)
+    config = {"family": "faster-rcnn-fpn", "labels": ["a"], "suppression": {"score": 0.1, "iou": 0.9}}
+    task = TwoStage(Detect().options, config)
+    card = Card(one, Preprocess(64, crop=1.0, framing="stretch"), task.head(one, config), "detect", config)
+    assert task.suppression(card).iou == two_stage.FOUND_IOU
 
 
 def test_what_only_a_cut_box_shows_stays_and_masks_move():
     inside = np.zeros((100, 100), bool)
     inside[10:20, 90:] = True
     one = Detection("a", 0.9, (90.0, 10.0, 100.0, 20.0), rle.encode(inside), 0)
-    got = joined([Detections((one,)), Detections(())], [(50, 0, 150, 100), (100, 0, 200, 100)], (200, 100), 0.5)
+    got = joined([Detections((one,)), Detections(())], [(50, 0, 150, 100), (100, 0, 200, 100)], (200, 100), HALF)
     (only,) = got.every
     assert only.box == (140.0, 10.0, 150.0, 20.0)
     mask = rle.decode(only.mask)

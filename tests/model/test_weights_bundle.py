@@ -144,7 +144,7 @@ def test_bad_files_leave_nothing(command, tmp_path, trained):
         ("evil.pth", "evil.pth: "),
         ("evil.zip.pth", "evil.zip.pth: "),
         ("part.pth", "part.pth: the weights fit no network; the nearest network is V2 at alpha 0.75"),
-        ("resnet.pth", "resnet.pth: no MobileNet has tensors like these"),
+        ("resnet.pth", "resnet.pth: no network here has tensors like these"),
         ("notes.txt", "not a known weight file"),
         ("none.pth", "no such file"),
         (".", "several weight files (cut.h5, evil.pth, evil.zip.pth, good.h5, part.pth, resnet.pth); name one"),

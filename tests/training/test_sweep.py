@@ -208,6 +208,7 @@ def test_all_may_fail(command, colours, tmp_path, quick):
         ("--alphas 0", "alpha must be above 0"),
         ("--resolutions 16", "resolution must be"),
         ("--arch v1,v9", "unknown arch 'v9'"),
+        ("--macs 0", "macs must be 1 or more"),
         ("--seeds 0", "seeds must be 1 or more"),
         ("--threads 0", "threads must be 1 or more"),
         ("--precision int9", "int9"),

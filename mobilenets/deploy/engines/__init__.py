@@ -199,9 +199,8 @@ def for_path(path: Path) -> str:
     for name, r in RUNTIMES.items():
         if path.suffix == r.suffix and path.is_dir() == r.folder:
             return name
-    if path.is_dir() or is_file(
-        path
-    ):  # a bundle: PyTorch's is the reference, but the light install has ONNX Runtime alone
+    if path.is_dir() or is_file(path):
+        # A bundle: PyTorch's is the reference, but the light install has ONNX Runtime alone.
         return "torch" if importlib.util.find_spec("torch") else "onnxruntime"
     known = ", ".join(r.suffix for r in RUNTIMES.values())
     raise UserError(

@@ -204,13 +204,16 @@ def identify(tensors: Arrays, name: str | None = None, alpha: float | None = Non
     what is missing, extra or misshapen, and what they look like instead.
     """
     wanted = None if name is None else zoo.network(name).name
-    tried = []
-    for body in _bodies(tensors, alpha):
-        m = dataclasses.replace(body, extra=()) if body_only else with_classifier(body, tensors)
-        m = dataclasses.replace(m, told=wanted in (None, m.arch.name) and alpha in (None, m.arch.alpha))
-        if m.exact and m.told:
-            return m
-        tried.append(m)
+
+    def fits(of_its_width: bool) -> Iterator[Match]:
+        for body in _bodies(tensors, alpha, of_its_width):
+            m = dataclasses.replace(body, extra=()) if body_only else with_classifier(body, tensors)
+            yield dataclasses.replace(m, told=wanted in (None, m.arch.name) and alpha in (None, m.arch.alpha))
+
+    exact = next((m for m in fits(of_its_width=True) if m.exact and m.told), None)
+    if exact is not None:
+        return exact
+    tried = [*fits(of_its_width=False)]
     if not tried:
         raise UserError(f"no network here has tensors like these: {_some(sorted(tensors)) or 'there are none'}")
     likely = min(tried, key=lambda m: m.faults)
@@ -236,18 +239,29 @@ def widths(alpha: float | None, name: str) -> Sequence[float]:
     return known if alpha is None else (alpha, *(a for a in known if a != alpha))
 
 
-def _bodies(tensors: Arrays, told: float | None) -> Iterator[Match]:
-    """How `tensors` fit every network of a naming that has its first layer among them, up to the classifier."""
+def _bodies(tensors: Arrays, told: float | None, of_its_width: bool) -> Iterator[Match]:
+    """How `tensors` fit every network of a naming that has its first layer among them, up to the classifier.
+
+    `of_its_width`: those alone whose first layer has as many channels as theirs.
+    """
     for naming in NAMINGS:
         stem = naming.layers["stem"].partition("|")[0].format(i=0)
-        if not any(stem + suffix in tensors for suffix in naming.style.roles["weight"]):
+        first = next((stem + suffix for suffix in naming.style.roles["weight"] if stem + suffix in tensors), None)
+        if first is None:
             continue
+        channels = in_our_layout(tensors[first], naming.style.layout, False).shape[:1]
         for name in naming.networks:
             for alpha in widths(told, name):
-                matches = [m for arch in variants(name, alpha, 0) for m in _matches(naming, arch, tensors)]
+                archs = [a for a in variants(name, alpha, 0) if not of_its_width or _first(a) == channels]
+                matches = [m for arch in archs for m in _matches(naming, arch, tensors)]
                 yield from (m for m in matches if len(m.missing) < 10 * len(m.found))  # else a name or two is alike
-                if all(len(m.missing) > len(m.found) for m in matches):
+                if matches and all(len(m.missing) > len(m.found) for m in matches):
                     break  # its names are another's, at any width
+
+
+def _first(arch: Arch) -> tuple[int]:
+    """The channels of a network's first layer."""
+    return (arch.rows[0].ops(3, arch.scaling)[0].cout,)
 
 
 def _matches(naming: Naming, arch: Arch, tensors: Arrays) -> Iterator[Match]:

@@ -20,21 +20,23 @@ MOST, NUMBERS = 100, 6  # boxes of an image, each x1, y1, x2, y2 (fractions of i
 LEAST = 0.1  # score of a box that is learned: there are many of less, and nearly none is an object
 
 
-def lesson(labels: Sequence[str], config: Mapping[str, Any], student: Config) -> Lesson:
+def lesson(labels: Sequence[str], config: Mapping[str, Any], student: Config, taps: bool) -> Lesson:
     """What a student learns of a detector with these labels and config. Raises `UserError` where they share no label.
 
-    `config` may be empty, of a network that gives boxes.
+    `config` may be empty, of a network that gives boxes; `taps`: whether it gives what its anchors say.
     """
     theirs = Config.of(config) if "anchors" in config else None
-    same = theirs is not None and (theirs.labels, theirs.scores, theirs.background, theirs.anchors, theirs.coder) == (
-        student.labels, student.scores, student.background, student.anchors, student.coder,
-    )  # fmt: skip
-    if same:
+    if taps and theirs is not None and _anchored(theirs) == _anchored(student):
         return OfAnchors(student)
     columns = [student.labels.index(label) if label in student.labels else -1 for label in labels]
     if max(columns, default=-1) < 0:
         raise UserError(f"the teacher knows none of the student's labels ({', '.join(student.labels[:5])})")
     return OfBoxes(theirs, columns)
+
+
+def _anchored(config: Config) -> tuple[Any, ...]:
+    """What two detectors have in common that say the same of the same anchors."""
+    return config.labels, config.scores, config.background, config.anchors, config.coder
 
 
 class OfAnchors:
@@ -117,7 +119,7 @@ class Taught(nn.Module):
 
     def targets(self, batch: Sequence[Any]) -> list[dict[str, Any]]:
         """Of each image what is true, and "taught", [width], what the teacher says."""
-        said = (self.ask(batch[0]) if self.ask else batch[2]).float()
+        said = (self.ask(batch[0]).to(batch[0].device) if self.ask else batch[2]).float()
         return [{**true, "taught": row} for true, row in zip(self.labels.targets(batch), said, strict=True)]
 
     def forward(self, outputs: Mapping[str, Tensor], targets: Sequence[Mapping[str, Any]]) -> Tensor:

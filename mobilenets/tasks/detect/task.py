@@ -197,10 +197,12 @@ class Detect:
 
         return difference(teacher, student, self._config().scores, temperature)
 
-    def lesson(self, labels: Sequence[str], config: Mapping[str, Any], student: Mapping[str, Any]) -> Lesson:
+    def lesson(
+        self, labels: Sequence[str], config: Mapping[str, Any], student: Mapping[str, Any], taps: bool
+    ) -> Lesson:
         from mobilenets.tasks.detect.lessons import lesson
 
-        return lesson(labels, config, Config.of(student))
+        return lesson(labels, config, Config.of(student), taps)
 
     # ---- answers
 
@@ -224,7 +226,11 @@ class Detect:
 
     def joined(self, answers: Sequence[Answer], tiles: Sequence[Tile], size: tuple[int, int], card: Card) -> Answer:
         every = [said for said in answers if isinstance(said, Detections)]
-        return tiled.joined(every, tiles, size, Suppression(**card.config.get("suppression", {})).iou)
+        return tiled.joined(every, tiles, size, self.suppression(card))
+
+    def suppression(self, card: Card) -> tiled.Overlap:
+        """Which boxes of an image push out which, in the network of this card."""
+        return Suppression(**card.config.get("suppression", {}))
 
     def metrics(self, card: Card) -> DetectionTally:
         return DetectionTally(card)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,10 +19,20 @@ NEAR = 0.01  # of a tile's side: a box that ends so near to its edge may go on b
 PART = 0.5  # of a box, from which on it is a part of another
 
 
-def joined(answers: Sequence[Detections], tiles: Sequence[Tile], size: tuple[int, int], iou: float) -> Detections:
+class Overlap(Protocol):
+    """Which boxes push out others: by more than `iou`, of a class or of all `together`."""
+
+    @property
+    def iou(self) -> float: ...
+
+    @property
+    def together(self) -> bool: ...
+
+
+def joined(answers: Sequence[Detections], tiles: Sequence[Tile], size: tuple[int, int], how: Overlap) -> Detections:
     """What is found in an image of `size` (width, height), of what was found in each of its tiles.
 
-    Of boxes of one class that overlap by more than `iou`, the surest stays, as within a tile. A box that a tile's edge
+    Of boxes that overlap by more than `how` allows, the surest stays, as within a tile. A box that a tile's edge
     cuts counts after all others, and goes where a better one covers half of it: the object is whole in another tile, or
     in all of the image.
     """
@@ -35,15 +46,16 @@ def joined(answers: Sequence[Detections], tiles: Sequence[Tile], size: tuple[int
     scores = np.array([d.score for d, *_ in every], np.float32)
     cut = np.array([c for *_, c in every], bool)
     kept: list[int] = []
-    for c in np.unique(classes):
-        of_class = np.flatnonzero(classes == c)
-        kept += of_class[_kept(boxes[of_class], scores[of_class], cut[of_class], iou)].tolist()
+    groups = np.zeros_like(classes) if how.together else classes
+    for group in np.unique(groups):
+        of = np.flatnonzero(groups == group)
+        kept += of[_kept(boxes[of], scores[of], cut[of], how.iou)].tolist()
     kept.sort(key=lambda i: -scores[i])
     return Detections(tuple(_with_mask(*every[i][:2], size) for i in kept), answers[0].least)
 
 
 def _kept(boxes: Floats, scores: Floats, cut: npt.NDArray[np.bool_], iou: float) -> list[int]:
-    """Places of the boxes of one class [N, 4] that stay."""
+    """Places of those of the boxes [N, 4] that stay where each may push out any."""
     kept, alive = [], np.ones(len(boxes), bool)
     area = ((boxes[:, 2:] - boxes[:, :2]).prod(1)).clip(1e-9)
     for i in np.lexsort((-scores, cut)).tolist():

@@ -5,7 +5,7 @@ It differs from `Detect` in its network's head and losses; data and answers are 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from mobilenets.errors import UserError
 from mobilenets.model.card import Card
 from mobilenets.tasks.detect import start
 from mobilenets.tasks.detect.task import Detect
+from mobilenets.tasks.detect.tiled import Overlap
 from mobilenets.tasks.lesson import Lesson
 from mobilenets.tasks.task import Task
 
@@ -104,6 +105,11 @@ class TwoStage(Detect):
             f"val_{name}": DetectionsPrecision(config["labels"], two_stage.FOUND, name) for name in ("ap", "ap50")
         })  # fmt: skip
 
+    def suppression(self, card: Card) -> Overlap:
+        how = card.graph.op(two_stage.FOUND).suppression
+        assert how is not None
+        return how
+
     def transfer(self, bundle: Bundle, config: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
         return start.two_stage_transferred(bundle, config)
 
@@ -119,5 +125,5 @@ class TwoStage(Detect):
     def teach(self, *_: Any, **__: Any) -> Tensor:
         raise UserError(f"{self.family} isn't distilled: teacher and student would have to make the same proposals")
 
-    def lesson(self, labels: Sequence[str], config: Mapping[str, Any], student: Mapping[str, Any]) -> Lesson:  # noqa: ARG002
+    def lesson(self, *_: Any, **__: Any) -> Lesson:
         raise UserError(f"{self.family} learns of no teacher: take a student of one stage, as --detector ssdlite")

@@ -145,13 +145,16 @@ def test_one_epoch(shown, tmp_path):
 
 def test_a_training_that_makes_nothing_better_gives_back_what_it_began_with(shown, tmp_path, capsys):
     """Of another detector, whose labels are two of its own in another order; at no rate at all, nothing is better."""
-    more = shapes.detector(("red", "green", "blue")).save(tmp_path / "more")
+    more = shapes.detector(("red", "green", "blue"))
+    pruned = {"pruned": {"zeros": {"sparsity": "50%"}}}
+    more = Bundle(more.card.replace(recipe=pruned), more.tensors).save(tmp_path / "more")
     task = tasks.with_options(tasks.find("detect"), {}, more)
     recipe = dataclasses.replace(QUICK, lr=1e-12, norms="kept")
     made = train_bundle(shown, shapes.SMALL, recipe, tmp_path / "r", task=task, init=more)
     assert "no epoch beat what training began with" in " ".join(capsys.readouterr().err.split())
     start = Bundle.load(tmp_path / "r" / "start")
     assert made.card.recipe["best_epoch"] == 0
+    assert made.card.recipe["pruned"] == start.card.recipe["pruned"] == pruned["pruned"]
     assert made.card.metrics == start.card.metrics
     assert start.card.parent == more.digest
     for name, tensor in Detect().transfer(more, start.card.config).items():

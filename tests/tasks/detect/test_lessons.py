@@ -58,7 +58,7 @@ def says(config, anchor, label, score=8.0):
 @pytest.mark.parametrize("family", ["ssdlite", "ssdlite-torchvision", "ssd-fpnlite"])
 def test_with_the_same_anchors_all_is_learned_and_nothing_is_left_to_learn_of_oneself(family):
     config = config_of(detector(family=family))
-    learned = lessons.lesson(config.labels, config.to_json(), config)
+    learned = lessons.lesson(config.labels, config.to_json(), config, True)
     assert isinstance(learned, lessons.OfAnchors)
     said = says(config, 7, 1)
     row = learned.read(said)
@@ -78,7 +78,7 @@ def test_boxes_of_other_anchors_are_objects_as_sure_as_their_scores(family):
     """The teacher has other anchors, and its labels in another order with one more."""
     teacher = config_of(detector(("green", "red", "blue"), "ssdlite", 96))
     student = config_of(detector(("blue", "red"), family))
-    learned = lessons.lesson(teacher.labels, teacher.to_json(), student)
+    learned = lessons.lesson(teacher.labels, teacher.to_json(), student, True)
     assert isinstance(learned, lessons.OfBoxes)
     every = corners(centres_and_sizes(teacher.anchors))
     inside = int(np.flatnonzero((every > 0.05).all(1) & (every < 0.95).all(1))[0])
@@ -108,7 +108,7 @@ def test_boxes_of_other_anchors_are_objects_as_sure_as_their_scores(family):
 def test_a_stranger_teaches_nothing():
     config = config_of(detector())
     with pytest.raises(UserError, match="knows none of the student's labels"):
-        lessons.lesson(("cat",), {}, config)
+        lessons.lesson(("cat",), {}, config, False)
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +120,16 @@ def folder(tmp_path_factory):
     teacher.save(root / "teacher")
     export_bundle(teacher, generated(teacher.card.preprocess, 4), root / "teacher.onnx", "noise", batch=2)
     return root
+
+
+def test_a_file_with_the_same_anchors_gives_boxes_alone(folder):
+    student = config_of(detector(side=96))
+    pixels = torch.randint(0, 255, (2, 3, 96, 96), dtype=torch.uint8)
+    for name, kind in (("teacher", lessons.OfAnchors), ("teacher.onnx", lessons.OfBoxes)):
+        teacher = teachers.open_teacher(str(folder / name))
+        learned = lessons.lesson(teacher.labels, teacher.config, student, teacher.taps)
+        assert isinstance(learned, kind)
+        assert learned.read(teacher(pixels)).shape == (2, learned.width)
 
 
 def test_distill_from_a_file_of_boxes(folder, command, tmp_path):
@@ -176,7 +186,7 @@ def test_torchvisions_detectors_teach(monkeypatch):
     teacher = teachers.open_teacher("torchvision:ssdlite320_mobilenet_v3_large")
     assert (teacher.task, teacher.labels[0], teacher.preprocess.input_size) == ("detect", "person", (80, 80))
     student = config_of(detector(("dog", "person")))
-    learned = lessons.lesson(teacher.labels, teacher.config, student)
+    learned = lessons.lesson(teacher.labels, teacher.config, student, teacher.taps)
     rows = learned.read(teacher(torch.zeros(2, 3, 64, 64, dtype=torch.uint8))).view(2, -1, lessons.NUMBERS)
     assert not rows[0].any()
     np.testing.assert_allclose(rows[1, 0], [0, 0, 0.5, 0.25, 0.9, 1], atol=1e-6)

@@ -17,6 +17,7 @@ import { seen } from "./placement.js";
 import { Rows, words } from "./rows.js";
 
 const SLOW = 0.9; // of a number that is shown, how much stays when another frame comes
+const KEPT_AFTER_MS = 2000; // what is kept is fetched once more: not while people wait for a first answer
 const READ_MS = 100; // that words of a live picture stay: nobody reads sixty in a second
 const SPOKEN_MS = 1500; // at the least between two answers that are read out
 
@@ -290,7 +291,16 @@ async function use(listed) {
   world.hidden = listed.task !== "geolocate";
   for (const button of [buttons.camera, buttons.choose]) button.disabled = false;
   if (shown) await showPhoto(shown);
-  kept(network.fetched).then(
+  const { fetched } = network;
+  setTimeout(() => keep(fetched), KEPT_AFTER_MS);
+}
+
+/**
+ * For use without a network.
+ * @param {string[]} files
+ */
+function keep(files) {
+  kept(files).then(
     (whole) => (part("offline", HTMLElement).textContent = whole ? " It works offline." : ""),
     () => undefined, // private windows keep nothing
   );

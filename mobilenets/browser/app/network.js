@@ -6,8 +6,13 @@
  * @import {Opened, Request, Seen, Source} from "./worker.js"
  */
 
+const begun = () => new Worker(new URL("./worker.js", import.meta.url), { type: "module" });
+
+/** @type {Worker | null} The first one's, which begins while the page does. */
+let early = begun();
+
 export class Network {
-  #worker = new Worker(new URL("./worker.js", import.meta.url), { type: "module" });
+  #worker = early ?? begun();
   /** @type {Map<number, {resolve: (said: any) => void, reject: (e: Error) => void}>} */
   #waiting = new Map();
   #asked = 0;
@@ -37,6 +42,7 @@ export class Network {
   }
 
   constructor() {
+    early = null;
     this.card = /** @type {Card} */ ({}); // until it is open
     this.#worker.onmessage = ({ data: [id, said, wrong] }) => {
       const asked = this.#waiting.get(id);

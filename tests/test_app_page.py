@@ -145,6 +145,12 @@ def test_the_camera(home: Home, opened: Visit) -> None:
     page.click("#look")
     page.wait_for_function("() => document.querySelector('#look').getAttribute('aria-pressed') === 'true'")
     page.click("#look")
+    page.select_option("#networks", "1")  # it stops for another network
+    page.wait_for_selector(".invitation", state="visible")
+    page.select_option("#networks", "0")
+    page.wait_for_selector(READY)
+    page.click("#camera")
+    page.wait_for_function("() => document.querySelector('#speed').innerText.includes(' fps, ')")
     page.click("#camera")
     assert page.evaluate("document.querySelector('#video').srcObject") is None
     assert page.is_visible(".invitation")

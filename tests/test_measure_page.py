@@ -36,7 +36,7 @@ def measured(
 ) -> Callable[..., tuple[Ran, Path]]:
     """`measured("--seconds", 1)`: the verb, and a visitor who opens its page and starts it."""
 
-    def run(*arguments: object) -> tuple[Ran, Path]:
+    def run(*arguments: object, accessible: bool = False) -> tuple[Ran, Path]:
         told: list[str] = []
         came = threading.Event()
         whole = console.note
@@ -55,11 +55,16 @@ def measured(
         waiting.start()
         assert came.wait(20)
         (address,) = (line for line in told if line.startswith("http"))
-        with browsing.visit(browser, browsing.PHONE, ignore_https_errors=True) as visit:
+        with browsing.visit(browser, browsing.PHONE, ignore_https_errors=True, bypass_csp=accessible) as visit:
             visit.page.goto(address)
+            visit.page.wait_for_selector("#start:enabled")
+            if accessible:
+                visit.page.evaluate(browsing.node_module("axe-core/axe.min.js").read_text())
             visit.page.click("#start")
             visit.page.wait_for_function("() => document.querySelector('#headline').innerText.startsWith('Done')")
             waiting.join(20)
+            if accessible:
+                assert visit.page.evaluate("async () => (await axe.run()).violations.map((v) => v.id)") == []
             assert visit.page.inner_text("#problem") == ""
             entries = Table.read(path).entries.values()
             assert len(visit.page.query_selector_all("#rows li")) == sum(map(len, entries))
@@ -88,7 +93,7 @@ def test_a_phone_is_measured_and_chosen_for(
 @pytest.mark.slow
 def test_https_and_floats(measured: Callable[..., tuple[Ran, Path]], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verb, "grid", lambda *_: SMALL[:1])
-    ran, path = measured("--seconds", 1, "--https", "--precision", "int8,float32")
+    ran, path = measured("--seconds", 1, "--https", "--precision", "int8,float32", accessible=True)
     assert ran.code == 0, ran.err
     assert {s.precision for s in Table.read(path).entries} == {"int8", "float32"}
 

@@ -39,6 +39,7 @@ ORT_FILES = (
     "ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm",
     "ort.webgpu.min.mjs", "ort-wasm-simd-threaded.asyncify.mjs", "ort-wasm-simd-threaded.asyncify.wasm",
 )  # fmt: skip
+TASKS = ("classify", "attributes", "detect", "geolocate", "embed", "features")  # that `app/answers.js` reads
 WHEN_USED = (".wasm", ".mjs", ".mnet", ".onnx", ".card.json")  # ends of names of what is kept only once it was used
 MODULES = ("mnet.js", "pictures.js", "threads.js", "worker.js")
 MAP = "last_map"  # the output of the operation that a classifier looks at the mean of
@@ -175,6 +176,8 @@ def _packed(source: Path, folder: Path, names: set[str], precision: str, writer:
         looks = _looks(bundle, card, path.read_bytes(), writer)
         if writer != ENGINE:
             beside.write(path, card)
+    if card.task not in TASKS:
+        raise UserError(f"{source}: the page has no answers for the task {card.task}; it has {', '.join(TASKS)}")
     return Packed(name, card, f"models/{path.name}", path.stat().st_size, looks)
 
 

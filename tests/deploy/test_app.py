@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from small import Ran, smooth_images
 
+from mobilenets import tasks
 from mobilenets.deploy import app, engines, npm
 from mobilenets.deploy.engines import native_library
 from mobilenets.errors import UserError
@@ -159,6 +161,15 @@ def test_mistakes(command: Callable[..., Ran], tmp_path: Path) -> None:
     (tmp_path / "bad.mnet").write_bytes(b"MNET" + bytes(300))
     assert "damaged" in command("app", tmp_path / "bad.mnet", "--out", tmp_path / "site").line
     assert not (tmp_path / "site").exists()
+
+
+def test_the_page_reads_every_task(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    read = re.search(r"const TASKS = \{(.*)\};", (app.BROWSER / "app" / "answers.js").read_text())
+    assert read is not None
+    assert set(app.TASKS) == set(tasks.TASKS) == set(re.findall(r"(\w+):", read[1]))
+    monkeypatch.setattr(app, "TASKS", ("detect",))
+    with pytest.raises(UserError, match="no answers for the task classify"):
+        app.site([PACKAGED], tmp_path / "site")
 
 
 def test_a_damaged_file_is_no_network(site: Path, tmp_path: Path) -> None:

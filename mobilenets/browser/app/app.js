@@ -67,6 +67,7 @@ let answer = null;
 let remembered = [];
 let looking = false;
 let session = 0; // of live pictures: an older one's answers are dropped
+let uses = 0; // of networks, likewise
 let spoken = 0;
 let toldAt = 0;
 
@@ -162,9 +163,12 @@ function present(what, width, height) {
 
 function stop() {
   session++;
+  if (!camera.running) return;
   camera.stop();
   buttons.camera.textContent = "Camera";
-  buttons.turn.hidden = true;
+  buttons.turn.hidden = video.hidden = speed.hidden = true;
+  stage.classList.add("empty");
+  drawing.clear(1, 1);
 }
 
 /** @param {boolean} other */
@@ -214,9 +218,6 @@ buttons.camera.onclick = () =>
   attempt(() => {
     if (!camera.running) return start(false);
     stop();
-    stage.classList.add("empty");
-    video.hidden = speed.hidden = true;
-    drawing.clear(1, 1);
   });
 buttons.turn.onclick = () => attempt(() => start(true));
 buttons.choose.onclick = () => file.click();
@@ -280,7 +281,10 @@ async function use(listed) {
   const summary = part("network", HTMLElement);
   summary.textContent = "Loading…";
   network?.close();
-  network = await Network.open(listed);
+  const mine = ++uses;
+  const made = await Network.open(listed);
+  if (mine !== uses) return made.close(); // another was chosen meanwhile
+  network = made;
   remembered = [];
   answer = null;
   part("name", HTMLElement).textContent = document.title = listed.name;

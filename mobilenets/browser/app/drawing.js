@@ -136,11 +136,12 @@ export class Drawing {
       pen.strokeStyle = pen.fillStyle = paint;
       pen.strokeRect(left, y1, x2 - x1, y2 - y1);
       const text = `${label} ${Math.round(100 * score)}%`;
-      const high = 1.4 * size;
+      const [wide, high] = [pen.measureText(text).width + size, 1.4 * size];
       const top = Math.max(0, y1 - high);
-      pen.fillRect(left - thick / 2, top, pen.measureText(text).width + size, high);
+      const start = Math.max(0, Math.min(left - thick / 2, this.#canvas.width - wide)); // in the picture, as far as it fits
+      pen.fillRect(start, top, wide, high);
       pen.fillStyle = "#000";
-      pen.fillText(text, left - thick / 2 + size / 2, top + high / 2);
+      pen.fillText(text, start + size / 2, top + high / 2);
     }
   }
 }

@@ -10,6 +10,7 @@
 import { colour } from "./drawing.js";
 
 const SHOWN = 8;
+const KINDS = 3; // of objects, in a headline
 
 /** @param {number} p */
 export const percent = (p) => `${(100 * p).toFixed(1)}%`;
@@ -52,8 +53,10 @@ export function words(answer, remembered) {
       const lines = answer.boxes.slice(0, SHOWN).map(({ label, score, index }) => ({
         label, value: percent(score), share: score, paint: colour(index),
       }));
+      const more = counted.length - KINDS;
+      const told = counted.slice(0, KINDS).join(", ") + (more > 0 ? ` and ${more} more` : "");
       const below = answer.boxes.length === 1 ? "one object" : `${answer.boxes.length} objects`;
-      return { headline: counted.join(", ") || "Nothing that it knows", below, lines };
+      return { headline: told || "Nothing that it knows", below, lines };
     }
     case "place": {
       const lines = answer.guesses.map((guess, i) => ({

@@ -93,9 +93,9 @@ def test_a_phone_is_measured_and_chosen_for(
 @pytest.mark.slow
 def test_https_and_floats(measured: Callable[..., tuple[Ran, Path]], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verb, "grid", lambda *_: SMALL[:1])
-    ran, path = measured("--seconds", 1, "--https", "--precision", "int8,float32", accessible=True)
+    ran, path = measured("--seconds", 1, "--https", "--precision", "int8,float16,float32", accessible=True)
     assert ran.code == 0, ran.err
-    assert {s.precision for s in Table.read(path).entries} == {"int8", "float32"}
+    assert {s.precision for s in Table.read(path).entries} == {"int8", "float16", "float32"}
 
 
 @pytest.mark.slow

@@ -16,6 +16,8 @@ from mobilenets.deploy.hosting import Hosting, hosted, tell
 from mobilenets.deploy.latency import Table
 from mobilenets.errors import UserError
 
+CLASSES = 1000  # of `choose` too, where nobody says otherwise
+
 
 @checked
 def measure(
@@ -23,7 +25,7 @@ def measure(
     out: StrPath,
     seconds: float = 60.0,
     precision: Words = ("int8",),
-    num_classes: NumClasses = 1000,
+    num_classes: NumClasses = CLASSES,
     hosting: Annotated[Hosting | None, Parameter(name="*")] = None,
 ) -> Table:
     """Measure every network on another device: serve a page, which measures there and sends the table back.
@@ -63,7 +65,8 @@ def measure(
     finally:
         measurement.close()
     files.write_json(path, made.to_json())
-    console.note(f"choose by it: mobilenets choose --table {path} --engine native --max-latency-ms 16")
+    classes = "" if num_classes == CLASSES else f"--classes {num_classes} "
+    console.note(f"choose by it: mobilenets choose --table {path} {classes}--engine native --max-latency-ms 16")
     return made
 
 

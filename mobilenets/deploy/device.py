@@ -24,6 +24,7 @@ from mobilenets.deploy import engines
 from mobilenets.deploy.app import BROWSER, ENGINE, MODULES
 from mobilenets.deploy.latency import Measured, Setting, Table
 from mobilenets.deploy.lowering import Unsupported
+from mobilenets.deploy.writers.native import native_model
 from mobilenets.deploy.writers.native_file import hollow
 from mobilenets.errors import UserError
 from mobilenets.model.bundle import random_bundle
@@ -39,8 +40,6 @@ def packed(arch: Arch, precision: Precision) -> tuple[bytes, int] | None:
 
     None of a network that our engine can't run.
     """
-    from mobilenets.deploy.writers.native import native_model
-
     try:
         made = native_model(random_bundle(arch, precision))
     except Unsupported:

@@ -14,6 +14,7 @@ const ROUNDS = 3;
 const LEAST = 3; // times in a round
 const GRAINS = 10; // of the clock, in a time that is taken
 const SEED = 1;
+const SMALL_HALVES = 0xafffafff | 0; // bits of two 16-bit floats, each below an eighth
 
 /** The smallest step of the clock, in milliseconds. */
 function grain() {
@@ -60,7 +61,8 @@ async function opened(packed) {
       for (let i = 0; i < floats.length; i++) floats[i] = next() / 2 ** 34; // below an eighth
     } else {
       const words = new Int32Array(part.buffer, part.byteOffset, size / 4);
-      for (let i = 0; i < words.length; i++) words[i] = next();
+      const kept = type === "float16" ? SMALL_HALVES : -1;
+      for (let i = 0; i < words.length; i++) words[i] = next() & kept;
     }
   }
   return net;

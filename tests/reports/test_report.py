@@ -227,6 +227,7 @@ def test_small_originals_are_shown_pixel_by_pixel() -> None:
     assert uri.startswith("data:image/png")
 
 
+@pytest.mark.slow
 def test_page_without_the_data_says_so(run: Path) -> None:
     model = run / "model-int8.onnx"
     bundle = Bundle.load(run / "float")
@@ -239,6 +240,7 @@ def test_page_without_the_data_says_so(run: Path) -> None:
     assert made.to_json()["report"] == str(run / "report.html")
 
 
+@pytest.mark.slow
 def test_page_without_curves_or_file_says_so(run: Path) -> None:
     (run / "logs" / "metrics.csv").unlink()
     (run / "model-int8.onnx").unlink()
@@ -292,6 +294,7 @@ def test_other_classes_than_the_cards_are_refused(run: Path) -> None:
         report(run)
 
 
+@pytest.mark.slow
 def test_a_probe_that_no_epoch_beat_is_said_to_ship(run: Path) -> None:
     bundle = Bundle.load(run / "float")
     Bundle(bundle.card.replace(recipe={**bundle.card.recipe, "best_epoch": 0}), bundle.tensors).save(run / "float")

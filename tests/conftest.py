@@ -31,10 +31,29 @@ from mobilenets.model.images import Pixels, Preprocess
 # One thread for each of pytest's workers; idle OpenMP threads that spin are hundreds of times slower on small networks.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Processes that tests start take the package as it was compiled for the first of them.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 pytest.register_assert_rewrite("foreign_files", "damage", "layouts", "answers", "predicted")
 
 SMALL_ALPHA = {"v1": 0.25}
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of a `sampled(n)` test's cases n run by default, spread over all of them; the others are slow."""
+    cases: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("sampled") and not item.get_closest_marker("slow"):
+            cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for every in cases.values():
+        mark = every[0].get_closest_marker("sampled")
+        assert mark is not None
+        count = mark.args[0]
+        kept = {(2 * i + 1) * len(every) // (2 * count) for i in range(count)}
+        for i, item in enumerate(every):
+            if i not in kept and len(every) > count:
+                item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session", autouse=True)

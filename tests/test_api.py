@@ -49,6 +49,7 @@ def test_printing_a_cost_imports_no_torch():
     )
 
 
+@pytest.mark.slow
 def test_the_check_itself_can_fail():
     assert "torch" in loaded_by("import mobilenets; mobilenets.create")
 
@@ -230,6 +231,7 @@ def examples(name):
 SHOWN = [pytest.param(n, marks=[pytest.mark.slow] if n in TRAINING else []) for n in mobilenets.__all__ if examples(n)]
 
 
+@pytest.mark.sampled(14)
 @pytest.mark.parametrize("name", SHOWN)
 def test_examples_run(name, flowers, monkeypatch):
     monkeypatch.chdir(flowers)
@@ -279,6 +281,7 @@ def test_a_users_script_runs(flowers, colours, tmp_path, monkeypatch):
     assert len(done.stdout.splitlines()) == SCRIPT.read_text().count("print(")
 
 
+@pytest.mark.slow
 def test_a_script_is_not_run_again_by_the_processes_that_measure(tmp_path):
     """Python's own way runs the main module in each of them."""
     script = tmp_path / "script.py"
@@ -300,6 +303,7 @@ def test_unknown_lists_all_where_nothing_is_near():
     assert str(unknown("thing", "abd", ["abc", "xyz"])) == "unknown thing 'abd': did you mean 'abc'?"
 
 
+@pytest.mark.slow
 def test_images_are_read_where_there_is_no_fcntl_and_no_sysconf(tmp_path, write_images):
     """As on Windows, where nothing that touches images could start without them."""
     images = write_images(tmp_path / "photos", {"cat": 2})

@@ -111,6 +111,7 @@ def numbers(text):
     return sorted(re.findall(r"[0-9][0-9,.x%]*", text))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "line",
     [

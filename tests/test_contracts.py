@@ -242,6 +242,7 @@ def test_several_outputs_and_a_rectangle(name: str, tmp_path: Path) -> None:
 # ---- tasks ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(10)
 @pytest.mark.parametrize("name", QUICK)
 @pytest.mark.parametrize("tap", [None, "", "blocks.3.depthwise"])
 def test_every_task_in_every_runtime(
@@ -283,6 +284,7 @@ def test_an_unknown_task() -> None:
 # ---- encodings -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(20)
 @pytest.mark.parametrize("name", QUICK)
 @pytest.mark.parametrize("encoding", [e for e in encodings.ENCODINGS if e != "plain"])
 def test_every_encoding_in_every_runtime(

@@ -92,6 +92,7 @@ def test_quantizing(make_bundle, images, small_disk, command, tmp_path):
     assert not list(disk.iterdir())
 
 
+@pytest.mark.slow
 def test_a_checkpoint(tiny_train, small_disk, command, tmp_path):
     """The disk has room for the first epoch's checkpoints and no more; the run goes on when it has."""
     whole = tiny_train(tmp_path / "whole", "--epochs", 3)
@@ -170,6 +171,7 @@ def test_ctrl_c_while_a_bundle_is_saved(make_bundle, images, command, tmp_path, 
     assert tree(tmp_path) == before
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("hook", ["training_step", "validation_step", "on_train_epoch_start"])
 def test_ctrl_c_during_training(tiny_train, tmp_path, monkeypatch, hook):
     from mobilenets.training.learner import Learner

@@ -36,7 +36,17 @@ def sanitizers_link(folder: Path) -> bool:
 
 
 def test_kernels_agree_with_plain_c(tmp_path: Path) -> None:
-    """On random shapes: the same bytes, nothing read or written beside a buffer."""
+    """On random shapes: the same bytes."""
+    program = build("kernels", tmp_path, "-O0")
+    ran = subprocess.run([program, "40", "7"], capture_output=True, text=True, timeout=60)
+    assert ran.returncode == 0, ran.stdout + ran.stderr[-4000:]
+    assert "scalar: agrees" in ran.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_kernels_read_nothing_beside_their_buffers(tmp_path: Path) -> None:
+    """Nor do they write there."""
     flags = SANITIZERS if sanitizers_link(tmp_path) else []
     program = build("kernels", tmp_path, *flags)
     ran = subprocess.run([program, "150", "7"], capture_output=True, text=True, timeout=600)

@@ -96,6 +96,7 @@ def test_keep_stem_spares_the_first_row():
     assert spec.scale(zoo.V4_CONV_S, 0.5).rows[0].channels == 16
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("name", NAMES)
 def test_tensors_are_the_state_dicts(name):
     with torch.device("meta"):
@@ -150,6 +151,7 @@ def test_the_float_file_computes_the_same(make_bundle, pixels, name, padding):
     np.testing.assert_allclose(files_probabilities(bundle, pixels), ours, atol=1e-4)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", RUN)
 def test_the_int8_file_computes_its_simulation(make_bundle, pixels, name):
     bundle = make_bundle(name)

@@ -60,6 +60,7 @@ def alone(files: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(line, capture_output=True, text=True, check=False, cwd=files)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     "line",
     [
@@ -85,6 +86,7 @@ def test_what_runs_without_pytorch(files, line):
     assert done.stdout
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("line", "message"),
     [

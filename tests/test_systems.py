@@ -194,6 +194,7 @@ def in_words(path):
             yield f"{path.name}:{node.lineno} newline"
 
 
+@pytest.mark.slow
 def test_text_files_are_the_same_on_every_system():
     """Windows's own encoding isn't UTF-8, and its lines end otherwise, in files whose digests are compared."""
     assert [said for path in (ROOT / "mobilenets").rglob("*.py") for said in in_words(path)] == []
@@ -202,6 +203,7 @@ def test_text_files_are_the_same_on_every_system():
 # ---- terminals -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "cp437", "utf-8"])
 @pytest.mark.parametrize("line", [("explain", "v1"), ("list", "v1"), ("cost", "v2", "--json"), ("no-verb-é→",)])
 def test_a_terminal_of_any_encoding(encoding, line):
@@ -214,6 +216,7 @@ def test_a_terminal_of_any_encoding(encoding, line):
         assert "\\u25" not in out + err  # drawings and bars, a letter for a letter
 
 
+@pytest.mark.slow
 def test_columns_stay_where_a_terminal_has_no_drawings():
     def width(encoding):
         env = {**os.environ, "PYTHONIOENCODING": encoding, "COLUMNS": "100"}

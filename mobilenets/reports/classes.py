@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mobilenets.errors import UserError
+from mobilenets.model.bundle import Bundle
 from mobilenets.reports import plots, reliability, samples, style
 from mobilenets.tasks.confusion import Confusion
 from mobilenets.tasks.levels import levels
 from mobilenets.tasks.reliability import error
+from mobilenets.training.run import FLOAT
 
 if TYPE_CHECKING:
     from mobilenets.reports.fit import Page
@@ -105,22 +107,26 @@ def _samples(page: Page, m: Confusion, root: Path | None) -> dict[str, Any]:
     """Held-out images with what the shipped file says of them, all mistakes; or why there are none."""
     wrong = int(m.count[m.wrong].sum())
     try:
-        found = samples.with_mistakes(page.fitted.file, page.shipped.scores["split"], m, root)
+        network = Bundle.load(page.run / FLOAT)
+        found = samples.with_mistakes(page.fitted.file, page.shipped.scores["split"], m, root, network)
     except UserError as e:
         return page.without_samples(e)
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow(["image", "label", "predicted", "probability_percent", "of_label_percent"])
-    table.writerows(
-        [s["name"], s["label"], s["predicted"], f"{s['probability']:.2f}", f"{s['of_label']:.2f}"]
-        for s in found.mistakes
-    )
+    table.writerow(["image", "label", "predicted", "probability_percent", "of_label_percent", "label_doubted"])
+    for s in found.mistakes:
+        sure = (f"{s['probability']:.2f}", f"{s['of_label']:.2f}")
+        table.writerow([s["name"], s["label"], s["predicted"], *sure, int(s["doubted"] > 0)])
+    page.notes += [f"the map of what it sees was left out: {note}" for note in found.notes]
     page.tables[MISTAKES] = text.getvalue()
     return {
         "images": found.shown,
         "mistakes": sum(s["label"] != s["predicted"] for s in found.shown),
         "gallery": [s for s in found.mistakes if "uri" in s],
         "found": len(found.mistakes),
+        "doubted": sum(s["doubted"] > 0 for s in found.mistakes),
+        "looks": any(s.get("look") for s in found.shown),
+        "drawn": style.markup(found.drawn, "Images by what the network sees of them") if found.drawn else None,
         "wrong": wrong,
         "table": MISTAKES,
         "note": "" if found.shown else samples.NONE,

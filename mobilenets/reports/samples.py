@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import dataclasses
 import io
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 from PIL import Image
 
 from mobilenets import tasks
@@ -19,12 +21,17 @@ from mobilenets.arch.heads import PROBABILITIES
 from mobilenets.data.dataset import Split
 from mobilenets.deploy import engines, predict
 from mobilenets.deploy.engines import Engine
+from mobilenets.errors import UserError
+from mobilenets.model.bundle import Bundle
 from mobilenets.model.images import BadImage
+from mobilenets.reports.sight import LEAST, MAP, Sight, placed, plane
 from mobilenets.tasks import data_of
+from mobilenets.tasks.confident import suspects
 from mobilenets.tasks.confusion import Confusion
 
 SAMPLES, MISTAKES = 12, 6
-SEARCH_SECONDS = 20.0  # at most, in search of mistakes
+SEARCH_SECONDS = 20.0  # at most, in search of mistakes and wrong labels
+MAPPED = 600  # images at most that a map of the features has
 GALLERY, GALLERY_SIDE = 300, 112  # mistakes on the page at most, and their pixels: 3 kB each
 NONE = "no held-out image could be read"
 DRAWN = 352  # pixels of the short side of an image that answers are drawn on
@@ -59,45 +66,84 @@ def drawn(
 class Found:
     """Images of a split with a file's answers: some to show, and the mistakes, the surest first.
 
-    Each is a dictionary: name, label, predicted, probabilities of both in percent; what is shown has its image as a
-    data URI, the first GALLERY of the mistakes too.
+    Each is a dictionary: name, label, predicted, probabilities of both in percent, "doubted", above 0 where the label
+    itself is likely wrong, as the first of the mistakes' are; what is shown has its image as a data URI, the first
+    GALLERY of the mistakes too, and "look", where the network looked, if that can be told. `drawn`: images in the plane
+    of what the network sees, None where that can't be told; `notes` say why.
     """
 
     shown: list[dict[str, Any]]
     mistakes: list[dict[str, Any]]
+    drawn: Figure | None = None
+    notes: list[str] = field(default_factory=list)
 
 
-def with_mistakes(file: Path, split_name: str, confusion: Confusion, root: Path | None) -> Found:
+def with_mistakes(
+    file: Path, split_name: str, confusion: Confusion, root: Path | None, network: Bundle | None = None
+) -> Found:
     """What the file says of a split's images: a few to show, mistakes first, and every mistake that time allows.
 
-    `confusion` says where mistakes are to be found. Raises `UserError` if the file or the data it was trained on can't
-    be opened.
+    `confusion` says where mistakes are to be found; `network` is the file's float bundle. Raises `UserError` if the
+    file or the data it was trained on can't be opened.
     """
     engine = engines.load(file)
     data = data_of(engine.card, None, root)
     split = data.split(split_name)
     found = _search(engine, split, confusion, data.seed)
+    _doubt(found, len(split))
     wrong = [s for s in found if s["label"] != s["predicted"]]
     right = [s for s in found if s["label"] == s["predicted"]]
     shown = _varied(wrong, MISTAKES, "predicted")
     shown += _varied(right, SAMPLES - len(shown), "label")
-    wrong = sorted(wrong, key=lambda s: -s["probability"])
+    wrong = sorted(wrong, key=lambda s: (-s["doubted"], -s["probability"]))
+    sight = Sight.of(network) if network else None
 
     def pictured(some: list[dict[str, Any]], side: int) -> Iterator[dict[str, Any]]:
         for s in some:
             with contextlib.suppress(BadImage):
                 uri, small = _thumbnail(split.rgb(s["index"], side), engine.card.preprocess.crop, side)
-                yield {**s, "uri": uri, "small": small}
+                look = ""
+                if sight:
+                    pixels = split.pixels(s["index"], engine.card.preprocess)
+                    look = sight.look(sight.maps(pixels[None])[0], s["best"])
+                yield {**s, "uri": uri, "small": small, "look": look}
 
-    return Found([*pictured(shown, THUMBNAIL)], [*pictured(wrong[:GALLERY], GALLERY_SIDE), *wrong[GALLERY:]])
+    made = Found([*pictured(shown, THUMBNAIL)], [*pictured(wrong[:GALLERY], GALLERY_SIDE), *wrong[GALLERY:]])
+    if sight is None or len(found) < LEAST:
+        return made
+    try:
+        return dataclasses.replace(made, drawn=_plane(sight, split, found, data.seed))
+    except UserError as e:
+        return dataclasses.replace(made, notes=[str(e)])
+
+
+def _doubt(found: list[dict[str, Any]], whole: int) -> None:
+    """Say of each image whether its label is likely wrong, where all of a split were seen: what is usual shows then."""
+    for s in found:
+        s["doubted"] = 0.0
+    if len(found) == whole:
+        for one in suspects(np.stack([s["scores"] for s in found]), [s["true"] for s in found]):
+            found[one.index]["doubted"] = max(one.margin, 1e-6)
+
+
+def _plane(sight: Sight, split: Split, found: list[dict[str, Any]], seed: int) -> Figure:
+    """Images that were seen, at places by what the network sees. Raises `UserError`."""
+    some = sorted(np.random.default_rng(seed).permutation(len(found))[:MAPPED].tolist())
+    vectors, true, best = [], [], []
+    read = predict.stream(sight.engine, some, lambda i: split.pixels(found[i]["index"], sight.engine.card.preprocess))
+    for i, outputs in read:
+        if not isinstance(outputs, BadImage):
+            vectors.append(outputs[MAP].reshape(len(outputs[MAP][0]), -1).mean(1))
+            true.append(found[i]["true"])
+            best.append(found[i]["best"])
+    return plane(placed(np.stack(vectors), seed), true, best, sight.engine.card.labels)
 
 
 def _search(engine: Engine, split: Split, confusion: Confusion, seed: int) -> list[dict[str, Any]]:
-    """Predictions for images of the split in a seeded order, until all mistakes are found; bounded in time."""
+    """Predictions for images of the split in a seeded order, of all that time allows: mistakes come first."""
     if not len(split):
         return []
     labels = engine.card.labels
-    expected = int(confusion.count[confusion.wrong].sum())
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(split))
     errors = 1 - confusion.right / np.maximum(confusion.images, 1)
@@ -105,24 +151,25 @@ def _search(engine: Engine, split: Split, confusion: Confusion, seed: int) -> li
     hard = sorted(order[2 * SAMPLES :], key=lambda i: -errors[split.targets[i]])
     order = np.array([*order[: 2 * SAMPLES], *hard])
     out: list[dict[str, Any]] = []
-    mistakes, end = 0, time.monotonic() + SEARCH_SECONDS
+    end = time.monotonic() + SEARCH_SECONDS
     results = predict.stream(engine, order.tolist(), lambda i: split.pixels(i, engine.card.preprocess))
     for i, outputs in results:
         if isinstance(outputs, BadImage):
             continue
         scores = outputs[PROBABILITIES][0]
         true, best = int(split.targets[i]), int(scores.argmax())
-        mistakes += true != best
         out.append({
             "index": i,
+            "true": true,
+            "best": best,
+            "scores": scores,
             "name": split.names[i],
             "label": labels[true],
             "predicted": labels[best],
             "probability": 100 * float(scores[best]),
             "of_label": 100 * float(scores[true]),
         })  # fmt: skip
-        enough = mistakes >= expected and len(out) >= 2 * SAMPLES
-        if enough or time.monotonic() > end:
+        if time.monotonic() > end:
             break
     return out
 

@@ -160,6 +160,7 @@ def test_which_peers_there_are(make_bundle):
         peers.load("timm eagre", None, 1)
 
 
+@pytest.mark.slow
 def test_peers_are_measured_beside_a_file(run, command, monkeypatch):
     monkeypatch.setattr(peers, "PEERS", ("PyTorch eager",))
     rows = command("bench", run / "float", "--peers", "--rounds", 1, "--batch", 1, "--json").json

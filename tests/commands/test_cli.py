@@ -278,6 +278,7 @@ def test_a_fault_of_ours_is_not_hidden(monkeypatch):
         cli.run(["cost", "v1"])
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_seen_enough(bundle, write_images, tmp_path):
     data = write_images(tmp_path / "data", {"x": 300}, side=16)
     line = f"{sys.executable} -u -m mobilenets predict {bundle} {data} | head -n 1"
@@ -342,6 +343,7 @@ def test_names_are_printed_as_they_are(command, write_images, tmp_path):
     assert "[red]" in command("show", tmp_path / "r" / "float").out
 
 
+@pytest.mark.slow
 def test_a_name_that_is_no_text_ends_nothing(write_images, tmp_path):
     root = write_images(tmp_path / "photos", {"cat": 3})
     os.rename(root / "cat" / "001.png", os.fsencode(root / "cat") + b"/caf\xe9.png")  # noqa: PTH104  (bytes)

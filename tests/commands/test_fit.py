@@ -216,6 +216,7 @@ def test_float_is_shipped_where_it_is_asked_for(colours, command, tmp_path):
     assert choice["pick"]["macs_m"] <= 2
 
 
+@pytest.mark.slow
 def test_from_a_bundle_its_network_is_kept(fitted, colours, command, tmp_path):
     """Of its width, the resolution that the budget allows; the recipe that fine-tunes."""
     start = Bundle.load(fitted.out / "float")

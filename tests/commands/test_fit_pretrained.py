@@ -66,6 +66,7 @@ def test_the_report_shows_what_was_measured(fitted):
     assert all(t["network"] in page for t in fitted.tried)
 
 
+@pytest.mark.slow
 def test_a_finished_run_resumed_measures_nothing_again(fitted, colours, brought, command, monkeypatch):
     monkeypatch.setattr(candidates, "probe_all", lambda *_: pytest.fail("probed again"))
     monkeypatch.setattr(train, "train_bundle", lambda *_, **__: pytest.fail("trained again"))
@@ -73,6 +74,7 @@ def test_a_finished_run_resumed_measures_nothing_again(fitted, colours, brought,
     assert ran.code == 0, ran.err
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fitted")
 def test_a_run_stopped_before_its_choice_measures_no_latency_again(colours, brought, command, tmp_path, monkeypatch):
     given = line(colours, tmp_path / "run", "--weights", brought, "--remeasure", "--halving", "off")
@@ -133,6 +135,7 @@ def test_digits_begin_with_nothing(monkeypatch):
     assert selection.pretrained(open_data("digits"), None) == []
 
 
+@pytest.mark.slow
 def test_a_given_time_is_kept(colours, brought, command, tmp_path):
     """Fewer epochs than the recipe's, as many as fit; the plan is kept, so that a resumed run has as many."""
     ran = command("fit", colours, "--out", tmp_path / "run", "--weights", brought, "--time", "8s", "--halving", "off",

@@ -21,6 +21,7 @@ def table(colours, tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_fit(table, colours, make_bundle, command, tmp_path):
     make_bundle("v1").save(tmp_path / "weights" / "v1")
     out = tmp_path / "run"

@@ -55,6 +55,7 @@ def test_a_run_goes_on_under_another_spelling_but_not_in_another_way(trained, br
     assert "was made with source" in command(*again, "--label-column", "breed").line
 
 
+@pytest.mark.slow
 def test_other_verbs_take_tables(trained, breeds, command, tmp_path):
     made = command("quantize", trained, breeds, *READ, "--images", 8, "--out", tmp_path / "int8")
     assert made.code == 0, made.err

@@ -201,6 +201,7 @@ def test_a_table_gives_the_weights_it_was_read_from(source: Bundle, encoding: st
         assert np.array_equal(weight, dense[weight_name(op)])
 
 
+@pytest.mark.slow
 def test_what_cannot_be_met_says_the_nearest(source: Bundle, data: Data, pixels: np.ndarray) -> None:
     with pytest.raises(UserError, match=r"^1 kB can't be met: the nearest is .* kB with top-1 .*%, .* points below"):
         budget.compressed(source, data, pixels, budget.Plan(1000))

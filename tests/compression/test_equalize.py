@@ -87,6 +87,7 @@ def test_no_pair_spans_what_the_network_gives():
 # ---- equalization --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("activation", ["relu", "relu6"])
 @pytest.mark.parametrize("name", ["v1", "v2"])
 def test_an_equalized_network_computes_the_same(make_bundle, pixels, name, activation):
@@ -187,6 +188,7 @@ def test_corrected_biases_give_each_channel_its_float_mean(make_bundle, pixels, 
         np.testing.assert_allclose(means[1], means[0], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_bias_correction_brings_int8_nearer(make_bundle, pixels):
     bundle = uneven(make_bundle("v1"), 4.0)
     exact = logits(module(bundle), bundle, pixels)
@@ -197,6 +199,7 @@ def test_bias_correction_brings_int8_nearer(make_bundle, pixels):
     assert errors[1] < 0.7 * errors[0]
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(("name", "precision"), [("v1", "int4"), ("v2", "dynamic"), ("v3-small", "int4")])
 def test_corrected_biases_in_a_float_bundle(make_bundle, pixels, name, precision):
     bundle = make_bundle(name, mean=(123.0, 116.0, 103.0))

@@ -47,6 +47,7 @@ def top1(bundle, data):
     return evaluate.score(engine, data, "val").value
 
 
+@pytest.mark.slow
 def test_what_8_bits_cannot_hold_is_the_most_sensitive(fragile, pixels):
     found = mixed.sensitivity(measure_ranges(fragile, pixels), pixels[:8])
     assert set(found) == {op.name for op in fragile.card.arch.ops}
@@ -56,6 +57,7 @@ def test_what_8_bits_cannot_hold_is_the_most_sensitive(fragile, pixels):
     assert second < third - 10  # dB
 
 
+@pytest.mark.slow
 def test_a_network_within_the_limit_is_plain_int8(make_bundle, data, pixels):
     source = Bundle(make_bundle("v2").card.with_labels(data.labels), make_bundle("v2").tensors)
     made = mixed.quantize_within(30, source, data, measure_ranges(source, pixels), pixels, (), mixed=False)
@@ -104,6 +106,7 @@ def test_no_loss_at_all_takes_more_in_float(fragile, data, pixels):
     assert len(made.card.float_ops) > len(KEEP)
 
 
+@pytest.mark.slow
 def test_a_score_that_is_better_when_lower(fragile, data, pixels, monkeypatch, capsys):
     score = MetricSpec("mae", "mean error", "px", higher_is_better=False)
     monkeypatch.setattr(mixed.tasks, "of", lambda _: SimpleNamespace(primary=score, taps=("logits",)))

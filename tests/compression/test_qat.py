@@ -72,6 +72,7 @@ def network(name: str, make_bundle: Callable[..., Bundle]) -> Bundle:
     return make_bundle(name, mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375))
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(("name", "how"), [("v1", "per layer"), ("v2", "per channel"), ("v3-small", "per channel")])
 def test_what_is_trained_is_what_the_bundle_computes(
     make_bundle: Callable[..., Bundle], pixels: Pixels, name: str, how: str

@@ -107,6 +107,7 @@ def dead_channel(bundle, layer, bias):
     return Bundle(bundle.card, tensors)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("name", "layer", "bias"),
     [("v1", "blocks.1.depthwise", 5.5), ("v2", "blocks.4.project", 40.0), ("v2", "blocks.4.project", -4000.0)],
@@ -267,6 +268,7 @@ def test_quantizing_twice_is_refused(make_bundle, pixels):
         quantize_bundle(int8, pixels)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("encoding", ["half", "int4"])
 def test_weights_are_quantized_however_they_are_stored(make_bundle, pixels, encoding):
     stored = make_bundle("v2").encoded(encoding)
@@ -275,6 +277,7 @@ def test_weights_are_quantized_however_they_are_stored(make_bundle, pixels, enco
     assert all(np.array_equal(v, made.tensors[k]) for k, v in plain.tensors.items())
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("tap", ["", "blocks.3.depthwise"])
 def test_features_are_the_same_in_int8_as_within_the_classifier(make_bundle, pixels, tap):
     """What a network gives before its classifier, or from inside it, is rounded as it is on the way to the classes."""

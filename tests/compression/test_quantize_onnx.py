@@ -38,6 +38,7 @@ VARIANTS = [
 # ---- operations kept in float --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_mixed_onnx_is_the_simulation(make_bundle, pixels, tmp_path):
     source = make_bundle("v2")
     bundle = quantize_bundle(source, pixels, Scheme(float_ops=KEPT))
@@ -64,6 +65,7 @@ def test_float_onnx_is_the_torch_network(make_bundle, pixels, name, variant):
     np.testing.assert_allclose(run_onnx(bundle, pixels), expected, atol=1e-4)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("name", "variant"), VARIANTS)
 def test_int8_onnx_is_the_simulation(make_bundle, pixels, name, variant):
     bundle = quantized(make_bundle(name, **variant), pixels)
@@ -83,6 +85,7 @@ def test_every_int8_layer_runs_in_integers(make_bundle, pixels, name, variant, t
     assert kinds["QuantizeLinear"] == 0  # the image is quantized already
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("precision", ["float16", "int4"])
 @pytest.mark.parametrize("name", ["v1", "v2", "v3-small"])
 def test_weights_alone_in_fewer_bits_are_proved_and_smaller(make_bundle, pixels, tmp_path, name, precision):
@@ -185,6 +188,7 @@ def test_simulated_layers_are_no_parameters(make_bundle, pixels):
 IMAGENET = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("mean", "std"), [((127.5,) * 3, (127.5,) * 3), IMAGENET])
 @pytest.mark.parametrize("name", ["v1", "v2"])
 def test_int8_takes_the_pixels_themselves_whatever_the_preprocessing(make_bundle, pixels, tmp_path, name, mean, std):

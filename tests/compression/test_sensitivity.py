@@ -190,6 +190,7 @@ def verb(make_bundle: Callable[..., Bundle], colours: Path, tmp_path_factory: py
     return ["quantize", source, colours]
 
 
+@pytest.mark.slow
 def test_the_verb_writes_the_page_beside_the_bundle(
     command: Callable[..., Ran], verb: list[object], tmp_path: Path
 ) -> None:

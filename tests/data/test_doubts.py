@@ -112,6 +112,7 @@ def test_verbs_stop_before_anything_is_made(verb, pets, command, tmp_path):
     assert not list(out.rglob("*.onnx")) + list(out.rglob("*.tar")) + list(out.rglob("*.ckpt"))
 
 
+@pytest.mark.slow
 def test_a_network_trained_by_names_is_scored_by_them(write_images, command, tmp_path):
     flat = write_images(tmp_path / "flat", {"images": 18}) / "images"
     for f, name in zip(sorted(flat.iterdir()), BREEDS, strict=True):

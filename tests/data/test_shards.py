@@ -56,6 +56,7 @@ def test_webdataset_reads_them(written):
     gc.collect()  # of files that it leaves open
 
 
+@pytest.mark.slow
 def test_the_same_whatever_the_workers(written, colours, tmp_path):
     for workers in (1, 4):
         out = shards(str(colours), tmp_path / str(workers), shard_mb=SMALL_SHARD, workers=workers).out
@@ -197,6 +198,7 @@ def test_a_stopped_call_goes_on(written, colours, tmp_path, monkeypatch, how):
     assert {p.name for p in out.iterdir()} == {p.name for p in written.out.iterdir()}
 
 
+@pytest.mark.slow
 def test_a_killed_call_goes_on(write_images, tmp_path):
     root = write_images(tmp_path / "d", {f"{s}/{c}": 40 for s in ("train", "val") for c in "ab"}, side=128)
     whole, out = tmp_path / "whole", tmp_path / "s"

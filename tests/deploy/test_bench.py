@@ -44,6 +44,7 @@ def test_two_files_in_turn(files, command):
         assert (r["engine"], r["title"], r["threads"], r["batch"]) == ("onnxruntime", "v1 0.25-32", 1, 2)
 
 
+@pytest.mark.slow
 def test_rounds_alternate(files, monkeypatch):
     order = []
     measure = bench._Worker.measure
@@ -62,6 +63,7 @@ def test_the_table_and_a_run(files, command):
     assert "v1 0.25-32" in ran.out
 
 
+@pytest.mark.slow
 def test_a_bundle_runs_on_torch(files):
     (t,) = bench.bench_files([files / "float"], rounds=1)
     assert (t.engine, t.precision) == ("torch", "float32")
@@ -74,6 +76,7 @@ def paired_ratio(files, rounds):
     return float(np.median(np.divide(a.rounds_ms, b.rounds_ms)))
 
 
+@pytest.mark.slow
 def test_a_file_against_itself(files):
     assert any(abs(paired_ratio(files, 4) - 1) < 0.25 for _ in range(3))  # where the machine is busy, it takes two
 
@@ -150,6 +153,7 @@ def test_a_process_that_dies_is_told(files, monkeypatch, command):
     assert "the process measuring it died" in command("bench", files / "model.onnx").line
 
 
+@pytest.mark.slow
 def test_many_subjects_are_measured_in_groups_and_come_back_in_order(files, monkeypatch):
     monkeypatch.setattr(bench, "AT_ONCE", 2)
     names = ["model.onnx", "model-int8.onnx", "model.onnx"]

@@ -99,6 +99,7 @@ def expected(bundle: Bundle, image: Pixels, folder: Path, isa: str = "scalar") -
 # ---- the same numbers
 
 
+@pytest.mark.sampled(2)
 @compiles
 @pytest.mark.parametrize(
     ("name", "precision"),
@@ -113,6 +114,7 @@ def test_plain_c_is_the_native_engine(name: str, precision: str, tmp_path: Path)
     assert numbers == expected(bundle, image, tmp_path)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", ["v1", "v2", "v3-small", "v4-conv-s"])
 @pytest.mark.parametrize("precision", ["float32", "int8"])
 def test_the_plan_for_little_memory(name: str, precision: str, tmp_path: Path) -> None:
@@ -170,6 +172,7 @@ def test_instruction_sets_compile(compiler: str, flags: tuple[str, ...], tmp_pat
     compiled(written(small("v3-small"), tmp_path), compiler, *flags)
 
 
+@pytest.mark.slow
 @has("gcc")
 def test_nothing_outside_its_memory(tmp_path: Path) -> None:
     """What the sanitizers see: reads and writes beside constants and memory, shifts and sums that aren't defined."""
@@ -277,6 +280,7 @@ def test_names(text: str, name: str) -> None:
     assert c_source.c_name(text) == name
 
 
+@pytest.mark.slow
 @compiles
 def test_labels_and_several_outputs(tmp_path: Path, pixels: Pixels) -> None:
     """Each output has its parameter; maps are channels first."""

@@ -116,6 +116,7 @@ def test_a_candidate_carries_the_networks_own_cost(clock):
     assert clock
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("limit", LIMITS)
 def test_a_budget_nothing_meets_names_the_nearest(clock, limit):
     candidates = pick(grid(1000), Budget()).candidates

@@ -162,6 +162,7 @@ def agree(path, b, precision, pixels):
     assert np.median(np.abs(x - y).max(1)) <= median
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_the_program_is_the_network(package, bundle, pixels, precision):
     path = package("v1", precision)
@@ -238,6 +239,7 @@ def with_outputs(b, ops, **outputs):
     return Bundle(b.card.replace(head=head, task="features", config={}), b.tensors)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("precision", ["float32", "float16"])
 def test_other_networks_give_their_outputs_by_name(make_bundle, pixels, tmp_path, precision):
     """Maps and vectors, values that others read, and one by two names."""

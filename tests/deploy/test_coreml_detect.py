@@ -89,6 +89,7 @@ def given(var: Any, values: dict[str, Any]) -> Any:
     return torch.as_tensor(v) if isinstance(v, np.ndarray | np.number) else v
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("above", [3, 200])
 def test_boxes(above: int, tmp_path: Path) -> None:
     """With so many scores above the least: fewer than there is room for, and more."""

@@ -80,6 +80,7 @@ def test_the_graph_finds_what_the_task_finds(raw: Bundle, images: npt.NDArray[np
         np.testing.assert_allclose(one.boxes, other.boxes.clip(0, 1), atol=1e-6)
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("name", WHOLE)
 def test_every_runtime_gives_the_boxes(name: str, raw: Bundle, images: npt.NDArray[np.uint8], tmp_path: Path) -> None:
     made = export_bundle(raw, images, tmp_path / f"m{RUNTIMES[name].suffix}", "noise", name)
@@ -101,6 +102,7 @@ def test_nothing_is_found(name: str, images: npt.NDArray[np.uint8], tmp_path: Pa
     assert not any(got[k].any() for k in FINISHED)
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("name", WHOLE)
 def test_raw_heads(name: str, raw: Bundle, images: npt.NDArray[np.uint8], tmp_path: Path) -> None:
     made = export_bundle(raw, images, tmp_path / f"m{RUNTIMES[name].suffix}", "noise", name, raw=True)
@@ -125,6 +127,7 @@ def test_of_raw_heads_predict_makes_the_same_boxes(
         np.testing.assert_allclose([d.box for d in a], [d.box for d in b], atol=0.02)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", [n for n in WHOLE if n != "ncnn"])
 def test_int8(name: str, images: npt.NDArray[np.uint8], tmp_path: Path) -> None:
     """The layers that say where boxes are stay in float, in every file."""
@@ -197,6 +200,7 @@ def test_suppression_is_what_it_says(how: Suppression, monkeypatch: pytest.Monke
     assert not got[len(expected) :].any()
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("kind", ["sigmoid", "softmax"])
 @pytest.mark.parametrize("per_class", [3, 40])
 def test_our_own_engines_suppression(kind: str, per_class: int, tmp_path: Path) -> None:

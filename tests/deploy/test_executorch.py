@@ -51,6 +51,7 @@ def check(path, proof, b, pixels):
     assert executorch.stored_precision(path) == b.card.precision
 
 
+@pytest.mark.slow
 def test_int8(exported, pixels):
     path, proof, b = exported("short", "int8", 2)
     check(path, proof, b, pixels)

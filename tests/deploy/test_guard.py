@@ -46,6 +46,7 @@ def same(a, b):
     return all(np.array_equal(a[k], b[k]) for k in a)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", [*QUICK, "torch"])
 def test_four_threads_at_one_engine(load, pixels, name):
     engine = load(name)
@@ -58,6 +59,7 @@ def test_four_threads_at_one_engine(load, pixels, name):
         assert all(pool.map(ask, [i % 4 for i in range(16)]))
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("name", [*QUICK, "torch"])
 def test_a_forked_process_answers_or_says_why_not(load, pixels, name, threads):

@@ -84,6 +84,7 @@ def test_measured_on_this_machine(small, setting):
         assert m.size_bytes > (1 if setting is INT8 else 4) * cost.count(arch).weights
 
 
+@pytest.mark.slow
 def test_measured_on_torch(small, monkeypatch):
     monkeypatch.setattr(latency, "ROUNDS", 1)
     (m,) = time_networks(small[:1], Setting("torch", "float32", 1)).values()
@@ -121,6 +122,7 @@ def test_only_what_is_missing_is_measured(small, built):
     assert set(built) == {small[2].title}
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("module", "name", "value"),
     [
@@ -138,6 +140,7 @@ def test_the_cache_is_of_one_machine_engine_and_protocol(small, built, monkeypat
     assert len(set(built)) == 3
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("setting", [FLOAT, INT8._replace(threads=2)])
 def test_the_cache_is_of_one_precision_and_number_of_threads(small, built, setting):
     time_networks(small, INT8)
@@ -146,6 +149,7 @@ def test_the_cache_is_of_one_precision_and_number_of_threads(small, built, setti
     assert len(set(built)) == 3
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "text",
     [

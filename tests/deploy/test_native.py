@@ -107,6 +107,7 @@ def test_floats_are_pytorchs(name: str, precision: str, tmp_path: Path) -> None:
     assert np.abs(got - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
+@pytest.mark.sampled(8)
 @built
 @pytest.mark.parametrize("precision", ["int8", "float32"])
 @pytest.mark.parametrize("name", FAMILIES)

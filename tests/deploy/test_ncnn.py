@@ -57,6 +57,7 @@ def exported(make_bundle, pixels, tmp_path):
     return make
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("precision", ["float32", "float16", "int8"])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_folder_and_its_proof(exported, name, precision):
@@ -66,6 +67,7 @@ def test_a_folder_and_its_proof(exported, name, precision):
     assert made.difference < {"float32": 1e-4, "float16": 1e-3, "int8": 0.35}[precision]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("precision", ["float32", "int8"])
 @pytest.mark.parametrize("mean", [(128.0,) * 3, (123.675, 116.28, 103.53)])
 def test_padding_and_normalization(exported, precision, mean):
@@ -362,6 +364,7 @@ def write(name, text):
     return lambda path: (path / name).write_text(text)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("damage", "message"),
     [

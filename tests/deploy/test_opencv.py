@@ -44,6 +44,7 @@ def test_float_files_are_computed_to_the_last_digits(make_bundle, pixels, name, 
     np.testing.assert_allclose(got, expected, atol=1e-4 if precision == "float32" else 0.02)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("normalized", [{}, IMAGENET], ids=["pixels", "imagenet"])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_int8_files_are_computed_but_for_roundings(make_bundle, pixels, name, normalized):
@@ -82,6 +83,7 @@ def test_onnxruntime_leaves_that_out(make_bundle, pixels, tmp_path):
     assert set(kinds[: kinds.index("QLinearConv")]) <= {"Transpose"}
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_map_of_one_pixel_is_not_padded(make_bundle, pixels, name, tmp_path):
     bundle = make_bundle(name)

@@ -190,6 +190,7 @@ def test_a_file_of_one_batch(exported, pixels):
     assert sorted(engine.compiled) == [4]
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("batch", [None, 2])
 def test_outputs_by_name(make_bundle, pixels, tmp_path, batch):
     """In the card's order; one by two names; and what a call gave stays when there is another."""
@@ -208,6 +209,7 @@ def test_outputs_by_name(make_bundle, pixels, tmp_path, batch):
         np.testing.assert_allclose(got[name], values, atol=1e-4 * np.abs(values).max())
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("threads", [1, 2])
 def test_callers_at_once_get_the_same(exported, pixels, threads):
     path = exported("v1").path
@@ -283,6 +285,7 @@ def without_card(path):
     (path / "model.xml").write_text(text.replace("<mobilenets>", "<others>").replace("</mobilenets>", "</others>"))
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -323,6 +326,7 @@ def test_a_damaged_folder(untouched, tmp_path, damage, message):
     assert "\n" not in str(e.value)
 
 
+@pytest.mark.slow
 def test_the_weights_of_another_network(exported, tmp_path):
     exported("v1")
     shutil.move(tmp_path / "m.openvino", tmp_path / "v1.openvino")

@@ -211,6 +211,7 @@ def test_bundle_run_and_file_agree(model, make_bundle, photos, tmp_path):
             assert [c for c, _ in p.top] == [c for c, _ in answer]
 
 
+@pytest.mark.slow
 def test_an_openvino_folder_is_a_file_like_any_other(model, make_bundle, photos, command, tmp_path):
     """Its batches here: eights, and what a damaged image and the end leave of them."""
     pytest.importorskip("openvino")

@@ -81,6 +81,7 @@ def test_int8_is_written_as_pytorch_writes_it(make_bundle, pixels):
 # ---- .pt2 ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("batch", [None, 5])
 def test_a_file_and_its_proof(short_bundle, pixels, tmp_path, precision, batch):

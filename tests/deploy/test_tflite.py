@@ -28,6 +28,7 @@ pytest.importorskip("ai_edge_litert")
 # ---- parity
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("precision", OURS)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_file_and_its_proof(lite_bundle, tmp_path, name, precision):
@@ -99,6 +100,7 @@ def test_int8_is_what_onnx_runtime_computes(lite_bundle, tmp_path, name, share):
     assert (np.abs(x - y).max(1) < 1e-6).mean() > share
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.usefixtures("ours")
 @pytest.mark.parametrize("name", ["v2", "v3-small", "v4-conv-s"])
 def test_operations_kept_in_float(make_bundle, tmp_path, name):

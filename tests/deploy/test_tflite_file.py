@@ -27,6 +27,7 @@ pytest.importorskip("ai_edge_litert")
 # ---- what is in the file
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("precision", OURS)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_precision_is_found_in_the_file(lite_bundle, tmp_path, name, precision):

@@ -194,6 +194,7 @@ def test_flash_holds_the_network_alone(int8):
     assert len(model) < len(tflite.tflite_model(b))
 
 
+@pytest.mark.slow
 def test_nothing_is_said_on_stderr(int8, capfd):
     tflm.needs(int8("v2"))
     assert capfd.readouterr() == ("", "")
@@ -332,6 +333,7 @@ def change(path, old, new):
     path.write_text(text.replace(old, new, 1))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [

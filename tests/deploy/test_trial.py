@@ -128,6 +128,7 @@ def test_children_have_limits():
     assert status == trial.TIME_UP
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("suffix", [".tflite", ".ncnn", ".c-array"])
 def test_sound_files_survive_their_trial(children, pixels, tmp_path, suffix):
     """Those of the other runtimes are loaded where they are tested."""

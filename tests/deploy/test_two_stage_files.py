@@ -92,6 +92,7 @@ def test_a_file_says_what_pytorch_says(
     assert "mask" in json.loads(json.dumps(found.to_json()))["boxes"][0]
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("name", WHOLE)
 def test_nothing_is_found(name: str, images: npt.NDArray[np.uint8]) -> None:
     engine, _ = engines.build(name, detector("mask-rcnn", 0.0), "float32", 1)

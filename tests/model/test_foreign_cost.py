@@ -21,6 +21,7 @@ def test_the_networks_of_the_papers_tables(name, resolution, macs, params):
     assert (c.resolution, c.macs, c.params) == (resolution, macs, params)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("name", "ours"),
     [

@@ -217,6 +217,7 @@ def hostile(change):
     return found
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("change", ["weights", "long", "card", "huge", "html", "empty", "nul", "no weights"])
 def test_what_is_no_sound_bundle_is_one_line_and_not_kept(server, command, change):
     server.put("me/tiny", hostile(change))

@@ -43,6 +43,7 @@ class Wrapped(nn.Module):
         return self.fc(x if self.pooled else x.mean((2, 3)))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("make", "rows"),
     [
@@ -65,6 +66,7 @@ def test_pytorch(imported, tmp_path, make, rows):
         assert worst(net(x), float_model(bundle)(x)) < 1e-5
 
 
+@pytest.mark.slow
 def test_averaged_weights_with_ones_own_classifier(imported, tmp_path):
     net = randomised(v2(nn.Linear(1280, 4)))
     averaged = torch.optim.swa_utils.AveragedModel(net).state_dict()  # with the count of what it averaged
@@ -161,6 +163,7 @@ def nested(path, body, dense):
     return path
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("name", ["v1", "v2"])
 def test_keras(imported, keras, tmp_path, name):
     source = keras(name)

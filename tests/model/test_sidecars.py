@@ -80,6 +80,7 @@ def test_a_config_on_one_level(command, nets, tmp_path):
     assert card.recipe["assumed"] == ["crop", "interpolation"]
 
 
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize(
     ("change", "what"),
     [
@@ -146,6 +147,7 @@ def test_what_is_assumed_is_said(command, nets, tmp_path):
         assert worst(nets[TF](x), float_model(Bundle.load(tmp_path / "b"))(x)) < 1e-5
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("mean", "std", "want"),
     [

@@ -65,6 +65,7 @@ def test_a_file_that_changed_is_looked_at_again(brought):
     assert ("theirs.pth", "v2", 1.0, 224) in names(starts.in_folder(brought))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("content", ["", "[]", '{"x": 3}', '{"/a": {"stamp": [1, 2]}}'])
 def test_a_damaged_index_is_made_again(brought, content):
     first = starts.in_folder(brought)

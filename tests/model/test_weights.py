@@ -87,6 +87,7 @@ TORCHVISION = [
 ]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("arch", "make", "alpha", "convention"),
     [
@@ -128,6 +129,7 @@ TIMM = [
 TIMM = [p if hasattr(p, "marks") else pytest.param(*p) for p in TIMM]
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("case", [pytest.param(p.values, marks=p.marks, id=p.values[0]) for p in TIMM])
 def test_timm_is_computed_exactly(case):
     name, arch, alpha, *keep_stem = case
@@ -182,6 +184,7 @@ def write_keras(path, arrays):
                 group[f"{n}:0"] = arrays[n]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("kind", KERAS)
 def test_keras_h5(imported, trained, images, tmp_path, kind):
     source = trained(kind.split(",")[0])

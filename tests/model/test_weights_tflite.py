@@ -104,6 +104,7 @@ def lite_integers(array, step, zero):
     return np.clip(np.round(array / step) + zero, 0, 255).astype(np.uint8)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", ["v1", "v2", "v3-small", "v3-large-minimalistic"])
 def test_tflite(imported, trained, images, tmp_path, name):
     source = trained(name)

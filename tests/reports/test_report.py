@@ -51,14 +51,19 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = root / "run & more"
     d = open_data(str(root / "data"))
     arch = zoo.arch("v1", 0.25, 32, 3)
-    bundle = random_bundle(arch, "int8")
-    card = bundle.card.replace(
-        config={"labels": list(d.labels)},
-        data=d.describe(),
-        recipe={**recipes.recipe("modern").to_json(), "best_epoch": 2},
+    trained, int8 = (
+        Bundle(
+            b.card.replace(
+                config={"labels": list(d.labels)},
+                data=d.describe(),
+                recipe={**recipes.recipe("modern").to_json(), "best_epoch": 2},
+            ),
+            b.tensors,
+        )
+        for b in (random_bundle(arch, "float32"), random_bundle(arch, "int8"))
     )
-    saved = Bundle(card, bundle.tensors).save(run / "float")
-    (run / "model-int8.onnx").write_bytes(onnx_model(saved))
+    trained.save(run / "float")
+    (run / "model-int8.onnx").write_bytes(onnx_model(int8))
     scores = evaluate.score(engines.load(run / "model-int8.onnx"), d, "val")
     steps = [
         {
@@ -208,7 +213,17 @@ def test_samples_are_the_shipped_files_own(page: str) -> None:
     assert f"The {wrong} mistakes shown first" in visible(page)
     mistakes = int(re.search(r"held-out images are right, (\d+) wrong", visible(page))[1])
     assert gallery.count('class="wrong"') == gallery.count('loading="lazy"') == mistakes
-    assert f"All mistakes: {mistakes}, the surest first" in visible(page)
+    doubted = gallery.count("label in doubt")
+    first = f"{doubted} whose label{'s are' if doubted > 1 else ' is'} likely wrong first, then " if doubted else ""
+    assert f"All mistakes: {mistakes}, {first}the surest first" in visible(page)
+
+
+def test_it_shows_where_it_looks_and_how_images_lie(page: str) -> None:
+    shown, gallery = page.split('<ul class="samples gallery">')
+    assert shown.count('class="look"') == 12
+    assert gallery.count('class="look"') == gallery.count('class="wrong"')
+    assert "Where it looks for its answer" in visible(page)
+    assert "How it sees them" in visible(page)
 
 
 def test_mistakes_are_a_table_too(made: Path) -> None:
@@ -217,8 +232,8 @@ def test_mistakes_are_a_table_too(made: Path) -> None:
     confusion = Confusion.from_json(steps[-1]["confusion"])
     assert len(rows) == confusion.count[confusion.wrong].sum() > 0
     assert all(r["label"] != r["predicted"] and f"/{r['label']}/" in f"/{r['image']}" for r in rows)
-    surest = [float(r["probability_percent"]) for r in rows]
-    assert surest == sorted(surest, reverse=True)
+    order = [(int(r["label_doubted"]), float(r["probability_percent"])) for r in rows]
+    assert order == sorted(order, reverse=True)
 
 
 def test_small_originals_are_shown_pixel_by_pixel() -> None:
@@ -227,6 +242,7 @@ def test_small_originals_are_shown_pixel_by_pixel() -> None:
     assert uri.startswith("data:image/png")
 
 
+@pytest.mark.slow
 def test_page_without_the_data_says_so(run: Path) -> None:
     model = run / "model-int8.onnx"
     bundle = Bundle.load(run / "float")
@@ -239,6 +255,7 @@ def test_page_without_the_data_says_so(run: Path) -> None:
     assert made.to_json()["report"] == str(run / "report.html")
 
 
+@pytest.mark.slow
 def test_page_without_curves_or_file_says_so(run: Path) -> None:
     (run / "logs" / "metrics.csv").unlink()
     (run / "model-int8.onnx").unlink()
@@ -292,6 +309,7 @@ def test_other_classes_than_the_cards_are_refused(run: Path) -> None:
         report(run)
 
 
+@pytest.mark.slow
 def test_a_probe_that_no_epoch_beat_is_said_to_ship(run: Path) -> None:
     bundle = Bundle.load(run / "float")
     Bundle(bundle.card.replace(recipe={**bundle.card.recipe, "best_epoch": 0}), bundle.tensors).save(run / "float")

@@ -37,6 +37,7 @@ def test_points_are_published_accuracies_and_counted_costs() -> None:
     assert a == pytest.approx(np.mean(y) - slope * np.mean(x))
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("draw", [figures.accuracy_over_macs, figures.accuracy_over_params, figures.balls])
 def test_charts_draw_their_points(draw: figures.Drawing) -> None:
     (ax,) = draw().axes
@@ -51,6 +52,7 @@ def test_charts_draw_their_points(draw: figures.Drawing) -> None:
     assert all(lo < p.top1 < hi for p in figures.points() if p in wanted)
 
 
+@pytest.mark.slow
 def test_a_balls_area_is_its_parameters() -> None:
     (ax,) = figures.balls().axes
     sizes = {c.get_offsets().tolist()[0][0]: c.get_sizes()[0] for c in ax.collections if c.get_sizes()[0] != 2}
@@ -128,6 +130,7 @@ def test_the_page_has_everything_and_needs_nothing(tmp_path: Path) -> None:
     assert text.count("568,740,352") > 5
 
 
+@pytest.mark.slow
 def test_a_page_of_one_table(tmp_path: Path) -> None:
     reproduce("v1-table2", html=tmp_path / "p.html")
     page = Page((tmp_path / "p.html").read_text())

@@ -146,6 +146,7 @@ def test_page_of_a_run_under_way_says_how_far_it_is(tmp_path: Path) -> None:
     assert notes == ("8 of 20 epochs are done, in 2 min; about 3 min left, an estimate",)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("epochs", "changes", "why"),
     [

@@ -245,6 +245,7 @@ def test_thresholds_that_are_none(bundle, thresholds, wrong):
         bundle.card.trusted(Trust(thresholds=thresholds))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", QUICK)
 def test_in_every_runtime(bundle, pixels, name, tmp_path):
     made = export_bundle(bundle, pixels, tmp_path / f"m{RUNTIMES[name].suffix}", "noise", name)
@@ -334,6 +335,7 @@ def test_a_student_needs_no_labels(trained, tagged, command, tmp_path):
     assert b.card.recipe["teacher"]["labels"] == 0
 
 
+@pytest.mark.slow
 def test_folds(tagged, command, tmp_path):
     net = [word for pair in TINY.items() for word in pair]
     ran = command("train", tagged, "--task", "attributes", "--out", tmp_path / "f", *net, "--epochs", 1, "--folds", 2)

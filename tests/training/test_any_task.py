@@ -229,6 +229,7 @@ def test_it_is_trained_by_its_own_score(coloured, arch, tmp_path, capsys):
 QUICK = ("--epochs", 4, "--batch", 12, "--lr", 0.02, "--workers", 0, "--augment", "shift", "--ema", 0)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("registered")
 def test_fit_and_the_report_know_no_classifier(colours, command, tmp_path, monkeypatch):
     """Chosen by its own prior, trained, quantized, exported, proved, scored, measured and drawn: a line in TASKS."""
@@ -322,6 +323,7 @@ class RedOfMeans(OfRed):
         super().update(amounts, means(targets))
 
 
+@pytest.mark.slow
 def test_targets_of_different_shapes_stay_lists(colours, arch, tmp_path):
     task = Ragged()
     d = task.open(str(colours), None, 0, None)
@@ -332,6 +334,7 @@ def test_targets_of_different_shapes_stay_lists(colours, arch, tmp_path):
     assert min(off) < 0.3
 
 
+@pytest.mark.slow
 def test_frozen_epochs_train_its_layers_alone(coloured, arch, tmp_path):
     start = train_bundle(coloured, arch, RECIPE, tmp_path / "a", task=Colour())
     frozen = Recipe(epochs=1, batch=12, lr=0.05, workers=0, ema=0.0, frozen_epochs=1, frozen_passes=3)

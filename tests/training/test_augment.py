@@ -199,6 +199,7 @@ def test_a_class_is_the_same_with_any_transform_around(colour_data):
     assert torch.equal(plain.transform(Image.fromarray(split.cached(7))), image)
 
 
+@pytest.mark.slow
 def test_augmentation_follows_the_data(tiny_train, tmp_path, monkeypatch):
     kinds = []
     real = augment.augmentation

@@ -105,6 +105,7 @@ def test_left_as_it_is(bundle, pixels, capsys, count, how, said):
     assert said in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.slow
 def test_one_that_is_calibrated_is_left_nearly_so(bundle, pixels):
     once = calibrate(bundle, with_val(bundle, pixels, 1200))
     again = calibrate(once, with_val(bundle, pixels, 1200))  # the same images and classes
@@ -198,6 +199,7 @@ def short(source, out, **changes):
         )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_training_calibrates_and_resuming_gives_the_same(many, tmp_path, monkeypatch):
     monkeypatch.setattr(reliability, "CHANCE", 0.0)  # two epochs make a network unsure, and not much less right
     made = short(many, tmp_path / "a")

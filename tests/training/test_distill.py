@@ -35,6 +35,7 @@ def flat(colours, tmp_path):
     return folder
 
 
+@pytest.mark.slow
 def test_it_learns_from_the_teacher_alone(teacher, colours, command, tmp_path):
     """No label has a share in it."""
     line = ("distill", teacher, colours, "--out", tmp_path / "s", *SMALL, "--batch", 12)

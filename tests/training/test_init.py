@@ -12,6 +12,7 @@ from mobilenets.model.bundle import Bundle
 # ---- from other weights --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_frozen_epochs_leave_the_body_bit_for_bit(learned, tiny_train, tmp_path):
     run = tiny_train(tmp_path / "r", "--init", learned.out, "--epochs", 2, "--frozen-epochs", 2, "--lr", 0.1)
     assert run.ran.code == 0, run.ran.err

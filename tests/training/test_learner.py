@@ -161,6 +161,7 @@ def test_the_statistics_measured_are_those_of_the_batches():
     assert (norm.momentum, int(norm.num_batches_tracked), learner.model.training) == (0.1, 9, False)
 
 
+@pytest.mark.slow
 def test_averaged_weights_are_never_at_chance_for_their_statistics(tiny_train, tmp_path):
     """At a high learning rate, where averaged statistics would not fit."""
     run = tiny_train(tmp_path / "r", "--epochs", 6, "--lr", 0.02, "--ema", 0.3)
@@ -247,6 +248,7 @@ def test_small_classes_count_the_same_when_told(write_colours, tiny_train, tmp_p
     assert card.metrics[0].value == float(best["val_top1"])
 
 
+@pytest.mark.slow
 def test_cutmix_and_mixup_take_turns(tiny_train, tmp_path, monkeypatch):
     from torchvision.transforms import v2
 

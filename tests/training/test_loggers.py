@@ -101,6 +101,7 @@ class Failing(callbacks.Logger):
         raise NotImplementedError
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("calls", [0, 2])
 def test_a_logger_that_fails_is_a_line_and_no_failed_training(tiny_train, tmp_path, monkeypatch, calls):
     failing = Failing(calls)

@@ -126,6 +126,7 @@ SMALL = (
 )
 
 
+@pytest.mark.slow
 def test_noisy_then_clean(colours, web, tmp_path, command):
     out = tmp_path / "run"
     line = ("train", colours, "--noisy", web, "--noisy-epochs", "1", "--loss", "co-teaching", *SMALL, "--out", out)

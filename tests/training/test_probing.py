@@ -87,6 +87,7 @@ def test_other_weights_or_images_are_computed_anew(make_bundle, data, write_colo
     assert len(seen) == 2
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.usefixtures("headed")
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no", b"\x80\x04N."])
 def test_damaged_features_are_computed_again(make_bundle, data, content):
@@ -97,6 +98,7 @@ def test_damaged_features_are_computed_again(make_bundle, data, content):
     assert kept.stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_old_features_go(headed, data, make_bundle, monkeypatch):
     monkeypatch.setattr(probing, "KEPT", 2)
     for seed in (1, 2, 3):

@@ -105,6 +105,7 @@ def parsed(monkeypatch, command):
     return parse
 
 
+@pytest.mark.sampled(24)
 @pytest.mark.parametrize("verb", ["train", "fit"])
 @pytest.mark.parametrize("field", FIELDS)
 def test_every_field_is_an_option(parsed, verb, field):

@@ -43,6 +43,7 @@ def wait_for_checkpoint(process, out, epoch=1):
         time.sleep(0.005)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_weights(tiny_train, command, tmp_path):
     whole = tiny_train(tmp_path / "whole", "--epochs", 6, *STATEFUL)
     out = tmp_path / "killed"

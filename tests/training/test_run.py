@@ -64,6 +64,7 @@ def test_other_images_of_the_same_classes_are_refused(begun, photos, tiny_train)
     assert "(36 then, 35 now)" in ran.line
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("spelling", ["photos/", "./photos", "photos"])
 def test_the_same_images_under_another_spelling_go_on(begun, spelling, tiny_train):
     assert tiny_train(begun, "--epochs", 1, "--resume", data=spelling).ran.code == 0

@@ -118,6 +118,7 @@ def test_the_table_and_the_page(command, colours, tmp_path):
     assert "so far" not in text
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 def test_files_are_there_after_each_network(colours, tmp_path, monkeypatch):
     seen = []
@@ -130,6 +131,7 @@ def test_files_are_there_after_each_network(colours, tmp_path, monkeypatch):
 # ---- going on, and failing -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_resume_trains_what_is_missing(command, colours, tmp_path, quick):
     out = tmp_path / "sweep"
     line = ("sweep", colours, "--out", out, "--resolutions", "32")
@@ -174,6 +176,7 @@ def test_a_trained_network_is_not_trained_again_for_its_score(colours, tmp_path,
     assert result.read_text() == before
 
 
+@pytest.mark.slow
 def test_a_failed_network_is_noted_and_the_rest_goes_on(command, colours, tmp_path, quick):
     out = tmp_path / "sweep"
     quick.failures.add((0.25, 0))
@@ -401,6 +404,7 @@ def test_widths_are_found_by_the_macs():
         at_macs(lambda alpha: zoo.arch("v1", alpha, 64, 10), 10_000_000_000)
 
 
+@pytest.mark.slow
 def test_networks_are_compared_at_the_same_macs(command, colours, tmp_path, quick):
     out = tmp_path / "compare"
     line = ("compare", "v1", "v2", "--data", colours, "--out", out, "--resolution", "32", "--seeds", "2")
@@ -412,6 +416,7 @@ def test_networks_are_compared_at_the_same_macs(command, colours, tmp_path, quic
     assert "what 2 M macs buy" in (out / "sweep.html").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 def test_the_smallest_network_says_how_many(command, colours, tmp_path):
     line = ("compare", "v1", "v3-small", "--data", colours, "--out", tmp_path / "c", "--seeds", "1", "--json")

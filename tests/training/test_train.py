@@ -94,6 +94,7 @@ def test_a_seed_gives_the_same_weights_and_another_gives_others(tiny_train, tmp_
     assert a == b != c
 
 
+@pytest.mark.slow
 def test_dropout_and_mixup_follow_the_seed_too(tiny_train, tmp_path):
     more = ("--epochs", 1, "--dropout", 0.3, "--mixup", 0.5, "--erasing", 0.5)
     a, b = (tiny_train(tmp_path / str(i), *more).out for i in range(2))

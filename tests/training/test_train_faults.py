@@ -33,6 +33,7 @@ def rows(out):
         return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(f)]
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
@@ -135,6 +136,7 @@ def test_a_stopped_epoch_goes_on_in_its_middle(whole, command, tmp_path, monkeyp
 # ---- workers -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("death", "how"),
     [
@@ -173,6 +175,7 @@ def test_an_image_that_goes_bad_while_training(tiny_train, tmp_path, monkeypatch
 # ---- a full disk ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_full_disk_in_the_middle_of_an_epoch_keeps_the_checkpoint_before(whole, command, tmp_path, monkeypatch):
     out = tmp_path / "r"
     line = as_in(whole, out, *ALWAYS)
@@ -200,6 +203,7 @@ def test_a_full_disk_in_the_middle_of_an_epoch_keeps_the_checkpoint_before(whole
 # ---- a run of an older version -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_from_before_a_recipe_had_all_its_fields_goes_on(whole, command, tmp_path, monkeypatch):
     out = tmp_path / "r"
     with monkeypatch.context() as patch:

@@ -193,6 +193,7 @@ def test_a_loss_that_is_not_finite_ends_the_test(colours, monkeypatch):
     assert (len(rates), len(losses)) == (15, 15)
 
 
+@pytest.mark.slow
 def test_the_same_test_twice_is_the_same(colours):
     assert finders.try_rates(trial(colours), 8) == finders.try_rates(trial(colours), 8)
 
@@ -346,6 +347,7 @@ def test_a_larger_networks_rate_is_tried_on_small_images(colours, make_bundle):
     assert len(first[1]) == len(first[2]) <= 12
 
 
+@pytest.mark.slow
 def test_fine_tuning_finds_its_rate(colours, make_bundle, command, tmp_path, monkeypatch):
     """Once: it is kept in the run's folder, and on the card. --lr leaves it out."""
     monkeypatch.setattr(finders, "FINE_STEPS", 12)

@@ -60,6 +60,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(latency, "here", here)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("measured")
 def test_the_best_of_all_families_within_the_budget() -> None:
     def within(ms: float) -> tuple[str, int]:

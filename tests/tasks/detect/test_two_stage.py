@@ -214,6 +214,7 @@ def test_masks_move_with_their_picture():
     assert seen
 
 
+@pytest.mark.slow
 def test_a_bundle_has_all_its_weights(tmp_path):
     net = mobilenets.create("mask-rcnn", backbone="v2", alpha=0.35, resolution=64, num_classes=3).eval()
     net.bundle().save(tmp_path / "b")

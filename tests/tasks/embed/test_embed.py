@@ -194,6 +194,7 @@ def test_int8_points_the_same_way(run, people, command, tmp_path):
     assert (a * b).sum(1).mean() > 0.8
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("head", ["pool", "global"])
 @pytest.mark.parametrize(
     "engine", [e for e in ("onnxruntime", "litert", "openvino", "ncnn", "native", "c") if engines.available(e)]
@@ -204,6 +205,7 @@ def test_every_runtime_gives_vectors(head, engine, make_bundle, pixels, tmp_path
     assert (made.task, made.agreement) == ("embed", 100)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("head", ["pool", "global"])
 def test_vectors_for_a_microcontroller(make_bundle, pixels, tmp_path, head):
     pytest.importorskip("tflite_micro")
@@ -255,6 +257,7 @@ def test_landmarks_said_in_vain(make_bundle, people, command, tmp_path):
     assert (ran.code, " ".join(ran.err.split()).count("takes images as they are, not aligned")) == (0, 1)
 
 
+@pytest.mark.slow
 def test_a_student_becomes_its_teacher(run, people, command, tmp_path):
     """A bundle and its exported file teach alike, their vectors are computed once; another width is refused."""
     ran = command("export", run / "float", "--out", tmp_path / "m.onnx")
@@ -276,6 +279,7 @@ def test_a_grid_of_embeddings(people, command, tmp_path):
     assert (made["split"], made["error"], made["accuracy"] >= 50) == ("val", "", True)
 
 
+@pytest.mark.slow
 def test_a_rate_for_embeddings(people, command):
     found = command("tune", people, "--task", "embed", *NET, "--steps", 20, "--json").json
     assert "--task embed" in found["command"]

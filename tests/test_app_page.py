@@ -32,6 +32,7 @@ from mobilenets.tasks.detect.detector import TASK as DETECT
 from mobilenets.tasks.embed.task import TASK as EMBED
 from mobilenets.tasks.geolocate import cells
 from mobilenets.tasks.geolocate.task import TASK as GEOLOCATE
+from mobilenets.tasks.looking import activation
 
 PACKAGED = "cifar10-v1-0.25"
 READY = "#camera:enabled"
@@ -251,7 +252,7 @@ def test_where_it_looks(home: Home, opened: Visit) -> None:
     outputs = engine(engine.card.preprocess.read(home.pictures[0])[None])
     kept, best = outputs[app.MAP][0], int(outputs["probabilities"].argmax())
     weights = mobilenets.Bundle.load(PACKAGED).tensors["classifier.weight"].reshape(10, -1)
-    want = np.maximum(np.einsum("k,khw->hw", weights[best], kept), 0)
+    want = activation(kept, weights[best])
     got = opened.page.evaluate(
         """async ([file, looks, map, height, width, best]) => {
           const { look } = await import("./look.js");
@@ -260,7 +261,7 @@ def test_where_it_looks(home: Home, opened: Visit) -> None:
         }""",
         [network["file"], network["looks"], kept.ravel().tolist(), *kept.shape[1:], best],
     )
-    assert got == pytest.approx((want / want.max()).ravel().tolist(), abs=1e-5)
+    assert got == pytest.approx(want.ravel().tolist(), abs=1e-5)
     page = opened.page
     page.click("#look")
     page.set_input_files("#file", str(home.pictures[0]))

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 from mobilenets import files
 from mobilenets.arch.graph import Output
-from mobilenets.arch.heads import LOGITS
 from mobilenets.arguments import StrPath
 from mobilenets.console import Notebook, many
 from mobilenets.deploy import beside, engines, finish, npm
@@ -27,6 +26,7 @@ from mobilenets.deploy.writers.native_file import PANEL, card_text, panels
 from mobilenets.errors import UserError, unknown
 from mobilenets.model.bundle import Bundle, is_bundle, located
 from mobilenets.model.card import Card, Precision
+from mobilenets.tasks.looking import last_map
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -214,22 +214,6 @@ def _written(bundle: Bundle, path: Path, precision: Precision, writer: str) -> C
         outputs = (*card.head.outputs, Output(MAP, read[1], "what the classifier reads the mean of"))
         card = card.replace(head=dataclasses.replace(card.head, outputs=outputs))
     return finish.write(engines.module(writer), Bundle(card, plain.tensors), path, None).card
-
-
-def last_map(card: Card) -> tuple[str, str] | None:
-    """A classifier's last layer and the map whose mean it reads, by name; None where it is built otherwise.
-
-    There a label's logit is the mean over positions of a linear function of the map: its class activation map
-    (Zhou and others 2016, equation 2), exact but for the rounding of an int8 network.
-    """
-    ops = card.graph.by_name
-    if card.task != "classify" or LOGITS not in ops or ops[LOGITS].inputs[0] not in ops:
-        return None
-    layer = ops[ops[LOGITS].inputs[0]]
-    if layer.kind not in ("linear", "pointwise", "conv") or layer.kernels != (1, 1) or layer.inputs[0] not in ops:
-        return None
-    pool = ops[layer.inputs[0]]
-    return (layer.name, pool.inputs[0]) if pool.kind == "pool" else None
 
 
 def _looks(bundle: Bundle, card: Card, data: bytes, writer: str) -> dict[str, Any] | None:

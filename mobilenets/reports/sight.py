@@ -26,8 +26,7 @@ from mobilenets.reports.style import BLUE, GREEN, MUTED, ORANGE, PINK, SKY
 from mobilenets.tasks.looking import activation, last_map
 
 MAP = "last_map"
-LOOK = (255, 140, 0)  # of what it looks at
-OPAQUE = 200  # of 255, where it looks most
+OPAQUE = 190  # of 255, of the shade over what it doesn't look at
 COLOURS = (BLUE, ORANGE, GREEN, PINK, SKY, "#e69f00", "#882255", "#44aa99")
 LEAST = 10  # images of which a map says something
 Floats = npt.NDArray[np.float32]
@@ -60,10 +59,10 @@ class Sight:
         return found.reshape(*found.shape[:2], *(found.shape[2:] or (1, 1)))
 
     def look(self, last: Floats, label: int) -> str:
-        """Where it looks for a label, as a data URI: a pixel for each position of the map, the more opaque the more."""
+        """Where it looks for a label, as a data URI: a pixel for each position of the map, shade over the rest."""
         strength = activation(last, self.weights[label])
-        image = np.empty((*strength.shape, 4), np.uint8)
-        image[..., :3], image[..., 3] = LOOK, (OPAQUE * strength).round()
+        image = np.zeros((*strength.shape, 4), np.uint8)
+        image[..., 3] = (OPAQUE * (1 - strength)).round()
         out = io.BytesIO()
         Image.fromarray(image, "RGBA").save(out, "PNG")
         return f"data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}"

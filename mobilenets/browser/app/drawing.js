@@ -9,9 +9,7 @@
 const TURN = 0.618034; // of the colour circle from one class to the next, as in Python
 const FIRST = 0.08;
 const CORNER = 0.09; // of the side: how long the marks at the corners of what is seen are
-const HOT = [255, 138, 0]; // RGB of where a classifier looks most
-const STRONG = 0.8; // opacity there
-const CURVE = 1.5; // so that what hardly counts stays clear
+const SHADE = 0.68; // opacity of it where a classifier doesn't look: what it looks at stays light, whatever its colour
 
 /**
  * A class's colour, as CSS has it.
@@ -111,11 +109,14 @@ export class Drawing {
     const inner = small.getContext("2d");
     if (!inner) return;
     const pixels = inner.createImageData(width, height);
-    values.forEach((v, i) => pixels.data.set([...HOT, Math.round(255 * STRONG * v ** CURVE)], 4 * i));
+    values.forEach((v, i) => pixels.data.set([0, 0, 0, Math.round(255 * SHADE * (1 - v))], 4 * i));
     inner.putImageData(pixels, 0, 0);
     const pen = this.#context;
     pen.save();
     if (this.mirrored) pen.setTransform(-1, 0, 0, 1, this.#canvas.width, 0);
+    pen.fillStyle = `rgb(0 0 0 / ${SHADE})`;
+    pen.fillRect(0, 0, this.#canvas.width, this.#canvas.height);
+    pen.clearRect(part.x, part.y, part.width, part.height);
     pen.imageSmoothingQuality = "high";
     pen.drawImage(small, part.x, part.y, part.width, part.height);
     pen.restore();

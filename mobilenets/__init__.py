@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mobilenets.arch.spec import Arch as Arch
     from mobilenets.arch.spec import Variant as Variant
+    from mobilenets.commands.app import app as app
     from mobilenets.commands.bench import bench as bench
     from mobilenets.commands.check_data import check_data as check_data
     from mobilenets.commands.choose import choose as choose
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from mobilenets.commands.import_weights import import_weights as import_weights
     from mobilenets.commands.index import index as index
     from mobilenets.commands.list import list_networks as list_networks
+    from mobilenets.commands.measure import measure as measure
     from mobilenets.commands.predict import predict as predict
     from mobilenets.commands.prune import prune as prune
     from mobilenets.commands.push import push_to_hub as push_to_hub
@@ -53,10 +55,12 @@ if TYPE_CHECKING:
     from mobilenets.commands.verify import verify as verify
     from mobilenets.data.alignment import Faces as Faces
     from mobilenets.data.source import Reading as Reading
+    from mobilenets.deploy.app import Site as Site
     from mobilenets.deploy.choose import Budget as Budget
     from mobilenets.deploy.choose import Choice as Choice
     from mobilenets.deploy.export import Export as Export
     from mobilenets.deploy.foreign import Foreign as Foreign
+    from mobilenets.deploy.hosting import Hosting as Hosting
     from mobilenets.deploy.predict import Model as Model
     from mobilenets.deploy.predict import Prediction as Prediction
     from mobilenets.deploy.predict import load as load
@@ -80,6 +84,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     # the verbs
+    "app": "commands.app",
     "bench": "commands.bench",
     "check_data": "commands.check_data",
     "choose": "commands.choose",
@@ -96,6 +101,7 @@ _HOMES = {
     "latency_table": "commands.choose",
     "index": "commands.index",
     "list_networks": "commands.list",
+    "measure": "commands.measure",
     "predict": "commands.predict",
     "prune": "commands.prune",
     "push_to_hub": "commands.push",
@@ -136,6 +142,7 @@ _HOMES = {
     "Faces": "data.alignment",
     "Fitted": "training.fitted",
     "Foreign": "deploy.foreign",
+    "Hosting": "deploy.hosting",
     "Model": "deploy.predict",
     "Net": "model.net",
     "Overrides": "training.recipes",
@@ -143,6 +150,7 @@ _HOMES = {
     "Preprocess": "model.images",
     "Reading": "data.source",
     "Recipe": "training.recipes",
+    "Site": "deploy.app",
     "UserError": "errors",
     "Variant": "arch.spec",
 }

@@ -51,6 +51,7 @@ EXTRAS = {
     "usearch": ("usearch", "search"),
     "constriction": ("constriction", "compress"),
     "cryptography": ("cryptography", "update"),
+    "segno": ("segno", "measure"),
     "securesystemslib": ("python-tuf", "update"),
     "tuf": ("python-tuf", "update"),
     "tflite_micro": ("TensorFlow Lite Micro", "micro"),

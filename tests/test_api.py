@@ -76,6 +76,7 @@ def test_dir_lists_what_can_be_used():
 FUNCTIONS = [n for n in mobilenets.__all__ if n[0].islower()]
 GROUPS = (
     "budget",
+    "hosting",
     "overrides",
     "distillation",
     "calibration",
@@ -293,7 +294,7 @@ def test_a_script_is_not_run_again_by_the_processes_that_measure(tmp_path):
 
 
 def test_most_functions_have_an_example():
-    of_the_web, of_minutes = {"fetch", "pull_updates", "push_to_hub"}, {"latency_table"}
+    of_the_web, of_minutes = {"fetch", "pull_updates", "push_to_hub"}, {"latency_table", "measure"}
     assert {n for n in FUNCTIONS if not examples(n)} == of_the_web | of_minutes
 
 

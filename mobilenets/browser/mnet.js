@@ -129,9 +129,10 @@ async function start(url, threads) {
 }
 
 /**
- * Load a network: from an address, relative to the page, or from the bytes of its file.
+ * Load a network: from an address, relative to the page, or from the bytes of its file, which may still be coming.
  *
- * @param {string | URL | ArrayBuffer | Uint8Array} source
+ * @typedef {string | URL | ArrayBuffer | Uint8Array} Source
+ * @param {Source | Promise<Source>} source
  * @param {{build?: Build, base?: string | URL, isa?: string, threads?: number}} [options]  build: one of the three,
  *     instead of the best; base: where the .wasm lie, if not beside this module; isa: kernels by name ("scalar"), for
  *     comparisons; threads: where not given, up to 4 in a page that is cross-origin isolated, else 1
@@ -145,12 +146,13 @@ export async function load(source, options = {}) {
   const threads = count > 1 ? new Threads() : undefined;
   const engine = start(new URL(`mnet-${build}${threads ? "-threads" : ""}.wasm`, base), threads);
   engine.catch(() => undefined); // what `source` says comes first
-  /** @type {Uint8Array} */
-  let bytes;
-  if (source instanceof Uint8Array) bytes = source;
-  else if (source instanceof ArrayBuffer) bytes = new Uint8Array(source);
-  else bytes = await fetched(new URL(source, globalThis.location?.href ?? import.meta.url));
   try {
+    const given = await source;
+    /** @type {Uint8Array} */
+    let bytes;
+    if (given instanceof Uint8Array) bytes = given;
+    else if (given instanceof ArrayBuffer) bytes = new Uint8Array(given);
+    else bytes = await fetched(new URL(given, globalThis.location?.href ?? import.meta.url));
     const net = new Net(await engine, bytes, { ...options, threads: count }, () => threads?.end());
     await threads?.ready();
     return net;
@@ -171,6 +173,7 @@ export class Net {
   #image;
   #results;
   #pointers;
+  #file;
 
   /**
    * @param {Engine} engine
@@ -185,7 +188,7 @@ export class Net {
       this.#session = 0;
       end();
     };
-    const file = this.#room(bytes.length);
+    const file = (this.#file = this.#room(bytes.length));
     new Uint8Array(engine.memory.buffer).set(bytes, file);
     const why = this.#room(ROOM);
     const model = engine.mnet_open(file, bytes.length, why, ROOM);
@@ -246,6 +249,16 @@ export class Net {
    */
   #ints(at, n) {
     return [...new Int32Array(this.#engine.memory.buffer, at, n)];
+  }
+
+  /**
+   * A part of its file as it lies in memory, weights for example: what is written there is what it computes with.
+   *
+   * @param {number} offset
+   * @param {number} size  in bytes
+   */
+  part(offset, size) {
+    return new Uint8Array(this.#engine.memory.buffer, this.#file + offset, size);
   }
 
   /**

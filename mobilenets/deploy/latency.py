@@ -380,7 +380,10 @@ def of_file(path: Path, archs: Sequence[Arch], wanted: Sequence[Setting]) -> Tab
     table = Table.read(path)
     entries = {s: table.entries[s] for s in wanted if s in table.entries}
     if not entries:
-        raise UserError(f"{path}: has {'; '.join(map(str, table.entries))}, not {' or '.join(map(str, wanted))}")
+        raise UserError(
+            f"{path}: has {'; '.join(map(str, table.entries))}, not {' or '.join(map(str, wanted))}: choose by it with "
+            f"--engine {','.join(dict.fromkeys(s.engine for s in table.entries))}"
+        )
     digests = {a.digest: a.title for a in archs}
     found = {s: {d: m for d, m in by_digest.items() if d in digests} for s, by_digest in entries.items()}
     missing = [title for d, title in digests.items() if not all(d in by_digest for by_digest in found.values())]

@@ -133,6 +133,32 @@ def joined(
     return MAGIC + struct.pack("<IQ", VERSION, size) + hashlib.sha256(rest).digest() + bytes(16) + rest
 
 
+def card_text(data: bytes, where: str) -> bytes:
+    """The card in a .mnet file's bytes. Raises `UserError` for what isn't one, or isn't whole."""
+    if data[:4] != MAGIC or len(data) < PREFIX + HEADER.size or data[16:48] != hashlib.sha256(data[PREFIX:]).digest():
+        raise UserError(f"{where}: not a .mnet file, or a damaged one")
+    at, size = HEADER.unpack_from(data, PREFIX)[:2]
+    return data[at * UNIT : at * UNIT + size]
+
+
+def hollow(data: bytes) -> tuple[bytes, list[tuple[int, int]]]:
+    """A file whose layers' weights are zeros, which compresses well; and where they lie: offsets and sizes in bytes."""
+    head = HEADER.unpack_from(data, PREFIX)
+    plan, values, operations, first, units = head[4], head[5], head[6], head[9], head[10]
+    records = [
+        OPERATION.unpack_from(data, plan * UNIT + values * VALUE_WORDS * 4 + i * OPERATION.size)
+        for i in range(operations)
+    ]
+    places = sorted({at for r in records for at in r[15:19] if at != NONE} | {units})
+    out, found = bytearray(data), []
+    for at in sorted({r[15] for r in records if r[14]}):
+        size = (places[places.index(at) + 1] - at) * UNIT
+        found.append(((first + at) * UNIT, size))
+        out[found[-1][0] : found[-1][0] + size] = bytes(size)
+    out[16:48] = hashlib.sha256(out[PREFIX:]).digest()
+    return bytes(out), found
+
+
 def stored_precision(path: Path) -> Precision:
     """What the layers of a file read their weights from, but for those that its card keeps in float."""
     data = path.read_bytes()

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from mobilenets.commands.report import report as report
     from mobilenets.commands.reproduce import reproduce as reproduce
     from mobilenets.commands.search import search as search
+    from mobilenets.commands.serve import serve as serve
     from mobilenets.commands.shards import shards as shards
     from mobilenets.commands.show import show as show
     from mobilenets.commands.sweep import sweep as sweep
@@ -111,6 +112,7 @@ _HOMES = {
     "reproduce": "commands.reproduce",
     "shards": "commands.shards",
     "search": "commands.search",
+    "serve": "commands.serve",
     "show": "commands.show",
     "sweep": "commands.sweep",
     "train": "commands.train",

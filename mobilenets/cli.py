@@ -61,6 +61,7 @@ VERBS = {
     ),
     "eval": ("evaluate:evaluate", "Score a network on labelled images."),
     "predict": ("predict:stream", "Label images, any number of them."),
+    "serve": ("serve:serve", "Networks behind HTTP: a server for production."),
     "verify": ("verify:verify", "Whether two images show the same."),
     "index": ("index:index", "Images enrolled by name, to be searched."),
     "search": ("search:search", "Who or what is on images, among those of an index."),

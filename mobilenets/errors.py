@@ -54,6 +54,10 @@ EXTRAS = {
     "segno": ("segno", "measure"),
     "securesystemslib": ("python-tuf", "update"),
     "tuf": ("python-tuf", "update"),
+    "fastapi": ("FastAPI", "serve"),
+    "uvicorn": ("uvicorn", "serve"),
+    "prometheus_client": ("prometheus_client", "serve"),
+    "av": ("PyAV", "video"),
     "tflite_micro": ("TensorFlow Lite Micro", "micro"),
 }
 

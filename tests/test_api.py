@@ -294,7 +294,7 @@ def test_a_script_is_not_run_again_by_the_processes_that_measure(tmp_path):
 
 
 def test_most_functions_have_an_example():
-    of_the_web, of_minutes = {"fetch", "pull_updates", "push_to_hub"}, {"latency_table", "measure"}
+    of_the_web, of_minutes = {"fetch", "pull_updates", "push_to_hub", "serve"}, {"latency_table", "measure"}
     assert {n for n in FUNCTIONS if not examples(n)} == of_the_web | of_minutes
 
 

@@ -1,4 +1,4 @@
-"""What the site shows of the repository's other files: README.md as its home, CONTRIBUTING.md, results/.
+"""What the site shows of the repository's other files: README.md as its home, CONTRIBUTING.md, results/, deploy/.
 
 Links are written as they work in the repository (`../results/README.md` from a page here, `docs/ship.md` from the
 README), and turned into the site's.
@@ -21,7 +21,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     files.append(File.generated(config, "index.md", abs_src_path=str(ROOT / "README.md")))
     files.append(File.generated(config, "CONTRIBUTING.md", abs_src_path=str(ROOT / "CONTRIBUTING.md")))
     results = sorted(p for p in (ROOT / "results").rglob("*") if p.is_file())
-    for path in results:
+    for path in (*results, *sorted((ROOT / "deploy").glob("[!.]*"))):
         files.append(File.generated(config, path.relative_to(ROOT).as_posix(), abs_src_path=str(path)))
     for folder in sorted({p.parent for p in results} - {ROOT / "results"}):
         name = folder.relative_to(ROOT).as_posix()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, overload
@@ -15,7 +16,7 @@ from mobilenets.commands.options import as_task
 from mobilenets.data.alignment import Faces
 from mobilenets.deploy import answers, drawings, engines
 from mobilenets.deploy.answers import Written
-from mobilenets.deploy.inputs import sources, spread, there
+from mobilenets.deploy.inputs import is_video, sources, spread, there
 from mobilenets.deploy.predict import Model, Prediction
 from mobilenets.deploy.tiles import Tiles
 from mobilenets.deploy.trust import Doubts, Views, seen, with_logits
@@ -41,16 +42,18 @@ def stream(
     overlap: float | None = None,
     faces: Annotated[Faces | None, Parameter(name="*")] = None,
     draw: Path | None = None,
+    camera: str | None = None,
+    ray: str | None = None,
     out: Path | None = None,
 ) -> Iterator[Prediction] | Written:
-    """Say what a network makes of images: files, folders, zips, any number of them.
+    """Say what a network makes of images: files, folders, zips, any number of them; of a video, or of a camera.
 
     Parameters
     ----------
     model
         Exported file, bundle or run.
     images
-        Images, folders or zips of images.
+        Images, folders or zips of images; or one video.
     top
         Labels per image.
     task
@@ -80,15 +83,31 @@ def stream(
         The share of a tile that the next one has in common with it; 0.2 if left out.
     draw
         Write each image with what was said of it, as its task draws that (a detector's boxes), into this folder.
+    camera
+        Look through this camera until Ctrl-C, by its number or its device; frames that come too fast are skipped.
+    ray
+        Answer them on the Ray cluster at this address (auto, local, 10.0.0.1:6379), whose machines must see the same
+        files; --out rows.parquet is a folder then. Broken off, the same command goes on where it was.
     out
-        Write them to this file instead of printing: .jsonl, .parquet, or .npy for features.
+        Write them to this file instead of printing: .jsonl, .parquet, or .npy for features. Of a video or a camera also
+        .mp4, .mkv or .mov: the video with what is said drawn in, the sound as it was.
     """
-    if not images:
+    if not (images or camera):
         raise UserError("name at least one image, folder or zip")
     if top < 1:
         raise UserError(f"top must be 1 or more, not {top}")
     tiled = Tiles.asked(tiles, overlap)
     asked = Asked(task, tap, reject_below, flag_unlike, tta, nearest, among, gallery, faces, tiled)
+    if camera is not None or any(map(is_video, images)):
+        if draw is not None:
+            raise UserError("--draw is of images: --out labelled.mp4 is a video with what is said drawn in")
+        if ray is not None:
+            raise UserError("--ray is of images, not of a video")
+        return moving(asked, model, images, top, camera, out)
+    if ray is not None:
+        if draw is not None or out is None:
+            raise UserError("--ray writes what is said into a folder: --out rows.parquet, and no --draw")
+        return by_cluster(asked, model, images, top, ray, out)
     if draw is not None and nearest is not None:
         raise UserError("--draw draws answers, and --nearest gives images: leave out one of them")
     if draw is None:
@@ -160,7 +179,8 @@ def predict(
     model
         Exported file, bundle or run, or the name of a network that comes with the package.
     images
-        Whatever `Model.predict` takes: paths of images, folders or zips, images of Pillow's, arrays, tensors, ...
+        Whatever `Model.predict` takes: paths of images, folders or zips, images of Pillow's, arrays, tensors, ...; or
+        the path of one video.
     top
         Labels per image.
     task
@@ -190,7 +210,8 @@ def predict(
     faces
         Where the landmarks are, for a network that takes faces aligned.
     out
-        Write them to this file instead: .jsonl, .parquet, or .npy for features, float32 [images, ...].
+        Write them to this file instead: .jsonl, .parquet, or .npy for features, float32 [images, ...]; of a video also
+        .mp4, .mkv or .mov: the video with what is said drawn in.
 
     Returns
     -------
@@ -219,6 +240,9 @@ def predict(
             there(image)
     tiled = Tiles.asked(tiles, overlap)
     asked = Asked(task, tap, reject_below, flag_unlike, tta, nearest, among, gallery, faces, tiled)
+    if any(isinstance(i, str | Path) and is_video(Path(i)) for i in images):
+        said = moving(asked, Path(model), images, top, None, None if out is None else Path(out))
+        return said if isinstance(said, Written) else list(said) if out is None else answers.counted(said, Path(out))
     found = asked.of(Path(model))(spread(images), top)
     return list(found) if out is None else answers.write(found, Path(out))
 
@@ -279,6 +303,35 @@ class Asked:
         if not isinstance(task, FromTable):
             raise UserError(f"--gallery is of places (--task geolocate): this network is for {card.task}")
         return task.among(str(self.gallery))
+
+
+def moving(
+    asked: Asked, model: Path, images: Sequence[Any], top: int, camera: str | None, out: Path | None
+) -> Iterator[Prediction] | Written:
+    """What is said of a video or a camera's frames, one after another. Raises `UserError`."""
+    from mobilenets.deploy import video
+
+    if len(images) + (camera is not None) != 1:
+        raise UserError("give one video, or --camera, and nothing besides")
+    if asked.nearest is not None:
+        raise UserError("--nearest is of images, not of a video")
+    drawn = out if out and is_video(out) else None
+    network = asked.model(model)
+    said = (
+        video.predicted(network, Path(images[0]), top, drawn)
+        if images
+        else video.watched(network, str(camera), top, drawn)
+    )
+    return said if drawn or not out else answers.write(said, out)
+
+
+def by_cluster(asked: Asked, model: Path, images: Sequence[Path], top: int, address: str, out: Path) -> Written:
+    """What is said of images by a Ray cluster, in a folder of Parquet files. Raises `UserError`."""
+    from mobilenets.commands import predict_jobs
+
+    ask = functools.partial(asked.of, model)
+    job = predict_jobs.Job(ask, predict_jobs.described(model, asked, top), top, Path.cwd(), out)
+    return predict_jobs.predict(job, sources(images), address)
 
 
 def _engine(model: Path, task: str, tap: str) -> engines.Engine:

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import functools
 import os
-import socket
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from mobilenets.commands.pipeline import evidence_of, in_precision, make_file
 from mobilenets.data import checks
 from mobilenets.data.dataset import Data
 from mobilenets.deploy import bench, engines
+from mobilenets.deploy.cluster import joined
 from mobilenets.errors import Interrupted, UserError
 from mobilenets.model import bundle as bundles
 from mobilenets.model.bundle import Bundle
@@ -111,32 +111,16 @@ def cluster(address: str, cpus: float) -> Iterator[Callable[[Sequence[Job]], Ite
     A task whose machine is lost starts again on another, from its last checkpoint. Raises `UserError` without Ray or a
     cluster.
     """
-    try:
-        import ray
-    except ImportError as e:
-        raise UserError("--ray needs Ray: pip install 'mobilenets[ray]'") from e
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    try:
-        if port.isdigit():  # asked first: Ray itself would try for minutes
-            socket.create_connection((host, int(port)), timeout=5).close()
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-    except (RuntimeError, ValueError, OSError) as e:
-        raise UserError(
-            f"can't join a Ray cluster at {address} ({e}): is one started (ray start --head) of Ray {ray.__version__}, "
-            "and if it asks for a token, are RAY_AUTH_MODE=token and RAY_AUTH_TOKEN set here?"
-        ) from e
+    with joined(address) as ray:
 
-    def train_all(jobs: Sequence[Job]) -> Iterator[Trained]:
-        task = ray.remote(num_cpus=cpus)(_on_worker)
-        waiting = [task.remote(job, Path.cwd()) for job in jobs]
-        while waiting:
-            (done,), waiting = ray.wait(waiting)
-            yield ray.get(done)
+        def train_all(jobs: Sequence[Job]) -> Iterator[Trained]:
+            task = ray.remote(num_cpus=cpus)(_on_worker)
+            waiting = [task.remote(job, Path.cwd()) for job in jobs]
+            while waiting:
+                (done,), waiting = ray.wait(waiting)
+                yield ray.get(done)
 
-    try:
         yield train_all
-    finally:
-        ray.shutdown()
 
 
 def _on_worker(job: Job, folder: Path) -> Trained:

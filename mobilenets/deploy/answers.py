@@ -42,6 +42,17 @@ class Written(Notebook):
         return Text(f"wrote    {self.path}: {self.images:,} images")
 
 
+def counted(predictions: Iterable[Prediction], path: Path) -> Written:
+    """All predictions, of something that makes the file at `path` itself."""
+    skipped: list[str] = []
+    count = 0
+    for p in predictions:
+        count += 1
+        if p.error:
+            skipped.append(p.error)
+    return Written(path, count, tuple(skipped))
+
+
 def write(predictions: Iterable[Prediction], path: Path) -> Written:
     """All predictions into the file at `path`, by its suffix; it is there when all of them are in it.
 

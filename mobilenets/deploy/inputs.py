@@ -18,6 +18,13 @@ from mobilenets.errors import UserError
 from mobilenets.model.images import UNREADABLE
 from mobilenets.model.pictures import is_batch, is_picture, pictures
 
+VIDEOS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".3gp")
+
+
+def is_video(path: Path) -> bool:
+    """By its name's end."""
+    return path.suffix.lower() in VIDEOS
+
 
 @dataclass(frozen=True)
 class Source:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import threading
 from collections import deque
@@ -17,7 +18,7 @@ from PIL import Image
 
 from mobilenets import console, files, processor, tasks
 from mobilenets.arguments import StrPath, checked
-from mobilenets.data.alignment import Faces, Finder, placed, sought, template_of
+from mobilenets.data.alignment import Faces, Finder, Located, placed, sought, template_of
 from mobilenets.deploy import engines
 from mobilenets.deploy.engines import Engine, Outputs
 from mobilenets.deploy.inputs import TAKES, Source, content, each, name_of, named, opened
@@ -31,6 +32,7 @@ from mobilenets.tasks.detect.answers import Detection, Detections
 from mobilenets.tasks.task import Answer, Joining, Task
 
 OneImage: TypeAlias = bytes | bytearray | memoryview | BinaryIO | Image.Image
+Size: TypeAlias = tuple[int, int]  # width and height in pixels
 T = TypeVar("T")
 BATCH = 8
 
@@ -210,25 +212,40 @@ class Model:
         if self.tiles:
             yield from self._tiled(images, self.tiles, top)
             return
-        sizes: dict[int, tuple[int, int]] = {}  # of the images under way
-        where = sought(self.faces, self.template, "the network")
+        sizes: dict[int, Size] = {}  # of the images under way
+        _ = self.where  # says at once what is missing
 
         def read(numbered: tuple[int, Any]) -> Pixels:
             i, item = numbered
-            if where is None or self.template is None:
-                pixels, sizes[i] = self._read(item)
-                return pixels
-            image = placed(self._image(item, i), named(item, i), where, self.template)
-            sizes[i] = image.size
-            return self.card.preprocess.fit(image)
+            pixels, sizes[i] = self.prepare(item, i)
+            return pixels
 
         for (i, item), outputs in stream(self.engine, enumerate(images), read):
             name = named(item, i)
             if isinstance(outputs, BadImage):
                 yield Prediction(name, None, str(outputs))
             else:
-                (answer,) = self.task.decode(outputs, self.card, [sizes.pop(i)], top)
-                yield Prediction(name, self.doubts.judge(answer, outputs))
+                yield Prediction(name, self.answer(outputs, sizes.pop(i), top))
+
+    @functools.cached_property
+    def where(self) -> Located | None:
+        """How images know their landmarks; None where the network takes them as they are. Raises `UserError`."""
+        return sought(self.faces, self.template, "the network")
+
+    def prepare(self, item: Any, number: int = 0, max_pixels: int | None = None) -> tuple[Pixels, Size]:
+        """One image as the network takes it, uint8 [H, W, 3], and its own (width, height).
+
+        `number`: what it is called by, where it has no name; `max_pixels`: of a file's bytes. Raises `BadImage`.
+        """
+        if self.where is None or self.template is None:
+            return self._read(item, max_pixels)
+        image = placed(self._image(item, number, max_pixels), named(item, number), self.where, self.template)
+        return self.card.preprocess.fit(image), image.size
+
+    def answer(self, outputs: Outputs, size: Size, top: int) -> Answer:
+        """What the task reads in the outputs to one image, [1, *shape] each; `size`: its own (width, height)."""
+        (answer,) = self.task.decode(outputs, self.card, [size], top)
+        return self.doubts.judge(answer, outputs)
 
     def _tiled(self, images: Iterable[Any], tiles: Tiles, top: int) -> Iterator[Prediction]:
         """The same of images in tiles, whose answers are joined."""
@@ -250,21 +267,21 @@ class Model:
                 answer = self.task.joined(answers, places, places[0][2:], self.card)  # the first is all of the image
                 yield Prediction(name, self.doubts.judge(answer, seen))
 
-    def _image(self, item: Any, number: int) -> Image.Image:
+    def _image(self, item: Any, number: int, max_pixels: int | None = None) -> Image.Image:
         """An image as it is, decoded."""
         if isinstance(item, Source):
             return open_rgb(content(item), item.name)
         if isinstance(item, str | Path):
             return open_rgb(files.local(item))
         if isinstance(item, bytes | bytearray | memoryview):
-            return open_rgb(bytes(item), named(item, number))
+            return open_rgb(bytes(item), named(item, number), max_pixels=max_pixels)
         if hasattr(item, "read"):
             return open_rgb(opened(item), named(item, number))
         if is_picture(item):
             return rgb_image(item)
         raise UserError(f"predict takes {TAKES}; got {type(item).__name__} for an image")
 
-    def _read(self, item: Any) -> tuple[Pixels, tuple[int, int]]:
+    def _read(self, item: Any, max_pixels: int | None) -> tuple[Pixels, Size]:
         """An image as the network takes it, and its own (width, height)."""
         p = self.card.preprocess
         if isinstance(item, Source):
@@ -272,7 +289,7 @@ class Model:
         if isinstance(item, str | Path):
             return p.read_sized(files.local(item))
         if isinstance(item, bytes | bytearray | memoryview):
-            return p.read_sized(bytes(item))
+            return p.read_sized(bytes(item), max_pixels=max_pixels)
         if hasattr(item, "read"):
             return p.read_sized(opened(item), name_of(item, 0))
         if is_picture(item):

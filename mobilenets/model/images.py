@@ -59,18 +59,20 @@ class BadImage(UserError):
     """A file that can't be decoded to its last pixel."""
 
 
-def open_rgb(source: Path | bytes, name: str = "", short_side: int = 0) -> Image.Image:
+def open_rgb(source: Path | bytes, name: str = "", short_side: int = 0, max_pixels: int | None = None) -> Image.Image:
     """Decode a whole image to upright 8-bit RGB, whatever it holds: 16-bit, CMYK, palette, transparent (over white).
 
     `short_side`: the size it will be resized to, if known. A large JPEG is then decoded at a half, quarter or eighth of
     its size, never under MARGIN times `short_side`, which saves most of the decoding.
-    Its own size is in the image's `info` then, as FULL_SIZE. Raises `BadImage` for a file that is damaged, truncated,
-    too large or no image.
+    Its own size is in the image's `info` then, as FULL_SIZE. `max_pixels`: what it may have, whatever fraction it is
+    decoded at. Raises `BadImage` for a file that is damaged, truncated, too large or no image.
     """
     name = name or str(source if isinstance(source, Path) else "image")
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as img:
             before, least = img.size, math.ceil(MARGIN * short_side)
+            if max_pixels and math.prod(before) > max_pixels:
+                raise BadImage(f"{name}: {before[0]}x{before[1]} pixels, over the limit of {max_pixels:,}")
             if short_side and img.format == "JPEG" and math.prod(before) <= MAX_JPEG_PIXELS:
                 img.draft(None, (least, least))
             if math.prod(img.size) > MAX_PIXELS:
@@ -280,9 +282,11 @@ class Preprocess:
         """Image file -> uint8 [H, W, 3] of the input's size; raises `BadImage`."""
         return self.read_sized(source, name)[0]
 
-    def read_sized(self, source: Path | bytes, name: str = "") -> tuple[Pixels, tuple[int, int]]:
+    def read_sized(
+        self, source: Path | bytes, name: str = "", max_pixels: int | None = None
+    ) -> tuple[Pixels, tuple[int, int]]:
         """`read`, and the image's own (width, height)."""
-        image = open_rgb(source, name, self.short_side)
+        image = open_rgb(source, name, self.short_side, max_pixels)
         return self.fit(image), image.info[FULL_SIZE]
 
     def normalize(self, pixels: Pixels) -> npt.NDArray[np.float32]:

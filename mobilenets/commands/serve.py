@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from mobilenets.arguments import StrPath, checked
@@ -25,6 +28,7 @@ def serve(
     token_file: StrPath | None = None,
     allow_urls: bool = False,
     aligned: str | None = None,
+    app: bool = False,
     quiet: bool = False,
 ) -> None:
     """Serve networks over HTTP until SIGTERM or Ctrl-C; what is under way then is finished.
@@ -65,6 +69,9 @@ def serve(
         Fetch images from addresses of the open internet that requests name.
     aligned
         Of a network of faces: the template by which they come aligned.
+    app
+        Also a page, at /app/, that runs the networks on the device that opens it, as `mobilenets app` writes it: it
+        gives the networks themselves, bundles or .mnet files, to whoever opens it.
     quiet
         Log what needs somebody to look at it, not each request.
 
@@ -84,12 +91,26 @@ def serve(
 
     networks = named(map(str, models))
     token = _token(Path(token_file)) if token_file else ""
-    run(
-        Settings(
-            networks, host, port, workers, threads, batch, max_waiting, max_images, max_body_mb, max_pixels, timeout,
-            receive_timeout, token, allow_urls, aligned, quiet,
+    if app and token:
+        raise UserError(
+            "--app gives the networks to whoever opens its page, and --token-file wants a token: leave out one of them"
         )
-    )  # fmt: skip
+    with _site(path for _, path in networks) if app else contextlib.nullcontext() as site:
+        run(
+            Settings(
+                networks, host, port, workers, threads, batch, max_waiting, max_images, max_body_mb, max_pixels,
+                timeout, receive_timeout, token, allow_urls, aligned, quiet, site,
+            )
+        )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _site(networks: Iterable[Path]) -> Iterator[Path]:
+    """A folder with the page of these networks, as long as it is served. Raises `UserError` for what no page runs."""
+    from mobilenets.deploy.app import site
+
+    with tempfile.TemporaryDirectory(prefix="mobilenets-app-") as folder:
+        yield site([*networks], Path(folder) / "app").path
 
 
 def _token(path: Path) -> str:

@@ -371,12 +371,6 @@ def test_what_there_is_to_ask(client: TestClient) -> None:
     assert client.get("/docs").status_code == 200
 
 
-def test_the_page(client: TestClient) -> None:
-    page = client.get("/")
-    assert "<option>tiny</option>" in page.text
-    assert "default-src 'none'" in page.headers["content-security-policy"]
-
-
 def test_the_model_says_what_it_is_and_nothing_of_this_machine(client: TestClient, model: Path) -> None:
     (said,) = client.get("/v1/models").json()
     assert (said["name"], said["task"], said["input"], len(said["labels"])) == ("tiny", "classify", [32, 32, 3], 10)

@@ -125,7 +125,7 @@ def application(settings: Settings) -> Gate:
     _kserve(app, direct, server)
     _about(app, server)
     app.include_router(direct)
-    page.mount(app, server.models.now)
+    page.mount(app, server.models.now, settings.app)
     return Gate(Direct(app, direct), server.metrics, settings.token)
 
 

@@ -18,7 +18,7 @@ class Settings:
     that may wait; `max_images`: of one request; `max_body_mb`, `max_pixels`: of one request, of one image; `timeout`:
     seconds until an answer; `receive_timeout`: for a request's head, and for its body. `token`: what requests must
     bear, if anything. `allow_urls`: fetch images from addresses of the web. `aligned`: the template that faces come
-    aligned by.
+    aligned by. `app`: the folder of a page that runs the networks where it is opened.
     """
 
     models: tuple[tuple[str, Path], ...]
@@ -37,6 +37,7 @@ class Settings:
     allow_urls: bool = False
     aligned: str | None = None
     quiet: bool = False
+    app: Path | None = None
 
     def __post_init__(self) -> None:
         for name in ("workers", "threads", "batch", "max_waiting", "max_images", "max_pixels"):

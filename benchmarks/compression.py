@@ -74,7 +74,7 @@ def rows(args: argparse.Namespace, done: set[tuple[str, str, str]]) -> Iterator[
         for refined in (False, True) if name.startswith("kmeans") else (False,):
             if (name, str(int(refined)), "0") not in done:
                 start, chosen = time.process_time(), coded.uniform(plain, name)
-                made = coded.assembled(plain, damage.refined(chosen) if refined else chosen)
+                made = coded.assembled(plain, damage.refined(chosen) if refined else chosen, damage.norm_bits)
                 yield row(made, name, refined, 0, start, False)
     measured: dict[str, list[coded.Option]] = {}
     for kb in map(float, filter(None, args.sizes.split(","))):
@@ -88,7 +88,8 @@ def rows(args: argparse.Namespace, done: set[tuple[str, str, str]]) -> Iterator[
             start = time.process_time()
             recipe = dataclasses.replace(shared.recipe(args.epochs), batch=64, workers=0)
             with tempfile.TemporaryDirectory() as work:
-                made = shared.tuned(source, Bundle.load(at), data, Path(work), recipe).save(f"{at}.mnz")
+                bits = damage.norm_bits
+                made = shared.tuned(source, Bundle.load(at), data, Path(work), recipe, norm_bits=bits).save(f"{at}.mnz")
             yield row(made, name, True, args.epochs * len(data.split("train")), start, args.test)
 
 

@@ -29,6 +29,8 @@ def cache_root() -> Path:
 
 def _beside(path: Path) -> Path:
     """Where `path` is written first: hidden, and with its suffix, which some runtimes insist on."""
+    if path.name in ("", ".."):
+        raise UserError(f"{path} is no name that can be written to: give one inside of it, or its full path")
     return path.with_name(f".{os.getpid()}.tmp.{path.name}")
 
 

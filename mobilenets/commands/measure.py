@@ -75,10 +75,10 @@ def open_to(measurement: device.Measurement, how: Hosting) -> Table:
     with hosted(measurement.answer, how) as address:
         tell(address, how)
         made = measurement.done.get()
-    times = device.slowed(made)
-    if times > device.THROTTLED:
+    slow, most = device.slowed(made)
+    if slow:
         console.note(
-            f"{made.machine}: at the end it took {times:.2f} times as long as at the beginning: it became hot, or "
-            "busy; these are the latencies of a device that has worked for a while"
+            f"{made.machine}: {console.many(slow, 'network')} measured while it was slower, up to {most:.2f} times: it "
+            "became hot, or busy; measure again when it is neither"
         )
     return made

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from mobilenets.arguments import StrPath, checked
@@ -95,7 +95,7 @@ def serve(
         raise UserError(
             "--app gives the networks to whoever opens its page, and --token-file wants a token: leave out one of them"
         )
-    with _site(path for _, path in networks) if app else contextlib.nullcontext() as site:
+    with _site(dict(networks)) if app else contextlib.nullcontext() as site:
         run(
             Settings(
                 networks, host, port, workers, threads, batch, max_waiting, max_images, max_body_mb, max_pixels,
@@ -105,12 +105,12 @@ def serve(
 
 
 @contextlib.contextmanager
-def _site(networks: Iterable[Path]) -> Iterator[Path]:
+def _site(networks: Mapping[str, Path]) -> Iterator[Path]:
     """A folder with the page of these networks, as long as it is served. Raises `UserError` for what no page runs."""
     from mobilenets.deploy.app import site
 
     with tempfile.TemporaryDirectory(prefix="mobilenets-app-") as folder:
-        yield site([*networks], Path(folder) / "app").path
+        yield site([*networks.values()], Path(folder) / "app", names=[*networks]).path
 
 
 def _token(path: Path) -> str:

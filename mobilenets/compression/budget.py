@@ -43,7 +43,7 @@ def fitted(plain: Bundle, damage: shared.Damage, found: dict[str, list[coded.Opt
     bits, step, nearest = size * 8.0, 1.0, (True, math.inf)
     for _ in range(TRIES):
         tried = damage.refined(coded.choose(found, bits))
-        candidate = coded.assembled(plain, tried)
+        candidate = coded.assembled(plain, tried, damage.norm_bits)
         over = file_size(candidate) - size
         if (rank := (over > 0, abs(over))) < nearest:
             nearest, made, chosen = rank, candidate, tried
@@ -71,14 +71,14 @@ def compressed(source: Bundle, data: Data, images: Pixels, plan: Plan, folder: P
     damage = shared.Damage(plain, images)
     if plan.size is None:
         chosen = coded.uniform(plain, plan.encoding)
-        made = coded.assembled(plain, damage.refined(chosen))
+        made = coded.assembled(plain, damage.refined(chosen), damage.norm_bits)
     else:
         made = fitted(plain, damage, damage.measured(), int(NEAR * plan.size))
     before = scored(source, data, score).value
     small_enough = plan.size is None or file_size(made) <= plan.size
     if plan.epochs and small_enough:
         with tempfile.TemporaryDirectory(dir=folder) as work:
-            made = shared.tuned(source, made, data, Path(work), shared.recipe(plan.epochs))
+            made = shared.tuned(source, made, data, Path(work), shared.recipe(plan.epochs), norm_bits=damage.norm_bits)
     metric = scored(made, data, score)
     how = {"epochs": plan.epochs, "encodings": dict(Counter(made.card.encodings.values()))}
     card = made.card.replace(metrics=(metric,), parent=source.digest, recipe={**source.card.recipe, "compress": how})

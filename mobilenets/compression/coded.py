@@ -15,7 +15,8 @@ from mobilenets.model.card import Card
 from mobilenets.model.codes import Array, constrained, cut, packed
 from mobilenets.model.encodings import Tensors, find, weight_name
 
-NORM_BITS, BOOK_BITS = 10, 12  # of the numbers of BatchNorm, and of codebooks, as shares of their largest
+BOOK_BITS = 12  # of the numbers of codebooks and biases, as shares of their largest
+NORM_BITS = range(8, 15)  # of BatchNorm's: networks differ in how far apart their channels' sizes are
 # What is tried for each layer; a rate is what `constrained` takes.
 WAYS: tuple[tuple[str, float], ...] = (
     *((name, 0.0) for name in ("int8", "int4", "int3", "int2", "ternary", "binary", "hashed-8")),
@@ -136,7 +137,7 @@ def choose(found: Mapping[str, Sequence[Option]], bits: float) -> dict[str, Opti
     return at(high)
 
 
-def assembled(plain: Bundle, chosen: Mapping[str, Option]) -> Bundle:
+def assembled(plain: Bundle, chosen: Mapping[str, Option], norm_bits: int = NORM_BITS[-1]) -> Bundle:
     """`plain`, a canonical bundle, with layers stored as chosen, and its other numbers rounded coarsely."""
     out = dict(plain.tensors)
     for name, option in chosen.items():
@@ -145,14 +146,14 @@ def assembled(plain: Bundle, chosen: Mapping[str, Option]) -> Bundle:
         for suffix, values in option.stored.items():
             out[key + suffix] = coarse(values, BOOK_BITS) if values.dtype.kind == "f" else values
     encodings = {name: option.encoding for name, option in chosen.items()}
-    return numbers_coarse(Bundle(plain.card.replace(encodings=encodings), out, plain.digest))
+    return numbers_coarse(Bundle(plain.card.replace(encodings=encodings), out, plain.digest), norm_bits)
 
 
-def numbers_coarse(made: Bundle) -> Bundle:
-    """A bundle with the numbers of BatchNorm and the biases rounded coarsely."""
+def numbers_coarse(made: Bundle, norm_bits: int) -> Bundle:
+    """A bundle with the numbers of BatchNorm, in so many bits, and the biases rounded coarsely."""
     out = dict(made.tensors)
     for op in made.card.graph.layers:
-        for part, bits in (("norm.weight", NORM_BITS), ("norm.bias", NORM_BITS), ("bias", BOOK_BITS)):
+        for part, bits in (("norm.weight", norm_bits), ("norm.bias", norm_bits), ("bias", BOOK_BITS)):
             if (key := f"{op.name}.{part}") in out:
                 out[key] = coarse(out[key], bits)
     return Bundle(made.card, out, made.digest)

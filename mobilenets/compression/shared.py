@@ -26,6 +26,7 @@ from mobilenets.compression import qat
 from mobilenets.compression.calibrate import BATCH, batches
 from mobilenets.compression.coded import (
     BOOK_BITS,
+    NORM_BITS,
     WAYS,
     Option,
     coarse,
@@ -45,6 +46,7 @@ from mobilenets.model.net import Net, of_tensors
 from mobilenets.training.recipes import Recipe
 
 PROBE = "kmeans-3"  # what a layer is stored as to see what an error in it does
+UNSEEN = 5e-4  # what a task's answers may be off without being others, as nats of a classifier's
 FEW, FEWER = 32, 16  # images on which damage is measured; those whose layers' inputs are kept while it is
 SHRINK = 2  # times the channels, positions at which products of two are worth half
 DAMP = 0.01  # of the mean of the second moments, added to each
@@ -95,6 +97,18 @@ class Damage:
             found = float(self.task.teach(self.answers, _taps(self.net, self.few)))
             weight.copy_(own)
         return max(found, 1e-12)
+
+    @functools.cached_property
+    def norm_bits(self) -> int:
+        """The fewest bits for BatchNorm's numbers that leave the answers as they are; most where none are compared."""
+        if not self.task.taps:
+            return NORM_BITS[-1]
+        for bits in NORM_BITS:
+            net = of_tensors(self.plain.card, numbers_coarse(self.plain, bits).tensors)
+            with torch.inference_mode():
+                if float(self.task.teach(self.answers, _taps(net, self.few))) <= UNSEEN:
+                    break
+        return bits
 
     def measured(self, ways: Sequence[tuple[str, float]] = WAYS) -> dict[str, list[Option]]:
         """Ways to store each layer, with what they do to the answers.
@@ -256,10 +270,13 @@ def trainable(made: Bundle) -> tuple[Net, dict[str, Book]]:
     return net, books
 
 
-def tuned(source: Bundle, made: Bundle, data: Data, folder: Path, recipe: Recipe = RECIPE, seed: int = 0) -> Bundle:
+def tuned(
+    source: Bundle, made: Bundle, data: Data, folder: Path, recipe: Recipe = RECIPE, seed: int = 0,
+    norm_bits: int = NORM_BITS[-1],
+) -> Bundle:  # fmt: skip
     """`made` with codebooks, BatchNorm and biases trained to answer as `source` does of training images of `data`.
 
-    `folder` is for checkpoints while it trains.
+    `folder` is for checkpoints while it trains; `norm_bits` are for each of BatchNorm's numbers.
     """
     from mobilenets.training import loop
 
@@ -274,10 +291,10 @@ def tuned(source: Bundle, made: Bundle, data: Data, folder: Path, recipe: Recipe
     for name in books:
         parametrize.remove_parametrizations(holder(net, made.card.graph.op(name)), "weight")
     state = {k: v.detach().numpy() for k, v in net.state_dict().items()}
-    return settled(made, state, {name: b.table.detach().numpy() for name, b in books.items()})
+    return settled(made, state, {name: b.table.detach().numpy() for name, b in books.items()}, norm_bits)
 
 
-def settled(made: Bundle, state: Mapping[str, Any], tables: Mapping[str, Array]) -> Bundle:
+def settled(made: Bundle, state: Mapping[str, Any], tables: Mapping[str, Array], norm_bits: int) -> Bundle:
     """`made` with a trained network's numbers beside its codes."""
     graph = made.card.graph
     tensors = {k: v for k, v in state.items() if k in made.tensors and not k.endswith("weight")}
@@ -286,4 +303,4 @@ def settled(made: Bundle, state: Mapping[str, Any], tables: Mapping[str, Array])
         key = weight_name(graph.op(name)) + find(made.card.encodings[name]).book
         tensors[key] = coarse(table, BOOK_BITS)
     trained = {**made.tensors, **tensors}
-    return numbers_coarse(Bundle(made.card, {**trained, **two_numbers(made.card, trained)}, made.digest))
+    return numbers_coarse(Bundle(made.card, {**trained, **two_numbers(made.card, trained)}, made.digest), norm_bits)

@@ -86,12 +86,15 @@ class Site(Notebook):
         return "\n".join([*lines, "          cameras want https://, or this machine's own address"])
 
 
-def site(sources: Sequence[StrPath], out: Path, precision: str = "", engine: str = ENGINE) -> Site:
+def site(
+    sources: Sequence[StrPath], out: Path, precision: str = "", engine: str = ENGINE, names: Sequence[str] = ()
+) -> Site:
     """Write a site of networks (runs, bundles, .mnet files, packaged ones by name) in the place of a folder `out`.
 
     `precision`: of the files that are written of float bundles, their own if empty. A run's int8 bundle is taken where
-    it has one. `engine`: of ENGINES; ONNX Runtime's is fetched by npm, once. Raises `UserError` for what is no network,
-    can't run in the engine, or would replace another folder.
+    it has one. `names`: what the networks are called, by their files where it is empty. `engine`: of ENGINES; ONNX
+    Runtime's is fetched by npm, once. Raises `UserError` for what is no network, can't run in the engine, or would
+    replace another folder.
     """
     if engine not in ENGINES:
         raise unknown("engine of pages", engine, ENGINES)
@@ -99,8 +102,10 @@ def site(sources: Sequence[StrPath], out: Path, precision: str = "", engine: str
         raise UserError("a site needs a network: name a run, a bundle, a .mnet file or a packaged network")
     check_out(out)
     with files.atomic_dir(out) as tmp:
-        names: set[str] = set()
-        packed = tuple(_packed(Path(s), tmp, names, precision, ENGINES[engine]) for s in sources)
+        taken: set[str] = set()
+        called = names or [""] * len(sources)
+        each = zip(map(Path, sources), called, strict=True)
+        packed = tuple(_packed(path, name, tmp, taken, precision, ENGINES[engine]) for path, name in each)
         shutil.copytree(BROWSER / "app", tmp, dirs_exist_ok=True)
         COPIED[engine](tmp)
         if any(n.card.task == "geolocate" for n in packed):
@@ -111,8 +116,17 @@ def site(sources: Sequence[StrPath], out: Path, precision: str = "", engine: str
 
 def check_out(out: Path) -> None:
     """A UserError where anything but a site, or an empty folder, would be replaced."""
-    if out.exists() and not (out.is_dir() and ((out / "app.json").is_file() or not any(out.iterdir()))):
+    if out.exists() and not (out.is_dir() and (_is_site(out) or not any(out.iterdir()))):
         raise UserError(f"{out} exists and isn't a site, and would be replaced; choose another --out")
+
+
+def _is_site(folder: Path) -> bool:
+    """Whether it was written here: other tools have an app.json too."""
+    try:
+        d = files.parse_json((folder / "app.json").read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(d, dict) and {"version", "networks"} <= d.keys() and (folder / "files.js").is_file()
 
 
 def _native(folder: Path) -> None:
@@ -155,12 +169,12 @@ def page_bytes(folder: Path) -> int:
     return sum(sizes.values()) - sum(builds) + max(builds, default=0)
 
 
-def _packed(source: Path, folder: Path, names: set[str], precision: str, writer: str) -> Packed:
+def _packed(source: Path, name: str, folder: Path, taken: set[str], precision: str, writer: str) -> Packed:
     """Write a network's file into the site, for the engine `writer`."""
     path = folder / "models"
     path.mkdir(exist_ok=True)
     found = _found(source)
-    name = _free(found.stem if found.is_file() else source.absolute().name, names)
+    name = _free(name or (found.stem if found.is_file() else source.absolute().name), taken)
     path /= f"{name}{engines.runtime(writer).suffix}"
     looks = None
     if found.suffix == engines.runtime(ENGINE).suffix:

@@ -124,10 +124,10 @@ class Measurement:
         return Table(name, {ENGINE: __version__}, {s: found for s, found in entries.items() if found})
 
 
-def slowed(table: Table) -> float:
-    """How many times as long the reference took beside the last networks as at its best."""
-    last = [list(by_digest.values())[-1].reference for by_digest in table.entries.values()]
-    return max(last)
+def slowed(table: Table) -> tuple[int, float]:
+    """How many networks were measured while the reference took THROTTLED times as long as at its best; the most."""
+    times = [m.reference for by_digest in table.entries.values() for m in by_digest.values()]
+    return sum(t > THROTTLED for t in times), max(times)
 
 
 def check_seconds(seconds: float) -> None:

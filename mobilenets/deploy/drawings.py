@@ -10,6 +10,7 @@ from pathlib import Path, PurePath
 from mobilenets import files
 from mobilenets.deploy.inputs import Source, content
 from mobilenets.deploy.predict import Model, Prediction
+from mobilenets.errors import UserError
 from mobilenets.model.images import open_rgb
 
 QUALITY = 92
@@ -34,7 +35,12 @@ def drawn(model: Model, images: Iterable[Source], top: int, folder: Path) -> Ite
             image = model.task.draw(open_rgb(content(source), source.name), said.answer)
             whole = io.BytesIO()
             image.save(whole, "JPEG", quality=QUALITY)
-            with files.atomic_file(folder / _free(PurePath(source.name).stem, taken)) as tmp:
+            path = folder / _free(PurePath(source.name).stem, taken)
+            if path.exists() and Path(source.name).exists() and path.samefile(source.name):
+                raise UserError(
+                    f"{path} is the image itself, which would be replaced: choose another folder to draw into"
+                )
+            with files.atomic_file(path) as tmp:
                 tmp.write_bytes(whole.getbuffer())
         yield said
 

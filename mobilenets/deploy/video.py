@@ -108,9 +108,16 @@ class Video:
         except (av.error.FFmpegError, OSError) as e:
             self.error = f"{self.name}: damaged after {number} frames ({_said(e)})"
         else:
-            missing = self.stream.frames - number
-            if missing > max(2, SHORT * self.stream.frames):
-                self.error = f"{self.name}: ends after {number} of its {self.stream.frames} frames"
+            whole = self.stream.frames or self._told_frames()
+            if whole - number > max(2, SHORT * whole):
+                self.error = (
+                    f"{self.name}: ends after {number} of its {'about ' * (not self.stream.frames)}{whole} frames"
+                )
+
+    def _told_frames(self) -> int:
+        """About how many frames there are by the length that a file says it has; 0 where it doesn't."""
+        rate = self.stream.average_rate
+        return int((self.container.duration or 0) / av.time_base * rate) if rate else 0
 
     def _frame(self, frame: Any, number: int) -> Frame:
         rate = self.stream.average_rate or 25
@@ -126,13 +133,17 @@ class Video:
         came, ended = threading.Event(), threading.Event()
 
         def watch() -> None:
-            for frame in self.frames():
-                latest.append(frame)
+            try:
+                for frame in self.frames():
+                    latest.append(frame)
+                    came.set()
+                    if ended.is_set():
+                        return
+            except Exception as e:  # of this thread, told by the other
+                self.error = f"{self.name}: can't be read any more ({e or type(e).__name__})"
+            finally:
+                ended.set()
                 came.set()
-                if ended.is_set():
-                    return
-            ended.set()
-            came.set()
 
         with _until_interrupted(ended, came):
             thread = threading.Thread(target=watch, daemon=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import nms
 
 from mobilenets.arch.boxes import COLUMNS, Suppression
 from mobilenets.arch.operations import Op
@@ -75,6 +74,8 @@ def suppressed(boxes: Tensor, scores: Tensor, how: Suppression) -> Tensor:
     A box is kept or not by those with better scores alone, so that the best candidates decide by themselves: more are
     looked at only where they leave too few.
     """
+    from torchvision.ops import nms  # which takes as long to import as all of PyTorch
+
     by_class = scores[:, int(how.background) :].T.flatten()  # [C * A]
     order = (by_class > how.score).nonzero()[:, 0]
     order = order[by_class[order].argsort(descending=True, stable=True)]

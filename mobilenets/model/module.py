@@ -30,7 +30,6 @@ from mobilenets.model.joints import (
     Upsample,
     Windows,
 )
-from mobilenets.model.two_stage import Crop, Masks, Propose, Refine, Subsample
 
 Taps = dict[str, Tensor]  # values by the names of operations, or outputs by theirs
 ACTIVATIONS: dict[Activation, type[nn.Module]] = {
@@ -112,6 +111,17 @@ def _norm(op: Op, arch: Arch) -> nn.Module:
     return nn.Sequential(OrderedDict(norm=nn.BatchNorm2d(op.cout, arch.bn_eps, arch.bn_momentum)))
 
 
+def _of_two_stages(kind: str) -> Callable[[Op, Arch], nn.Module]:
+    """What is imported where a network has it: torchvision's detectors take as long to import as all of PyTorch."""
+
+    def made(op: Op, arch: Arch) -> nn.Module:
+        from mobilenets.model import two_stage
+
+        return two_stage.MODULES[kind](op, arch)
+
+    return made
+
+
 MODULES: dict[str, Callable[[Op, Arch], nn.Module]] = {
     "conv": ConvNormAct,
     "depthwise": ConvNormAct,
@@ -140,11 +150,7 @@ MODULES: dict[str, Callable[[Op, Arch], nn.Module]] = {
     "boxes": lambda op, _: Boxes(op),
     "suppress": lambda op, _: Suppress(op),
     "detected": lambda op, _: Detected(op),
-    "subsample": lambda op, _: Subsample(op),
-    "propose": Propose,
-    "crop": Crop,
-    "refine": Refine,
-    "masks": lambda _op, _: Masks(),
+    **{kind: _of_two_stages(kind) for kind in ("subsample", "propose", "crop", "refine", "masks")},
 }
 
 

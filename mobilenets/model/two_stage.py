@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -109,3 +109,12 @@ class Masks(nn.Module):
         own = (detections[..., 5].long() + 1).flatten()
         chosen = logits[torch.arange(len(own), device=logits.device), own].float().sigmoid()
         return chosen.view(images, count, *logits.shape[2:]) * (detections[..., 4] > 0)[..., None, None]
+
+
+MODULES: dict[str, Callable[[Op, Arch], nn.Module]] = {
+    "subsample": lambda op, _: Subsample(op),
+    "propose": Propose,
+    "crop": Crop,
+    "refine": Refine,
+    "masks": lambda _op, _: Masks(),
+}

@@ -17,7 +17,7 @@ from PIL import Image
 from mobilenets.arch.graph import Output
 from mobilenets.deploy import engines
 from mobilenets.deploy.engines import Engine
-from mobilenets.errors import needed_by
+from mobilenets.errors import UserError, needed_by
 from mobilenets.model.bundle import Bundle
 from mobilenets.model.encodings import weight_name
 from mobilenets.model.images import Pixels
@@ -75,6 +75,8 @@ def placed(vectors: Floats, seed: int) -> Floats:
     """
     with needed_by("a map of what it sees"):
         from sklearn.manifold import TSNE
+    if not np.isfinite(vectors).all() or not np.ptp(vectors, axis=0).any():
+        raise UserError("the network sees the same in all images")
     near = min(30.0, (len(vectors) - 1) / 3)
     found = TSNE(perplexity=near, init="pca", random_state=seed, max_iter=500, n_jobs=1).fit_transform(vectors)
     return np.asarray(found, np.float32)

@@ -21,6 +21,8 @@ from mobilenets.errors import UserError
 from mobilenets.model.bundle import Bundle
 from mobilenets.model.codes import constrained, lloyd, nearest
 from mobilenets.model.encodings import find, weight_name
+from mobilenets.model.images import Pixels
+from mobilenets.model.net import of_tensors
 
 RNG = np.random.default_rng(0)
 LAYER = "blocks.3.pointwise"
@@ -167,6 +169,25 @@ def test_only_what_is_kept_is_trained() -> None:
     trained = {name for name, p in net.named_parameters() if p.requires_grad}
     assert books
     assert not [n for n in trained if n.endswith(("conv.weight", "parametrizations.weight.original"))]
+
+
+def test_batchnorms_numbers_have_the_bits_that_they_need(source: Bundle, pixels: Pixels) -> None:
+    """Fewer where channels are of like sizes, more where one is a thousand times another's."""
+    bits = shared.Damage(coded.canonical(source), pixels).norm_bits
+    apart = {**source.tensors}
+    first, second = "blocks.1.depthwise.norm", "blocks.1.pointwise.conv.weight"
+    factors = np.logspace(0, -3, len(apart[f"{first}.weight"]), dtype=np.float32)
+    for part in ("weight", "bias"):  # which the next layer makes up for
+        apart[f"{first}.{part}"] = apart[f"{first}.{part}"] * factors
+    apart[second] = apart[second] / factors[:, None, None]
+    wide = Bundle(source.card, apart)
+    plain = coded.canonical(wide)
+    damage = shared.Damage(plain, pixels)
+    assert damage.norm_bits > bits
+    x = torch.from_numpy(plain.card.preprocess.normalize(pixels))
+    rounded = (coded.numbers_coarse(plain, n) for n in (damage.norm_bits, bits))
+    own, fine, rough = (of_tensors(plain.card, b.tensors).answers(x)["probabilities"] for b in (plain, *rounded))
+    assert (fine - own).abs().mean() < (rough - own).abs().mean()
 
 
 def test_books_and_norms_learn_and_codes_stay(source: Bundle, data: Data, tmp_path: Path) -> None:

@@ -178,3 +178,12 @@ def test_a_damaged_file_is_no_network(site: Path, tmp_path: Path) -> None:
     (tmp_path / "one.mnet").write_bytes(data)
     with pytest.raises(UserError, match="damaged"):
         app.site([tmp_path / "one.mnet"], tmp_path / "other")
+
+
+def test_another_tools_app_json_is_no_site_of_ours(tmp_path: Path, command: Callable[..., Ran]) -> None:
+    """As of Expo and Heroku: what lies beside it stays."""
+    (tmp_path / "expo").mkdir()
+    (tmp_path / "expo" / "app.json").write_text('{"expo": {"name": "mine"}}')
+    (tmp_path / "expo" / "index.js").write_text("mine")
+    assert "isn't a site" in command("app", "cifar10-v1-0.25", "--out", tmp_path / "expo").line
+    assert (tmp_path / "expo" / "index.js").read_text() == "mine"

@@ -81,7 +81,7 @@ def test_the_table_is_one_to_choose_by(measurement: device.Measurement, tmp_path
     path = tmp_path / "phone.json"
     path.write_text(json.dumps(table.to_json()))
     assert Table.read(path).entries[SETTING][ARCHS[1].digest].latency_ms == 3.0
-    assert device.slowed(table) == 1.3
+    assert device.slowed(table)[1] == 1.3
     choice = choose.pick(ARCHS, choose.Budget(max_latency_ms=2.5), "native", table=path)
     assert choice.pick.arch == ARCHS[0]
     assert choice.machine == "a phone"

@@ -127,4 +127,6 @@ def test_headers_and_outputs_that_are_wrong(client: TestClient) -> None:
         assert client.post(INFER, json={"inputs": [GOOD]}, headers={HEADER: header}).status_code == 400
     said = client.post(INFER, json={"inputs": [GOOD], "outputs": [{"name": "logits"}]})
     assert said.json() == {"error": "the outputs are probabilities"}
+    said = client.post(INFER, json={"inputs": [GOOD], "outputs": [{"name": []}]})
+    assert said.status_code == 400
     assert client.post(INFER, json={"inputs": [GOOD, GOOD]}).status_code == 400

@@ -37,7 +37,8 @@ def test_a_page_that_asks(bundle: Path) -> None:
 
 
 def test_a_page_that_runs_the_networks_where_it_is_opened(bundle: Path, tmp_path: Path) -> None:
-    made = site([bundle], tmp_path / "app")
+    made = site([bundle], tmp_path / "app", names=["small one"])
+    assert made.networks[0].name == "small-one"
     with client(bundle, app=made.path) as asked:
         assert 'href="app/"' in asked.get("/").text
         page = asked.get("/app/")

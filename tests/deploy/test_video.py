@@ -16,6 +16,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from PIL import Image
 from small import smooth_images
 
 import mobilenets
@@ -201,3 +202,38 @@ def test_ctrl_c_ends_a_camera_and_keeps_what_was_seen(
     said = list(video.watched(predict.load(model), "0", 1, tmp_path / "seen.mp4"))
     with av.open(str(tmp_path / "seen.mp4")) as f:
         assert len(list(f.decode(video=0))) == len(said) > 3
+
+
+def test_what_is_predicted_does_not_replace_its_own_source(
+    clip: Path, model: Path, command: Callable[..., Any], tmp_path: Path
+) -> None:
+    own = tmp_path / "own.mp4"
+    own.write_bytes(clip.read_bytes())
+    assert "is the video itself" in command("predict", model, own, "--out", own).line
+    assert own.read_bytes() == clip.read_bytes()
+    photo = tmp_path / "a.jpg"
+    Image.fromarray(smooth_images(1, SIDE)[0]).save(photo)
+    before = photo.read_bytes()
+    ran = command("predict", model, photo, "--draw", tmp_path)
+    assert (ran.code, "is the image itself" in ran.err) == (2, True)
+    assert photo.read_bytes() == before
+
+
+def test_a_cut_off_video_that_does_not_count_its_frames(
+    clip: Path, model: Path, command: Callable[..., Any], tmp_path: Path
+) -> None:
+    """By the length that it says it has, as Matroska's do."""
+    whole = tmp_path / "whole.mkv"
+    with av.open(str(clip)) as read, av.open(str(whole), "w") as out:
+        stream = out.add_stream_from_template(read.streams.video[0])
+        for packet in read.demux(read.streams.video[0]):
+            if packet.dts is not None:
+                packet.stream = stream
+                out.mux(packet)
+    assert command("predict", model, whole).code == 0
+    cut = tmp_path / "cut.mkv"
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    ran = command("predict", model, cut)
+    assert ran.code == 1
+    assert "cut.mkv" in ran.err
+    assert len(ran.out.splitlines()) < FRAMES

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mobilenets.errors import UserError
 from mobilenets.model.bundle import Bundle
 from mobilenets.model.images import Pixels
 from mobilenets.reports import samples, sight
@@ -85,10 +86,19 @@ def test_of_many_classes_those_with_mistakes_have_a_colour() -> None:
 
 def test_a_label_that_is_likely_wrong_is_in_doubt() -> None:
     """Where all of a split was seen; of a part it can't be told what is usual."""
-    found = [{"scores": np.array([0.9, 0.1]), "true": 0} for _ in range(5)]
-    found += [{"scores": np.array([0.2, 0.8]), "true": 1} for _ in range(5)]
-    found += [{"scores": np.array([0.05, 0.95]), "true": 0}]
+    found = [{"scores": np.array([0.9, 0.1]), "true": 0, "best": 0} for _ in range(5)]
+    found += [{"scores": np.array([0.2, 0.8]), "true": 1, "best": 1} for _ in range(5)]
+    found += [{"scores": np.array([0.05, 0.95]), "true": 0, "best": 1}]
     samples._doubt(found, 11)
     assert [s["doubted"] > 0 for s in found] == [False] * 10 + [True]
     samples._doubt(found, 12)
     assert not any(s["doubted"] for s in found)
+    worse = [{**s, "best": 1 - s["true"]} for s in found]
+    samples._doubt(worse, 11)
+    assert not any(s["doubted"] for s in worse)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, np.nan])
+def test_a_network_that_sees_nothing_has_no_map(value: float) -> None:
+    with pytest.raises(UserError, match="sees the same in all images"):
+        sight.placed(np.full((20, 8), value, np.float32), 0)

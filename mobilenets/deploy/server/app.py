@@ -73,6 +73,8 @@ class Server:
     def served(self, request: Request, name: str) -> Served:
         """Raises `Problem`."""
         found = self.models.now.get(name)
+        if found is None and name.endswith(":predict"):
+            raise Problem(405, "an image is sent here by POST", "unknown", {"Allow": "POST"})
         if found is None:
             raise Problem(404, f"no network is called so here; there are: {', '.join(self.models.now)}", "unknown")
         request.state.noted["model"] = name

@@ -123,7 +123,7 @@ def _wanted(d: dict[str, Any], served: Served) -> tuple[tuple[str, ...], frozens
     asked = d.get("outputs")
     if asked is None:
         return tuple(known), frozenset(known if every else ())
-    if not isinstance(asked, list) or not all(isinstance(o, dict) and o.get("name") in known for o in asked):
+    if not isinstance(asked, list) or not all(isinstance(o, dict) and str(o.get("name")) in known for o in asked):
         raise bad(f"the outputs are {', '.join(known)}")
     names = tuple(dict.fromkeys(str(o["name"]) for o in asked))
     return names, frozenset(str(o["name"]) for o in asked if _parameters(o).get(BINARY, every))

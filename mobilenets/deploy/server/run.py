@@ -32,7 +32,7 @@ GRACE = 10  # seconds, besides the longest answer's, for what is under way when 
 def serve(settings: Settings) -> None:
     """Serve until SIGTERM or Ctrl-C, then finish what is under way. Raises `UserError` for what can't be served."""
     app: Any = functools.partial(application, settings)
-    with _shared_numbers(settings.workers), _bound(settings) as sock, _ends_well():
+    with _shared_numbers(settings.workers), _bound(settings) as sock:
         if settings.workers == 1:
             app = app()
         else:
@@ -48,10 +48,11 @@ def serve(settings: Settings) -> None:
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         fields = {"address": address, "models": [name for name, _ in settings.models], "workers": settings.workers}
         log.warning("serving", extra={"fields": fields})  # however quiet: it is how to reach it
-        if settings.workers == 1:
-            uvicorn.Server(config).run([sock])
-        else:
-            Processes(config, [sock]).run()
+        with _ends_well():
+            if settings.workers == 1:
+                uvicorn.Server(config).run([sock])
+            else:
+                Processes(config, [sock]).run()
 
 
 class Processes(Multiprocess):

@@ -141,7 +141,7 @@ def test_the_camera(home: Home, opened: Visit) -> None:
     page.click("#camera")
     label = said(home, home.pictures[0])[0][0]
     page.wait_for_function("label => document.querySelector('#headline').innerText === label", arg=label)
-    page.wait_for_function("() => document.querySelector('#speed').innerText.includes(' fps, ')")
+    page.wait_for_selector("#speed:has-text(' fps, ')", state="visible")
     assert page.inner_text("#camera") == "Stop"
     page.click("#look")
     page.wait_for_function("() => document.querySelector('#look').getAttribute('aria-pressed') === 'true'")
@@ -151,7 +151,7 @@ def test_the_camera(home: Home, opened: Visit) -> None:
     page.select_option("#networks", "0")
     page.wait_for_selector(READY)
     page.click("#camera")
-    page.wait_for_function("() => document.querySelector('#speed').innerText.includes(' fps, ')")
+    page.wait_for_selector("#speed:has-text(' fps, ')", state="visible")
     page.click("#camera")
     assert page.evaluate("document.querySelector('#video').srcObject") is None
     assert page.is_visible(".invitation")

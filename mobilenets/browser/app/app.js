@@ -19,7 +19,7 @@ import { Rows, words } from "./rows.js";
 const SLOW = 0.9; // of a number that is shown, how much stays when another frame comes
 const KEPT_AFTER_MS = 2000; // what is kept is fetched once more: not while people wait for a first answer
 const READ_MS = 100; // that words of a live picture stay: nobody reads sixty in a second
-const SPOKEN_MS = 1500; // at the least between two answers that are read out
+const SPOKEN_MS = 1500; // at the least between two answers of a camera that are read out
 
 /**
  * @template {HTMLElement} T
@@ -116,7 +116,7 @@ function tell() {
   below.textContent = line;
   rows.show(lines);
   const now = (toldAt = performance.now());
-  if (said.textContent !== head && now - spoken > SPOKEN_MS) {
+  if (said.textContent !== head && (!camera.running || now - spoken > SPOKEN_MS)) {
     said.textContent = head;
     spoken = now;
   }

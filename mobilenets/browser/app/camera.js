@@ -55,8 +55,12 @@ export class Camera {
       const { name, message } = /** @type {Error} */ (e);
       throw new Error(REASONS[name] ?? `The camera doesn't start: ${message}`);
     }
-    this.#video.srcObject = this.#stream;
-    await this.#video.play();
+    const stream = (this.#video.srcObject = this.#stream);
+    try {
+      await this.#video.play();
+    } catch (e) {
+      if (this.#stream === stream) throw e; // else it was stopped meanwhile
+    }
   }
 
   stop() {

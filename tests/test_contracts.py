@@ -1,8 +1,6 @@
 """What every runtime, task, operation and encoding owes the others; and that a new one is a line in a table."""
 
 import dataclasses
-import importlib
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -450,18 +448,3 @@ def test_the_random_bundle_of_a_rectangle() -> None:
     bundle = random_bundle(arch)
     assert bundle.card.preprocess.input_size == (32, 64)
     assert graphs.pads(arch.ops[0], (3, 32, 64), "same") == (0, 0, 1, 1)
-
-
-def kinds(of: type[UserError]) -> list[type[UserError]]:
-    return [of, *(k for one in of.__subclasses__() for k in kinds(one))]
-
-
-def test_a_mistake_comes_through_from_another_process() -> None:
-    """As a pool's process sends it, and as a data loader's: made of the message alone."""
-    for name in ("web", "compression.goals", "deploy.lowering", "deploy.update.residual", "data.annotations.open"):
-        importlib.import_module(f"mobilenets.{name}")
-    every = kinds(UserError)
-    assert {"UserError", "Missing", "Refused", "Unmet", "Unsupported"} <= {k.__name__ for k in every}
-    for kind in every:
-        for made in (kind("said"), pickle.loads(pickle.dumps(kind("said")))):
-            assert (type(made), str(made)) == (kind, "said")

@@ -316,8 +316,8 @@ def moving(
     if asked.nearest is not None:
         raise UserError("--nearest is of images, not of a video")
     drawn = out if out and is_video(out) else None
-    if images and not Path(images[0]).exists():
-        raise UserError(f"{images[0]}: no such file or folder")
+    if images:
+        there(images[0])
     if images and drawn and drawn.exists() and drawn.samefile(images[0]):
         raise UserError(f"{drawn} is the video itself, which would be replaced: choose another --out")
     network = asked.model(model)

@@ -107,9 +107,9 @@ def main() -> None:
                 with ours(path) as (port, _pid):
                     row = loaded(port, "/v1/models/model:predict", where, photos, a.clients, a.seconds)
                 rows.setdefault(f"mobilenets serve, {e}", []).append(row)
-            with ours(paths["native"], "--workers", str(processor.cores())) as (port, _pid):
+            with ours(paths["native"], "--workers", "1") as (port, _pid):
                 row = loaded(port, "/v1/models/model:predict", where, photos, a.clients, a.seconds)
-            rows.setdefault("mobilenets serve, native, a process for each core", []).append(row)
+            rows.setdefault("mobilenets serve, native, one process", []).append(row)
             with tutorial(where, paths["onnxruntime"]) as port:
                 row = loaded(port, "/predict", where, photos, a.clients, a.seconds)
             rows.setdefault("FastAPI and onnxruntime, as in tutorials", []).append(row)
@@ -302,15 +302,21 @@ def _by_python(
 def memory(
     port: int, pid: int, folder: Path, photos: list[bytes], clients: int, minutes: float
 ) -> dict[str, Any]:  # fmt: skip
-    """The server's memory in MB while it is asked for so long: after a first minute or tenth, and at the end."""
+    """All the server's processes' memory in MB while they are asked for so long: each minute or tenth of it."""
     seen = []
     step = min(60.0, minutes * 6)
     until = time.monotonic() + 60 * minutes
     while time.monotonic() < until:
         loaded(port, "/v1/models/model:predict", folder, photos, clients, step)
-        resident = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
-        seen.append(round(resident * os.sysconf("SC_PAGE_SIZE") / 1e6, 1))
+        pages = sum(int(Path(f"/proc/{p}/statm").read_text(encoding="ascii").split()[1]) for p in family(pid))
+        seen.append(round(pages * os.sysconf("SC_PAGE_SIZE") / 1e6, 1))
     return {"minutes": minutes, "each": seen, "growth_percent": round(100 * (seen[-1] / seen[0] - 1), 2)}
+
+
+def family(pid: int) -> list[int]:
+    """A process and those that it started."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
+    return [pid, *(p for child in children for p in family(int(child)))]
 
 
 if __name__ == "__main__":

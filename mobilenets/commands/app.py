@@ -13,6 +13,7 @@ from cyclopts import Parameter
 from mobilenets.arguments import StrPath, as_path, checked
 from mobilenets.deploy.app import ENGINE, Site, site
 from mobilenets.deploy.hosting import Hosting, hosted, in_folder, tell
+from mobilenets.deploy.names import called
 from mobilenets.errors import UserError
 
 
@@ -33,7 +34,7 @@ def app(
     Parameters
     ----------
     networks
-        Runs, bundles' folders, .mnet files, names of packaged networks.
+        Runs, bundles' folders, .mnet files, names of packaged networks; NAME=PATH says what the page calls one.
     out
         The folder to write; with `serve`, it may be left out.
     precision
@@ -64,8 +65,10 @@ def app(
     folder = as_path(out)
     if folder is None and not serve:
         raise UserError("app needs --out, the folder to write, or --serve, to try it at once")
+    given = [called(str(network)) for network in networks]
+    names, paths = [name or "" for name, _ in given], [path for _, path in given]
     with tempfile.TemporaryDirectory() as temporary:
-        made = site(networks, folder or Path(temporary) / "site", precision, engine)
+        made = site(paths, folder or Path(temporary) / "site", precision, engine, names)
         if serve:
             how = hosting or Hosting()
             with hosted(in_folder(made.path), how) as address, contextlib.suppress(KeyboardInterrupt):

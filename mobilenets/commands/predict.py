@@ -320,12 +320,9 @@ def moving(
         there(images[0])
     if images and drawn and drawn.exists() and drawn.samefile(images[0]):
         raise UserError(f"{drawn} is the video itself, which would be replaced: choose another --out")
-    network = asked.model(model)
-    said = (
-        video.predicted(network, Path(images[0]), top, drawn)
-        if images
-        else video.watched(network, str(camera), top, drawn)
-    )
+    # Before the network is loaded: what can't be opened is said at once.
+    opened = video.Video.file(Path(images[0])) if images else video.Video.camera(str(camera))
+    said = (video.predicted if images else video.watched)(asked.model(model), opened, top, drawn)
     return said if drawn or not out else answers.write(said, out)
 
 

@@ -16,7 +16,7 @@ def serve(
     *models: StrPath,
     host: str = "127.0.0.1",
     port: int = 8080,
-    workers: int = 1,
+    workers: int | None = None,
     threads: int | None = None,
     batch: int | None = None,
     max_waiting: int = 256,
@@ -46,9 +46,10 @@ def serve(
     port
         Its port; 0: any that is free, which the first line of the log tells.
     workers
-        Processes. One that ends loses its own requests alone, and is started again.
+        Processes: one for each core, and 8 at most, if left out. One that ends loses its own requests alone, and is
+        started again.
     threads
-        Threads that decode and run, in each process; all cores together if left out.
+        Threads that decode and run, in each process; as many as give each core one, if left out.
     batch
         Images of all requests together in one call at most; as many as pay, which is measured, if left out.
     max_waiting
@@ -85,9 +86,9 @@ def serve(
     UserError
         For a network that can't be loaded, an address that is taken, numbers that can't be.
     """
-    from mobilenets.deploy.server.models import named
+    from mobilenets.deploy.names import named
     from mobilenets.deploy.server.run import serve as run
-    from mobilenets.deploy.server.settings import Settings
+    from mobilenets.deploy.server.settings import Settings, usual_workers
 
     networks = named(map(str, models))
     token = _token(Path(token_file)) if token_file else ""
@@ -95,6 +96,7 @@ def serve(
         raise UserError(
             "--app gives the networks to whoever opens its page, and --token-file wants a token: leave out one of them"
         )
+    workers = usual_workers() if workers is None else workers
     with _site(dict(networks)) if app else contextlib.nullcontext() as site:
         run(
             Settings(

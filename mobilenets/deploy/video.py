@@ -21,7 +21,7 @@ import av.container
 import av.error
 from PIL import Image
 
-from mobilenets import files
+from mobilenets import console, files
 from mobilenets.deploy.predict import Model, Prediction
 from mobilenets.errors import UserError
 from mobilenets.model.images import MAX_PIXELS
@@ -176,9 +176,8 @@ def _until_interrupted(*events: threading.Event) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def watched(model: Model, which: str, top: int, out: Path | None = None) -> Iterator[FramePrediction]:
+def watched(model: Model, video: Video, top: int, out: Path | None = None) -> Iterator[FramePrediction]:
     """What is said of a camera's frames, one at a time, until Ctrl-C."""
-    video = Video.camera(which)
 
     def said() -> Iterator[tuple[Frame, FramePrediction]]:
         for frame in video.newest():
@@ -189,12 +188,11 @@ def watched(model: Model, which: str, top: int, out: Path | None = None) -> Iter
     return _told(model, video, said(), out)
 
 
-def predicted(model: Model, path: Path, top: int, out: Path | None = None) -> Iterator[FramePrediction]:
+def predicted(model: Model, video: Video, top: int, out: Path | None = None) -> Iterator[FramePrediction]:
     """What is said of every frame of a video's file; with `out`, the video with it drawn in too, the sound as it was.
 
     A damaged one ends with a prediction whose `error` says so. Raises `UserError`.
     """
-    video = Video.file(path)
     waiting: deque[Frame] = deque()
 
     def noted() -> Iterator[Image.Image]:
@@ -242,6 +240,7 @@ def _written(out: Path, video: Video) -> Iterator[Labelled]:
             raise UserError(f"{out}: can't be written so ({_said(e)})") from e
         finally:
             writer.close()
+    console.note(f"{out}: {console.many(writer.frames, 'frame')}")
 
 
 class Labelled:
@@ -252,7 +251,7 @@ class Labelled:
         self.container: Any = None
         self.stream: Any = None
         self.waiting: list[Any] = []  # the sound that comes before the first frame
-        self.last = -1
+        self.last, self.frames = -1, 0
         source.told = self.waiting.append
 
     def add(self, frame: Frame, image: Image.Image) -> None:
@@ -263,7 +262,7 @@ class Labelled:
         fitted = image.crop((0, 0, *size)) if over <= {0, 1} else image.resize(size)
         drawn = av.VideoFrame.from_image(fitted)  # type: ignore[no-untyped-call]
         drawn.pts, drawn.time_base = max(frame.pts, self.last + 1), TICKS  # forward, whatever a camera's clock says
-        self.last = drawn.pts
+        self.last, self.frames = drawn.pts, self.frames + 1
         self.container.mux(self.stream.encode(drawn))
 
     def _begin(self, image: Image.Image) -> None:

@@ -187,3 +187,9 @@ def test_another_tools_app_json_is_no_site_of_ours(tmp_path: Path, command: Call
     (tmp_path / "expo" / "index.js").write_text("mine")
     assert "isn't a site" in command("app", "cifar10-v1-0.25", "--out", tmp_path / "expo").line
     assert (tmp_path / "expo" / "index.js").read_text() == "mine"
+
+
+def test_what_the_page_calls_a_network(tmp_path: Path, command: Callable[..., Ran]) -> None:
+    """Of runs' bundles, which are all called float."""
+    said = command("app", f"small={PACKAGED}", PACKAGED, "--out", tmp_path / "site", "--json").json
+    assert [network["name"] for network in said["networks"]] == ["small", PACKAGED]

@@ -16,10 +16,10 @@ import yaml
 
 import mobilenets
 from mobilenets.commands.serve import serve
+from mobilenets.deploy.names import named
 from mobilenets.deploy.server import run
 from mobilenets.deploy.server.gate import OPEN
 from mobilenets.deploy.server.metrics import Metrics
-from mobilenets.deploy.server.models import named
 from mobilenets.deploy.server.settings import Settings
 
 ROOT = Path(__file__).parents[2]

@@ -19,11 +19,12 @@ from starlette.testclient import TestClient
 
 import mobilenets
 from mobilenets.deploy.engines import trial
+from mobilenets.deploy.names import named
 from mobilenets.deploy.predict import load
 from mobilenets.deploy.server import bodies, models
 from mobilenets.deploy.server.app import application
 from mobilenets.deploy.server.logs import Json
-from mobilenets.deploy.server.models import best_batch, named
+from mobilenets.deploy.server.models import best_batch
 from mobilenets.deploy.server.settings import Settings
 from mobilenets.deploy.writers.onnx import onnx_model
 from mobilenets.errors import UserError

@@ -33,7 +33,13 @@ def test_a_page_that_asks(bundle: Path) -> None:
         assert "<option>tiny</option>" in page.text
         assert "default-src 'none'" in page.headers["content-security-policy"]
         assert "app/" not in page.text
+        assert "Token" not in page.text
         assert asked.get("/app/").status_code == 404
+
+
+def test_its_token_is_asked_for_where_there_is_one(bundle: Path) -> None:
+    with client(bundle, token="secret") as asked:
+        assert 'id="token"' in asked.get("/").text
 
 
 def test_a_page_that_runs_the_networks_where_it_is_opened(bundle: Path, tmp_path: Path) -> None:

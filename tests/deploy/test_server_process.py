@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import http.client
 import json
 import os
@@ -14,7 +15,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +25,23 @@ import pytest
 from mobilenets.arch import zoo
 from mobilenets.deploy.engines import trial
 from mobilenets.deploy.engines.onnxruntime import version
+from mobilenets.deploy.server import run
+from mobilenets.deploy.server.settings import Settings
 from mobilenets.deploy.writers.onnx import onnx_model
+from mobilenets.errors import UserError
 from mobilenets.model.bundle import random_bundle
 
+PROGRAM = (sys.executable, "-m", "mobilenets")
 PHOTO = hostile.jpeg(random.Random(1))
 
 
 class Running:
     """A server in processes of its own, its log in a file."""
 
-    def __init__(self, model: Path, folder: Path, *options: object) -> None:
+    def __init__(self, model: Path, folder: Path, *options: object, program: Sequence[str] = PROGRAM) -> None:
         trial.remember(model, "onnxruntime", version())
         self.log = folder / "log"
-        line = [sys.executable, "-m", "mobilenets", "serve", f"tiny={model}", "--port", "0"]
+        line = [*program, "serve", f"tiny={model}", "--port", "0"]
         with self.log.open("wb") as out:
             self.process = subprocess.Popen([*line, *map(str, options)], stdout=out, stderr=out)
         self.port = int(self.wait(lambda: self.events("serving"))[0]["address"].rpartition(":")[2])
@@ -75,6 +80,17 @@ class Running:
     def close(self) -> None:
         if self.process.poll() is None:
             self.end()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere processes share a socket")
+def test_each_process_has_a_socket_of_the_address_and_no_other_server_takes_it_too(tmp_path: Path) -> None:
+    several = Settings((("tiny", tmp_path),), port=0, workers=3)
+    with run._bound(several) as sockets:
+        assert len({sock.fileno() for sock in sockets}) == 3
+        (port,) = {sock.getsockname()[1] for sock in sockets}
+        other = dataclasses.replace(several, port=port)
+        with pytest.raises(UserError, match=f"port {port}"), run._bound(other):
+            pass
 
 
 @pytest.fixture(scope="module")
@@ -256,12 +272,34 @@ def test_what_is_under_way_is_finished(running: Running) -> None:
     assert running.process.wait(60) == 0
     for t in asking:
         t.join()
-    assert running.lines()[-1]["event"].startswith("Stopping parent process")
+    assert running.lines()[-1]["event"] == "stopped"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
+def test_a_process_that_is_stuck_is_started_again_and_all_end_with_who_started_them(
+    model: Path, tmp_path: Path
+) -> None:
+    """With a second's patience in the place of twenty; and however the first one ends."""
+    patient = "import sys; from mobilenets.deploy.server import processes; processes.SILENT = 1.0; "
+    patient += "from mobilenets.cli import main; main()"
+    program = [sys.executable, "-c", patient]
+    with contextlib.closing(Running(model, tmp_path, "--workers", 2, program=program)) as server:
+        stuck, other = workers(server)
+        os.kill(stuck, signal.SIGSTOP)
+        server.wait(lambda: len(found := workers(server)) == 2 and stuck not in found)
+        assert other in workers(server)
+        both = workers(server)
+        server.process.kill()
+        server.process.wait(60)
+        until = time.monotonic() + 30
+        while any(Path(f"/proc/{p}").exists() for p in both):
+            assert time.monotonic() < until
+            time.sleep(0.05)
 
 
 @pytest.mark.slow
 def test_ten_thousand_hostile_requests(model: Path, tmp_path: Path) -> None:
-    with contextlib.closing(Running(model, tmp_path, "--threads", 2, "--receive-timeout", 2)) as server:
+    with contextlib.closing(Running(model, tmp_path, "--workers", 2, "--receive-timeout", 2)) as server:
         said = attack(server, 10_000, 1000, 16)
         assert sum(said.values()) == 10_000
         assert server.ask() == 200
@@ -272,5 +310,5 @@ def test_ten_thousand_hostile_requests(model: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_ten_minutes_of_load_take_no_more_memory(model: Path, tmp_path: Path) -> None:
-    with contextlib.closing(Running(model, tmp_path, "--threads", 2, "--quiet")) as server:
-        assert growth(server, [server.process.pid], 600) < 1.05
+    with contextlib.closing(Running(model, tmp_path, "--workers", 2, "--quiet")) as server:
+        assert growth(server, [server.process.pid, *workers(server)], 600) < 1.05

@@ -109,7 +109,8 @@ def test_a_video_that_is_cut_off(clip: Path, model: Path, command: Callable[...,
     assert ran.code == 1
     rows = ran.out.splitlines()
     assert 3 < len(rows) < FRAMES
-    first, line = ran.err.splitlines()
+    wrote, first, line = ran.err.splitlines()
+    assert wrote == f"{tmp_path / 'labelled.mp4'}: {len(rows)} frames"
     assert first == "mobilenets: 1 image could not be read:"
     assert f"{cut}: " in line
     assert f"after {len(rows)} " in line
@@ -175,7 +176,7 @@ def test_a_camera_skips_what_comes_too_fast(
 
     monkeypatch.setattr(video.Video, "frames", paced)
     monkeypatch.setattr(video.Video, "camera", classmethod(lambda cls, _: cls.file(clip)))
-    said = list(video.watched(network, "0", 1, tmp_path / "seen.mp4"))
+    said = list(video.watched(network, video.Video.camera("0"), 1, tmp_path / "seen.mp4"))
     numbers = [p.frame for p in said]
     assert numbers == sorted(set(numbers))
     assert 3 <= len(numbers) < 15
@@ -199,7 +200,7 @@ def test_ctrl_c_ends_a_camera_and_keeps_what_was_seen(
     monkeypatch.setattr(video.Video, "frames", endless)
     monkeypatch.setattr(video.Video, "camera", classmethod(lambda cls, _: cls.file(clip)))
     threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
-    said = list(video.watched(predict.load(model), "0", 1, tmp_path / "seen.mp4"))
+    said = list(video.watched(predict.load(model), video.Video.camera("0"), 1, tmp_path / "seen.mp4"))
     with av.open(str(tmp_path / "seen.mp4")) as f:
         assert len(list(f.decode(video=0))) == len(said) > 3
 

@@ -124,7 +124,7 @@ async function measured(networks, seconds) {
 /** @param {Measured[]} found */
 function show(found) {
   const sorted = [...found].sort((a, b) => a.latency_ms - b.latency_ms);
-  const longest = Math.log(sorted[sorted.length - 1].latency_ms / sorted[0].latency_ms) || 1;
+  const longest = sorted[sorted.length - 1].latency_ms;
   part("rows", HTMLElement).replaceChildren(
     ...sorted.map(({ title, precision, latency_ms: ms }) => {
       const made = document.createElement("li");
@@ -135,7 +135,7 @@ function show(found) {
       });
       name.textContent = `${title}, ${precision}`;
       value.textContent = `${ms.toPrecision(3)} ms`;
-      inner.style.transform = `scaleX(${(0.05 + (0.95 * Math.log(ms / sorted[0].latency_ms)) / longest).toFixed(3)})`;
+      inner.style.transform = `scaleX(${(ms / longest).toFixed(4)})`;
       line.setAttribute("aria-hidden", "true");
       line.append(inner);
       made.append(name, value, line);

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import gc
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -110,6 +111,8 @@ def application(settings: Settings) -> Gate:
     @contextlib.asynccontextmanager
     async def life(_: FastAPI) -> AsyncIterator[None]:
         server.models.watch()
+        gc.collect()
+        gc.freeze()  # what is here stays: looking through it again takes as long as some requests
         yield
         server.models.close()
         await asyncio.to_thread(server.queue.close)
@@ -127,7 +130,7 @@ def application(settings: Settings) -> Gate:
     _kserve(app, direct, server)
     _about(app, server)
     app.include_router(direct)
-    page.mount(app, server.models.now, settings.app)
+    page.mount(app, server.models.now, settings.app, bool(settings.token))
     return Gate(Direct(app, direct), server.metrics, settings.token)
 
 

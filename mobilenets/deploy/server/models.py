@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-import re
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,37 +21,12 @@ from mobilenets.deploy.server.settings import Settings
 from mobilenets.errors import UserError
 
 log = logging.getLogger("mobilenets.serve")
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 LOOK = 1.0  # seconds between looks at the files
 SIZES = (1, 4, 8)  # images in a call, of which the quickest is found
 PAYS = 0.9  # of the time for an image alone that it must take at most in a batch
 SLOW = 0.05  # seconds for one image, from which on what a call costs besides doesn't count
 
 Stamp = tuple[Any, ...]
-
-
-def named(paths: Iterable[str]) -> tuple[tuple[str, Path], ...]:
-    """(name, path) of what a command line gives: `NAME=PATH`, or a path, which is named by its last part.
-
-    Raises `UserError` for two of one name, and for a name that an address can't have.
-    """
-    found: dict[str, Path] = {}
-    for given in paths:
-        name, equals, path = given.partition("=")
-        if not equals or "/" in name or Path(given).exists():
-            path, name = given, _stem(Path(given))
-        if not NAME.fullmatch(name):
-            raise UserError(f"{given}: {name!r} can't be a name in an address: give NAME={path}")
-        if name in found:
-            raise UserError(f"two networks are called {name}: give one of them as NAME={path}")
-        found[name] = Path(path)
-    if not found:
-        raise UserError("name at least one network: a file, a bundle or a run")
-    return tuple(found.items())
-
-
-def _stem(path: Path) -> str:
-    return path.stem if path.suffix in {*engines.SUFFIXES, ".mnz"} else path.name
 
 
 @dataclass(frozen=True)

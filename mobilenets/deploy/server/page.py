@@ -15,6 +15,7 @@ from mobilenets.deploy.hosting import HEADERS
 
 PAGE = Path(__file__).with_name("page.html")
 APP = '<p><a href="app/">Run it on this device instead</a>: live, by its camera; no picture leaves it</p>'
+TOKEN = '<label>Token, which this server wants <input id="token" type="password" autocomplete="off"></label>'
 # Nothing but what is in the page, and requests to this server.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src blob:; connect-src 'self'"
 
@@ -28,9 +29,10 @@ class _Isolated(StaticFiles):
         return response
 
 
-def mount(app: FastAPI, names: Mapping[str, object], site: Path | None) -> None:
+def mount(app: FastAPI, names: Mapping[str, object], site: Path | None, token: bool) -> None:
     """A page with an upload, which asks the networks called `names`; and the one in the folder `site`."""
     page = PAGE.read_text(encoding="utf-8").replace("<!-- app -->", APP if site else "")
+    page = page.replace("<!-- token -->", TOKEN if token else "")
 
     @app.get("/", include_in_schema=False)
     async def index() -> HTMLResponse:

@@ -1,4 +1,4 @@
-"""A server's processes: one, or several at one address, and one that starts those again which ended. No torch."""
+"""A server, from its address to its end; by one process, or by several. No torch."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import logging.config
 import os
 import signal
 import socket
+import sys
 import tempfile
 from collections.abc import Iterator
 from typing import Any
 
 import uvicorn
-from uvicorn.supervisors import Multiprocess
 
-from mobilenets.deploy.server import logs, metrics
+from mobilenets.deploy.server import logs, metrics, processes
 from mobilenets.deploy.server.app import application
 from mobilenets.deploy.server.protocol import Config, Patient
 from mobilenets.deploy.server.settings import Settings
@@ -32,7 +32,7 @@ GRACE = 10  # seconds, besides the longest answer's, for what is under way when 
 def serve(settings: Settings) -> None:
     """Serve until SIGTERM or Ctrl-C, then finish what is under way. Raises `UserError` for what can't be served."""
     app: Any = functools.partial(application, settings)
-    with _shared_numbers(settings.workers), _bound(settings) as sock:
+    with _shared_numbers(settings.workers), _bound(settings) as sockets:
         if settings.workers == 1:
             app = app()
         else:
@@ -44,26 +44,15 @@ def serve(settings: Settings) -> None:
             timeout_graceful_shutdown=round(settings.timeout) + GRACE,
         )  # fmt: skip
         config.receive_timeout = settings.receive_timeout
-        host, port = sock.getsockname()[:2]
+        host, port = sockets[0].getsockname()[:2]
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         fields = {"address": address, "models": [name for name, _ in settings.models], "workers": settings.workers}
         log.warning("serving", extra={"fields": fields})  # however quiet: it is how to reach it
-        with _ends_well():
-            if settings.workers == 1:
-                uvicorn.Server(config).run([sock])
-            else:
-                Processes(config, [sock]).run()
-
-
-class Processes(Multiprocess):
-    """uvicorn's, which starts a process again that ended or doesn't answer; what it had waiting counts no more."""
-
-    def keep_subprocess_alive(self) -> None:
-        before = {p.pid for p in self.processes}
-        super().keep_subprocess_alive()
-        for gone in before - {p.pid for p in self.processes}:
-            if gone:
-                metrics.forget(gone)
+        if settings.workers > 1:
+            processes.run(config, sockets)
+        else:
+            with _ends_well():
+                uvicorn.Server(config).run(sockets)
 
 
 def _check(settings: Settings) -> None:
@@ -88,16 +77,25 @@ def _shared_numbers(workers: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _bound(settings: Settings) -> Iterator[socket.socket]:
-    """The address, taken. Raises `UserError` where that can't be."""
+def _bound(settings: Settings) -> Iterator[list[socket.socket]]:
+    """The address, taken: by a socket for each process. Raises `UserError` where that can't be."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    try:
-        sock = socket.create_server((settings.host, settings.port), family=family, backlog=BACKLOG)
-    except OSError as e:
-        raise UserError(f"can't serve at {settings.host} port {settings.port}: {e.strerror or e}") from e
-    with sock:
-        sock.set_inheritable(True)
-        yield sock
+    shared = settings.workers > 1 and sys.platform == "linux"  # others leave all connections to one of them
+    port = settings.port
+    with contextlib.ExitStack() as taken:
+        try:
+            with socket.create_server((settings.host, port), family=family):
+                pass  # nobody else's: a port can be shared with strangers, too
+            sockets = []
+            for _ in range(settings.workers if shared else 1):
+                address = (settings.host, port)
+                sock = socket.create_server(address, family=family, backlog=BACKLOG, reuse_port=shared)
+                sockets.append(taken.enter_context(sock))
+                sock.set_inheritable(True)
+                port = sock.getsockname()[1]
+        except OSError as e:
+            raise UserError(f"can't serve at {settings.host} port {settings.port}: {e.strerror or e}") from e
+        yield sockets if shared else sockets * settings.workers
 
 
 @contextlib.contextmanager

@@ -8,6 +8,13 @@ from pathlib import Path
 from mobilenets import processor
 from mobilenets.errors import UserError
 
+MOST = 8  # processes, if nobody says how many: each takes memory for a network and for Python
+
+
+def usual_workers() -> int:
+    """A process for each core: Python itself runs on one core in each, and takes as long as decoding a thumbnail."""
+    return min(processor.cores(), MOST)
+
 
 @dataclass(frozen=True)
 class Settings:

@@ -100,7 +100,10 @@ def test_https_and_floats(measured: Callable[..., tuple[Ran, Path]], monkeypatch
 
 @pytest.mark.slow
 def test_what_is_measured_is_what_the_app_takes(browser: Any, tmp_path: Path) -> None:
-    """A network's time in the table, and in the app's page on the same machine, in turn: they agree within a tenth."""
+    """A network's time in the table, and in the app's page on the same machine, in turn: they agree within a tenth.
+
+    Of both the quietest round's median: a core that is shared runs at one speed or at two thirds of it, by turns.
+    """
     arch = zoo.arch("v1", 0.25, 224, 1000)
     random_bundle(arch, "int8").save(tmp_path / "bundle")
     site = app.site([tmp_path / "bundle"], tmp_path / "site").path
@@ -120,14 +123,17 @@ def test_what_is_measured_is_what_the_app_takes(browser: Any, tmp_path: Path) ->
       const { Network } = await import("./network.js");
       const [listed] = (await (await fetch("app.json")).json()).networks;
       const network = await Network.open(listed);
-      const times = [];
-      for (let i = 0; i < 100; i++) {
-        const data = new Uint8ClampedArray(224 * 224 * 4).fill(i);
-        times.push((await network.frame({ width: 224, height: 224, data }, 224, 224, false)).ms);
+      const rounds = [];
+      for (let round = 0; round < 40; round++) {
+        const times = [];
+        for (let i = 0; i < 9; i++) {
+          const data = new Uint8ClampedArray(224 * 224 * 4).fill(i);
+          times.push((await network.frame({ width: 224, height: 224, data }, 224, 224, false)).ms);
+        }
+        rounds.push(times.sort((a, b) => a - b)[4]);
       }
       network.close();
-      times.sort((a, b) => a - b);
-      return [predicted, times[times.length >> 1]];
+      return [predicted, Math.min(...rounds)];
     }"""
     with browsing.served(site) as address, browsing.visit(browser) as visit:
         visit.page.goto(address)

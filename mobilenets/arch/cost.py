@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mobilenets.arch.graph import Graph
+from mobilenets.arch.matrices import DENSE, vectors
 from mobilenets.arch.operations import Op, Shape
 from mobilenets.arch.spec import Arch
 from mobilenets.console import Notebook
@@ -89,6 +90,8 @@ def _row(op: Op, shapes: Mapping[str, Shape], times: int) -> CostRow:
         case _:
             fan_in = math.prod(op.weight_shape[1:])
             weights = op.cout * fan_in
+            if op.structure != DENSE:  # run as the matrix that its vectors stand for
+                weights = sum(map(math.prod, vectors(op.structure, op.cin, op.cout).values()))
             macs, adds = outputs * fan_in, outputs * (fan_in - 1)
     own = not op.shares
     # BatchNorm trains a scale and a shift per channel.

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from mobilenets.arch.boxes import COLUMNS, PARTS, Coder, Part, Suppression
+from mobilenets.arch.matrices import DENSE, STRUCTURES
 from mobilenets.errors import UserError, unknown
 
 Activation = Literal["relu", "relu6", "hard_swish", "hard_sigmoid", "gelu"]
@@ -36,7 +37,7 @@ class Op:
     right) are known once the graph is lowered; a row may say them, alike on opposite sides, where they aren't those
     that the network has by its `Padding`. `ceil`: the last window may stand over the edge, as long as it begins on the
     map. `first`: of a slice, the channel that it begins with. `coder`, `suppression` and `part` are of what makes
-    detections.
+    detections. `structure`: of a linear layer whose matrix is made of a few vectors, how (see `arch.matrices`).
     """
 
     name: str
@@ -59,6 +60,7 @@ class Op:
     part: Part | None = None
     ceil: bool = False
     first: int = 0
+    structure: str = DENSE
 
     @property
     def groups(self) -> int:
@@ -108,6 +110,8 @@ class Op:
         if (d.get("part") in PARTS) != (d["kind"] == "detected"):
             raise UserError(f"not an operation: {dict(d)}")
         if type(d.get("ceil", False)) is not bool:
+            raise UserError(f"not an operation: {dict(d)}")
+        if d.get("structure", DENSE) not in (STRUCTURES if d["kind"] == "linear" else (DENSE,)):
             raise UserError(f"not an operation: {dict(d)}")
         own: dict[str, Any] = {"inputs": tuple(inputs)} | ({"pads": tuple(d["pads"])} if "pads" in d else {})
         for key, of, kinds in (

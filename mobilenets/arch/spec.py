@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from mobilenets.arch.expansions import around_expansions
 from mobilenets.arch.graph import Graph
+from mobilenets.arch.matrices import DENSE, STRUCTURES
 from mobilenets.arch.operations import ACTIVATIONS, CLIPS, PADDINGS, Activation, Op, Padding
 from mobilenets.arch.row_types import row_from_json
 from mobilenets.arch.rows import Conv, InvertedResidual, Row, Scaling, chain, round_channels
@@ -75,7 +76,8 @@ class Network:
     `rows` up to the global pooling, `head` from there to the classifier. `keep_head`: the last of all rows isn't
     narrowed below alpha 1 (V2 paper, section 4). `alphas` and `resolutions` are those of published networks, the last
     resolution the one that the paper leads with. `widths`: at alphas for which the paper has a table of its own,
-    the channels there by those here; `fixed`: channels that no width changes. `classifies` as an `Arch` has it.
+    the channels there by those here; `fixed`: channels that no width changes. `classifies` and `classifier`: as
+    an `Arch` has them.
     """
 
     name: str
@@ -89,6 +91,7 @@ class Network:
     widths: Mapping[float, Mapping[int, int]] = dataclasses.field(default_factory=dict)
     fixed: frozenset[int] = frozenset()
     classifies: Classifies = "pooled"
+    classifier: str = DENSE
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,8 @@ class Arch:
     6): without the first, an activation follows the projection too; the shortcuts join the bottlenecks, or the
     expansions (over depthwise, project and the next expansion, as in a classical residual block), or there are none.
     `classifies`: what the classifier reads, the "pooled" vector; or the last "map", at every position of which it is a
-    1x1 convolution with the network's activation, and what it gives is pooled (SqueezeNet).
+    1x1 convolution with the network's activation, and what it gives is pooled (SqueezeNet). `classifier`: its matrix,
+    of numbers each by itself ("dense") or made of a few vectors (`arch.matrices`).
     """
 
     name: str
@@ -125,6 +129,7 @@ class Arch:
     convention: Convention = "slim"
     size: tuple[int, int] | None = None
     classifies: Classifies = "pooled"
+    classifier: str = DENSE
 
     def __post_init__(self) -> None:
         check_alpha(self.alpha)
@@ -140,6 +145,7 @@ class Arch:
             ("shortcut", SHORTCUTS),
             ("convention", CONVENTIONS),
             ("classifies", CLASSIFIES),
+            ("classifier", STRUCTURES),
         ):
             if getattr(self, field) not in known:
                 raise unknown(field, str(getattr(self, field)), known)
@@ -147,6 +153,8 @@ class Arch:
             raise UserError(f"dropout must be in [0, 1), not {self.dropout}")
         if not self.rows:
             raise UserError("an Arch needs at least one row")
+        if self.classifies == "map" and self.classifier != DENSE:
+            raise UserError(f"a classifier of a map's positions is {DENSE}, not {self.classifier}")
         if self.classifies == "map" and (self.head or self.activation not in CLIPS):
             raise UserError(f"a classifier of a map's positions has no rows before it, and {' or '.join(CLIPS)} after")
 
@@ -173,7 +181,9 @@ class Arch:
         if not self.num_classes:
             return ops
         inputs = (ops[-1].name,)
-        return *ops, Op(CLASSIFIER, "linear", self.features, self.num_classes, bias=True, inputs=inputs)
+        return *ops, Op(
+            CLASSIFIER, "linear", self.features, self.num_classes, bias=True, inputs=inputs, structure=self.classifier
+        )
 
     @property
     def scaling(self) -> Scaling:
@@ -255,6 +265,8 @@ class Arch:
             del d["size"]
         if self.classifies == "pooled":
             del d["classifies"]
+        if self.classifier == DENSE:
+            del d["classifier"]
         d["classes"] = d.pop("num_classes")  # as it was called when the first digests were made
         for part in ("rows", "head"):
             d[part] = [{"type": type(r).__name__, **dataclasses.asdict(r)} for r in d[part]]
@@ -400,6 +412,7 @@ def scale(
         convention=convention,
         size=size if size[0] != size[1] else None,
         classifies=network.classifies,
+        classifier=network.classifier,
     )
 
 

@@ -67,6 +67,11 @@ V1_SHALLOW = dataclasses.replace(
 )
 
 
+# V1 with a classifier whose matrix is made of a few vectors: a quarter of its numbers, at width .25 half, are there.
+V1_TOEPLITZ = dataclasses.replace(V1, name="v1-toeplitz", classifier="toeplitz", source="V1 table 1 and 1510.01722")
+V1_FASTFOOD = dataclasses.replace(V1, name="v1-fastfood", classifier="fastfood", source="V1 table 1 and 1412.7149")
+
+
 def _bottlenecks(t: int, c: int, n: int, s: int) -> tuple[InvertedResidual, ...]:
     """A line of V2's table 2: n bottlenecks of c channels, expansion t, the first of stride s."""
     return (InvertedResidual(c, stride=s, expand=t), *(InvertedResidual(c, stride=1, expand=t),) * (n - 1))
@@ -210,7 +215,7 @@ NETWORKS: dict[str, Network] = {
     )
 }
 # Those that MobileNets are measured against: everything walks them too, but nothing chooses among them by itself.
-OTHERS: dict[str, Network] = {n.name: n for n in (*EARLIER, *PEERS)}
+OTHERS: dict[str, Network] = {n.name: n for n in (*EARLIER, V1_TOEPLITZ, V1_FASTFOOD, *PEERS)}
 EVERY: ChainMap[str, Network] = ChainMap(OTHERS, NETWORKS)  # told from the last on
 
 

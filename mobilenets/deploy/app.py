@@ -235,7 +235,7 @@ def _looks(bundle: Bundle, card: Card, data: bytes, writer: str) -> dict[str, An
     read = last_map(card)
     if read is None:
         return None
-    lowered = lower(Bundle(card, bundle.dense().tensors))
+    lowered = lower(Bundle(card, bundle.dense().tensors))  # whose card is of plain tensors
     values: npt.NDArray[Any] = lowered.weights(lowered.graph.op(read[0])).values
     rows = values.reshape(len(values), -1)
     panel, group = (PANEL, 4 if str(values.dtype) == "int8" else 1) if writer == ENGINE else (1, 1)

@@ -18,6 +18,7 @@ import safetensors
 import safetensors.numpy
 
 from mobilenets import console, files
+from mobilenets.arch.matrices import DENSE
 from mobilenets.arch.operations import CLIPS
 from mobilenets.arch.spec import Arch
 from mobilenets.arguments import StrPath, checked
@@ -33,6 +34,7 @@ from mobilenets.model.encodings import (
     encode,
     find,
     fold,
+    multiplied_out,
     pack,
     tensor_shapes,
     weight_name,
@@ -67,10 +69,17 @@ class Bundle:
         return {**self.card.to_json(), "digest": self.digest}
 
     def dense(self) -> Bundle:
-        """The same bundle with every tensor stored plainly: what all that computes with weights takes."""
-        if not self.card.encodings:
-            return self
-        return Bundle(self.card.replace(encodings={}), decode(self.card, self.tensors), self.digest)
+        """The same bundle with every tensor stored plainly: what all that computes with weights takes.
+
+        A matrix that is made of a few vectors is whole then, and the network's classifier as any other's.
+        """
+        card, tensors = self.card, self.tensors
+        if card.encodings:
+            card, tensors = card.replace(encodings={}), decode(card, tensors)
+        if card.arch.classifier != DENSE:
+            tensors = multiplied_out(card, tensors)
+            card = card.replace(arch=card.arch.replace(classifier=DENSE))
+        return self if card is self.card else Bundle(card, tensors, self.digest)
 
     def encoded(self, encoding: str) -> Bundle:
         """The same float bundle with weights stored as `encoding` says, but for those that it can't hold."""
@@ -97,7 +106,8 @@ class Bundle:
                 f"a module computes in float32, and this bundle is {self.card.precision}: take the float bundle it was "
                 "made of, or mobilenets.load to run it"
             )
-        return of_tensors(self.card, self.dense().tensors)
+        plain = self.dense()
+        return of_tensors(plain.card, plain.tensors)
 
     def save(self, path: StrPath) -> Bundle:
         """Write it atomically, in the place of a bundle that is there; returns the same Bundle with its digest.
@@ -287,6 +297,7 @@ def with_random_weights(card: Card, precision: Precision = "float32") -> Bundle:
     if precision == "int8":
         clipped = {op.name for op in graph.ops if op.activation in CLIPS}
         ranges = {op.name: (0.0, 6.0) if op.name in clipped else (-3.0, 3.0) for op in graph.ops}
+        card, tensors = (plain := Bundle(card, tensors).dense()).card, dict(plain.tensors)
         packed = pack(graph, card.preprocess, fold(card, tensors), ranges)
         packed |= {name: tensors[name] for name in graph.constants}
         return Bundle(card.replace(precision=precision), packed)

@@ -8,7 +8,9 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 
+from mobilenets.arch import matrices
 from mobilenets.arch.graph import Graph
+from mobilenets.arch.matrices import DENSE
 from mobilenets.arch.operations import Op
 from mobilenets.errors import UserError, unknown
 from mobilenets.model.card import Card, Precision
@@ -41,6 +43,9 @@ def tensor_shapes(card: Card) -> dict[str, tuple[int, ...]]:
             shapes |= {f"{name}.weight": weight, f"{name}.bias": (op.cout,)}
             if name not in card.float_ops:
                 shapes[f"{name}.weight_scale"] = (op.cout,)
+        elif op.structure != DENSE:
+            parts = matrices.vectors(op.structure, op.cin, op.cout)
+            shapes |= {f"{name}.{k}": shape for k, shape in parts.items()} | {f"{name}.bias": (op.cout,)}
         elif op.kind == "linear":
             shapes |= {f"{name}.weight": weight[:2], f"{name}.bias": (op.cout,)}
         else:
@@ -344,6 +349,16 @@ def decode(card: Card, tensors: Tensors) -> dict[str, Array]:
     for name, encoding in card.encodings.items():
         how, (key, shape) = find(encoding), _stored(card, name)
         out[key] = how.decode({suffix: out.pop(key + suffix) for suffix in how.shapes(shape)}, shape)
+    return out
+
+
+def multiplied_out(card: Card, tensors: Tensors) -> dict[str, Array]:
+    """A bundle's tensors with the matrices in the place of the vectors that some are made of (see `arch.matrices`)."""
+    out = dict(tensors)
+    for op in card.graph.layers:
+        if op.structure != DENSE:
+            parts = {k: out.pop(f"{op.name}.{k}") for k in matrices.vectors(op.structure, op.cin, op.cout)}
+            out[f"{op.name}.weight"] = matrices.matrix(op.structure, op.cin, op.cout, parts, np).astype(np.float32)
     return out
 
 

@@ -6,10 +6,14 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import cast
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mobilenets.arch import matrices
 from mobilenets.arch.graph import Graph, Head, same_padding
+from mobilenets.arch.matrices import DENSE
 from mobilenets.arch.operations import KINDS, Activation, Op
 from mobilenets.arch.spec import CLASSIFIER, Arch, Block
 from mobilenets.errors import UserError
@@ -107,6 +111,31 @@ class Linear(nn.Linear):
         return y if x.ndim == 2 else y[:, :, None, None]
 
 
+class Structured(nn.Module):
+    """A fully connected layer whose matrix is made of a few vectors (see `arch.matrices`), dropout before it."""
+
+    def __init__(self, op: Op, arch: Arch) -> None:
+        super().__init__()
+        self.op, self.dropout = op, arch.dropout
+        self.parts = matrices.vectors(op.structure, op.cin, op.cout)
+        for name, shape in self.parts.items():
+            self.register_parameter(name, nn.Parameter(torch.empty(shape)))
+        self.bias = nn.Parameter(torch.empty(op.cout))
+
+    @property
+    def weight(self) -> Tensor:
+        parts = {name: self.get_parameter(name).float() for name in self.parts}
+        return cast(Tensor, matrices.matrix(self.op.structure, self.op.cin, self.op.cout, parts, torch))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.linear(F.dropout(x.flatten(1), self.dropout, self.training), self.weight, self.bias)
+        return y if x.ndim == 2 else y[:, :, None, None]
+
+
+def _linear(op: Op, arch: Arch) -> nn.Module:
+    return Linear(op, arch) if op.structure == DENSE else Structured(op, arch)
+
+
 def _norm(op: Op, arch: Arch) -> nn.Module:
     return nn.Sequential(OrderedDict(norm=nn.BatchNorm2d(op.cout, arch.bn_eps, arch.bn_momentum)))
 
@@ -127,7 +156,7 @@ MODULES: dict[str, Callable[[Op, Arch], nn.Module]] = {
     "depthwise": ConvNormAct,
     "pointwise": ConvNormAct,
     "global": ConvNormAct,
-    "linear": Linear,
+    "linear": _linear,
     "transposed": Transposed,
     "norm": _norm,
     "activation": lambda op, _: ACTIVATIONS[cast(Activation, op.activation)](),
@@ -230,7 +259,7 @@ def classifier_of(arch: Arch) -> nn.Module:
     """The layer that gives the logits; of a headless network, nothing."""
     if not arch.num_classes:
         return nn.Identity()
-    made = MapClassifier if arch.classifies == "map" else Linear
+    made = MapClassifier if arch.classifies == "map" else _linear
     return made(arch.graph.op(CLASSIFIER), arch)
 
 
@@ -244,6 +273,13 @@ def initialise(module: nn.Module) -> None:
         nn.init.normal_(module.conv.weight, std=0.01)
     elif isinstance(module, nn.Linear):
         nn.init.normal_(module.weight, std=0.01)
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, Structured):
+        rng, op = np.random.default_rng(int(torch.randint(2**31, ()))), module.op
+        vectors = matrices.random(op.structure, op.cin, op.cout, op.cin**-0.5, rng)
+        with torch.no_grad():
+            for name, value in vectors.items():
+                module.get_parameter(name).copy_(torch.from_numpy(value))
         nn.init.zeros_(module.bias)
 
 

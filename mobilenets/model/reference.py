@@ -188,13 +188,14 @@ class ExactInt8(SimulatedInt8):
 
 def float_model(bundle: Bundle) -> MobileNet:
     """The float network with the bundle's weights, in eval mode. What its outputs don't need stays as it is made."""
-    return of_tensors(bundle.card, bundle.dense().tensors)
+    plain = bundle.dense()
+    return of_tensors(plain.card, plain.tensors)
 
 
 def folded_network(bundle: Bundle) -> FoldedNetwork:
     """A float bundle's network with BatchNorm folded and its weights rounded as its card's precision says."""
-    card = bundle.card
-    tensors = bundle.dense().tensors
+    plain = bundle.dense()
+    card, tensors = plain.card, plain.tensors
     return FoldedNetwork(card.arch, card.graph, rounded(fold(card, tensors), card.precision), tensors).eval()
 
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from mobilenets import console, processor, tasks
 from mobilenets.arch.heads import LOGITS, PROBABILITIES
+from mobilenets.arch.matrices import PROPORTIONAL
 from mobilenets.arguments import checked
 from mobilenets.data.dataset import Data
 from mobilenets.deploy import engines, predict, trust
@@ -131,8 +132,9 @@ def _verifying(trained: Bundle, data: Data, task: Matched) -> Bundle:
 def cooled(source: Bundle, temperature: float) -> Bundle:
     """A float classifier with its logits divided by `temperature`: its weights and bias are."""
     (name,) = source.card.head.own
-    weight = weight_name(source.card.graph.op(name))
-    both = weight, weight.removesuffix("weight") + "bias"
+    op = source.card.graph.op(name)
+    layer = weight_name(op).removesuffix("weight")
+    both = f"{layer}{PROPORTIONAL[op.structure]}", f"{layer}bias"
     own = {tensor: source.tensors[tensor] / np.float32(temperature) for tensor in both}
     return Bundle(source.card, {**source.tensors, **own}, source.digest)
 

@@ -81,7 +81,7 @@ def initial_arch(start: Bundle, resolution: int) -> Arch:
     """The network of the bundle to start from, for another resolution."""
     if start.card.precision != "float32":
         raise UserError(f"--init needs a float bundle, not {start.card.precision}")
-    arch = start.card.arch
+    arch = start.dense().card.arch
     size = arch.size if resolution == arch.resolution else None
     return arch.replace(resolution=resolution, size=size)
 

@@ -40,8 +40,25 @@ def test_shufflenets_macs_are_its_papers(name, macs_m):
     assert round(sum(r.macs for r in rows if r.layer != "classifier") / 1e6) == macs_m
 
 
+@pytest.mark.parametrize(
+    ("name", "alpha", "numbers"),
+    [
+        ("v1-toeplitz", 1.0, 2 * 4 * 1024), ("v1-toeplitz", 0.25, 4 * 2 * 4 * 256),  # a block of 1024, or four of 256
+        ("v1-fastfood", 1.0, 3 * 1024), ("v1-fastfood", 0.25, 4 * 3 * 256), ("v1-fastfood", 0.75, 3 * 1024),
+    ],
+)  # fmt: skip
+def test_a_classifier_of_a_few_vectors(name, alpha, numbers):
+    """Its numbers are those of the papers' matrices; what it costs to run is the whole matrix's."""
+    dense, counted = cost.count(zoo.arch("v1", alpha)), cost.count(zoo.arch(name, alpha))
+    assert counted.rows[-1].params == numbers + 1000
+    assert counted.macs == dense.macs
+    assert counted.params - counted.rows[-1].params == dense.params - dense.rows[-1].params
+
+
 def test_every_other_network_is_counted_here_or_by_its_paper():
-    ours = {"shufflenet-v1", "flattened", "factorized"} | {f"shufflenet-v1-g{g}" for g in (1, 2, 4, 8)}
+    ours = {"shufflenet-v1", "flattened", "factorized", "v1-toeplitz", "v1-fastfood"} | {
+        f"shufflenet-v1-g{g}" for g in (1, 2, 4, 8)
+    }
     assert {name for name, *_ in GOLDEN} | ours == set(zoo.OTHERS)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from mobilenets.arch import cost, zoo
 from mobilenets.arch.cost import TYPE_NAMES, Cost, CostRow
+from mobilenets.arch.matrices import DENSE
 from mobilenets.arch.spec import Arch
 from mobilenets.errors import UserError
 from mobilenets.reports.explain.parts import Shape
@@ -137,7 +138,7 @@ def last_map(arch: Arch) -> Shape:
 
 def head(arch: Arch) -> Head | None:
     """None for a network that ends with the pooling, of a classifier's answers or of features."""
-    if arch.classifies == "map":
+    if arch.classifies == "map" or arch.classifier != DENSE:
         return None
     after = next((op for op in arch.tail if op.is_layer), None)
     return Head(after.name, last_map(arch), after.cout) if after else None

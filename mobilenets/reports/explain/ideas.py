@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from mobilenets.arch.matrices import RANK
 from mobilenets.arch.spec import Arch
 from mobilenets.reports.explain.parts import ATTENTION, FUSED, INVERTED, SEPARABLE, VARIANTS, short
 
@@ -37,6 +38,16 @@ def ideas_of(arch: Arch, kinds: Collection[str]) -> tuple[Idea, ...]:
          "V1 without its five blocks of 512 channels at 14x14. At about the same cost, V1 made thinner (alpha 0.75) "
          "is better: 68.4 against 65.3% ImageNet top-1.",
          "V1 paper, table 5"),
+        (arch.classifier == "toeplitz", "A classifier of low displacement rank",
+         f"Its matrix is a sum of {RANK} products of a circulant and a skew-circulant one, each of which is one vector "
+         "shifted from row to row: 2 numbers a column for each product in place of one an entry. Files hold the whole "
+         "matrix; training and bundles, the vectors.",
+         "Sindhwani et al. 2015, arXiv 1510.01722"),
+        (arch.classifier == "fastfood", "A deep fried classifier",
+         "Its matrix is S·H·G·P·H·B: three diagonals that are trained, a permutation that is drawn, and Hadamard's "
+         "matrix, which mixes and has no numbers of its own. Files hold the whole matrix; training and bundles, the "
+         "diagonals.",
+         "Yang et al. 2015, arXiv 1412.7149"),
         (arch.name == "v2-cifar", "V2 for small images",
          "V2's first two strides of 2 become 1, so that a 32x32 image still has a 4x4 map at the end; rows and "
          "weights are V2's.",

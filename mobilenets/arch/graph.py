@@ -140,7 +140,12 @@ class Graph:
     @property
     def activations(self) -> tuple[str, ...]:
         """The values that an int8 network rounds, each to a scale of its own."""
-        return (self.source, *(op.name for op in self.ops if KINDS[op.kind].rounded))
+        return (self.source, *(op.name for op in self.ops if self.rounds(op)))
+
+    def rounds(self, op: Op) -> bool:
+        """Whether an int8 network rounds what an operation gives: of a kind that only moves, if who reads it does."""
+        kind = KINDS[op.kind]
+        return kind.rounded or (kind.moves and any(self.rounds(reader) for reader in self.readers[op.name]))
 
     @property
     def output_shapes(self) -> dict[str, Shape]:

@@ -149,7 +149,7 @@ class Kind:
     rounds its output, which has a scale; what comes after the network's own operations, answers, stays float.
     `constant`: the name of numbers that it reads beside its inputs, in the shape of its output. `windowed`: each
     position is of a window of the input's, with pads around. `moves`: its numbers are some of its input's, at other
-    places, so that it has their scale.
+    places, so that it has their scale. `in_float`: an int8 network computes it in floats, and rounds its output after.
     """
 
     shape: Callable[[Op, Sequence[Shape]], Shape]
@@ -158,6 +158,7 @@ class Kind:
     constant: str = ""
     windowed: bool = False
     moves: bool = False
+    in_float: bool = False
 
 
 def windows(side: int, around: int, kernel: int, stride: int, ceil: bool = False, before: int = 0) -> int:
@@ -274,7 +275,7 @@ KINDS: dict[str, Kind] = {
     "mul": Kind(_kept),
     "attend": Kind(_attended),  # attention of query, key, value
     "concat": Kind(_concatenated),  # of channels
-    "flatten": Kind(_flattened, rounded=False),  # to one number after the other, channels first
+    "flatten": Kind(_flattened, rounded=False, moves=True),  # to one number after the other, channels first
     # Of a map [K * cout, H, W], what is said of each of K things at every position: [H * W * K, cout].
     "rows": Kind(_in_rows, rounded=False),
     "stack": Kind(_stacked, rounded=False),  # rows, one input's after another's
@@ -291,13 +292,13 @@ KINDS: dict[str, Kind] = {
     "detected": Kind(_part, rounded=False),  # of detections a `part`: boxes [most, 4], scores, classes, their count []
     # Of a two-stage detector (Faster R-CNN, 1506.01497; Mask R-CNN, 1703.06870). What follows a crop runs for each box,
     # so that its batch is of boxes: N images' K one after another.
-    "subsample": Kind(_strided, rounded=False),  # every position of a stride
+    "subsample": Kind(_strided, moves=True),  # every position of a stride
     # Of each map in turn the boxes [A, 4] and their logits [A, 1] -> the best boxes [most, 4], by the `suppression`: of
     # a map `per_class` are looked at, and push out none of another's. Boxes that are left over are zeros.
     "propose": Kind(_proposed, rounded=False),
     # Boxes [K, 4] or detections [K, 6], and maps, the largest first -> what each box encloses, of the map that suits
     # its size, K times [C, kernel, kernel] (RoIAlign, SAMPLES a side of each cell).
-    "crop": Kind(_cropped, rounded=False),
+    "crop": Kind(_cropped, in_float=True),
     # Boxes [K, 4], and of each the logits [C] and offsets [C * 4], the background first -> detections, by the `coder`
     # and the `suppression`.
     "refine": Kind(_detections, rounded=False),

@@ -16,7 +16,8 @@ def with_rounding(
 
     This is the one place for its rules. Every activation is rounded to its scale, but for those of `float_ops`, which
     are computed in float and stay so; an int8 operation that reads one rounds what it reads. Answers (KINDS says which)
-    are computed in float. `in_float`: operations that a runtime computes in float though their output is rounded.
+    are computed in float. `in_float`: operations that a runtime computes in float though their output is rounded,
+    beside the kinds that all do.
     """
     out: list[Op] = []
     integers: set[str] = set()
@@ -47,8 +48,8 @@ def with_rounding(
 
     made(graph.source, False, True)
     for op in graph.ops:
-        rounded = KINDS[op.kind].rounded and op.name not in float_ops
-        integer = rounded and not in_float(op)
+        rounded = graph.rounds(op) and op.name not in float_ops
+        integer = rounded and not (KINDS[op.kind].in_float or in_float(op))
         inputs = tuple(read(name, integer) for name in op.inputs)
         out.append(dataclasses.replace(op, inputs=inputs))
         made(op.name, integer, rounded)

@@ -14,7 +14,8 @@ from mobilenets.deploy import latency
 from mobilenets.deploy.choose import Budget, Choice, grid, pick
 from mobilenets.deploy.latency import Table
 from mobilenets.deploy.variants import pick_variant
-from mobilenets.tasks import find_trained
+from mobilenets.tasks import find_trained, with_options
+from mobilenets.tasks.detect.config import DetectorFamily, DetectorOptions
 from mobilenets.tasks.task import Ranged, Task
 
 
@@ -22,6 +23,7 @@ from mobilenets.tasks.task import Ranged, Task
 def choose(
     *,
     task: str = "classify",
+    detector: DetectorFamily | None = None,
     budget: Annotated[Budget | None, Parameter(name="*")] = None,
     engine: Words = ("onnxruntime",),
     precision: Words = ("int8",),
@@ -40,6 +42,10 @@ def choose(
     ----------
     task
         What networks are for: classify, or detect: then each is measured whole, from pixels to boxes.
+    detector
+        Of --task detect, the one family to choose among: ssd, ssdlite, ssdlite-torchvision, ssd-fpnlite; or, of two
+        stages, faster-rcnn-fpn, mask-rcnn. These are measured on what takes them longest, a photo full of objects. If
+        left out, ssdlite, ssd and ssd-fpnlite: one of two stages that finds as much is always slower.
     engine
         Runtimes, with commas between: onnxruntime, openvino, litert, ...
     precision
@@ -87,7 +93,7 @@ def choose(
             as_path(table), of, remeasure,
         )  # fmt: skip
 
-    asked = find_trained(task)
+    asked = with_options(find_trained(task), {"detect": DetectorOptions(detector)}, None)
     if isinstance(asked, Ranged):
         best = pick_variant(asked, num_classes, picked)
         assert best is not None  # each way has networks

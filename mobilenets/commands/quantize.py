@@ -146,6 +146,10 @@ def quantize(
         raise UserError(f"max-drop must be 0 or more, not {max_drop:g}")
     if mixed and max_drop is None:
         raise UserError("--mixed keeps in float what --max-drop needs; say how many points may be lost: --max-drop 1")
+    if qat:
+        from mobilenets.compression.qat import check_trainable
+
+        check_trainable(source.card)  # before the images are looked at
     scheme = Scheme(calibration, per_layer, equalize, not no_bias_correction, several(keep_float))
     floats = kept_in_float(source.card, scheme)
     scored, given = qat or max_drop is not None, named(data, reading)

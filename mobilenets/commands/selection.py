@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from mobilenets import console, files
+from mobilenets.arch.detectors import PYRAMIDS
 from mobilenets.arch.spec import Arch
 from mobilenets.data.checks import Scan
 from mobilenets.data.dataset import Data
@@ -135,12 +136,14 @@ def _of_variants(out: Path, data: Data, found: Scan, task: Ranged, wanted: Wante
 def options_of(out: Path, asked: DetectorOptions | None, start: Bundle | None) -> DetectorOptions:
     """What a run was asked for of its detector, of the family that it chose.
 
-    Anchors are fitted to the boxes, but for a detector to start from: its answers are bound to its own.
+    Anchors are fitted to the boxes, but for a detector to start from, whose answers are bound to its own, and one of
+    two stages.
     """
     family = run.began(out)["variant"]
     whole = start is not None and start.card.config.get("family") == family
+    own = whole or family in PYRAMIDS
     asked = asked or DetectorOptions()
-    return dataclasses.replace(asked, detector=family, anchors=asked.anchors or ("default" if whole else "auto"))
+    return dataclasses.replace(asked, detector=family, anchors=asked.anchors or ("default" if own else "auto"))
 
 
 def body(begin: Sequence[Start], arch: Arch, folder: Path | None) -> Bundle | None:

@@ -15,10 +15,13 @@ from cyclopts import Parameter
 from mobilenets import console, files, tasks
 from mobilenets.arch.spec import Arch
 from mobilenets.arguments import DataSource, StrPath, as_path, checked
+from mobilenets.commands.train import pretrained
 from mobilenets.data import checks
 from mobilenets.data.source import Reading, Source, spelled
 from mobilenets.errors import UserError
 from mobilenets.model.convert import starts
+from mobilenets.tasks.detect.config import DetectorOptions
+from mobilenets.tasks.task import Shaped
 from mobilenets.training import probing, recipes
 from mobilenets.training import trainer as train
 from mobilenets.training.recipes import Overrides
@@ -118,6 +121,7 @@ def tune(
     arch: str | None = None,
     alpha: float | None = None,
     resolution: int | None = None,
+    detector: Annotated[DetectorOptions | None, Parameter(name="*")] = None,
     recipe: str | None = None,
     overrides: Annotated[Overrides | None, Parameter(name="*")] = None,
     init: DataSource | None = None,
@@ -150,7 +154,7 @@ def tune(
         images that are smaller.
     recipe
         modern (from scratch), finetune, cifar, v1-paper, v2-paper or v3-paper; by default modern, or finetune with
-        --init.
+        --init; of a detector, as train chooses it.
     init
         What to start from: a bundle or run, a file of weights of any kind that import takes, or published weights by
         name (keras:v2-1.0-224).
@@ -187,8 +191,6 @@ def tune(
     (24, True, ['mobilenets', 'train', 'flowers'])
     """
     source, root, page = spelled(source, reading), as_path(root), as_path(html)
-    name = recipe or ("finetune" if init else "modern")
-    chosen = recipes.recipe(name, overrides)
     given = {} if overrides is None else {k: v for k, v in vars(overrides).items() if v is not None}
     if {"batch", "lr"} <= given.keys():
         raise UserError("--batch and --lr are both given: there is nothing to find; leave out one")
@@ -196,29 +198,41 @@ def tune(
         raise UserError(f"steps must be {4 * SKIPPED} or more, not {steps}")
     if page is not None and page.is_dir():
         raise UserError(f"{page} is a folder; --html needs the name of a file")
-    asked = tasks.find_trained(task)
+    start = starts.opened(init, as_path(weights)) if init else None
+    asked = tasks.with_options(tasks.find_trained(task), {"detect": detector}, start)
+    shaped = asked if isinstance(asked, Shaped) else None
+    found = pretrained(shaped, arch, alpha, as_path(weights)) if shaped and not (start or recipe) else None
+    usual = shaped.recipes if shaped else ("finetune", "modern")
+    start = start or found
+    name = recipe or usual[start is None]
+    chosen = recipes.recipe(name, overrides)
     data = asked.open(source, root, seed, None)
     checks.stop_at_doubts(data, yes)
-    start = starts.opened(init, as_path(weights)) if init else None
-    net = train.network(arch, alpha, resolution, start, asked, asked.config(data), data)
+    of = (None, None) if found else (arch, alpha)
+    net = train.network(*of, resolution, start, asked, asked.config(data), data)
     headed = None
     if start and chosen.probe == "on" and not train.complete(start, data, asked):
         balanced, own = chosen.class_weights == "balanced", train.initial_arch(start, net.resolution)
         headed = probing.with_head(start, own, data, asked, seed, balanced)
-    trial = Trial(source, root, net, chosen, headed.bundle if headed else start, seed, task)
+    trial = Trial(source, root, net, chosen, headed.bundle if headed else start, seed, task, detector)
     speeds = () if "batch" in given else try_batches(trial)
     batch = best_batch(speeds) if speeds else chosen.batch
     trial = dataclasses.replace(trial, recipe=dataclasses.replace(chosen, batch=batch, accumulate=1))
     rates, losses = ([], []) if "lr" in given else try_rates(trial, steps)
     peak = trial.recipe.peak_lr
     if rates:
-        peak = (gentle(rates, losses) or peak) if headed else steepest(rates, losses)
+        goes_on = headed or (start and shaped and start.card.task == task)
+        peak = (gentle(rates, losses) or peak) if goes_on else steepest(rates, losses)
     lr = peak * chosen.lr_batch / batch if chosen.lr_batch and rates else peak if rates else chosen.lr
-    of = Source.parse(source)
-    line = ["mobilenets", "train", of.path, *of.reading.options(), *(["--task", task] if task != "classify" else [])]
+    read = Source.parse(source)
+    line = ["mobilenets", "train", read.path, *read.reading.options()]
+    line += ["--task", task] if task != "classify" else []
+    for k, v in vars(detector).items() if detector else ():
+        line += [f"--{k}", v] if v else []
     line += ["--init", str(init)] if init else ["--arch", net.name, "--alpha", f"{net.alpha:g}"]
-    line += ["--weights", str(weights)] if init and weights else []
-    line += ["--resolution", str(net.resolution), "--recipe", name, "--batch", str(batch), "--lr", f"{lr:.3g}"]
+    line += ["--weights", str(weights)] if weights and (init or found) else []
+    line += [] if found else ["--recipe", name]  # a recipe that is asked for begins with no weights
+    line += ["--resolution", str(net.resolution), "--batch", str(batch), "--lr", f"{lr:.3g}"]
     for k, v in given.items():
         if k not in ("batch", "lr", "accumulate"):
             line += [f"--{k.replace('_', '-')}", str(v)]

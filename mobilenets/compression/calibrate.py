@@ -115,10 +115,31 @@ def batches(preprocess: Preprocess, images: Pixels, size: int = BATCH) -> Iterat
 
 
 def watch(network: FoldedNetwork, inputs: Iterator[Tensor], see: Watch) -> None:
-    """Run a network and show `see` every operation: its module, inputs and output."""
+    """Run a network and show `see` every operation: its module, inputs and output.
+
+    Of what runs for each box, those of the boxes that there are: an image has as many rows as it may have boxes.
+    """
+    graph = network.graph
+    crops = {
+        op.name: crop.name for crop in graph.ops if crop.kind == "crop"
+        for op in graph.after([crop.name]) if graph.rounds(op)
+    }  # fmt: skip
+    there: dict[str, Tensor] = {}  # by the crop's name, which of its rows are of a box
+
+    def show(op: Op, module: nn.Module, x: tuple[Tensor, ...], y: Tensor) -> None:
+        if op.kind == "crop":
+            low, high = x[0][..., :2], x[0][..., 2:4]
+            there[op.name] = (high > low).all(-1).flatten()
+            y = y[there[op.name]]
+        elif op.name in crops:
+            rows = there[crops[op.name]]
+            x, y = tuple(v[rows] for v in x), y[rows]
+        if len(y):
+            see(op, module, x, y)
+
     handles = [
-        module.register_forward_hook(lambda m, x, y, op=op: see(op, m, x, y))
-        for op, module in zip(network.graph.ops, network.layers, strict=True)
+        module.register_forward_hook(lambda m, x, y, op=op: show(op, m, x, y))
+        for op, module in zip(graph.ops, network.layers, strict=True)
     ]
     try:
         with torch.inference_mode():

@@ -12,7 +12,7 @@ from mobilenets.arch.graph import Graph
 from mobilenets.arch.operations import Op
 from mobilenets.compression.calibrate import batches, watch
 from mobilenets.model.card import Card
-from mobilenets.model.encodings import Array, Folded
+from mobilenets.model.encodings import Array, Folded, Tensors
 from mobilenets.model.images import Pixels
 from mobilenets.model.reference import FoldedNetwork, Layer
 
@@ -40,17 +40,17 @@ def pairs(graph: Graph) -> Iterator[tuple[Op, Op]]:
             yield op, after
 
 
-def equalize(card: Card, folded: Folded, images: Pixels) -> Folded:
+def equalize(card: Card, folded: Folded, images: Pixels, constants: Tensors | None = None) -> Folded:
     """Channels between two layers scaled so that the weights that make and that read each span the same range.
 
     A layer's channel divided by s and the next layer's weights for it multiplied by s compute the same, through a ReLU
     too. Through a ReLU6 they do while the channel stays below 6: one that doesn't, over `images` (uint8 [N, H, W, 3])
-    and some headroom, is left as it is, and no other is scaled beyond.
+    and some headroom, is left as it is, and no other is scaled beyond. `constants`: as `FoldedNetwork` takes them.
     """
     found = list(pairs(card.graph))
     clipped = {op.name for op, _ in found if op.activation == "relu6"}
     # The least s of each channel; those that reach 6 unscaled have none.
-    least = {name: peak * HEADROOM / 6 for name, peak in _peaks(card, folded, images, clipped).items()}
+    least = {name: peak * HEADROOM / 6 for name, peak in _peaks(card, folded, images, clipped, constants).items()}
     left = {name: s >= 1 for name, s in least.items()}
     out = {name: (weight.astype(np.float64), bias.astype(np.float64)) for name, (weight, bias) in folded.items()}
     for _ in range(ROUNDS):
@@ -67,7 +67,7 @@ def equalize(card: Card, folded: Folded, images: Pixels) -> Folded:
     return {name: (w.astype(np.float32), b.astype(np.float32)) for name, (w, b) in out.items()}
 
 
-def _peaks(card: Card, folded: Folded, images: Pixels, names: set[str]) -> dict[str, Array]:
+def _peaks(card: Card, folded: Folded, images: Pixels, names: set[str], constants: Tensors | None) -> dict[str, Array]:
     """The largest output of each channel of the layers `names`."""
     peaks: dict[str, Array] = {}
 
@@ -76,25 +76,28 @@ def _peaks(card: Card, folded: Folded, images: Pixels, names: set[str]) -> dict[
             peak = y.amax((0, 2, 3)).double().numpy()
             peaks[op.name] = np.maximum(peaks.get(op.name, peak), peak)
 
-    watch(FoldedNetwork(card.arch, card.graph, folded).eval(), batches(card.preprocess, images), see)
+    watch(FoldedNetwork(card.arch, card.graph, folded, constants).eval(), batches(card.preprocess, images), see)
     return peaks
 
 
-def correct(card: Card, folded: Folded, stored: Folded, images: Pixels) -> Folded:
+def correct(card: Card, folded: Folded, stored: Folded, images: Pixels, constants: Tensors | None = None) -> Folded:
     """`folded` with biases that make up for what rounded weights, `stored`, add to the mean of each output channel.
 
-    The mean is over `images`, uint8 [N, H, W, 3], and all positions; layers read what they do in the float network.
+    The mean is over `images`, uint8 [N, H, W, 3], or the boxes in them, and all positions; layers read what they do in
+    the float network. `constants`: as `FoldedNetwork` takes them.
     """
-    network = FoldedNetwork(card.arch, card.graph, folded).eval()
+    network = FoldedNetwork(card.arch, card.graph, folded, constants).eval()
     errors = {name: torch.from_numpy(stored[name][0] - weight) for name, (weight, _) in folded.items()}
     shifts = {name: np.zeros(len(bias)) for name, (_, bias) in folded.items()}
+    seen = dict.fromkeys(folded, 0)  # images, or boxes
 
     def see(op: Op, module: nn.Module, inputs: tuple[Tensor, ...], _y: Tensor) -> None:
         if isinstance(module, Layer):
             shifts[op.name] += module.sums(inputs[0], errors[op.name]).mean((2, 3)).sum(0).double().numpy()
+            seen[op.name] += len(inputs[0])
 
     watch(network, batches(card.preprocess, images), see)
     return {
-        name: (weight, (bias - shifts[name] / len(images)).astype(np.float32))
+        name: (weight, (bias - shifts[name] / max(seen[name], 1)).astype(np.float32))
         for name, (weight, bias) in folded.items()
     }

@@ -62,6 +62,11 @@ def quantize_within(
     plain, lost = attempt(())
     if lost <= max_drop:
         return plain
+    if not tasks.of(source.card).taps:
+        raise UserError(
+            f"int8 loses {points(score, lost)} of {score.label}, more than the {max_drop:g} allowed; which operations "
+            "lose it can't be told of a detector in two stages: name some to keep in float, by --keep-float"
+        )
     ranked = [n for n in sensitivity(measured, images[:RANKING_IMAGES]) if n not in float_ops]
     first = [tuple(ranked[:n]) for n in range(len(ranked) + 1)]
     names = first[bisect.bisect_left(first, True, hi=len(ranked), key=lambda names: attempt(names)[1] <= max_drop)]
@@ -97,7 +102,7 @@ def sensitivity(measured: Measured, images: Pixels) -> dict[str, float]:
             (y - y.mean(1, keepdim=True) if logits else y).numpy() for y, logits in zip(whole, are_logits, strict=True)
         ]
 
-    exact = values(FoldedNetwork(card.arch, graph, folded).eval())
+    exact = values(FoldedNetwork(card.arch, graph, folded, measured.constants).eval())
     out = {}
     names = graph.activations[1:]
     for name in names:

@@ -31,6 +31,7 @@ from mobilenets.data import checks
 from mobilenets.data.dataset import Data, cache_side
 from mobilenets.errors import UserError
 from mobilenets.model.bundle import Bundle
+from mobilenets.model.card import Card
 from mobilenets.model.encodings import TINY, affine, input_range
 from mobilenets.model.images import Pixels, Preprocess
 from mobilenets.model.module import Taps, Walker
@@ -165,7 +166,7 @@ class FakeQuantized(RoundedNetwork):
     def __init__(self, start: Measured, float_ops: Collection[str] = ()) -> None:
         card = start.card
         weights = {n: (start.folded if n in float_ops else start.corrected)[n] for n in start.folded}
-        super().__init__(card.arch, with_rounding(card.graph, float_ops), weights)
+        super().__init__(card.arch, with_rounding(card.graph, float_ops), weights, start.constants)
         self.start = start
         source, *others = card.graph.activations
         images = LearnedRange(*input_range(card.preprocess), learned=False)
@@ -216,6 +217,18 @@ class TeacherLoss(nn.Module):
         return ()
 
 
+def check_trainable(card: Card) -> None:
+    """Raises `UserError` for a network that can't be trained to answer as another does."""
+    task = tasks.of(card)
+    if task.primary is None:
+        raise UserError(f"the task {task.name} has no score, which quantization-aware training needs: leave out --qat")
+    if not task.taps:
+        raise UserError(
+            "a detector in two stages isn't trained in int8: float and int8 make other proposals, and what they say of "
+            "these can't be compared; leave out --qat"
+        )
+
+
 def train_int8(
     source: Bundle, start: Measured, data: Data, epochs: int, float_ops: Collection[str], out: Path
 ) -> Measured:
@@ -240,9 +253,8 @@ def learn(
     last one, to the same numbers; it is removed in the end. Where int8 comes no nearer to float on held-out images,
     `start` comes back. Raises `UserError` (a full disk, a worker process that died), `Interrupted` on Ctrl-C.
     """
-    card, task = start.card, tasks.of(source.card)
-    if task.primary is None:
-        raise UserError(f"the task {task.name} has no score, which quantization-aware training needs: leave out --qat")
+    card = start.card
+    check_trainable(source.card)
     arguments = {
         "start": _digest(start), "teacher": source.digest, "data": data.describe(), "float_ops": sorted(float_ops),
         "recipe": recipe.to_json(), "seed": seed,

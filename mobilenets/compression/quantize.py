@@ -17,14 +17,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mobilenets import tasks
 from mobilenets.compression.scheme import DEFAULT, Scheme
 from mobilenets.errors import UserError, unknown
 from mobilenets.model.bundle import Bundle
 from mobilenets.model.card import Card, Precision
-from mobilenets.model.encodings import Folded, Ranges, fold, for_pixels, pack, rounded, unpack
+from mobilenets.model.encodings import Folded, Ranges, Tensors, fold, for_pixels, pack, rounded, unpack
 from mobilenets.model.images import Pixels
 from mobilenets.tasks.task import Finishing
 
@@ -34,7 +34,7 @@ class Measured:
     """A float network ready for int8: its weights folded, what its activations span, the card of what it becomes.
 
     `corrected`: the weights that are rounded, their biases bias-corrected where that was asked for; `folded`: those
-    that stay in float.
+    that stay in float. `constants`: what operations read besides weights, as anchors, which stay as they are.
     """
 
     card: Card
@@ -42,6 +42,7 @@ class Measured:
     corrected: Folded
     ranges: Ranges
     per_layer: bool
+    constants: Tensors = field(default_factory=dict)
 
     def bundle(self, float_ops: Collection[str] = ()) -> Bundle:
         """The int8 bundle that keeps `float_ops` in float."""
@@ -49,7 +50,7 @@ class Measured:
         card = self.card.replace(float_ops=tuple(op.name for op in self.card.graph.ops if op.name in kept))
         weights = {n: (self.folded if n in kept else self.corrected)[n] for n in self.folded}
         tensors = pack(card.graph, card.preprocess, weights, self.ranges, per_layer=self.per_layer, float_ops=kept)
-        return Bundle(card, tensors)
+        return Bundle(card, {**tensors, **self.constants})
 
 
 def measure_ranges(source: Bundle, images: Pixels, scheme: Scheme = DEFAULT) -> Measured:
@@ -71,15 +72,16 @@ def measure_ranges(source: Bundle, images: Pixels, scheme: Scheme = DEFAULT) -> 
             raise unknown("operation", name, card.graph.activations[1:])
     preprocess, folded = for_pixels(card.graph, card.preprocess, fold(card, source.tensors))
     card = card.replace(precision="int8", preprocess=preprocess, metrics=(), parent=source.digest)
+    constants = {name: source.tensors[name] for name in card.graph.constants}
     if scheme.equalize:
-        folded = equalize(card, folded, images)
-    network = FoldedNetwork(card.arch, card.graph, folded).eval()
+        folded = equalize(card, folded, images, constants)
+    network = FoldedNetwork(card.arch, card.graph, folded, constants).eval()
     ranges = calibrate(network, preprocess, images, scheme.calibration)
-    measured = Measured(card, folded, folded, ranges, scheme.per_layer)
+    measured = Measured(card, folded, folded, ranges, scheme.per_layer, constants)
     if not scheme.bias_correction:
         return measured
     stored = unpack(card, measured.bundle().tensors)
-    return dataclasses.replace(measured, corrected=correct(card, folded, stored, images))
+    return dataclasses.replace(measured, corrected=correct(card, folded, stored, images, constants))
 
 
 def quantize_bundle(source: Bundle, images: Pixels, scheme: Scheme = DEFAULT) -> Bundle:
@@ -102,9 +104,9 @@ def correct_bundle(source: Bundle, precision: Precision, images: Pixels) -> Bund
     """
     from mobilenets.compression.equalize import correct
 
-    card, tensors = source.card, dict(source.tensors)
-    folded = fold(card, source.dense().tensors)
-    corrected = correct(card, folded, rounded(folded, precision), images)
+    card, tensors, plain = source.card, dict(source.tensors), source.dense().tensors
+    folded = fold(card, plain)
+    corrected = correct(card, folded, rounded(folded, precision), images, plain)
     for op in card.graph.layers:
         name = f"{op.name}.bias" if op.kind == "linear" else f"{op.name}.{'norm' if op.norm else 'conv'}.bias"
         if op.norm or op.bias:

@@ -149,7 +149,7 @@ def layer_errors(int8: Bundle, folded: Folded, images: Pixels, data: str = "") -
     `images`, uint8 [N, H, W, 3], go through both side by side, a few at a time: memory doesn't grow with N.
     """
     card, graph, task = int8.card, int8.card.graph, tasks.of(int8.card)
-    rough, exact = SimulatedInt8(int8).eval(), FoldedNetwork(card.arch, graph, folded).eval()
+    rough, exact = SimulatedInt8(int8).eval(), FoldedNetwork(card.arch, graph, folded, int8.tensors).eval()
     rounded = graph.activations[1:]
     covered = {name: _covered(*rough.affine[name]) for name in rounded if name not in card.float_ops}
     sums = {name: _Sums() for name in rounded}
@@ -194,6 +194,8 @@ def _walk(
         if op.name in unread:  # it isn't between whole numbers and floats
             same = graph.op(op.name)
             y = true[op.name] = exact.compute(same, [true[name] for name in same.inputs])
+            if op.kind == "propose":  # what is said of other boxes couldn't be compared
+                come[op.name] = y
             if op.name in seen:
                 # Of float's values, those are rounded that the operation itself rounds, not what makes them.
                 read = [

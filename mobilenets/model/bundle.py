@@ -276,12 +276,12 @@ def random_bundle(arch: Arch, precision: Precision = "float32") -> Bundle:
     )
 
 
-def with_random_weights(card: Card, precision: Precision = "float32") -> Bundle:
-    """The network of a card with random weights, in any precision."""
+def with_random_weights(card: Card, precision: Precision = "float32", given: Tensors | None = None) -> Bundle:
+    """The network of a card with random weights, in any precision; `given`: tensors that aren't random, by name."""
     rng = np.random.default_rng(0)
     graph = card.graph
     tensors: dict[str, Array] = {}
-    for name, shape in tensor_shapes(card.replace(precision="float32")).items():
+    for name, shape in tensor_shapes(card.replace(precision="float32", float_ops=())).items():
         if name in graph.constants:  # anchors, whose sizes are positive
             tensors[name] = rng.random(shape, np.float32)
         elif len(shape) > 1:
@@ -294,11 +294,12 @@ def with_random_weights(card: Card, precision: Precision = "float32") -> Bundle:
         for part in ("weight", "bias") if op.shares else ():
             if f"{op.name}.conv.{part}" in tensors:
                 tensors[f"{op.name}.conv.{part}"] = tensors[f"{op.shares}.conv.{part}"]
+    tensors |= given or {}
     if precision == "int8":
         clipped = {op.name for op in graph.ops if op.activation in CLIPS}
         ranges = {op.name: (0.0, 6.0) if op.name in clipped else (-3.0, 3.0) for op in graph.ops}
         card, tensors = (plain := Bundle(card, tensors).dense()).card, dict(plain.tensors)
-        packed = pack(graph, card.preprocess, fold(card, tensors), ranges)
+        packed = pack(graph, card.preprocess, fold(card, tensors), ranges, float_ops=card.float_ops)
         packed |= {name: tensors[name] for name in graph.constants}
         return Bundle(card.replace(precision=precision), packed)
     return Bundle(card.replace(precision=precision), tensors)

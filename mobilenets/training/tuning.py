@@ -22,6 +22,8 @@ from mobilenets.deploy import bench
 from mobilenets.errors import Interrupted, UserError
 from mobilenets.model.bundle import Bundle
 from mobilenets.model.images import BadImage
+from mobilenets.tasks.detect.config import DetectorOptions
+from mobilenets.tasks.task import Task
 from mobilenets.training import loop
 from mobilenets.training.recipes import Recipe
 from mobilenets.training.setup import setup
@@ -66,6 +68,12 @@ class Trial:
     init: Bundle | None
     seed: int
     task: str = "classify"
+    detector: DetectorOptions | None = None
+
+    @property
+    def asked(self) -> Task:
+        """What the network is for, with the options that it was asked for with."""
+        return tasks.with_options(tasks.find(self.task), {"detect": self.detector}, self.init)
 
 
 def sample(data: Data, side: int = CACHE_SIDE) -> Split:
@@ -91,7 +99,7 @@ def run_steps(trial: Trial, data: Data, images: Split, steps: int, callback: Any
 
     from mobilenets.training import loader
 
-    made = setup(data, images, trial.arch, trial.recipe, trial.seed, trial.init, task=tasks.find(trial.task))
+    made = setup(data, images, trial.arch, trial.recipe, trial.seed, trial.init, task=trial.asked)
     with loop.suppress_warnings():
         trainer = pl.Trainer(
             max_epochs=-1,
@@ -153,7 +161,7 @@ def _child(trial: Trial, pipe: Connection) -> None:
     """A `Speed` for each batch size received; None for one that the memory doesn't hold."""
     with contextlib.suppress(EOFError, BrokenPipeError, KeyboardInterrupt, Interrupted):
         try:
-            data = tasks.find(trial.task).open(trial.source, trial.root, trial.seed, None)
+            data = trial.asked.open(trial.source, trial.root, trial.seed, None)
             images = sample(data, cache_side(max(trial.arch.input_size)))
             if len(images) < 2 * SMALLEST:
                 raise UserError(f"{trial.source}: {len(images)} readable training images are too few to try batches on")
@@ -288,7 +296,7 @@ def gentle(rates: Sequence[float], losses: Sequence[float]) -> float | None:
 
 def try_rates(trial: Trial, steps: int) -> tuple[list[float], list[float]]:
     """Rates and losses: rates rise exponentially around the recipe's, until `steps` steps or the loss diverges."""
-    data = tasks.find(trial.task).open(trial.source, trial.root, trial.seed, None)
+    data = trial.asked.open(trial.source, trial.root, trial.seed, None)
     images = sample(data, cache_side(max(trial.arch.input_size)))
     peak = trial.recipe.peak_lr
     rates = [float(r) for r in np.geomspace(BELOW * peak, ABOVE * peak, steps)]

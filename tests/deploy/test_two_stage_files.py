@@ -19,6 +19,8 @@ from mobilenets.arch.graph import Head, Output
 from mobilenets.arch.operations import Op
 from mobilenets.arch.rows import Conv
 from mobilenets.arch.spec import Arch
+from mobilenets.compression.quantize import measure_ranges, quantize_bundle
+from mobilenets.compression.sensitivity import layer_errors
 from mobilenets.deploy import engines
 from mobilenets.deploy.engines import RUNTIMES
 from mobilenets.deploy.engines.torch import TorchEngine
@@ -92,6 +94,40 @@ def test_a_file_says_what_pytorch_says(
     assert "mask" in json.loads(json.dumps(found.to_json()))["boxes"][0]
 
 
+@pytest.fixture(scope="module")
+def rounded(masked: Bundle, images: npt.NDArray[np.uint8]) -> Bundle:
+    return quantize_bundle(masked, images)
+
+
+@pytest.mark.skipif(not engines.available("onnxruntime"), reason="needs ONNX Runtime")
+def test_an_int8_file_says_what_int8_does_in_pytorch(rounded: Bundle, images: npt.NDArray[np.uint8]) -> None:
+    assert rounded.card.float_ops == (*(f"rpn.{i}.boxes" for i in range(4)), "box.boxes")
+    engine, size = engines.build("onnxruntime", rounded, "int8", 1)
+    assert size < 0.35 * sum(4 * t.size for t in rounded.tensors.values())
+    got, expected = engine(images), TorchEngine(rounded, 1)(images)
+    assert (expected["count"] == MOST).all()
+    for name, values in expected.items():
+        np.testing.assert_allclose(got[name], values, atol=1e-5)
+
+
+def test_int8_is_near_float(rounded: Bundle, masked: Bundle, images: npt.NDArray[np.uint8]) -> None:
+    report = layer_errors(rounded, measure_ranges(masked, images[:1]).folded, images[:1])
+    lines = {line.name: line for line in report.lines}
+    assert {"box.crop", "box.flat", "mask.transposed", "fpn.3.subsample"} <= {*lines}
+    for name in ("rpn.0.scores", "box.classes", "mask.logits"):
+        assert lines[name].alone_db is not None
+        assert lines[name].alone_db > 20
+    assert lines["box.classes"].arriving_db is not None
+    assert lines["box.classes"].arriving_db > 8
+
+
+def test_ranges_are_of_the_boxes_that_there_are(images: npt.NDArray[np.uint8]) -> None:
+    """Rows that are left over are of one corner, and not what a mask is read off."""
+    found = measure_ranges(detector("mask-rcnn", 0.0), images[:1]).ranges  # it finds nothing
+    assert found["mask.crop"] == found["mask.0"] == (0.0, 0.0)
+    assert found["box.crop"] != (0.0, 0.0)
+
+
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize("name", WHOLE)
 def test_nothing_is_found(name: str, images: npt.NDArray[np.uint8]) -> None:
@@ -105,6 +141,15 @@ def test_other_runtimes_say_what_they_lack(name: str, masked: Bundle, tmp_path: 
     path = tmp_path / f"m{RUNTIMES[name].suffix}"
     with pytest.raises(UserError, match=r"has no subsample \(fpn"):
         export_bundle(masked, generated(masked.card.preprocess, 1), path, "noise", name)
+    assert not path.exists()
+
+
+@pytest.mark.sampled(1)
+@pytest.mark.parametrize("name", [n for n in ("litert", "ncnn", "native", "c") if engines.available(n)])
+def test_other_runtimes_say_so_in_int8_too(name: str, rounded: Bundle, tmp_path: Path) -> None:
+    path = tmp_path / f"m{RUNTIMES[name].suffix}"
+    with pytest.raises(UserError, match=r"has no subsample \(fpn"):
+        export_bundle(rounded, generated(rounded.card.preprocess, 1), path, "noise", name)
     assert not path.exists()
 
 

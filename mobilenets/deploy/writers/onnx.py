@@ -112,17 +112,23 @@ class _Writer:
 
     # ---- layers
 
-    def parameters(self, op: Op, w: Weights) -> list[str]:
-        """The weights and the bias that a layer reads, in float, of what is stored."""
+    def parameters(self, op: Op, w: Weights, axis: int | None = None) -> list[str]:
+        """The weights and the bias that a layer reads, in float, of what is stored.
+
+        `axis`: the one that channels lie along, of what is no convolution. ONNX Runtime gives the codes of such a layer
+        one zero point in all, which it then refuses for having too few.
+        """
         name = f"{op.name}.weight"
         stored = self.const(name, w.values)
         if w.scale is not None:
-            how: dict[str, int] = {"axis": 0}
+            how: dict[str, int] = {"axis": axis or 0}
             scale = w.scale
             if w.bits == 4:
                 self.int4.add(name)
                 how, scale = {"axis": 1, "block_size": BLOCK}, scale.reshape(*scale.shape, *[1] * (w.values.ndim - 2))
             inputs = [stored, self.const(f"{op.name}.weight_scale", scale)]
+            if axis is not None and w.bits == 8:
+                inputs.append(self.const(f"{op.name}.weight_zero", np.zeros(len(scale), np.int8)))
             stored = self.node("DequantizeLinear", inputs, f"{name}.float", **how)
         elif w.values.dtype == np.float16:
             # Activations stay in 32 bits: a processor has no 16-bit convolutions, and converting back and forth takes

@@ -36,16 +36,26 @@ CANONICAL, LEVEL, SLACK = 224, 4, 1e-6
 def linear(w: Writer, op: Op, x: str) -> str:
     """A fully connected layer of many boxes at once: as a convolution, runtimes would read its weights for each."""
     weights = w.lowered.weights(op)
-    flat = dataclasses.replace(weights, values=weights.values.reshape(op.cout, op.cin))
-    x = w.node("Flatten", [x], f"{op.name}.flat")
-    return w.node("Gemm", [x, *w.parameters(op, flat)], f"{op.name}.out", transB=1)
+    turned = dataclasses.replace(weights, values=np.ascontiguousarray(weights.values.reshape(op.cout, op.cin).T))
+    if not _in_rows(w, op.inputs[0]):  # else nothing may be between whole numbers and the layer that reads them
+        x = w.node("Flatten", [x], f"{op.name}.flat")
+    return w.node("Gemm", [x, *w.parameters(op, turned, axis=1)], f"{op.name}.out")
+
+
+def _in_rows(w: Writer, value: str) -> bool:
+    """Whether a value behind a crop is [M, C] here, as layers like `linear` make it."""
+    op = w.graph.op(value)
+    while op.kind in ("activation", "quantize", "dequantize"):
+        op = w.graph.op(op.inputs[0])
+    return op.kind in ("flatten", "linear")
 
 
 def transposed(w: Writer, op: Op, x: str) -> str:
+    """In floats, in int8 too: no runtime has it in whole numbers, and made of a 1x1 convolution it is no faster."""
     weights = w.lowered.weights(op)
     turned = dataclasses.replace(weights, values=np.ascontiguousarray(weights.values.swapaxes(0, 1)))
     how = {"kernel_shape": [op.kernel] * 2, "strides": [op.kernel] * 2}
-    y = w.node("ConvTranspose", [x, *w.parameters(op, turned)], f"{op.name}.out", **how)
+    y = w.node("ConvTranspose", [x, *w.parameters(op, turned, axis=1)], f"{op.name}.out", **how)
     return w.activation(op, y) if op.activation else y
 
 

@@ -31,10 +31,11 @@ def is_finished(bundle: Bundle) -> bool:
 
 
 def box_layers(card: Card) -> tuple[str, ...]:
-    """The last layers before the offsets."""
+    """The last layers before the offsets, of either stage where there are two."""
     graph = card.graph
     found: list[str] = []
     todo = [o.op for o in card.head.outputs if o.name == OFFSETS]
+    todo += [op.inputs[-1] for op in graph.ops if op.coder]  # which reads offsets last
     while todo:
         op = graph.by_name.get(todo.pop())
         if op is not None and op.is_layer:

@@ -254,8 +254,6 @@ class Detect:
     def variants(self, classes: int) -> list[Task]:
         """One of each family, or of the one that is asked for."""
         asked = self.options.detector
-        if asked in detectors.PYRAMIDS:
-            raise UserError(f"{asked} has no files to choose by yet: train --task detect --detector {asked}")
         made = []
         for name in [asked] if asked else FAMILIES:
             one = Detect(DetectorOptions(name, self.options.anchors), self.like)
@@ -267,8 +265,12 @@ class Detect:
         """Bodies whose width is published, with inputs up to twice the images' short side."""
         sides = [s for s in SIDES if native_side is None or s <= max(SIDES[0], 2 * native_side)]
         bodies = [(n.name, a) for n in zoo.NETWORKS.values() for a in n.alphas if n.name in BODIES]
-        every = [detectors.detector_arch(self.family, name, alpha, side) for name, alpha in bodies for side in sides]
+        every = [self.built(name, alpha, side) for name, alpha in bodies for side in sides]
         return [a for a in every if self.prior(a)]
+
+    def built(self, body: str, alpha: float, side: int) -> Arch:
+        """A network of the family, the detector's own layers apart."""
+        return detectors.detector_arch(self.family, body, alpha, side)
 
     def random(self, arch: Arch, precision: Precision) -> Bundle:
         labels = [f"class {i}" for i in range(self.classes)]

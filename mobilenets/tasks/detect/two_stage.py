@@ -9,31 +9,37 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import numpy.typing as npt
 
-from mobilenets.arch import detectors
+from mobilenets.arch import detectors, published
 from mobilenets.arch.detectors import two_stage
 from mobilenets.arch.graph import Head
 from mobilenets.arch.spec import Arch
 from mobilenets.data.dataset import Data, Split
 from mobilenets.errors import UserError
-from mobilenets.model.card import Card
+from mobilenets.model.bundle import with_random_weights
+from mobilenets.model.card import Card, Precision
+from mobilenets.model.encodings import weight_name
+from mobilenets.model.images import Preprocess
 from mobilenets.tasks.detect import start
-from mobilenets.tasks.detect.task import Detect
+from mobilenets.tasks.detect.config import DetectorOptions
+from mobilenets.tasks.detect.task import PRIOR, Detect
 from mobilenets.tasks.detect.tiled import Overlap
 from mobilenets.tasks.lesson import Lesson
-from mobilenets.tasks.task import Task
+from mobilenets.tasks.task import Prior, Task
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from torchvision.transforms import v2
 
     from mobilenets.model.bundle import Bundle
-    from mobilenets.model.images import Preprocess
     from mobilenets.tasks.detect.stages import TwoStageLoss
 
 PROPOSALS = "suppression"  # of a config: how proposals are chosen, where it isn't the family's way
 SIDE = 320  # pixels of the input where none are asked for
+RANKED_BY = "faster-rcnn-fpn"  # the family whose COCO mAP on small bodies was published
+SURE = 10.0  # the logit of a class that is found everywhere
 
 
 class TwoStage(Detect):
@@ -48,6 +54,10 @@ class TwoStage(Detect):
     @property
     def how(self) -> two_stage.TwoStage:
         return two_stage.pyramid_family(self.family)
+
+    def asked(self, options: DetectorOptions | None, start: Bundle | None) -> Detect:
+        one = super().asked(options, start)
+        return TwoStage(one.options, one.like)
 
     def network(self, arch: str | None, alpha: float | None, resolution: int | None) -> Arch:
         return detectors.two_stage_arch(self.family, arch, 1.0 if alpha is None else alpha, resolution)
@@ -117,10 +127,40 @@ class TwoStage(Detect):
         """It gives boxes already."""
         return bundle
 
-    def fine(self, card: Card) -> tuple[str, ...]:
-        raise UserError(
-            f"{card.config['family']} isn't quantized: its boxes come in two stages, which int8 has no kind for"
-        )
+    # ---- choice
+
+    def variants(self, classes: int) -> list[Task]:
+        """Itself: a detector of two stages is slower than any of one that finds as much, and is chosen by its name."""
+        one = TwoStage(self.options, self.like)
+        one.classes = classes
+        return [one]
+
+    def built(self, body: str, alpha: float, side: int) -> Arch:
+        return detectors.two_stage_arch(self.family, body, alpha, side)
+
+    def prior(self, arch: Arch) -> Prior | None:
+        """COCO's mAP of the boxes, which nobody published for one with masks: as of one without."""
+        found = published.coco_map(RANKED_BY, arch.name, arch.alpha, arch.resolution)
+        if not found:
+            return None
+        return Prior(PRIOR, found[0], found[1] if self.family == RANKED_BY else "extrapolated")
+
+    def random(self, arch: Arch, precision: Precision) -> Bundle:
+        """It finds as much as it can, where time depends on what is found: on most photos it takes less."""
+        config = {"labels": [f"class {i}" for i in range(self.classes)], "family": self.family}
+        preprocess = Preprocess(arch.resolution, size=arch.size, framing=self.framing)
+        card = Card(arch, preprocess, self.head(arch, config), task=self.name, config=config)
+        given = {
+            f"{name}.anchors": np.array(boxes, np.float32)
+            for name, boxes in detectors.two_stage_anchors(arch, self.family).items()
+        }
+        for name in self.fine(card):  # boxes stay where the anchors are, apart
+            op = card.graph.op(name)
+            shape = op.weight_shape[:2] if op.kind == "linear" else op.weight_shape
+            given[weight_name(op)] = np.zeros(shape, np.float32)
+        given["box.classes.bias"] = np.eye(1, self.classes + 1, 1, dtype=np.float32)[0] * SURE
+        kept = self.fine(card) if precision == "int8" else ()
+        return with_random_weights(card.replace(precision=precision, float_ops=kept), precision, given)
 
     def teach(self, *_: Any, **__: Any) -> Tensor:
         raise UserError(f"{self.family} isn't distilled: teacher and student would have to make the same proposals")

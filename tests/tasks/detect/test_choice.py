@@ -2,16 +2,20 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from mobilenets.arch import published
-from mobilenets.deploy import choose, latency, variants
+from mobilenets.deploy import choose, engines, latency, variants
 from mobilenets.deploy.choose import Budget
 from mobilenets.deploy.latency import Setting
 from mobilenets.errors import UserError
-from mobilenets.tasks.detect.config import DetectorOptions
+from mobilenets.model.card import Precision
+from mobilenets.tasks import with_options
+from mobilenets.tasks.detect.config import DetectorFamily, DetectorOptions
 from mobilenets.tasks.detect.detector import TASK
 from mobilenets.tasks.detect.task import Detect
+from mobilenets.tasks.detect.two_stage import TwoStage
 
 
 def test_what_was_published_ranks_as_it_was_published() -> None:
@@ -33,8 +37,35 @@ def test_each_family_is_a_variant_and_one_that_is_asked_for_the_only_one() -> No
     assert [v.family for v in TASK.variants(3)] == ["ssdlite", "ssd", "ssd-fpnlite"]  # type: ignore[attr-defined]
     (one,) = Detect(DetectorOptions("ssd")).variants(3)
     assert one.called == "ssd-3"  # type: ignore[attr-defined]
-    with pytest.raises(UserError, match="train --task detect --detector mask-rcnn"):
-        Detect(DetectorOptions("mask-rcnn")).variants(3)
+
+
+def two_stage(name: DetectorFamily) -> TwoStage:
+    (one,) = with_options(TASK, {"detect": DetectorOptions(name)}, None).variants(3)  # type: ignore[attr-defined]
+    assert isinstance(one, TwoStage)
+    return one
+
+
+def test_one_of_two_stages_is_chosen_by_its_name() -> None:
+    one = two_stage("mask-rcnn")
+    assert one.called == "mask-rcnn-3"
+    archs = one.networks(100)
+    assert {a.resolution for a in archs} == {224}
+    assert {a.name for a in archs} == {"v1", "v2", "v3-small", "v3-large"}
+    arch = one.built("v3-large", 1.0, 320)
+    assert str(one.prior(arch)) == "≈23"
+    assert str(two_stage("faster-rcnn-fpn").prior(arch)) == "22.8"
+    assert isinstance(one.asked(None, None), TwoStage)
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_what_is_timed_of_it_is_its_longest(precision: Precision) -> None:
+    one = two_stage("mask-rcnn")
+    arch = one.built("v1", 0.25, 96)
+    made = one.random(arch, precision)
+    engine, _ = engines.build("onnxruntime", made, precision, 1)
+    found = engine(np.zeros((1, 96, 96, 3), np.uint8))
+    assert found["count"] >= 20
+    assert (found["scores"][0, :20] > 0.1).all()
 
 
 def test_a_network_is_timed_from_pixels_to_boxes(monkeypatch: pytest.MonkeyPatch) -> None:

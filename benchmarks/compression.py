@@ -3,7 +3,8 @@
     python benchmarks/compression.py cifar10-v2 cifar10.zip OUT --sizes 500,250 --train 4096 --epochs 2
 
 Rows go to OUT/NAME.csv as they are made, and bundles beside it: a run that was stopped goes on with the same command.
-Accuracies of the table are before any training; --sizes are trained (codebooks, BatchNorm, biases) on --train images.
+Accuracies of the table are before any training; --sizes are trained (codebooks, codes, BatchNorm, biases) on --train
+images.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ import csv
 import dataclasses
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mobilenets import console, processor, tasks
-from mobilenets.compression import budget, coded, shared
+from mobilenets.compression import books, budget, coded, shared
 from mobilenets.data.dataset import Data
 from mobilenets.deploy import engines, evaluate
 from mobilenets.model.bundle import Bundle, find_bundle
@@ -52,6 +53,10 @@ def sizes(bundle: Bundle) -> dict[str, object]:
     }  # fmt: skip
 
 
+def within(size: int) -> Callable[[Bundle], bool]:
+    return lambda made: budget.file_size(made) <= size
+
+
 def rows(args: argparse.Namespace, done: set[tuple[str, str, str]]) -> Iterator[dict[str, object]]:
     source = Bundle.load(find_bundle(Path(args.bundle)))
     whole = tasks.data_of(source.card, args.data, None)
@@ -74,23 +79,28 @@ def rows(args: argparse.Namespace, done: set[tuple[str, str, str]]) -> Iterator[
         for refined in (False, True) if name.startswith("kmeans") else (False,):
             if (name, str(int(refined)), "0") not in done:
                 start, chosen = time.process_time(), coded.uniform(plain, name)
-                made = coded.assembled(plain, damage.refined(chosen) if refined else chosen, damage.norm_bits)
+                made = damage.assembled(damage.refined(chosen) if refined else chosen)
                 yield row(made, name, refined, 0, start, False)
     measured: dict[str, list[coded.Option]] = {}
     for kb in map(float, filter(None, args.sizes.split(","))):
         name, at = f"{kb:g} kB", args.out / f"{args.name}-{kb:g}"
-        if (name, "1", "0") not in done:
+        trained, size = args.epochs * len(data.split("train")), int(1000 * kb)
+        wanted = [n for n in (0, trained) if (name, "1", str(n)) not in done]
+        if not wanted:
+            continue
+        start = time.process_time()
+        measured = measured or damage.measured()
+        made, chosen = budget.fitted(damage, measured, int(size * budget.NEAR))
+        if 0 in wanted:
+            yield row(made.save(at), name, True, 0, start, False)
+        if trained in wanted and trained:
             start = time.process_time()
-            measured = measured or damage.measured()
-            made = budget.fitted(plain, damage, measured, int(1000 * kb * budget.NEAR)).save(at)
-            yield row(made, name, True, 0, start, False)
-        if args.epochs and (name, "1", str(args.epochs * len(data.split("train")))) not in done:
-            start = time.process_time()
-            recipe = dataclasses.replace(shared.recipe(args.epochs), batch=64, workers=0)
+            recipe = dataclasses.replace(books.recipe(args.epochs), workers=0)
+            rates = {layer: o.rate for layer, o in chosen.items()}
             with tempfile.TemporaryDirectory() as work:
-                bits = damage.norm_bits
-                made = shared.tuned(source, Bundle.load(at), data, Path(work), recipe, norm_bits=bits).save(f"{at}.mnz")
-            yield row(made, name, True, args.epochs * len(data.split("train")), start, args.test)
+                made = books.tuned(source, made, damage, data, Path(work), recipe, rates=rates, fits=within(size))
+                made = made.save(f"{at}.mnz")
+            yield row(made, name, True, trained, start, args.test)
 
 
 def main() -> None:

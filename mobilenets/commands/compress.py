@@ -32,7 +32,7 @@ def compress(
     codes: int = 256,
     ratio: int = 8,
     sparsity: float = 0.7,
-    epochs: int = 1,
+    epochs: int = 3,
     images: int = CALIBRATION_IMAGES,
     reading: Annotated[Reading | None, Parameter(name="*")] = None,
     root: StrPath | None = None,
@@ -66,8 +66,8 @@ def compress(
     sparsity
         Share of the weights that become zero, for prune.
     epochs
-        Passes over the training images in which codebooks and BatchNorm learn to answer as the float network does; 0
-        for none.
+        Passes over the training images in which codebooks, codes and BatchNorm learn to answer as the float network
+        does; 0 for none.
     images
         Training images, at most, that show what each layer's weights matter.
     root

@@ -1,7 +1,8 @@
-"""`mobilenets report`: a run's page."""
+"""`mobilenets report`: a run's page, or that of a network that was made small."""
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,10 +12,13 @@ from mobilenets.arguments import StrPath, as_path, checked
 from mobilenets.console import Notebook
 from mobilenets.errors import UserError
 from mobilenets.files import read_json
+from mobilenets.model.bundle import is_bundle
 from mobilenets.training.run import CONFIG, REPORT
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+
+    from mobilenets.reports.chain import Chain
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,7 @@ class Report(Notebook):
     size_bytes: int
     notes: tuple[str, ...] = ()
     advice: tuple[str, ...] = ()
+    chain: Chain | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -32,22 +37,28 @@ class Report(Notebook):
             "size_bytes": self.size_bytes,
             "notes": list(self.notes),
             "advice": list(self.advice),
+            **({"chain": [dataclasses.asdict(o) for o in self.chain.links]} if self.chain else {}),
         }
 
     def __rich__(self) -> RenderableType:
+        from rich.console import Group
         from rich.text import Text
 
-        return Text("\n".join([f"report   {self.path}", *self.notes, *self.advice]))
+        said = Text("\n".join([f"report   {self.path}", *self.notes, *self.advice]))
+        return Group(said, self.chain.table()) if self.chain else said
 
 
 @checked
 def report(run: StrPath, *, root: StrPath | None = None) -> Report:
     """Write a run's report: RUN/report.html, one page with everything in it; of a classifier, mistakes.csv beside it.
 
+    Of a bundle that `prune` or `compress` made: BUNDLE.html, with the size and the score of each step since float.
+
     Parameters
     ----------
     run
-        Folder of a run that `mobilenets fit` finished; or of one of `train` or `distill`, while it runs, too.
+        Folder of a run that `mobilenets fit` finished; or of one of `train` or `distill`, while it runs, too. Or a
+        bundle's folder or .mnz file.
     root
         Where local copies of named data sets are; `fit` alone shows images.
 
@@ -59,7 +70,7 @@ def report(run: StrPath, *, root: StrPath | None = None) -> Report:
     Raises
     ------
     UserError
-        For a folder that isn't a run, or a run whose files are damaged.
+        For a folder that isn't a run, or a run whose files are damaged; a bundle that wasn't made small.
 
     Examples
     --------
@@ -67,9 +78,12 @@ def report(run: StrPath, *, root: StrPath | None = None) -> Report:
     >>> mobilenets.report("runs/flowers").path.name
     'report.html'
     """
-    from mobilenets.reports import fit, training  # with matplotlib, which help needs not
+    from mobilenets.reports import chain, fit, training  # with matplotlib, which help needs not
 
     run = Path(run)
+    if is_bundle(run):
+        found = chain.Chain.read(run)
+        return _written(run.with_name(f"{run.name}.html"), chain.page(found), found=found)
     verb = _verb(run)
     notes: list[str] = []
     advice: list[str] = []
@@ -84,11 +98,16 @@ def report(run: StrPath, *, root: StrPath | None = None) -> Report:
         notes.append(state)
     else:
         raise UserError(f"{run} is a run of mobilenets {verb}; report makes pages of fit, train and distill")
-    out = run / REPORT
+    return _written(run / REPORT, html, tuple(notes), tuple(advice))
+
+
+def _written(
+    out: Path, html: str, notes: tuple[str, ...] = (), advice: tuple[str, ...] = (), found: Chain | None = None
+) -> Report:
     written = html.encode("utf-8", "replace")  # a file's name may hold what is no character
     with files.atomic_file(out) as tmp:
         tmp.write_bytes(written)
-    return Report(out, len(written), tuple(notes), tuple(advice))
+    return Report(out, len(written), notes, advice, found)
 
 
 def _verb(run: Path) -> str:

@@ -37,21 +37,28 @@ class UpdateKey(Notebook):
 
 @dataclass(frozen=True)
 class Update(Notebook):
-    """An update's file: what it is and what it changes. `verified`: whether a key was given that signed it."""
+    """An update's file: what it is and what it changes. `verified`: whether a key was given that signed it.
+
+    `labels`: what changes of the classes, in one line, where both networks were there to see it.
+    """
 
     path: Path
     head: Head
     size: int
     verified: bool = False
+    labels: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        return {"path": str(self.path), "bytes": self.size, "verified": self.verified, **self.head.to_json()}
+        return {
+            "path": str(self.path), "bytes": self.size, "verified": self.verified, "labels": self.labels,
+            **self.head.to_json(),
+        }  # fmt: skip
 
     def __rich__(self) -> str:
         h = self.head
         kind = "what has changed" if h.kind == "delta" else "the whole network"
         layers = ", ".join(h.layers) + (f" and {h.more} more" if h.more else "") or "none"
-        labels = [f"+ {n}" for n in h.labels_added] + [f"- {n}" for n in h.labels_removed]
+        labels = self.labels or ", ".join([f"+ {n}" for n in h.labels_added] + [f"- {n}" for n in h.labels_removed])
         checked = "" if self.verified or not h.key else ", not checked: --verify KEY does"
         rows = [
             ("update", f"{self.path}, {self.size:,} bytes: {kind}"),
@@ -59,7 +66,7 @@ class Update(Notebook):
             ("network", f"{h.network}, {h.to[:16]}"),
             ("takes", f"the place of {h.base[:16]}" if h.base else f"the place of any version of {h.name}"),
             ("layers", layers),
-            *([("labels", ", ".join(labels))] if labels else []),
+            *([("labels", labels)] if labels else []),
             ("signed", f"by {h.key}{checked}" if h.key else "by nobody"),
         ]
         return "\n".join(f"{name:<9}{text}" for name, text in rows)
@@ -75,7 +82,10 @@ class Updated(Notebook):
     def to_json(self) -> dict[str, Any]:
         return {
             "path": str(self.path),
-            "steps": [{"from": s.before, "from_version": s.version_before, **s.head.to_json()} for s in self.steps],
+            "steps": [
+                {"from": s.before, "from_version": s.version_before, "labels": s.labels, **s.head.to_json()}
+                for s in self.steps
+            ],
         }
 
     def __rich__(self) -> str:
@@ -86,6 +96,7 @@ class Updated(Notebook):
             f"{s.head.network}, by {'what has changed' if s.head.kind == 'delta' else 'the whole network'}"
             for s in self.steps
         ]
+        lines += [f"labels   {s.labels}" for s in self.steps if s.labels]
         return "\n".join([*lines, f"back     mobilenets update rollback {self.path}"])
 
 
@@ -183,14 +194,15 @@ def make_update(
     >>> mobilenets.make_update("cifar10-v1-0.25", "cifar10-v2-0.25", out="u.mnu").head.network
     'v2-cifar 0.25-32, float32'
     """
-    from mobilenets.deploy.update import keys
+    from mobilenets.deploy.update import keys, labels
     from mobilenets.deploy.update.contents import Contents
     from mobilenets.deploy.update.make import NAME, make
 
     path, key = Path(out), keys.signing(Path(sign)) if sign else None
     before, after = Contents.read(Path(old)), Contents.read(Path(new))
     head = make(before, after, path, name=name or NAME, version=number, key=key, whole=whole)
-    return Update(path, head, path.stat().st_size, key is not None)
+    moved = labels.changed(before.labels, after.labels)
+    return Update(path, head, path.stat().st_size, key is not None, moved)
 
 
 @checked

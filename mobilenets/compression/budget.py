@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mobilenets import console, tasks
-from mobilenets.compression import coded, shared
+from mobilenets.compression import books, chain, coded, shared
 from mobilenets.compression.mixed import points, scored
 from mobilenets.data.dataset import Data
 from mobilenets.errors import UserError
@@ -20,6 +20,7 @@ from mobilenets.model.encodings import code_bits
 from mobilenets.model.images import Pixels
 
 NEAR = 0.98  # of the size asked for: training changes the numbers beside the codes, and their size with them
+CARD = 512  # bytes that a card takes more once it says how the network was made, at most
 TRIES = 8  # to meet it: what codes take is known exactly only when they are coded
 
 
@@ -30,7 +31,7 @@ class Plan:
     size: int | None = None
     encoding: str = ""
     max_drop: float | None = None
-    epochs: int = 1
+    epochs: int = 3
 
 
 def file_size(made: Bundle) -> int:
@@ -38,12 +39,14 @@ def file_size(made: Bundle) -> int:
     return len(mnz.pack(sealed(stamp(made.card), made.tensors), made.tensors, code_bits(made.card)))
 
 
-def fitted(plain: Bundle, damage: shared.Damage, found: dict[str, list[coded.Option]], size: int) -> Bundle:
-    """`plain`, a canonical bundle, in at most `size` bytes, or as small as can be; codes refined."""
+def fitted(
+    damage: shared.Damage, found: dict[str, list[coded.Option]], size: int
+) -> tuple[Bundle, dict[str, coded.Option]]:
+    """The network of `damage` in at most `size` bytes, or as small as can be, codes refined; and what was chosen."""
     bits, step, nearest = size * 8.0, 1.0, (True, math.inf)
     for _ in range(TRIES):
         tried = damage.refined(coded.choose(found, bits))
-        candidate = coded.assembled(plain, tried, damage.norm_bits)
+        candidate = damage.assembled(tried)
         over = file_size(candidate) - size
         if (rank := (over > 0, abs(over))) < nearest:
             nearest, made, chosen = rank, candidate, tried
@@ -53,7 +56,7 @@ def fitted(plain: Bundle, damage: shared.Damage, found: dict[str, list[coded.Opt
         step *= 1.5 if over > 0 else 0.5
     ways = Counter(o.encoding for o in chosen.values())
     console.note(f"layers stored as {', '.join(f'{name} ({n})' for name, n in ways.most_common())}")
-    return made
+    return made, chosen
 
 
 def compressed(source: Bundle, data: Data, images: Pixels, plan: Plan, folder: Path | None = None) -> Bundle:
@@ -71,19 +74,35 @@ def compressed(source: Bundle, data: Data, images: Pixels, plan: Plan, folder: P
     damage = shared.Damage(plain, images)
     if plan.size is None:
         chosen = coded.uniform(plain, plan.encoding)
-        made = coded.assembled(plain, damage.refined(chosen), damage.norm_bits)
+        made = damage.assembled(damage.refined(chosen))
     else:
-        made = fitted(plain, damage, damage.measured(), int(NEAR * plan.size))
+        made, chosen = fitted(damage, damage.measured(), int(NEAR * plan.size))
     before = scored(source, data, score).value
-    small_enough = plan.size is None or file_size(made) <= plan.size
-    if plan.epochs and small_enough:
-        with tempfile.TemporaryDirectory(dir=folder) as work:
-            made = shared.tuned(source, made, data, Path(work), shared.recipe(plan.epochs), norm_bits=damage.norm_bits)
+
+    def fits(tried: Bundle) -> bool:
+        return plan.size is None or file_size(tried) + CARD <= plan.size
+
     metric = scored(made, data, score)
+    links = (*chain.begun(source, before), chain.Link.of("shared", made, metric.value))
+    if plan.epochs and fits(made):
+        rates, recipe = {name: o.rate for name, o in chosen.items()}, books.recipe(plan.epochs)
+        with tempfile.TemporaryDirectory(dir=folder) as work:
+            tuned = books.tuned(source, made, damage, data, Path(work), recipe, rates=rates, fits=fits)
+        learned = scored(tuned, data, score)
+        if fits(tuned) and score.lost(metric.value, learned.value) <= 0:
+            made, metric = tuned, learned
+            links = (*links, chain.Link.of("trained", made, metric.value))
+        else:
+            console.note("training made it no better: what it started from is kept (more images or epochs may help)")
     how = {"epochs": plan.epochs, "encodings": dict(Counter(made.card.encodings.values()))}
-    card = made.card.replace(metrics=(metric,), parent=source.digest, recipe={**source.card.recipe, "compress": how})
-    made = Bundle(card, made.tensors)
-    taken = file_size(made)
+
+    def carded(size: int) -> Bundle:
+        steps = chain.told((*links, chain.Link.of("coded", made, metric.value, size)))
+        recipe = {**source.card.recipe, "compress": how, **steps}
+        return Bundle(made.card.replace(metrics=(metric,), parent=source.digest, recipe=recipe), made.tensors)
+
+    taken = file_size(carded(file_size(made)))
+    made = carded(taken)
     lost = score.lost(before, metric.value)
     came = f"{taken / 1000:.1f} kB with {score.label} {score.say(metric.value)}, {points(score, lost)} below float"
     if plan.size is not None and taken > plan.size:

@@ -22,7 +22,9 @@ WAYS: tuple[tuple[str, float], ...] = (
     *((name, 0.0) for name in ("int8", "int4", "int3", "int2", "ternary", "binary", "hashed-8")),
     *((f"product-{block}-256", 0.0) for block in (2, 4)),
     *((f"kmeans-{bits}", 0.0) for bits in (2, 3, 4, 5, 6)),
-    *(("kmeans-4", rate) for rate in (0.01, 0.02, 0.04, 0.08, 0.15, 0.25, 0.4, 0.6, 0.9)),
+    *(("kmeans-6", rate) for rate in (0.0005, 0.001, 0.002, 0.004)),
+    *(("kmeans-5", rate) for rate in (0.005, 0.01)),
+    *(("kmeans-4", rate) for rate in (0.02, 0.04, 0.08, 0.15, 0.25, 0.4, 0.6, 0.9, 1.4)),
 )
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from mobilenets import console, tasks
 from mobilenets.arch import cost
+from mobilenets.compression import chain
 from mobilenets.compression.goals import Goal, Importance, Unmet, macs_m, tenth
 from mobilenets.compression.sparsify import Pattern, progress, share_of_zeros, sparsified
 from mobilenets.data import checks
@@ -169,7 +170,9 @@ def prune(
             cut = _cut(bundle, data, how, folder / CUT, (number, steps), said)
             bundle = _trained(cut, data, last if number == steps else recipe, folder, seed)
             told.append(_told(bundle, how, number, bundle.card.metrics[0].value))
-    made = Bundle(bundle.card.replace(parent=source.digest), bundle.tensors).save(out)
+    links = (*chain.begun(source, told[0].score), chain.Link.of("pruned", bundle, told[-1].score))
+    card = bundle.card.replace(parent=source.digest, recipe={**bundle.card.recipe, **chain.told(links)})
+    made = Bundle(card, bundle.tensors).save(out)
     shutil.rmtree(work, ignore_errors=True)
     return made, tuple(told)
 

@@ -1,68 +1,40 @@
-"""What storing a layer otherwise does to a network's answers, and how much of it can be made good again.
+"""What storing a layer otherwise does to a network's answers, and codes that make up for each other's errors.
 
-Damage is measured, not assumed: each layer's output error, by what an error there does to the answers. Codes make up
-for each other's errors (Frantar et al., arXiv 2210.17323); codebooks and BatchNorm are trained to answer as the float
-network does.
+Damage is measured, not assumed: each layer's output error, by what an error there does to the answers. That in a
+channel's mean is none: the numbers beside the weights make good for it (`norms`). Codes are chosen one after another,
+later ones for what those before them did (Frantar et al., arXiv 2210.17323).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from mobilenets import tasks
 from mobilenets.arch.operations import Op
-from mobilenets.compression import qat
+from mobilenets.compression import norms
 from mobilenets.compression.calibrate import BATCH, batches
-from mobilenets.compression.coded import (
-    BOOK_BITS,
-    NORM_BITS,
-    WAYS,
-    Option,
-    coarse,
-    coded_layers,
-    numbers_coarse,
-    options,
-    two_numbers,
-)
-from mobilenets.data import checks
-from mobilenets.data.dataset import Data, cache_side
+from mobilenets.compression.coded import NORM_BITS, WAYS, Option, assembled, coded_layers, numbers_coarse, options
+from mobilenets.compression.norms import holder
 from mobilenets.model.bundle import Bundle
 from mobilenets.model.codes import Array, constrained, packed
 from mobilenets.model.encodings import find, weight_name
 from mobilenets.model.images import Pixels
 from mobilenets.model.module import Taps
 from mobilenets.model.net import Net, of_tensors
-from mobilenets.training.recipes import Recipe
 
 PROBE = "kmeans-3"  # what a layer is stored as to see what an error in it does
 UNSEEN = 5e-4  # what a task's answers may be off without being others, as nats of a classifier's
 FEW, FEWER = 32, 16  # images on which damage is measured; those whose layers' inputs are kept while it is
 SHRINK = 2  # times the channels, positions at which products of two are worth half
 DAMP = 0.01  # of the mean of the second moments, added to each
-# Mean and variance are in BatchNorm's shift and factor already: a batch's own would be taken off twice.
-RECIPE = dataclasses.replace(qat.RECIPE, epochs=1, lr=5e-4, norms="kept")
-
-
-def recipe(epochs: int) -> Recipe:
-    """The recipe that codebooks and BatchNorm are trained by."""
-    return dataclasses.replace(RECIPE, epochs=epochs)
-
-
-def holder(net: Net, op: Op) -> nn.Module:
-    """The module whose `weight` is the layer's."""
-    module = net.of(op)
-    return cast(nn.Module, getattr(module, "conv", module))
 
 
 def _taps(net: Net, x: Tensor) -> Taps:
@@ -87,16 +59,34 @@ class Damage:
         with torch.inference_mode():
             self.answers = _taps(self.net, self.few)
 
-    def of(self, op: Op, stored: Array) -> float:
-        """How far the answers are with one layer's weights in the place of its own."""
+    def of(self, op: Op, stored: Array, moved: Tensor) -> float:
+        """How far the answers are with one layer's weights in the place of its own.
+
+        `moved` [cout]: by how much the means of the layer's sums are off then, which its shift or bias makes good.
+        """
         layer = holder(self.net, op)
         weight = cast(Tensor, layer.weight)
-        own = weight.detach().clone()
+        shift, by = cast("Tensor | None", getattr(layer, "bias", None)), -moved
+        if op.norm:
+            norm = cast(nn.Module, self.net.of(op).norm)
+            shift, by = cast(Tensor, norm.bias), -moved * cast(Tensor, norm.weight)
         with torch.inference_mode():
+            own = [(t, t.clone()) for t in (weight, shift) if t is not None]
             weight.copy_(torch.from_numpy(stored))
+            if shift is not None:
+                shift += by
             found = float(self.task.teach(self.answers, _taps(self.net, self.few)))
-            weight.copy_(own)
+            for tensor, before in own:
+                tensor.copy_(before)
         return max(found, 1e-12)
+
+    def fitted(self, made: Bundle, like: Bundle) -> Bundle:
+        """`made` with BatchNorm's numbers and biases rounded, and such that its channels are those of `like`."""
+        return norms.fitted(numbers_coarse(made, self.norm_bits), like, self.few, self.norm_bits)
+
+    def assembled(self, chosen: Mapping[str, Option]) -> Bundle:
+        """The network with layers stored as chosen, and the numbers beside them fitted to that."""
+        return self.fitted(assembled(self.plain, chosen, self.norm_bits), self.plain)
 
     @functools.cached_property
     def norm_bits(self) -> int:
@@ -104,7 +94,8 @@ class Damage:
         if not self.task.taps:
             return NORM_BITS[-1]
         for bits in NORM_BITS:
-            net = of_tensors(self.plain.card, numbers_coarse(self.plain, bits).tensors)
+            rounded = norms.fitted(numbers_coarse(self.plain, bits), self.plain, self.few, bits)
+            net = of_tensors(self.plain.card, rounded.tensors)
             with torch.inference_mode():
                 if float(self.task.teach(self.answers, _taps(net, self.few))) <= UNSEEN:
                     break
@@ -120,17 +111,22 @@ class Damage:
         def see(op: Op, layer: nn.Module, x: Tensor) -> None:
             weight = self.plain.tensors[weight_name(op)]
 
-            def error(option_weight: Array) -> float:
+            def errors(option_weight: Array) -> Tensor:
+                """Of the layer's sums, [cout, n]."""
                 difference = torch.from_numpy(option_weight - weight)
                 if isinstance(layer, nn.Linear):
-                    return float((x.flatten(1) @ difference.T).square().mean())
-                return float(nn.Conv2d._conv_forward(cast(nn.Conv2d, layer), x, difference, None).square().mean())
+                    return difference @ x.flatten(1).T
+                made: Tensor = nn.Conv2d._conv_forward(cast(nn.Conv2d, layer), x, difference, None)
+                return made.transpose(0, 1).flatten(1)
+
+            def error(option_weight: Array) -> float:
+                return float(errors(option_weight).var(1, correction=0).mean())
 
             def back(name: str, stored: Mapping[str, Array]) -> Array:
                 return find(name).decode(stored, weight.shape)
 
             probe = back(PROBE, find(PROBE).encode(weight))
-            slope = self.of(op, probe) / max(error(probe), 1e-30)
+            slope = self.of(op, probe, errors(probe).mean(1)) / max(error(probe), 1e-30)
             some = [
                 dataclasses.replace(o, damage=slope * error(back(o.encoding, o.stored))) for o in options(weight, ways)
             ]
@@ -155,12 +151,13 @@ class Damage:
 
     @functools.cached_property
     def moments(self) -> dict[str, Array]:
-        """Of each layer that sums over channels alone: the mean of products of two input channels, [cin, cin].
+        """Of each layer that sums over channels alone: the covariances of its input channels, [cin, cin].
 
         Products of two channels are shrunk, the more the fewer positions they were seen at: what few images say of
         channels that go together isn't so of others (Ledoit and Wolf 2004).
         """
         sums: dict[str, Tensor] = {}
+        totals: dict[str, Tensor] = {}
         counts: Counter[str] = Counter()
 
         def add(op: Op, x: Tensor) -> None:
@@ -168,6 +165,7 @@ class Damage:
             made = flat @ flat.T
             counts[op.name] += flat.shape[1]
             sums[op.name] = sums[op.name] + made if op.name in sums else made
+            totals[op.name] = totals.get(op.name, 0) + flat.sum(1)
 
         hooks = [
             holder(self.net, op).register_forward_pre_hook(lambda _m, args, op=op: add(op, args[0]))
@@ -181,7 +179,9 @@ class Damage:
             hook.remove()
         out = {}
         for name, s in sums.items():
-            whole, seen = s.double().numpy() / counts[name], counts[name]
+            seen = counts[name]
+            mean = totals[name].double().numpy() / seen
+            whole = s.double().numpy() / seen - np.outer(mean, mean)
             kept = seen / (seen + SHRINK * len(whole))
             out[name] = kept * whole + (1 - kept) * np.diag(np.diag(whole))
         return out
@@ -224,83 +224,3 @@ def compensated(weight: Array, moments: Array, levels: Array, price: Array, rate
         error = (column - levels[codes[:, i]]) / factor[i, i]
         left[:, i + 1 :] -= error[:, None] * factor[i, i + 1 :]
     return codes
-
-
-class Book(nn.Module):
-    """A layer's weights as values of a table that is trained, whatever its own were.
-
-    The table is trained in units of its own spread: a step of Adam's is as long for every number, and would carry a
-    table of small weights away.
-    """
-
-    def __init__(self, index: Array, table: Array) -> None:
-        super().__init__()
-        self.register_buffer("at", torch.from_numpy(np.abs(index).astype(np.int64) - 1))
-        self.register_buffer("sign", torch.from_numpy(np.sign(index)))
-        self.unit = 2.0 ** round(math.log2(float(table.std()) or 1.0))  # a power of two: nothing is rounded by it
-        self.inner = nn.Parameter(torch.from_numpy(table.astype(np.float32) / self.unit))
-
-    at: Tensor
-    sign: Tensor
-
-    @property
-    def table(self) -> Tensor:
-        return self.inner * self.unit
-
-    def forward(self, _weight: Tensor) -> Tensor:
-        return self.table.flatten()[self.at] * self.sign
-
-
-def trainable(made: Bundle) -> tuple[Net, dict[str, Book]]:
-    """The network of an encoded bundle, in which tables, BatchNorm and biases are what can be trained."""
-    net, books = of_tensors(made.card, made.dense().tensors), {}
-    for op in made.card.graph.layers:
-        if op.kind != "norm":
-            cast(Tensor, holder(net, op).weight).requires_grad_(False)
-    for op in coded_layers(made.card):
-        layer, key = holder(net, op), weight_name(op)
-        how = find(made.card.encodings.get(op.name, "plain"))
-        if how.book:
-            table = made.tensors[key + how.book]
-            places = np.arange(1, table.size + 1, dtype=np.float32).reshape(table.shape)
-            shape = tuple(cast(Tensor, layer.weight).shape)
-            stored = {s: made.tensors[key + s] for s in how.shapes(shape)} | {how.book: places}
-            books[op.name] = Book(how.decode(stored, shape), table)
-            parametrize.register_parametrization(layer, "weight", books[op.name], unsafe=True)
-    return net, books
-
-
-def tuned(
-    source: Bundle, made: Bundle, data: Data, folder: Path, recipe: Recipe = RECIPE, seed: int = 0,
-    norm_bits: int = NORM_BITS[-1],
-) -> Bundle:  # fmt: skip
-    """`made` with codebooks, BatchNorm and biases trained to answer as `source` does of training images of `data`.
-
-    `folder` is for checkpoints while it trains; `norm_bits` are for each of BatchNorm's numbers.
-    """
-    from mobilenets.training import loop
-
-    torch.manual_seed(seed)
-    data = dataclasses.replace(data, splits={k: v for k, v in data.splits.items() if k != "test"})  # which isn't read
-    checks.scan(data, side=cache_side(max(source.card.preprocess.input_size)))  # damaged images are left out
-    net, books = trainable(made)
-    with loop.suppress_warnings():
-        setup = qat.taught(source, net, source.card.preprocess, data, recipe, seed)
-        loop.train(setup, data.split("val"), folder, resume=False, where=folder, resume_hint="start again")
-    net = net.cpu()
-    for name in books:
-        parametrize.remove_parametrizations(holder(net, made.card.graph.op(name)), "weight")
-    state = {k: v.detach().numpy() for k, v in net.state_dict().items()}
-    return settled(made, state, {name: b.table.detach().numpy() for name, b in books.items()}, norm_bits)
-
-
-def settled(made: Bundle, state: Mapping[str, Any], tables: Mapping[str, Array], norm_bits: int) -> Bundle:
-    """`made` with a trained network's numbers beside its codes."""
-    graph = made.card.graph
-    tensors = {k: v for k, v in state.items() if k in made.tensors and not k.endswith("weight")}
-    tensors |= {key: state[key] for op in graph.layers if op.norm for key in (f"{op.name}.norm.weight",)}
-    for name, table in tables.items():
-        key = weight_name(graph.op(name)) + find(made.card.encodings[name]).book
-        tensors[key] = coarse(table, BOOK_BITS)
-    trained = {**made.tensors, **tensors}
-    return numbers_coarse(Bundle(made.card, {**trained, **two_numbers(made.card, trained)}, made.digest), norm_bits)

@@ -68,6 +68,7 @@ class Trained(TypedDict, total=False):
     augment: str
     best_epoch: int
     pruned: dict[str, Any]
+    chain: list[dict[str, Any]]
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from mobilenets import console
 from mobilenets.arch import cost
+from mobilenets.compression import chain
 from mobilenets.model.bundle import Bundle
 from mobilenets.model.card import Card
 from mobilenets.training.recipes import Recipe
@@ -41,6 +42,7 @@ def _recipe_rows(card: Card) -> Iterator[tuple[str, str]]:
     """How it was trained: fields that are as a recipe has them by default are left out (`--json` has all)."""
     usual = Recipe().to_json()
     fields = {k: v for k, v in card.recipe.items() if k not in usual or v != usual[k]}
+    fields.pop(chain.KEY, None)  # which `report` shows
     command, teacher = fields.pop("command", None), dict(fields.pop("teacher", None) or {})
     if command:
         yield "command", command

@@ -13,7 +13,7 @@ from PIL import Image
 from small import smooth_images
 
 from mobilenets import create
-from mobilenets.compression import budget, coded, shared
+from mobilenets.compression import books, budget, coded, norms, shared
 from mobilenets.compression.coded import Option
 from mobilenets.data.dataset import Data, Split
 from mobilenets.deploy import engines
@@ -114,7 +114,7 @@ def test_damage_is_measured_by_the_answers(damage: shared.Damage, found: dict[st
     # The layer's damage, asked of the answers themselves, is what was taken from its output's error.
     op = damage.plain.card.graph.op(LAYER)
     option = next(o for o in found[LAYER] if o.encoding == "kmeans-2")
-    asked = damage.of(op, find("kmeans-2").decode(option.stored, op.weight_shape))
+    asked = damage.of(op, find("kmeans-2").decode(option.stored, op.weight_shape), torch.zeros(op.cout))
     assert 0.3 < option.damage / asked < 3
 
 
@@ -146,29 +146,33 @@ def test_codes_that_make_up_for_each_other(damage: shared.Damage) -> None:
 def test_a_size_is_met_and_the_file_is_it(
     damage: shared.Damage, found: dict[str, list[Option]], tmp_path: Path
 ) -> None:
-    made = budget.fitted(damage.plain, damage, found, 100_000)
+    made, _ = budget.fitted(damage, found, 100_000)
     assert 92_000 < budget.file_size(made) <= 100_000
     saved = made.save(tmp_path / "small.mnz")
     assert abs((tmp_path / "small.mnz").stat().st_size - budget.file_size(saved)) < 100
     assert Bundle.load(tmp_path / "small.mnz").card.encodings == made.card.encodings
-    smaller = budget.fitted(damage.plain, damage, found, 60_000)
+    smaller, _ = budget.fitted(damage, found, 60_000)
     assert budget.file_size(smaller) <= 60_000
 
 
 def test_of_sizes_that_are_missed_the_nearest_is_kept(damage: shared.Damage, found: dict[str, list[Option]]) -> None:
     """And of those that are met, the largest."""
-    least = budget.file_size(budget.fitted(damage.plain, damage, found, 1))
+    least = budget.file_size(budget.fitted(damage, found, 1)[0])
     for size in (1000, 10_000):
-        assert budget.file_size(budget.fitted(damage.plain, damage, found, size)) <= 1.01 * least
+        assert budget.file_size(budget.fitted(damage, found, size)[0]) <= 1.01 * least
 
 
-def test_only_what_is_kept_is_trained() -> None:
-    """Of a detector whose layers share weights too."""
+def test_what_is_trained_of_a_detector_whose_layers_share_weights() -> None:
+    """Tables, and the weights that choose among them; of layers that are stored otherwise no weights."""
     source = create("ssd-fpnlite", backbone="v1", alpha=0.25, resolution=320, num_classes=3).bundle()
-    net, books = shared.trainable(coded.assembled(plain := coded.canonical(source), coded.uniform(plain, "kmeans-4")))
-    trained = {name for name, p in net.named_parameters() if p.requires_grad}
-    assert books
-    assert not [n for n in trained if n.endswith(("conv.weight", "parametrizations.weight.original"))]
+    plain = coded.canonical(source)
+    for encoding, learns in (("kmeans-4", True), ("hashed-8", False)):
+        net, parts = books.trainable(plain, coded.assembled(plain, coded.uniform(plain, encoding)), {})
+        trained = {name for name, p in net.named_parameters() if p.requires_grad}
+        weights = {n for n in trained if n.endswith("parametrizations.weight.original") and ".norm." not in n}
+        assert parts
+        assert not [n for n in trained if n.endswith("conv.weight")]
+        assert bool(weights) == learns
 
 
 def test_batchnorms_numbers_have_the_bits_that_they_need(source: Bundle, pixels: Pixels) -> None:
@@ -185,40 +189,65 @@ def test_batchnorms_numbers_have_the_bits_that_they_need(source: Bundle, pixels:
     damage = shared.Damage(plain, pixels)
     assert damage.norm_bits > bits
     x = torch.from_numpy(plain.card.preprocess.normalize(pixels))
-    rounded = (coded.numbers_coarse(plain, n) for n in (damage.norm_bits, bits))
+    rounded = (norms.fitted(plain, plain, damage.few, n) for n in (damage.norm_bits, bits))
     own, fine, rough = (of_tensors(plain.card, b.tensors).answers(x)["probabilities"] for b in (plain, *rounded))
     assert (fine - own).abs().mean() < (rough - own).abs().mean()
 
 
-def test_books_and_norms_learn_and_codes_stay(source: Bundle, data: Data, tmp_path: Path) -> None:
-    plain = coded.canonical(source)
-    made = coded.assembled(plain, coded.uniform(plain, "kmeans-2"))
-    recipe = dataclasses.replace(shared.recipe(4), batch=12, workers=0)
-    tuned = shared.tuned(source, made, data, tmp_path, recipe)
+def test_means_are_made_good_for(damage: shared.Damage, pixels: Pixels) -> None:
+    """An error in weights that moves a channel's mean is undone by its shift, and answers are nearer by far."""
+    plain = damage.plain
+    rng, out = np.random.default_rng(1), dict(plain.tensors)
+    for op in plain.card.graph.layers:
+        weight = out[weight_name(op)]
+        out[weight_name(op)] = (weight + 0.1 * rng.standard_normal(weight.shape)).astype(np.float32)
+    moved = Bundle(plain.card, out, plain.digest)
+    own, far, near = (logits(b, pixels) for b in (plain, moved, damage.fitted(moved, plain)))
+    assert (near - own).square().mean() < 0.5 * (far - own).square().mean()
+
+
+def test_books_codes_and_norms_learn(damage: shared.Damage, source: Bundle, data: Data, tmp_path: Path) -> None:
+    made = damage.assembled(coded.uniform(damage.plain, "kmeans-2"))
+    recipe = dataclasses.replace(books.recipe(4), batch=12, lr=3e-3, workers=0)  # few steps, long ones
+    tuned = books.tuned(source, made, damage, data, tmp_path, recipe)
     assert tuned.card.encodings == made.card.encodings
     key = weight_name(made.card.graph.op(LAYER))
-    assert np.array_equal(tuned.tensors[key], made.tensors[key])
-    assert not np.array_equal(tuned.tensors[f"{key}_book"], made.tensors[f"{key}_book"])
+    for name in (key, f"{key}_book"):
+        assert not np.array_equal(tuned.tensors[name], made.tensors[name])
     held = data.sample("val", 48, source.card.preprocess).pixels
 
     def away(bundle: Bundle) -> float:
         true, ours = (logits(b, held).log_softmax(1) for b in (source, bundle))
         return float(torch.nn.functional.kl_div(ours, true, reduction="batchmean", log_target=True))
 
-    assert away(tuned) < 0.8 * away(made)
+    assert away(tuned) < 0.9 * away(made)
     assert len(np.unique(tuned.tensors[f"{LAYER}.norm.running_var"])) == 1
+
+
+def test_codes_that_became_larger_become_smaller_again(damage: shared.Damage) -> None:
+    """By a dearer bit, where they don't fit."""
+    made = damage.assembled(coded.uniform(damage.plain, "kmeans-4"))
+    net, parts = books.trainable(damage.plain, made, {})
+    learned, weights = books.taken(net, parts)
+    tables = {n: b.table for n, b in parts.items()}
+    sizes = []
+    for dearer in (0.0, 0.02, 0.08):
+        codes = {n: b.nearest(weights[n], dearer).numpy() for n, b in parts.items() if isinstance(b, books.Levels)}
+        sizes.append(budget.file_size(books.settled(made, learned, tables, codes, damage)))
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[-1] < 0.99 * sizes[0]
 
 
 @pytest.mark.parametrize("encoding", ["product-2-16", "hashed-8", "kmeans-3"])
 def test_a_table_gives_the_weights_it_was_read_from(source: Bundle, encoding: str) -> None:
     plain = coded.canonical(source)
     made = coded.assembled(plain, coded.uniform(plain, encoding))
-    net, books = shared.trainable(made)
-    assert books
+    net, parts = books.trainable(plain, made, {})
+    assert parts
     dense = made.dense().tensors
-    for name in books:
+    for name in parts:
         op = made.card.graph.op(name)
-        weight = shared.holder(net, op).weight.detach().numpy()
+        weight = norms.holder(net, op).weight.detach().numpy()
         assert np.array_equal(weight, dense[weight_name(op)])
 
 

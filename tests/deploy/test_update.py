@@ -9,7 +9,7 @@ import pytest
 from test_faults import tree
 from updating import LABELS, applied, card, digest, install, saved, small, tuned, update
 
-from mobilenets.deploy.update import delta, keys, package, residual
+from mobilenets.deploy.update import delta, keys, labels, package, residual
 from mobilenets.deploy.update.contents import Contents
 from mobilenets.deploy.update.installed import Installation
 from mobilenets.errors import UserError
@@ -100,6 +100,26 @@ def test_what_has_changed_takes_little_and_is_named(tmp_path):
     grown.save(tmp_path / "grown")
     head = update(old, tmp_path / "grown", tmp_path / "u.mnu")
     assert (head.labels_added, head.labels_removed) == (("newt",), ())
+
+
+@pytest.mark.parametrize(
+    ("after", "line"),
+    [
+        (LABELS, ""),
+        ((*LABELS, "newt"), "new: newt"),
+        (LABELS[:2], "gone: frog"),
+        (("cat", "hound", "frog"), "renamed: dog to hound"),
+        (("dog", "cat", "frog"), "of another number: cat, dog"),
+        (("bee", *LABELS[1:], "cow"), "new: bee, cow; gone: cat"),
+        (tuple("abcdef"), "new: a, b, c, d and 2 more; gone: cat, dog, frog"),
+    ],
+)
+def test_what_changes_of_the_classes_is_said(after, line, tmp_path):
+    assert labels.changed(LABELS, after) == line
+    if len(after) <= len(LABELS) + 1 and line:
+        old, new = saved(tmp_path, "", small(), tuned(small(after), 0))
+        update(old, new, tmp_path / "u.mnu")
+        assert applied(old, tmp_path / "u.mnu").labels == line
 
 
 def test_codes_are_foretold_in_the_new_scales(tmp_path):

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -182,18 +183,22 @@ def test_every_byte_of_the_head_counts(ready, tmp_path):
 @few_or_many
 def test_a_body_that_its_digest_fits(ready, count, tmp_path):
     """An update made by whoever can: what comes of its bytes is what it says, or nothing."""
-    old, _, _, _, unsigned = ready
+    old, new, _, _, unsigned = ready
     place, rng = install(old, tmp_path / f"installed{old.suffix}"), np.random.default_rng(count)
     bad, made = tmp_path / "bad.mnu", package.read(unsigned)
-    for _ in range(count):
+    for i in range(count):
         body = mutated(bytes(made.body), rng)
         d = {**made.head.to_json(), "size": len(body), "sha256": hashlib.sha256(body).hexdigest()}
         text = json.dumps(d).encode()
         start = package.MAGIC + len(text).to_bytes(4, "little") + text
         bad.write_bytes(start + hashlib.sha512(start).digest() + body)
-        if body != bytes(made.body):
-            with pytest.raises(UserError, match=r"can't be applied|makes another network than it says"):
-                applied(place, bad)
+        try:
+            applied(place, bad)
+        except UserError as e:
+            assert re.search("can't be applied|makes another network than it says", str(e))  # noqa: PT017
+        else:  # bits that nothing reads, as the last of a deflated stream
+            assert digest(place) == digest(new)
+            place = install(old, tmp_path / f"{i}{old.suffix}")
     assert digest(place) == digest(old)
 
 

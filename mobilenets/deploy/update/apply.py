@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from mobilenets.deploy.update import keys
+from mobilenets.deploy.update import keys, labels
 from mobilenets.deploy.update.installed import Installation, State
 from mobilenets.deploy.update.package import Head, Package
 from mobilenets.errors import UserError
@@ -15,11 +15,15 @@ from mobilenets.errors import UserError
 
 @dataclass(frozen=True)
 class Step:
-    """A network that took another's place: versions and digests; version 0: it was put there by hand."""
+    """A network that took another's place: versions and digests; version 0: it was put there by hand.
+
+    `labels`: what changed of its classes, in one line; "" where nothing did.
+    """
 
     head: Head
     version_before: int
     before: str
+    labels: str = ""
 
 
 def apply(place: Installation, package: Package, key: Ed25519PublicKey | None, allow_rollback: bool = False) -> Step:
@@ -63,4 +67,4 @@ def apply_trusted(place: Installation, package: Package, state: State, allow_rol
         state, name=head.name, versions=known, highest=max(head.version, state.highest if not allow_rollback else 0)
     )
     place.replace(made, state)
-    return Step(head, version, installed.digest)
+    return Step(head, version, installed.digest, labels.changed(installed.labels, made.labels))

@@ -15,10 +15,11 @@ from mobilenets.model.encodings import Tensors
 
 @dataclass(frozen=True)
 class Contents:
-    """`card`: with the digest, which stands for all of it."""
+    """`card`: with the digest, which stands for all of it. `labels`: its classes, in order; none for other tasks."""
 
     card: Mapping[str, Any]
     tensors: Tensors
+    labels: tuple[str, ...]
 
     @property
     def digest(self) -> str:
@@ -27,14 +28,14 @@ class Contents:
     @classmethod
     def read(cls, path: Path) -> Contents:
         """Of a bundle's folder, a .mnz file, or whatever else a bundle is named by. Raises `UserError`."""
-        _, card, tensors = bundles.read(bundles.located(path))
-        return cls(card, tensors)
+        known, card, tensors = bundles.read(bundles.located(path))
+        return cls(card, tensors, known.labels)
 
     @classmethod
     def unpack(cls, data: bytes | memoryview) -> Contents:
         """Of a .mnz file's bytes. Raises `UserError`."""
-        _, card, tensors = mnz.unpack(bytes(data), "its network", bundles.verified)
-        return cls(card, tensors)
+        known, card, tensors = mnz.unpack(bytes(data), "its network", bundles.verified)
+        return cls(card, tensors, known.labels)
 
     def pack(self) -> bytes:
         """As a .mnz file's bytes."""

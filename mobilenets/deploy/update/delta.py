@@ -69,7 +69,8 @@ def decode(data: bytes | memoryview, base: Contents) -> Contents:
         card = files.parse_json(_inflate(source.block(CARD_MOST), _text(base)))
     except ValueError as e:
         raise Malformed(f"its card can't be read: {e}") from e
-    shapes = tensor_shapes(bundles.verified(card, "its card"))
+    known = bundles.verified(card, "its card")
+    shapes = tensor_shapes(known)
     fresh: dict[str, Array] = {}
     changed, total = [], 0
     for name, kind in zip(sorted(shapes), source.take(len(shapes)), strict=True):
@@ -94,7 +95,7 @@ def decode(data: bytes | memoryview, base: Contents) -> Contents:
             fresh[c.name] = part.reshape(c.shape)
     if source.at < len(source.data):
         raise Malformed("there are bytes after its end")
-    return Contents(card, fresh)
+    return Contents(card, fresh, known.labels)
 
 
 def same(values: Array, before: Array | None) -> bool:

@@ -279,8 +279,8 @@ def test_what_is_under_way_is_finished(running: Running) -> None:
 def test_a_process_that_is_stuck_is_started_again_and_all_end_with_who_started_them(
     model: Path, tmp_path: Path
 ) -> None:
-    """With a second's patience in the place of twenty; and however the first one ends."""
-    patient = "import sys; from mobilenets.deploy.server import processes; processes.SILENT = 1.0; "
+    """With four seconds' patience in the place of twenty; and however the first one ends."""
+    patient = "import sys; from mobilenets.deploy.server import processes; processes.SILENT = 4.0; "
     patient += "from mobilenets.cli import main; main()"
     program = [sys.executable, "-c", patient]
     with contextlib.closing(Running(model, tmp_path, "--workers", 2, program=program)) as server:

@@ -109,8 +109,8 @@ def test_a_video_that_is_cut_off(clip: Path, model: Path, command: Callable[...,
     assert ran.code == 1
     rows = ran.out.splitlines()
     assert 3 < len(rows) < FRAMES
-    wrote, first, line = ran.err.splitlines()
-    assert wrote == f"{tmp_path / 'labelled.mp4'}: {len(rows)} frames"
+    *wrote, first, line = ran.err.splitlines()  # a long path takes a line of its own
+    assert " ".join(wrote) == f"{tmp_path / 'labelled.mp4'}: {len(rows)} frames"
     assert first == "mobilenets: 1 image could not be read:"
     assert f"{cut}: " in line
     assert f"after {len(rows)} " in line

@@ -23,6 +23,7 @@ log = logging.getLogger("mobilenets.serve")
 spawn = get_context("spawn")
 LOOK = 0.25  # seconds between looks at the processes
 SILENT = 20.0  # seconds after which one that doesn't say that it lives passes for stuck
+STARTING = 300.0  # the same for one that hasn't said it yet: it may wait for a slow disk, or a busy processor
 
 
 class Process:
@@ -31,7 +32,7 @@ class Process:
     def __init__(self, config: uvicorn.Config, sock: socket.socket) -> None:
         self.sock = sock
         self.line, other = spawn.Pipe()
-        self.asked = 0.0  # since when an answer is waited for; 0: it has answered
+        self.asked, self.heard = 0.0, False  # since when an answer is waited for, 0: it has answered; and ever has
         self.process = spawn.Process(target=_serve, args=(config, sock, other))
         self.process.start()
         other.close()
@@ -44,11 +45,11 @@ class Process:
         with contextlib.suppress(OSError, EOFError):
             if self.asked and self.line.poll():
                 self.line.recv()
-                self.asked = 0.0
+                self.asked, self.heard = 0.0, True
             if not self.asked:
                 self.line.send(None)
                 self.asked = time.monotonic()
-        return time.monotonic() - self.asked < SILENT
+        return time.monotonic() - self.asked < (SILENT if self.heard else STARTING)
 
     def end(self, number: int) -> None:
         """By a signal; what it had waiting counts no more."""

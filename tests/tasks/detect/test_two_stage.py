@@ -232,7 +232,6 @@ def test_a_bundle_has_all_its_weights(tmp_path):
         (lambda m: m([scene(0)[0]], [scene(0, mask=False)[1]]), "each target needs some"),
         (lambda m: m([scene(0)[0]]), "as many targets as images"),
         (lambda m: mobilenets.create("faster-rcnn-fpn", pretrained=m.bundle()), "of 'mask-rcnn'"),
-        (lambda m: tasks.of(m.card).fine(m.card), "isn't quantized"),
     ],
 )
 def test_mistakes(call, said):

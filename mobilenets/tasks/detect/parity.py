@@ -31,10 +31,15 @@ OFF: dict[Precision, float] = {"float32": 0.02, "float16": 0.5, "int8": 3.0, "dy
 def parity(reference: Outputs, other: Outputs, precision: Precision, limits: tuple[float, float] | None) -> Parity:
     """Answers (a score of SEEN or more in either) that are in both, of one class and nearly one place; and the scores.
 
-    Of raw heads anchor by anchor, of decoded and suppressed boxes each with the one that overlaps it most.
+    Of raw heads anchor by anchor. Of decoded and suppressed boxes each with that of the nearest score which overlaps it
+    enough; one whose score is further off than the limit isn't in both. So a few may be, as where an int8 network's
+    second stage looks at a proposal that lies a little elsewhere, but no more than agreement leaves room for.
     """
     if is_finished(reference) and is_finished(other):
-        same, differ, ties, difference = _of_boxes(list(found(reference, None)), list(found(other, None)), precision)
+        most = (limits or LIMITS[precision])[1]
+        same, differ, ties, difference = _of_boxes(
+            list(found(reference, None)), list(found(other, None)), OVERLAP[precision], most
+        )
     else:
         same, differ, ties, difference = _of_anchors(reference, other, precision)
     total = same + differ
@@ -64,19 +69,20 @@ def _best(scores: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int64], npt.N
     return labels.argmax(-1), labels.max(-1)
 
 
-def _of_boxes(reference: Sequence[Found], other: Sequence[Found], precision: Precision) -> tuple[int, int, int, float]:
+def _of_boxes(
+    reference: Sequence[Found], other: Sequence[Found], overlap: float, most: float
+) -> tuple[int, int, int, float]:
     same = differ = ties = 0
     difference = 0.0
     for a, b in zip(reference, other, strict=True):
         for one, two in ((a, b), (b, a)):
             seen = one.scores >= SEEN
             over = overlaps(one.boxes[seen], two.boxes) * (one.classes[seen][:, None] == two.classes[None])
-            best, partner = (over.max(1), over.argmax(1)) if len(two) else (np.zeros(int(seen.sum())), None)
-            fits = best >= OVERLAP[precision]
+            off = np.where(over >= overlap, np.abs(one.scores[seen][:, None] - two.scores[None]), np.inf)
+            nearest = off.min(1, initial=np.inf)
+            fits = nearest <= most
             same += int(fits.sum())
             differ += int((~fits).sum())
             ties += int((one.scores[seen][~fits] < SEEN + NEAR).sum())
-            if partner is not None and fits.any():
-                off = np.abs(one.scores[seen][fits] - two.scores[partner[fits]])
-                difference = max(difference, float(off.max()))
+            difference = max(difference, float(nearest[fits].max(initial=0)))
     return same, differ, ties, difference

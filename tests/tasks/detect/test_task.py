@@ -172,6 +172,19 @@ def test_parity_sees_what_is_wrong(bundle, pixels_of):
     assert not task.parity(finished, moved, "float16").ok
 
 
+def test_parity_bears_as_many_other_scores_as_other_boxes(bundle):
+    """A tenth may be far off in int8, as where proposals lie elsewhere, a fifth may not; a tenth in float32 neither."""
+    task = tasks.of(bundle.card)
+    places = [[40 * n, 0, 40 * n + 32, 32] for n in range(5)]
+    right = perfect([Boxes.of(places, [0] * 5, (200, 200))] * 4)
+    for off, precision, ok in ((2, "int8", True), (4, "int8", False), (2, "float32", False)):
+        scores = right["scores"].copy()
+        scores[0, :off] = 0.35
+        made = task.parity(right, {**right, "scores": scores}, precision)
+        assert made.ok == ok, (off, precision, made)
+        assert made.difference < 1e-3
+
+
 @pytest.fixture
 def pixels_of(shown):
     return np.stack([shown.split("val").pixels(i, shapes.STRETCH) for i in range(4)])

@@ -1,8 +1,7 @@
 """Matrices that are made of a few vectors: of which, and how. NumPy or PyTorch; no torch is imported here.
 
 Both are stacks of square blocks of the input's width, as many as the outputs need. What they save is numbers to train,
-to keep and to send; files have the matrix that they stand for, since a product with it is quicker, at these sizes, than
-the transforms that would do without.
+to keep and to send; files have the matrix that they stand for, since runtimes multiply by one, and have no such transforms.
 """
 
 from __future__ import annotations

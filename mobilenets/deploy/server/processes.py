@@ -73,8 +73,9 @@ def run(config: uvicorn.Config, sockets: Sequence[socket.socket]) -> None:
     allow_connection_pickling()
     ended = threading.Event()
     before = {s: signal.signal(s, lambda *_: ended.set()) for s in (signal.SIGTERM, signal.SIGINT)}
-    processes = [Process(config, sock) for sock in sockets]
+    processes: list[Process] = []
     try:
+        processes += (Process(config, sock) for sock in sockets)
         while not ended.wait(LOOK):
             for n, process in enumerate(processes):
                 if process.lives:

@@ -12,7 +12,7 @@ MOST = 8  # processes, if nobody says how many: each takes memory for a network 
 
 
 def usual_workers() -> int:
-    """A process for each core: Python itself runs on one core in each, and takes as long as decoding a thumbnail."""
+    """A process for each core, since Python itself runs on one core in each."""
     return min(processor.cores(), MOST)
 
 

@@ -1,7 +1,7 @@
 """Matrices that are made of a few vectors: of which, and how. NumPy or PyTorch; no torch is imported here.
 
 Both are stacks of square blocks of the input's width, as many as the outputs need. What they save is numbers to train,
-to keep and to send; files have the matrix that they stand for, since runtimes multiply by one, and have no such transforms.
+to keep and to send; files have the matrix that they stand for, which is what runtimes multiply by.
 """
 
 from __future__ import annotations

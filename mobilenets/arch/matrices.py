@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 DENSE = "dense"
-RANK = 4  # of the displacement: the Toeplitz-like paper's networks have 1 to 10
+RANK = 4  # of the displacement
 SEED = 0  # of Fastfood's permutation, which is drawn, not trained
 
 Vectors = dict[str, tuple[int, ...]]
@@ -24,7 +24,7 @@ def _toeplitz_vectors(cin: int, blocks: int) -> Vectors:
 
 
 def _toeplitz(parts: Any, cin: int, xp: Any) -> Any:
-    """Sums of a circulant by a skew-circulant matrix (Sindhwani et al. 2015, 1510.01722, equation 4), transposed."""
+    """Sums of a circulant by a skew-circulant matrix (Sindhwani et al. 2015, 1510.01722), transposed."""
     import numpy as np  # which what only counts needs not
 
     g, h = parts["g"], parts["h"]
@@ -37,11 +37,11 @@ def _toeplitz(parts: Any, cin: int, xp: Any) -> Any:
 
 
 def _fastfood_vectors(cin: int, blocks: int) -> Vectors:
-    return dict.fromkeys(("b", "g", "s"), (blocks, 1 << (cin - 1).bit_length()))
+    return dict.fromkeys(("b", "g", "s"), (blocks, block("fastfood", cin)))
 
 
 def _fastfood(parts: Any, cin: int, xp: Any) -> Any:
-    """S H G P H B (Yang et al. 2015, 1412.7149, equation 8, the adaptive one), transposed: its columns are rows."""
+    """S H G P H B (Yang et al. 2015, 1412.7149, the adaptive one), transposed: its columns are rows."""
     import numpy as np
 
     b, g, s = (parts[k] for k in "bgs")

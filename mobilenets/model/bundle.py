@@ -298,8 +298,8 @@ def with_random_weights(card: Card, precision: Precision = "float32", given: Ten
     if precision == "int8":
         clipped = {op.name for op in graph.ops if op.activation in CLIPS}
         ranges = {op.name: (0.0, 6.0) if op.name in clipped else (-3.0, 3.0) for op in graph.ops}
-        card, tensors = (plain := Bundle(card, tensors).dense()).card, dict(plain.tensors)
-        packed = pack(graph, card.preprocess, fold(card, tensors), ranges, float_ops=card.float_ops)
+        plain = Bundle(card, tensors).dense()
+        packed = pack(graph, card.preprocess, fold(plain.card, plain.tensors), ranges, float_ops=card.float_ops)
         packed |= {name: tensors[name] for name in graph.constants}
-        return Bundle(card.replace(precision=precision), packed)
+        return Bundle(plain.card.replace(precision=precision), packed)
     return Bundle(card.replace(precision=precision), tensors)

@@ -23,11 +23,10 @@ from mobilenets.errors import UserError
 from mobilenets.model.bundle import Bundle
 from mobilenets.model.card import Card, Precision
 from mobilenets.model.encodings import tensor_shapes
-from mobilenets.tasks.task import Answer, MetricSpec, Outputs, Parity, Prior, Sizes, Task
+from mobilenets.tasks.task import Answer, MetricSpec, Outputs, Parity, Prior, Sizes, Task, Transform
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-    from torchvision.transforms import v2
 
     from mobilenets.model.images import Preprocess
     from mobilenets.tasks.linear import Probe
@@ -93,7 +92,7 @@ class FeaturesTask:
     def open(self, source: str, root: Path | None, seed: int, val: float | None) -> Data:  # noqa: ARG002
         return open_unlabelled(source, root, seed)
 
-    def transforms(self, preprocess: Preprocess, recipe: Any, kind: str) -> v2.Transform:
+    def transforms(self, preprocess: Preprocess, recipe: Any, kind: str) -> Transform:
         from mobilenets.tasks.augment import augmentation
 
         return augmentation(kind, preprocess, recipe)

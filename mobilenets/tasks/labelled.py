@@ -16,11 +16,9 @@ from mobilenets.arch.spec import Arch
 from mobilenets.data.dataset import Data
 from mobilenets.data.labelling import Labelling
 from mobilenets.data.open import open_data
-from mobilenets.tasks.task import MetricSpec, Prior
+from mobilenets.tasks.task import MetricSpec, Prior, Transform
 
 if TYPE_CHECKING:
-    from torchvision.transforms import v2
-
     from mobilenets.model.bundle import Bundle
     from mobilenets.model.images import Preprocess
 
@@ -41,7 +39,7 @@ class Labelled:
     def open(self, source: str, root: Path | None, seed: int, val: float | None) -> Data:
         return open_data(source, root, seed, val, self.labelling)
 
-    def transforms(self, preprocess: Preprocess, recipe: Any, kind: str) -> v2.Transform:
+    def transforms(self, preprocess: Preprocess, recipe: Any, kind: str) -> Transform:
         from mobilenets.tasks.augment import augmentation
 
         return augmentation(kind, preprocess, recipe)

@@ -7,7 +7,7 @@ asks the card's task instead of assuming one. A new task is a file with a class 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -25,7 +25,6 @@ from mobilenets.model.trust import Trust
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from torch import Tensor, nn
-    from torchvision.transforms import v2
 
     from mobilenets.model.bundle import Bundle
     from mobilenets.model.images import Preprocess
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
 
 Outputs = Mapping[str, npt.NDArray[np.float32]]  # by the card's names, each [N, *shape]
 Tile = tuple[int, int, int, int]  # a part of an image: left, top, right, bottom in pixels
+Transform = Callable[[Any, Any], tuple[Any, Any]]  # an RGB Pillow image, target -> uint8 tensor [3, H, W], target on it
 Sizes = Sequence[tuple[int, int]]  # (width, height) of each image before it was fitted to the input
 
 
@@ -210,7 +210,7 @@ class Task(Protocol):
     # data
     def open(self, source: str, root: Any, seed: int, val: float | None) -> Data: ...
 
-    def transforms(self, preprocess: Preprocess, recipe: Any, kind: str) -> v2.Transform: ...
+    def transforms(self, preprocess: Preprocess, recipe: Any, kind: str) -> Transform: ...
 
     # network
     def config(self, data: Data) -> dict[str, Any]: ...

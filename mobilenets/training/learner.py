@@ -25,6 +25,7 @@ from mobilenets.training.optim import OPTIMIZERS, ROW, STRAIGHT_DOWN, parameter_
 from mobilenets.training.recipes import Recipe
 
 RECENT = 16  # batches
+READ = 32  # steps between looks at a loss that lies on a GPU
 
 
 def own_part(graph: Graph, own: Collection[str], taps: Collection[str]) -> tuple[tuple[Op, ...], tuple[str, ...]]:
@@ -171,7 +172,8 @@ class Learner(pl.LightningModule):
         if self.frozen:
             self.features.append(({name: value.float() for name, value in body.items()}, targets))
         loss = self.objective(self.answers(body), targets)
-        if not torch.isfinite(loss):
+        # Reading a number off a GPU waits for all that it still has to do; once lost, the loss stays so.
+        if (loss.device.type == "cpu" or batch_idx % READ == READ - 1) and not torch.isfinite(loss):
             raise UserError(
                 f"the loss became {loss.item()} in epoch {self.current_epoch + 1}: the learning rate is too high for "
                 f"this data; try again with --lr {self.recipe.lr / 4:g}"

@@ -28,6 +28,7 @@ from mobilenets.data import shard_reader as sharded
 from mobilenets.data.dataset import CACHE_SIDE, Split, gather
 from mobilenets.errors import UserError
 from mobilenets.model.images import Preprocess
+from mobilenets.tasks.task import Transform
 from mobilenets.training.recipes import Recipe
 
 MATERIALIZE_BYTES = 2 << 30
@@ -91,7 +92,7 @@ class TrainImages(Dataset[tuple[Any, ...]]):
     def __init__(
         self,
         split: Split,
-        transform: v2.Transform,
+        transform: Transform,
         seed: int,
         answers: CachedAnswers | None = None,
         side: int = CACHE_SIDE,
@@ -235,9 +236,14 @@ class IdentitySampler(EpochSampler):
 
 
 def mix(*numbers: int) -> int:
-    """One 63-bit seed from several numbers."""
-    state = np.random.SeedSequence([n & 0xFFFFFFFF for n in numbers]).generate_state(1, np.uint64)
-    return int(state[0] >> np.uint64(1))
+    """One 63-bit seed from several numbers, by SplitMix64 (Steele and others 2014): numpy's takes 30 µs an image."""
+    state, all_bits = 0, (1 << 64) - 1
+    for n in numbers:
+        state = (state + (n & 0xFFFFFFFF) + 0x9E3779B97F4A7C15) & all_bits
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & all_bits
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & all_bits
+        state ^= state >> 31
+    return state >> 1
 
 
 def at_once(recipe: Recipe, images: int, world: int) -> int:

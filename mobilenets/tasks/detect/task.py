@@ -33,11 +33,10 @@ from mobilenets.tasks.detect.scoring import (
     scores_of,
 )
 from mobilenets.tasks.lesson import Lesson
-from mobilenets.tasks.task import Answer, MetricSpec, Outputs, Parity, Prior, Sizes, Task, Tile
+from mobilenets.tasks.task import Answer, MetricSpec, Outputs, Parity, Prior, Sizes, Task, Tile, Transform
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-    from torchvision.transforms import v2
 
     from mobilenets.model.bundle import Bundle
     from mobilenets.tasks.detect.loss import DetectionLoss
@@ -134,7 +133,7 @@ class Detect:
 
         return open_boxes(source, root, seed, val)
 
-    def transforms(self, preprocess: Preprocess, recipe: Any, kind: str) -> v2.Transform:  # noqa: ARG002
+    def transforms(self, preprocess: Preprocess, recipe: Any, kind: str) -> Transform:  # noqa: ARG002
         from mobilenets.tasks.detect.transforms import Augmentation
 
         return Augmentation(preprocess, kind)

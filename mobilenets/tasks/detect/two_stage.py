@@ -27,11 +27,10 @@ from mobilenets.tasks.detect.config import DetectorOptions
 from mobilenets.tasks.detect.task import PRIOR, Detect
 from mobilenets.tasks.detect.tiled import Overlap
 from mobilenets.tasks.lesson import Lesson
-from mobilenets.tasks.task import Prior, Task
+from mobilenets.tasks.task import Prior, Task, Transform
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-    from torchvision.transforms import v2
 
     from mobilenets.model.bundle import Bundle
     from mobilenets.tasks.detect.stages import TwoStageLoss
@@ -85,7 +84,7 @@ class TwoStage(Detect):
             raise UserError(f"{source} has boxes without masks, and {self.family} learns masks: take faster-rcnn-fpn")
         return data
 
-    def transforms(self, preprocess: Preprocess, recipe: Any, kind: str) -> v2.Transform:  # noqa: ARG002
+    def transforms(self, preprocess: Preprocess, recipe: Any, kind: str) -> Transform:  # noqa: ARG002
         from mobilenets.tasks.detect.transforms import Augmentation
 
         return Augmentation(preprocess, kind, masks=self.how.masks)

@@ -33,11 +33,10 @@ from mobilenets.tasks.embed.verification import best_threshold, drawn_pairs
 from mobilenets.tasks.features import Features
 from mobilenets.tasks.labelled import Labelled
 from mobilenets.tasks.linear import Probe
-from mobilenets.tasks.task import Answer, MetricSpec, Outputs, Parity, Sizes, Task
+from mobilenets.tasks.task import Answer, MetricSpec, Outputs, Parity, Sizes, Task, Transform
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-    from torchvision.transforms import v2
 
     from mobilenets.model.bundle import Bundle
     from mobilenets.model.images import Framing, Preprocess
@@ -98,7 +97,7 @@ class Embed(Labelled):
         """An aligned face is seen whole."""
         return "stretch" if self.template else None
 
-    def transforms(self, preprocess: Preprocess, recipe: Any, kind: str) -> v2.Transform:
+    def transforms(self, preprocess: Preprocess, recipe: Any, kind: str) -> Transform:
         """Of aligned faces, small moves alone: a random crop would undo the alignment."""
         from mobilenets.tasks.augment import aligned, augmentation
 

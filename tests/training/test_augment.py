@@ -107,7 +107,7 @@ def test_what_is_drawn_is_distributed_as_torchvisions_transforms_draw(kind):
     wanted = torch.stack([theirs(image) for _ in range(1200)]).double()
     error = torch.sqrt((drawn.var(0) + wanted.var(0)) / 1200)
     assert ((drawn.mean(0) - wanted.mean(0)).abs() < 5 * error + 0.5).all()  # each of 3,072 numbers
-    assert drawn.std(0).mean() == pytest.approx(wanted.std(0).mean(), rel=0.02)
+    assert float(drawn.std(0).mean()) == pytest.approx(float(wanted.std(0).mean()), rel=0.02)
 
 
 def arrow(left):

@@ -1,13 +1,16 @@
 """One thing changed at a time, several seeds each: V2's choices on CIFAR-10, the ingredients of a recipe on photos.
 
     python benchmarks/ablations.py v2 cifar10.zip OUT [--epochs 8] [--seeds 0,1,2]
+    python benchmarks/ablations.py v1 cifar10.zip OUT --resolution 64 --macs 12000000 --epochs 12
     python benchmarks/ablations.py modern flowers.zip OUT --resolution 128 --epochs 30
 
-"v2": activation, linear bottleneck, shortcuts (V2 paper, section 6.4, figure 6) of V2-CIFAR. "modern": what each
-ingredient is worth that the recipe has, or could have, for V1. All train at alpha .25. Each epoch is chosen on the val
-split and scored on the test split; where there is no test split, val serves as one and a tenth of train as val. Runs
-that are there already are gone on with or skipped; several processes can share OUT, with other seeds. Writes
-OUT/ablations.csv and OUT/ablations.svg: means over the seeds, with standard deviations as error bars.
+"v2": activation, linear bottleneck, shortcuts (V2 paper, section 6.4, figure 6) of V2-CIFAR. "v1": where V1 makes its
+maps smaller, and how; shallower (V1 paper, table 5). "modern": what each ingredient is worth that the recipe has, or
+could have, for V1. All train at alpha .25, or each at the alpha that gives it as many multiply-adds as --macs says.
+Each epoch is chosen on the val split and scored on the test split; where there is no test split, val serves as one and
+a tenth of train as val. Runs that are there already are gone on with or skipped; several processes can share OUT, with
+other seeds. Writes OUT/ablations.csv and OUT/ablations.svg: means over the seeds, with standard deviations as error
+bars.
 """
 
 from __future__ import annotations
@@ -26,6 +29,10 @@ import numpy as np
 
 from mobilenets import console, files
 from mobilenets.arch import spec, zoo
+from mobilenets.arch.matching import at_macs
+from mobilenets.arch.rows import Row
+from mobilenets.arch.rows_branches import pooling
+from mobilenets.arch.spec import Arch
 from mobilenets.data import checks, splitting
 from mobilenets.data.dataset import Data
 from mobilenets.data.open import open_data
@@ -42,14 +49,33 @@ COLUMNS = ("variant", "seed", "test_top1_percent", "val_top1_percent", "seconds"
 
 @dataclass(frozen=True)
 class Study:
-    """What is varied: arguments of `spec.scale`, or fields of the recipe."""
+    """What is varied: the network's rows, arguments of `spec.scale`, or fields of the recipe."""
 
     network: str
     recipe: str
     variants: dict[str, dict[str, Any]]
 
 
+def strided(at: tuple[int, ...], pools: bool = False) -> dict[str, Any]:
+    """V1 whose strides of 2 lie at these rows; with `pools`, max pooling after a layer of stride 1 in their place."""
+    rows: list[Row] = []
+    for i, row in enumerate(zoo.V1.rows):
+        rows.append(dataclasses.replace(row, stride=2 if i in at and not pools else 1))
+        if i in at and pools:
+            rows.append(pooling(2, 2))
+    return {"rows": tuple(rows)}
+
+
+AS_PUBLISHED = tuple(i for i, row in enumerate(zoo.V1.rows) if row.stride == 2)
 STUDIES = {
+    "v1": Study("v1", "cifar", {
+        "as published": {},
+        "early": strided((0, 1, 2, 3, 4)),
+        "evenly spaced": strided((0, 3, 6, 9, 12)),
+        "late": strided((0, 5, 8, 11, 13)),
+        "max pooling for strides": strided(AS_PUBLISHED, pools=True),
+        "shallower": {"rows": zoo.V1_SHALLOW.rows},
+    }),
     "v2": Study("v2-cifar", "cifar", {
         "as published": {},
         "ReLU": {"activation": "relu"},
@@ -90,12 +116,26 @@ def opened(source: str) -> Data:
     return d
 
 
+def network(study: Study, changes: dict[str, Any], a: argparse.Namespace, classes: int) -> Arch:
+    """The network of a variant, at the width that was asked for."""
+    changes = dict(changes)
+    rows = changes.pop("rows", None)
+    published = zoo.network(study.network)
+    table = dataclasses.replace(published, rows=rows) if rows else published
+
+    def at(alpha: float) -> Arch:
+        return spec.scale(table, alpha, a.resolution, classes, **changes)
+
+    return at_macs(at, a.macs) if a.macs else at(a.alpha)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", choices=STUDIES)
     parser.add_argument("source")
     parser.add_argument("out", type=Path)
     parser.add_argument("--alpha", type=float, default=0.25)
+    parser.add_argument("--macs", type=int, help="what an image is to cost, by the width, in place of --alpha")
     parser.add_argument("--resolution", type=int, default=32)
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--seeds", default="0,1,2")
@@ -114,7 +154,7 @@ def main() -> None:
             changes = study.variants[variant]
             of_recipe = {k: v for k, v in changes.items() if k in fields}
             of_arch = {k: v for k, v in changes.items() if k not in fields}
-            arch = spec.scale(zoo.network(study.network), a.alpha, a.resolution, len(d.labels), **of_arch)
+            arch = network(study, of_arch, a, len(d.labels))
             if not is_bundle(out / FLOAT):
                 changed = dataclasses.replace(recipe, **of_recipe)
                 train.train_bundle(d, arch, changed, out, seed=seed, resume=out.exists())
@@ -127,7 +167,8 @@ def main() -> None:
                 writer = csv.DictWriter(f, COLUMNS)
                 writer.writeheader()
                 writer.writerows(rows)
-    title = f"{study.network} {a.alpha:g}-{a.resolution}, {a.epochs} epochs"
+    width = f"{a.macs / 1e6:g} M macs" if a.macs else f"{a.alpha:g}"
+    title = f"{study.network} {width}-{a.resolution}, {a.epochs} epochs"
     draw(read(path), list(study.variants), a.out / "ablations.svg", title)
 
 

@@ -30,7 +30,8 @@ def epochs_within(setup: Setup, held_out: int, seconds: float, processes: int) -
     random = torch.get_rng_state()
     since = time.perf_counter()
     shown = [images[0, i % len(images)] for i in range(min(IMAGES, len(images)))]
-    reading = (time.perf_counter() - since) / len(shown)
+    others = loader.processes(recipe, images.split, processes)
+    reading = (time.perf_counter() - since) / len(shown) / max(1, others)
     pixels = torch.stack([image for image, *_ in shown]).repeat(-(-batch // len(shown)), 1, 1, 1)[:batch]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     learner.to(device)
@@ -52,7 +53,8 @@ def epochs_within(setup: Setup, held_out: int, seconds: float, processes: int) -
     torch.set_rng_state(random)
     learner.to("cpu")
     learner.model.train(training)
-    an_image = step / batch + reading
+    beside = device.type == "cuda" and others  # other processors prepare images while this one computes
+    an_image = max(step / batch, reading) if beside else step / batch + reading
     epoch = len(images) * an_image / processes + held_out * (step / batch / 3) / processes
     return max(1, min(recipe.epochs, int(SPARE * seconds / epoch)))
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from mobilenets.errors import UserError
 
 if TYPE_CHECKING:
-    from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+    from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
 
 
 def fast_bf16() -> bool:
@@ -49,10 +49,14 @@ def first_here() -> bool:
     return world()[0] == 1 or _number(name) == 0
 
 
-def environment() -> SLURMEnvironment | None:
-    """How Lightning finds the other processes, where it needs telling."""
-    if "WORLD_SIZE" in os.environ or not _by_srun():
+def environment() -> ClusterEnvironment | None:
+    """How Lightning finds the other processes; None where it sees that itself. It would start MPI to ask for some."""
+    if "WORLD_SIZE" in os.environ:
         return None
+    if not _by_srun():
+        from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+
+        return LightningEnvironment()
     from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 
     # Lightning takes --ntasks alone for a mistake, since it doesn't look how many each machine has.

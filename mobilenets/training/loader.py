@@ -251,6 +251,17 @@ def at_once(recipe: Recipe, images: int, world: int) -> int:
     return max(1, min(recipe.batch, images) // (world * recipe.accumulate))
 
 
+def processes(recipe: Recipe, split: Split, world: int) -> int:
+    """How many other processes prepare this one's training images; 0: it does so itself."""
+    if recipe.workers >= 0:
+        return recipe.workers
+    cores = processor.cores() // world
+    if len(split.cache) < len(split):
+        return cores
+    # Cached images cost less than handing them between processes, until there are cores to spare.
+    return max(0, cores - 2) if START == "fork" else 0
+
+
 def train_loader(images: TrainImages, recipe: Recipe, world: int, rank: int) -> DataLoader[Any]:
     """This process's share of the shuffled, augmented training images; the last, short batch is left out."""
     split, seed = images.split, images.seed
@@ -267,13 +278,10 @@ def train_loader(images: TrainImages, recipe: Recipe, world: int, rank: int) -> 
             )
     else:
         sampler = EpochSampler(images, world, rank, shuffle=True, seed=seed, drop_last=False)
-    workers = recipe.workers
-    if workers < 0:  # cached images cost less than handing them between processes, until there are cores to spare
-        cores = processor.cores() // world
-        cached = len(split.cache) == len(split)
-        workers = (max(0, cores - 2) if START == "fork" else 0) if cached else cores
     collate = ragged_batch if images.ragged else None
-    return in_processes(images, workers, batch_size=batch, sampler=sampler, drop_last=True, collate_fn=collate)
+    return in_processes(
+        images, processes(recipe, split, world), batch_size=batch, sampler=sampler, drop_last=True, collate_fn=collate
+    )
 
 
 def held_out_loader(

@@ -125,7 +125,7 @@ def test_without_others(variables):
     variables()
     value = {"a": 1}
     assert processes.from_rank_0(value) is value
-    assert processes.environment() is None
+    assert processes.environment().world_size() == 1  # Lightning isn't left to ask MPI
 
 
 def command(script, *arguments):

@@ -6,6 +6,7 @@ import math
 import os
 from pathlib import Path
 
+VNNI = frozenset({"avx512_vnni", "avx_vnni"})
 QUOTA = Path("/sys/fs/cgroup/cpu.max")  # microseconds of processor time in so many, or "max": a container's limit
 
 
@@ -17,6 +18,16 @@ def cores() -> int:
     except (OSError, ValueError):
         return count
     return max(1, min(count, math.ceil(most / period)))
+
+
+def has_vnni() -> bool:
+    """Whether it adds products of bytes up in 32 bits; kernels for AVX2 alone add two in 16, which overflow."""
+    return bool(VNNI & {*features().split()})
+
+
+def adds_in_16_bits() -> bool:
+    """Whether kernels of x86 for int8 overflow here: it is known to have AVX2, and no VNNI."""
+    return "avx2" in features().split() and not has_vnni()
 
 
 def features() -> str:

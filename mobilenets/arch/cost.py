@@ -35,7 +35,7 @@ TYPE_NAMES: dict[str, str] = {
 }
 FLOAT_BYTES = 4
 # Write over an input, or read it in another order.
-IN_PLACE: tuple[str, ...] = ("activation", "add", "mul", "rows")
+IN_PLACE: tuple[str, ...] = ("activation", "add", "mul", "rows", "flatten")
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,14 @@ class CostRow(Notebook):
         return c * h * w
 
 
+def _map(shape: Shape) -> tuple[int, int, int]:
+    """A shape as a map's: of a vector, one position."""
+    channels, height, width = (*shape, 1, 1)[:3]
+    return channels, height, width
+
+
 def _row(op: Op, shapes: Mapping[str, Shape], times: int) -> CostRow:
-    (_, height, width), (_, rows, columns) = shapes[op.inputs[0]], shapes[op.name]
+    (_, height, width), (_, rows, columns) = (_map(shapes[name]) for name in (op.inputs[0], op.name))
     outputs = op.cout * rows * columns
     weights = 0
     match op.kind:
@@ -260,12 +266,13 @@ def rows(arch: Arch) -> tuple[CostRow, ...]:
 
 def layers(graph: Graph, times: int = 1) -> tuple[CostRow, ...]:
     """A `CostRow` for each layer of a graph that runs `times` for an image."""
-    return tuple(_row(op, graph.shapes, times) for op in graph.ops if op.is_layer or op.kind == "attend")
+    counted = (op for op in graph.ops if op.is_layer or op.kind == "attend")
+    return tuple(_row(op, graph.shapes, times * graph.times(op.name)) for op in counted)
 
 
 def peak(graph: Graph) -> int:
     """Most elements that are held at once when a graph runs layer by layer."""
-    sizes = {name: math.prod(shape) for name, shape in graph.shapes.items()}
+    sizes = {name: graph.times(name) * math.prod(shape) for name, shape in graph.shapes.items()}
     live, most = {graph.source}, 0
     for op, unread in zip(graph.ops, graph.last_reads, strict=True):
         if op.kind not in IN_PLACE:

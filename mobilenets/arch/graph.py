@@ -147,6 +147,19 @@ class Graph:
         kind = KINDS[op.kind]
         return kind.rounded or (kind.moves and any(self.rounds(reader) for reader in self.readers[op.name]))
 
+    @functools.cached_property
+    def crops(self) -> dict[str, Op]:
+        """Of what runs for each box, not once for an image, the crop that it is behind; of a crop, itself."""
+        return {
+            op.name: crop
+            for crop in self.ops if crop.kind == "crop"
+            for op in self.after([crop.name]) if self.rounds(op)
+        }  # fmt: skip
+
+    def times(self, value: str) -> int:
+        """How often a value is computed for an image: once, or for each of the boxes that there may be."""
+        return self.shapes[self.crops[value].inputs[0]][0] if value in self.crops else 1
+
     @property
     def output_shapes(self) -> dict[str, Shape]:
         return {o.name: self.shapes[o.op] for o in self.outputs}

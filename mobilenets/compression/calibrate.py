@@ -120,10 +120,6 @@ def watch(network: FoldedNetwork, inputs: Iterator[Tensor], see: Watch) -> None:
     Of what runs for each box, those of the boxes that there are: an image has as many rows as it may have boxes.
     """
     graph = network.graph
-    crops = {
-        op.name: crop.name for crop in graph.ops if crop.kind == "crop"
-        for op in graph.after([crop.name]) if graph.rounds(op)
-    }  # fmt: skip
     there: dict[str, Tensor] = {}  # by the crop's name, which of its rows are of a box
 
     def show(op: Op, module: nn.Module, x: tuple[Tensor, ...], y: Tensor) -> None:
@@ -131,8 +127,8 @@ def watch(network: FoldedNetwork, inputs: Iterator[Tensor], see: Watch) -> None:
             low, high = x[0][..., :2], x[0][..., 2:4]
             there[op.name] = (high > low).all(-1).flatten()
             y = y[there[op.name]]
-        elif op.name in crops:
-            rows = there[crops[op.name]]
+        elif op.name in graph.crops:
+            rows = there[graph.crops[op.name].name]
             x, y = tuple(v[rows] for v in x), y[rows]
         if len(y):
             see(op, module, x, y)

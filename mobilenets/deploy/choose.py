@@ -290,7 +290,7 @@ def grid(num_classes: int, native_side: int | None = None, task: Task = classify
 
 
 def _candidate(a: Arch, setting: Setting, measured: Measured, task: Task) -> Candidate:
-    c = cost.count(a)
+    c = cost.count(a, task.untrained(a).graph if isinstance(task, Ranged) else None)
     prior = task.prior(a)
     if prior is None:
         raise UserError(f"nobody published how good {a.title} is at {task.name}, so there is nothing to rank it by")

@@ -317,7 +317,7 @@ def layers(cost: Cost) -> Figure:
     unit, scale = ("M", 1e6) if largest >= 1e6 else ("K", 1e3)
     macs.bar(at, [r.macs / scale for r in cost.rows], width=0.8, color=colours)
     macs.set_title(f"macs, {unit}")
-    memory.bar(at, [(r.in_elements + r.out_elements) / 1e3 for r in cost.rows], width=0.8, color=colours)
+    memory.bar(at, [r.times * (r.in_elements + r.out_elements) / 1e3 for r in cost.rows], width=0.8, color=colours)
     memory.set_title("input and output activations, K elements")
     memory.set_xlabel("layer, in the order they run")
     memory.xaxis.set_major_locator(MaxNLocator(12, integer=True, min_n_ticks=1))

@@ -361,6 +361,9 @@ class Ranged(Protocol):
     def networks(self, native_side: int | None) -> list[Arch]:
         """Every network that is worth measuring, for images of this short side in pixels."""
 
+    def untrained(self, arch: Arch) -> Card:
+        """What one is before anything is known of its weights: what it costs is its graph's."""
+
     def random(self, arch: Arch, precision: Precision) -> Bundle:
         """One with random weights: latency and size don't depend on what they are."""
 

@@ -14,7 +14,15 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 
 import mobilenets
 from mobilenets.arch import cost
-from mobilenets.arch.detectors import FAMILIES, counting, detector_arch, ssd_head
+from mobilenets.arch.detectors import (
+    FAMILIES,
+    PYRAMIDS,
+    counting,
+    detector_arch,
+    ssd_head,
+    two_stage_arch,
+    two_stage_head,
+)
 from mobilenets.errors import UserError
 from mobilenets.model import module
 
@@ -90,6 +98,15 @@ def test_what_runs_for_each_proposal():
     masks = counting.count("mask-rcnn")
     assert {r.times for r in masks.rows if r.layer.startswith("mask.")} == {100}
     assert counting.count("faster-rcnn-fpn", resolution=800).proposals == 1000
+
+
+@pytest.mark.parametrize("name", PYRAMIDS)
+def test_the_whole_graph_costs_what_its_parts_do(name):
+    arch = two_stage_arch(name, "v2", 0.35, 96)
+    whole = cost.count(arch, arch.graph.with_head(two_stage_head(arch, 3, name)))
+    parts = counting.count(name, "v2", 0.35, 96, 3)
+    assert whole.rows == parts.rows
+    assert whole.peak_activation_elements >= parts.peak_activation_elements
 
 
 def test_peaks():

@@ -5,12 +5,12 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
 from small import quantized, smooth_images
 
+from mobilenets import processor
 from mobilenets.arch.graph import Head, Output
 from mobilenets.arch.operations import Op
 from mobilenets.deploy import engines, export
@@ -39,17 +39,10 @@ def decided(bundle, count=24):
     return images[scores[:, -1] - scores[:, -2] > 0.2][:count]
 
 
-def has_vnni():
-    """Whether this processor multiplies 8-bit numbers into 32 bits at once; others than x86 are taken to."""
-    about = Path("/proc/cpuinfo")
-    flags = about.read_text() if about.exists() else ""
-    return "avx2" not in flags or "avx512_vnni" in flags or "avx_vnni" in flags
-
-
 @pytest.fixture
 def exact_int8(request):
     """Without such instructions OpenVINO adds two products in 16 bits, which overflow: its int8 has other answers."""
-    if "int8" in request.node.name and not has_vnni():
+    if "int8" in request.node.name and processor.adds_in_16_bits():
         pytest.skip("this processor has no VNNI: OpenVINO's int8 isn't exact on it")
 
 
@@ -170,6 +163,21 @@ def test_a_wrong_export_leaves_nothing(make_bundle, pixels, tmp_path, monkeypatc
     with pytest.raises(UserError, match=r"m\.openvino was not kept: it differs from PyTorch"):
         export.export_bundle(b, pixels, tmp_path / "m.openvino", "noise", "openvino")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [("flags : avx avx2", True), ("flags : avx2 avx512_vnni", False), ("flags : avx2 avx_vnni", False), ("", False)],
+)
+def test_where_int8_overflows_the_proof_says_so(make_bundle, pixels, tmp_path, monkeypatch, flags, told):
+    b = quantized(make_bundle("v1"), pixels)
+    turned = dict(b.tensors) | {"classifier.weight": np.roll(b.tensors["classifier.weight"], 1, 0)}
+    right = openvino.write
+    monkeypatch.setattr(openvino, "write", lambda b, *rest: right(Bundle(b.card, turned), *rest))
+    monkeypatch.setattr(processor, "features", lambda: flags)
+    with pytest.raises(UserError, match="was not kept") as e:
+        export.export_bundle(b, pixels, tmp_path / "m.openvino", "noise", "openvino")
+    assert ("AVX2 and no VNNI, where OpenVINO adds int8 products in 16 bits" in str(e.value)) == told
 
 
 def test_batches(exported, pixels):

@@ -153,7 +153,7 @@ def test_other_runtimes_say_so_in_int8_too(name: str, rounded: Bundle, tmp_path:
     assert not path.exists()
 
 
-@pytest.mark.parametrize("precision", ["float16", pytest.param("int4", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("precision", ["float16", "int4"])
 def test_smaller_files(
     precision: Any, masked: Bundle, images: npt.NDArray[np.uint8], expected: engines.Outputs, tmp_path: Path
 ) -> None:

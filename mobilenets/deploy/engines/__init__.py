@@ -8,6 +8,7 @@ A new runtime is one file here and its line in `RUNTIMES`. The file has
   a float32 bundle's. `batch` None: any number of images in a call;
 - `stored_precision(path)`: the precision that the file's own tensors and operations show, whatever its card says;
 - `load(path, threads)`: an `Engine`, a `guard.Guarded`. A damaged file, or one without a card, is a `UserError`;
+- `int8_fault()`, of one whose int8 overflows on some processors: what is wrong on this one, or nothing;
 - `ram_bytes(path)`, of source for a microcontroller: the memory that it says it takes.
 
 It imports its runtime at its top, `module` says what to install where there is none, and torch only where it must.

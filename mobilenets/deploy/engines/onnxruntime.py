@@ -34,7 +34,14 @@ def exact_everywhere() -> bool:
 @functools.cache
 def exact_by_itself() -> bool:
     """Whether this processor multiplies bytes exactly (VNNI): the exact way of others would only take longer here."""
-    return bool({"avx512_vnni", "avx_vnni"} & {*processor.features().split()})
+    return processor.has_vnni()
+
+
+def int8_fault() -> str:
+    """What is wrong with int8 on this processor, or nothing (see `engines`)."""
+    if exact_everywhere() or not processor.adds_in_16_bits():
+        return ""
+    return "before 1.30, ONNX Runtime adds int8 products in 16 bits where there is no VNNI, which overflow: upgrade it"
 
 
 def session(model: str | bytes, threads: int, widen: bool = False) -> ort.InferenceSession:

@@ -48,6 +48,16 @@ def version() -> str:
     return importlib.metadata.version("openvino")
 
 
+def int8_fault() -> str:
+    """What is wrong with int8 on this processor, or nothing (see `engines`)."""
+    if not processor.adds_in_16_bits():
+        return ""
+    return (
+        "this processor has AVX2 and no VNNI, where OpenVINO adds int8 products in 16 bits, which overflow: export "
+        "float16, or another format, or on a processor with VNNI"
+    )
+
+
 @functools.cache
 def core() -> ov.Core:
     return ov.Core()

@@ -36,10 +36,13 @@ CANONICAL, LEVEL, SLACK = 224, 4, 1e-6
 def linear(w: Writer, op: Op, x: str) -> str:
     """A fully connected layer of many boxes at once: as a convolution, runtimes would read its weights for each."""
     weights = w.lowered.weights(op)
-    turned = dataclasses.replace(weights, values=np.ascontiguousarray(weights.values.reshape(op.cout, op.cin).T))
+    values, how = weights.values.reshape(op.cout, op.cin), {"transB": 1}
+    if weights.bits != 4:  # whose scales are of blocks of inputs, as they lie
+        values, how = np.ascontiguousarray(values.T), {}
+    plain = dataclasses.replace(weights, values=values)
     if not _in_rows(w, op.inputs[0]):  # else nothing may be between whole numbers and the layer that reads them
         x = w.node("Flatten", [x], f"{op.name}.flat")
-    return w.node("Gemm", [x, *w.parameters(op, turned, axis=1)], f"{op.name}.out")
+    return w.node("Gemm", [x, *w.parameters(op, plain, axis=1)], f"{op.name}.out", **how)
 
 
 def _in_rows(w: Writer, value: str) -> bool:

@@ -21,7 +21,9 @@ from mobilenets.deploy.writers.tflite_graph import Graph
 from mobilenets.errors import UserError
 
 NAME = "TFLite"
-LOOKED_AT = 5  # boxes, for each that may be kept: by class, TFLite suppresses 2,000 in three times the network's time
+# Boxes that are looked at, for each that may be kept: TFLite compares them class by class, 2,000 of 80 classes in three
+# times the network's time. Five where PAIRS of a box and a class allow it; of many classes two, which cost .02 AP.
+FEWEST, LOOKED_AT, PAIRS = 2, 5, 10_000
 POSTPROCESS = "TFLite_Detection_PostProcess"
 TURNED = [1, 0, 3, 2]  # columns y, x, ... as x, y, ...
 # The order in which TensorFlow's detectors give their answers.
@@ -129,7 +131,8 @@ def suppress(w: Writer, op: Op, _corners: int, scores: int) -> int:
     shapes = {"boxes": (how.most, 4), "classes": (how.most,), "scores": (how.most,), "count": ()}
     outs = {k: w.graph.value(f"{name}.{k}", shapes[k], "float32") for k in ORDER}
     inputs = [w.values[before.inputs[0]], scores, w.graph.const(f"{before.name}.anchors", anchors)]
-    if len(anchors) > (few := LOOKED_AT * how.most):
+    few = min(max(PAIRS // (columns - how.background), FEWEST * how.most), LOOKED_AT * how.most)
+    if len(anchors) > few:
         inputs = _best(w, name, few, inputs, how.background)
     w.graph.custom(POSTPROCESS, inputs, list(outs.values()), _flexible(options))
     if turned:

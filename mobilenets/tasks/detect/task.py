@@ -271,12 +271,17 @@ class Detect:
         """A network of the family, the detector's own layers apart."""
         return detectors.detector_arch(self.family, body, alpha, side)
 
-    def random(self, arch: Arch, precision: Precision) -> Bundle:
-        labels = [f"class {i}" for i in range(self.classes)]
-        config = detectors.detection_config(arch, labels, self.family)
+    def untrained(self, arch: Arch) -> Card:
+        config = self.configured(arch, [f"class {i}" for i in range(self.classes)])
         preprocess = Preprocess(arch.resolution, size=arch.size, framing=self.framing)
-        card = Card(arch, preprocess, self.head(arch, config), task=self.name, config=config)
-        return with_random_weights(card, precision)
+        return Card(arch, preprocess, self.head(arch, config), task=self.name, config=config)
+
+    def configured(self, arch: Arch, labels: list[str]) -> dict[str, Any]:
+        """The config of a network that tells `labels` apart."""
+        return detectors.detection_config(arch, labels, self.family)
+
+    def random(self, arch: Arch, precision: Precision) -> Bundle:
+        return with_random_weights(self.untrained(arch), precision)
 
 
 class DetectionTally:

@@ -144,11 +144,12 @@ class TwoStage(Detect):
             return None
         return Prior(PRIOR, found[0], found[1] if self.family == RANKED_BY else "extrapolated")
 
+    def configured(self, arch: Arch, labels: list[str]) -> dict[str, Any]:  # noqa: ARG002
+        return {"labels": labels, "family": self.family}
+
     def random(self, arch: Arch, precision: Precision) -> Bundle:
         """It finds as much as it can, where time depends on what is found: on most photos it takes less."""
-        config = {"labels": [f"class {i}" for i in range(self.classes)], "family": self.family}
-        preprocess = Preprocess(arch.resolution, size=arch.size, framing=self.framing)
-        card = Card(arch, preprocess, self.head(arch, config), task=self.name, config=config)
+        card = self.untrained(arch)
         given = {
             f"{name}.anchors": np.array(boxes, np.float32)
             for name, boxes in detectors.two_stage_anchors(arch, self.family).items()

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mobilenets.arch import published
+from mobilenets.arch.detectors import counting
 from mobilenets.deploy import choose, engines, latency, variants
 from mobilenets.deploy.choose import Budget
 from mobilenets.deploy.latency import Setting
@@ -89,6 +90,15 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> None:
         return SimpleNamespace(entries=dict.fromkeys(wanted, rows), machine="here", versions={"onnxruntime": "1"})
 
     monkeypatch.setattr(latency, "here", here)
+
+
+@pytest.mark.usefixtures("measured")
+@pytest.mark.parametrize("name", ["ssdlite", "faster-rcnn-fpn"])
+def test_what_is_chosen_costs_what_it_does_with_its_head(name: DetectorFamily) -> None:
+    (one,) = with_options(TASK, {"detect": DetectorOptions(name)}, None).variants(2)  # type: ignore[attr-defined]
+    found = choose.pick([one.built("v1", 0.25, 224)], Budget(), task=one).pick
+    whole = counting.count(name, "v1", 0.25, 224, 3)
+    assert (found.macs_m, found.params_m) == (whole.macs / 1e6, whole.params / 1e6)
 
 
 @pytest.mark.slow

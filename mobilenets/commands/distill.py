@@ -60,6 +60,7 @@ def distill(
     init: DataSource | None = None,
     weights: StrPath | None = None,
     seed: int = 0,
+    val: float | None = None,
     time: str | float | None = None,
     resume: bool = False,
     log: Words = loggers.DEFAULT,
@@ -105,6 +106,9 @@ def distill(
         Folder of pretrained weights, where published ones may be before they are fetched.
     seed
         Seed of everything random: split, initial weights, order, augmentation.
+    val
+        Share of the training images that choose the epoch, where the data has no val split; a fifth if left out, or a
+        tenth where there is a test split; of unlabelled images always a tenth.
     time
         How long training may take, as 10m or 1h30m: in fewer epochs than the recipe's, as many as fit.
     resume
@@ -180,7 +184,7 @@ def distill(
         raise UserError(
             f"the answers for {task} aren't learned from a teacher, its embedding can be (--labels 1 --embedding 1)"
         )
-    data = open_unlabelled(source, root, seed) if unlabelled else asked.open(source, root, seed, None)
+    data = open_unlabelled(source, root, seed) if unlabelled else asked.open(source, root, seed, val)
     classes = loaded.labels if unlabelled else data.labels
     by_label = loaded.task == asked.name and not isinstance(asked, Instructed)
     columns = _columns(loaded.labels, classes) if by_label else ()
@@ -200,7 +204,8 @@ def distill(
         "verb": "distill", "task": task, "teacher": loaded.digest, "source": source, "unlabelled": unlabelled,
         "arch": net.to_json(),
         "recipe": chosen.to_json(), "how": dataclasses.asdict(how), "init": start.digest if start else None,
-        "seed": seed, **({"time": limit} if limit else {}), **recorded(calibration),
+        "seed": seed, **({"val": data.val_fraction} if val is not None else {}),
+        **({"time": limit} if limit else {}), **recorded(calibration),
         **(dataclasses.asdict(embedding) if embedding else {}), **(dataclasses.asdict(detector) if detector else {}),
         **(dataclasses.asdict(foreign) if foreign and foreign.given else {}),
     }  # fmt: skip
@@ -217,9 +222,9 @@ def distill(
             for split in data.splits.values():
                 split.targets = processes.from_rank_0(_read(loaded, split, asked) if rank == 0 else None)
         elif columns and rank == 0 and isinstance(asked, Teaching):
-            val = data.split("val")
-            true = renumbered(val.targets, np.asarray(columns), len(loaded.labels))
-            right = asked.agreement(_read(loaded, val, asked), true)
+            held = data.split("val")
+            true = renumbered(held.targets, np.asarray(columns), len(loaded.labels))
+            right = asked.agreement(_read(loaded, held, asked), true)
             console.note(f"teacher  {loaded.name}: {right:.2f}% {asked.agreeing} on val")
         distiller = Distiller(loaded, how, columns, as_path(cache) or out / TEACHER, lesson)
         trained = train.train_bundle(

@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from mobilenets.arch.spec import CLASSIFIER, Arch
 from mobilenets.arguments import checked
 from mobilenets.errors import UserError, unknown
 
@@ -26,6 +27,11 @@ class Recipe:
         "adamw", "adamw; sgd with Nesterov momentum 0.9; or TensorFlow's rmsprop, decay and momentum 0.9."
     )
     lr: float = _doc(2e-3, "Peak learning rate.")
+    plain_lr: float = _doc(
+        0.0,
+        "Peak learning rate from scratch of a network with BatchNorm throughout and no shortcuts, as V1, which bears a "
+        "higher one; 0 takes lr.",
+    )
     lr_batch: int = _doc(0, "Batch that lr is meant for: for another, it is scaled in proportion; 0 takes lr as it is.")
     find_lr: Literal["off", "on"] = _doc(
         "off",
@@ -108,8 +114,8 @@ class Recipe:
         for name in ("warmup", "label_smoothing", "erasing", "ema", "dropout", "frozen_rows", "noise"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"{name} must be in [0, 1), not {getattr(self, name)}")
-        if not self.lr > 0 or not self.body_lr > 0:
-            raise UserError("lr and body_lr must be above 0")
+        if not self.lr > 0 or not self.body_lr > 0 or self.plain_lr < 0:
+            raise UserError("lr and body_lr must be above 0, and plain_lr not below")
         for name in ("min_scale", "progressive", "lr_decay", "layer_decay"):
             if not 0 < getattr(self, name) <= 1:
                 raise UserError(f"{name} must be above 0 and at most 1, not {getattr(self, name)}")
@@ -117,6 +123,12 @@ class Recipe:
     @property
     def peak_lr(self) -> float:
         return self.lr * self.batch / self.lr_batch if self.lr_batch else self.lr
+
+    def from_scratch(self, arch: Arch) -> Recipe:
+        """This recipe for a network that begins with nothing: at the rate that one of its kind bears."""
+        shortcuts = any(op.kind == "add" for op in arch.ops)
+        plain = not shortcuts and all(op.norm for op in arch.ops if op.is_layer and op.name != CLASSIFIER)
+        return dataclasses.replace(self, lr=self.plain_lr, plain_lr=0.0) if self.plain_lr and plain else self
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -170,7 +182,7 @@ DETECT = Recipe(
     patience=15,
 )
 RECIPES: dict[str, Recipe] = {
-    "modern": Recipe(patience=20),
+    "modern": Recipe(plain_lr=8e-3, patience=20),
     # V1 paper, sections 3.2 and 4: RMSprop, no label smoothing, light augmentation, no decay on depthwise filters. It
     # doesn't print rates: these are V2's.
     "v1-paper": dataclasses.replace(V2_PAPER, min_scale=0.5, dropout=0.0),
@@ -313,6 +325,7 @@ def recipe(name: str, overrides: Overrides | None = None) -> Recipe:
     changes = {} if overrides is None else {k: v for k, v in vars(overrides).items() if v is not None}
     if "lr" in changes:
         changes.setdefault("find_lr", "off")
+        changes.setdefault("plain_lr", 0.0)
     return dataclasses.replace(RECIPES[name], **changes)
 
 

@@ -126,6 +126,7 @@ def train_bundle(
     head = task.head(arch, config)
     start = _begin(init, arch, data, task, recipe, seed, out)
     init = start or init
+    recipe = recipe if init else recipe.from_scratch(arch)
     if init and recipe.find_lr == "on" and size == 1 and (seconds is None or seconds >= RANGE_TEST):
         recipe = dataclasses.replace(recipe, lr=_rate(init, arch, data, task, recipe, seed, out), lr_batch=0)
     made = setup(data, data.split("train"), arch, recipe, seed, init, distiller, task)

@@ -143,6 +143,13 @@ def test_answers_too_many_to_keep_are_asked_for_each_time(teacher, colours, comm
     assert not (tmp_path / "s" / "teacher").exists()
 
 
+def test_a_share_of_the_images_chooses_the_epoch(teacher, write_colours, command, tmp_path):
+    data = write_colours(tmp_path / "d", {"red": 20, "blue": 20})
+    line = ("distill", teacher, data, "--out", tmp_path / "s", *STUDENT, "--epochs", 1, "--views", 1, "--val", 0.1)
+    assert command(*line).code == 0
+    assert Bundle.load(tmp_path / "s" / "float").card.metrics[0].count == 4
+
+
 def test_without_augmentation_an_image_has_one_view(teacher, colours, command, tmp_path):
     line = ("distill", teacher, colours, "--out", tmp_path / "s", *STUDENT, "--augment", "none")
     assert command(*line, "--epochs", 2).code == 0

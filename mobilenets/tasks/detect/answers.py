@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 
 from mobilenets.data import rle
 from mobilenets.data.rle import Rle
+from mobilenets.errors import UserError
 
 LEAST = 0.3  # score from which a box is said, where nobody says otherwise
 TURN = 0.618034  # of the colour circle from one class to the next: the golden ratio's, so that near ones differ
@@ -56,6 +57,35 @@ class Detections:
 
     def to_json(self) -> dict[str, Any]:
         return {"boxes": [d.to_json() for d in self.boxes]}
+
+    def _columns(self) -> tuple[Any, Any, Any, Any]:
+        """Boxes, float32 [K, 4], x1, y1, x2, y2 in pixels; scores [K]; classes, int64 [K]; masks, bool [K, H, W]."""
+        found = self.boxes
+        masks = [rle.decode(d.mask).astype(bool) for d in found if d.mask is not None]
+        return (
+            np.array([d.box for d in found], np.float32).reshape(-1, 4),
+            np.array([d.score for d in found], np.float32),
+            np.array([d.index for d in found], np.int64),
+            np.stack(masks) if masks else None,
+        )
+
+    def to_torchvision(self) -> dict[str, Any]:
+        """`boxes` as torchvision's detectors give them: tensors boxes, scores, labels from 0, masks if any."""
+        import torch
+
+        boxes, scores, classes, masks = (None if x is None else torch.from_numpy(x) for x in self._columns())
+        some = {} if masks is None else {"masks": masks[:, None]}
+        return {"boxes": boxes, "scores": scores, "labels": classes, **some}
+
+    def to_supervision(self) -> Any:
+        """`boxes` as `supervision.Detections`, their labels in its `class_name`. Raises `UserError` without it."""
+        try:
+            import supervision
+        except ImportError:
+            raise UserError("this needs supervision: pip install supervision") from None
+        boxes, scores, classes, masks = self._columns()
+        names = {"class_name": np.array([d.label for d in self.boxes])}
+        return supervision.Detections(xyxy=boxes, confidence=scores, class_id=classes, mask=masks, data=names)
 
     def __str__(self) -> str:
         return "\t".join(map(str, self.boxes)) or "nothing"

@@ -14,6 +14,7 @@ from PIL import Image
 from mobilenets import tasks
 from mobilenets.compression import sensitivity
 from mobilenets.compression.quantize import kept_in_float
+from mobilenets.data import rle
 from mobilenets.data.boxes import Boxes
 from mobilenets.deploy.engines.torch import TorchEngine
 from mobilenets.errors import UserError
@@ -96,13 +97,47 @@ def test_an_answer_in_json_text_and_colour():
     assert changed[0].min() < 20  # its label above
     assert 8 <= changed[1].min() <= 11
     assert (drawn[40:60, 20:50] == 128).all()
-    from mobilenets.data import rle
-
     mask = np.zeros((100, 100), bool)
     mask[40:60, 20:50] = True
     masked = dataclasses.replace(said.every[0], mask=rle.encode(mask))
     assert (np.asarray(draw(plain, Detections((masked,))))[40:60, 20:50] != 128).any()
     assert masked.to_json()["mask"]["size"] == [100, 100]
+
+
+def answered(masks=False):
+    mask = np.zeros((100, 90), bool)
+    mask[40:60, 20:50] = True
+    outline = {"mask": rle.encode(mask)} if masks else {}
+    cat = Detection("cat", 0.75, (10.0, 20.0, 60.0, 70.0), index=1, **outline)
+    return Detections((cat, Detection("dog", 0.2, (0.0, 0.0, 5.0, 5.0)))), mask
+
+
+def test_an_answer_as_torchvisions_detectors_give_it():
+    said, mask = answered(masks=True)
+    got = said.to_torchvision()
+    assert got["boxes"].tolist() == [[10, 20, 60, 70]]
+    assert (got["scores"].tolist(), got["labels"].tolist(), got["labels"].dtype) == ([0.75], [1], torch.int64)
+    assert np.array_equal(got["masks"][0, 0].numpy(), mask)
+    nothing = Detections(()).to_torchvision()
+    assert nothing["boxes"].shape == (0, 4)
+    assert "masks" not in nothing
+
+
+@pytest.mark.parametrize("masks", [False, True])
+def test_an_answer_as_supervision_has_it(masks):
+    pytest.importorskip("supervision")
+    said, mask = answered(masks)
+    got = said.to_supervision()
+    assert (len(got), got.xyxy.tolist(), got.class_id.tolist()) == (1, [[10, 20, 60, 70]], [1])
+    assert got.data["class_name"].tolist() == ["cat"]
+    assert np.array_equal(got.mask[0], mask) if masks else got.mask is None
+    assert len(Detections(()).to_supervision()) == 0
+
+
+def test_without_supervision_it_is_said(monkeypatch):
+    monkeypatch.setitem(sys.modules, "supervision", None)
+    with pytest.raises(UserError, match="pip install supervision"):
+        answered()[0].to_supervision()
 
 
 def test_predict_and_eval_from_the_command_line(shown, bundle, command, tmp_path, monkeypatch):

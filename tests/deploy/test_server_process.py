@@ -297,6 +297,15 @@ def test_a_process_that_is_stuck_is_started_again_and_all_end_with_who_started_t
             time.sleep(0.05)
 
 
+@pytest.mark.slow  # it waits 13 s
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="stops a process")
+def test_a_process_that_is_stuck_does_not_keep_the_server_from_ending(model: Path, tmp_path: Path) -> None:
+    with contextlib.closing(Running(model, tmp_path, "--workers", 2, "--timeout", 1)) as server:
+        os.kill(workers(server)[0], signal.SIGSTOP)
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(60) == 0
+
+
 @pytest.mark.slow
 def test_ten_thousand_hostile_requests(model: Path, tmp_path: Path) -> None:
     with contextlib.closing(Running(model, tmp_path, "--workers", 2, "--receive-timeout", 2)) as server:

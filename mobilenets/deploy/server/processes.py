@@ -23,6 +23,7 @@ log = logging.getLogger("mobilenets.serve")
 spawn = get_context("spawn")
 LOOK = 0.25  # seconds between looks at the processes
 SILENT = 20.0  # seconds after which one that doesn't say that it lives passes for stuck
+LAST = 2.0  # seconds, beyond what requests under way have, in which one that was told to end is waited for
 STARTING = 300.0  # the same for one that hasn't said it yet: it may wait for a slow disk, or a busy processor
 
 
@@ -88,7 +89,10 @@ def run(config: uvicorn.Config, sockets: Sequence[socket.socket]) -> None:
     finally:
         for process in processes:
             process.end(signal.SIGTERM)
+        until = time.monotonic() + (config.timeout_graceful_shutdown or 0) + LAST
         for process in processes:
+            process.process.join(max(0.0, until - time.monotonic()))
+            process.end(signal.SIGKILL)  # one that is stuck
             process.join()
         for s, handler in before.items():
             signal.signal(s, handler)

@@ -208,7 +208,7 @@ def test_means_are_made_good_for(damage: shared.Damage, pixels: Pixels) -> None:
 
 def test_books_codes_and_norms_learn(damage: shared.Damage, source: Bundle, data: Data, tmp_path: Path) -> None:
     made = damage.assembled(coded.uniform(damage.plain, "kmeans-2"))
-    recipe = dataclasses.replace(books.recipe(4), batch=12, lr=3e-3, workers=0)  # few steps, long ones
+    recipe = dataclasses.replace(books.recipe(12), batch=12, lr=3e-3, workers=0)  # few steps, long ones
     tuned = books.tuned(source, made, damage, data, tmp_path, recipe)
     assert tuned.card.encodings == made.card.encodings
     key = weight_name(made.card.graph.op(LAYER))

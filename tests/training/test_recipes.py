@@ -9,6 +9,7 @@ import pytest
 
 from mobilenets.arch import zoo
 from mobilenets.errors import UserError
+from mobilenets.model.bundle import Bundle
 from mobilenets.training.recipes import RECIPES, TRIED, Overrides, Recipe, recipe
 
 FIELDS = [f.name for f in dataclasses.fields(Recipe)]
@@ -213,3 +214,20 @@ def test_the_recipe_book(command):
 def test_recipes_need_no_torch():
     line = "import sys, mobilenets.cli as c; c.run(['recipes', '--json']); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", line], capture_output=True, check=False).returncode == 0
+
+
+def test_networks_without_shortcuts_begin_at_a_higher_rate_where_nobody_says_one():
+    rates = {n: recipe("modern").from_scratch(zoo.arch(n)).lr for n in ("v1", "v2", "v3-small", "squeezenet-1.1")}
+    assert rates == {"v1": 8e-3, "v2": 2e-3, "v3-small": 2e-3, "squeezenet-1.1": 2e-3}  # SqueezeNet has no BatchNorm
+    assert recipe("modern", Overrides(lr=3e-3)).from_scratch(zoo.arch("v1")).lr == 3e-3
+    assert recipe("modern", Overrides(plain_lr=5e-3)).from_scratch(zoo.arch("v1")).lr == 5e-3
+    assert recipe("cifar").from_scratch(zoo.arch("v1")).lr == RECIPES["cifar"].lr
+
+
+def test_a_network_that_begins_with_weights_keeps_the_recipes_rate(tiny_train, learned, tmp_path):
+    rates = []
+    for name, begin in (("nothing", ()), ("weights", ("--init", learned.out))):
+        ran = tiny_train(tmp_path / name, "--epochs", 1, "--recipe", "modern", *begin)
+        assert ran.ran.code == 0, ran.ran.err
+        rates.append(Bundle.load(tmp_path / name / "float").card.recipe["lr"])
+    assert rates == [8e-3, 2e-3]

@@ -8,7 +8,6 @@ Random pixels, one thread, both ways in turn in each round; µs of processor tim
 from __future__ import annotations
 
 import argparse
-import csv
 import statistics
 import time
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import rows
 import torch
 from PIL import Image
 from torchvision.transforms import v2
@@ -73,20 +73,18 @@ def main() -> None:
     torch.set_num_threads(1)
     rng = np.random.default_rng(0)
     table = console.table("µs an image", ["augment", "image", "input", "torchvision's transforms", "ours", "times"])
-    rows = []
+    found = []
     for kind, side, to in CASES:
         images = [Image.fromarray(rng.integers(0, 255, (side, side, 3), np.uint8)) for _ in range(a.images)]
         ours, theirs = augmentation(kind, Preprocess(to, 1.0), Recipe()), of_torchvision(kind, to)
         both = [(timed(theirs, images), timed(ours, images)) for _ in range(a.rounds)]
         slow, fast = (statistics.median(part) for part in zip(*both, strict=True))
-        rows.append((kind, side, to, round(slow), round(fast), round(slow / fast, 2)))
-        table.add_row(*map(str, rows[-1]))
+        found.append((kind, side, to, round(slow), round(fast), round(slow / fast, 2)))
+        table.add_row(*map(str, found[-1]))
     console.note(table)
     if a.csv:
-        with a.csv.open("w", newline="") as f:
-            out = csv.writer(f)
-            out.writerow(("augment", "image_px", "input_px", "torchvision_us", "ours_us", "times"))
-            out.writerows(rows)
+        names = ("augment", "image_px", "input_px", "torchvision_us", "ours_us", "times")
+        rows.write(a.csv, [dict(zip(names, row, strict=True)) for row in found])
 
 
 if __name__ == "__main__":

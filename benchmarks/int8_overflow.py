@@ -10,14 +10,14 @@ the beginnings of the names of those that are halved, all if left out. Agreement
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
+import rows
 
-from mobilenets import files, tasks
+from mobilenets import tasks
 from mobilenets.deploy import engines, evaluate
 from mobilenets.deploy.engines.torch import TorchEngine
 from mobilenets.deploy.export import BATCH
@@ -51,7 +51,7 @@ def main() -> None:
     source = Bundle.load(a.bundle)
     data, _ = tasks.images_of(source.card, a.data, None)
     images = data.sample("val", len(data.split("val")), source.card.preprocess).pixels
-    rows = []
+    found = []
     for bits, made in ((8, source), (7, halved(source, tuple(a.layers.split(","))))):
         right = answers(TorchEngine(made, 1), images)
         for name in a.engines.split(","):
@@ -62,13 +62,10 @@ def main() -> None:
                 parity = tasks.of(made.card).parity(right, answers(engine, images), "int8", None)
                 scores = evaluate.score(engine, data, "val").to_json()
             numbers = {k: round(v, 2) for k, v in scores.items() if isinstance(v, float)}
-            rows.append({"bits": bits, "engine": name, "agreement": round(parity.agreement, 2), **numbers})
-            print(rows[-1], flush=True)
+            found.append({"bits": bits, "engine": name, "agreement": round(parity.agreement, 2), **numbers})
+            print(found[-1], flush=True)
     if a.out:
-        with files.atomic_file(a.out) as tmp, tmp.open("w", newline="") as f:
-            writer = csv.DictWriter(f, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
+        rows.write(a.out, found)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import multiprocessing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -23,12 +23,17 @@ def read(path: Path) -> list[Row]:
         return list(csv.DictReader(f))
 
 
+def write(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    """The table anew, whole or not at all."""
+    with files.atomic_file(path) as tmp, tmp.open("w", newline="", encoding="utf-8") as f:
+        writer = csv.DictWriter(f, rows[-1])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
 def keep(path: Path, row: Row) -> None:
     """Add a row to the table and say it."""
-    with files.atomic_file(path) as tmp, tmp.open("w", newline="", encoding="utf-8") as f:
-        writer = csv.DictWriter(f, row)
-        writer.writeheader()
-        writer.writerows([*read(path), row])
+    write(path, [*read(path), row])
     console.note(", ".join(f"{k} {v}" for k, v in row.items()))
 
 

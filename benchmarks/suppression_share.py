@@ -10,14 +10,15 @@ that gives raw heads run the same 20 photos in turn, 7 rounds, on one thread: me
 from __future__ import annotations
 
 import argparse
-import csv
 import statistics
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-from mobilenets import files, tasks
+import rows
+
+from mobilenets import tasks
 from mobilenets.deploy import engines, evaluate, finish
 from mobilenets.model.bundle import Bundle
 from mobilenets.model.images import Pixels
@@ -45,7 +46,7 @@ def main() -> None:
     source = Bundle(source.card.replace(config=config), source.tensors)
     data, _ = tasks.images_of(source.card, a.data, None)
     images = data.sample("val", PHOTOS, source.card.preprocess).pixels
-    rows = []
+    found = []
     for name in a.engines.split(","):
         module = engines.module(name)
         with tempfile.TemporaryDirectory() as folder:
@@ -58,17 +59,14 @@ def main() -> None:
             rounds = [{raw: processor_ms(engine, images) for raw, engine in made.items()} for _ in range(ROUNDS)]
             ms = {raw: statistics.median(r[raw] for r in rounds) for raw in made}
             ap = {raw: evaluate.score(engine, data, "val").value for raw, engine in made.items()}
-        rows.append({
+        found.append({
             "engine": name, "boxes_ms": round(ms[False], 2), "raw_ms": round(ms[True], 2),
             "share_percent": round(100 * (1 - ms[True] / ms[False]), 1),
             "boxes_ap": round(ap[False], 2), "raw_ap": round(ap[True], 2),
         })  # fmt: skip
-        print(rows[-1], flush=True)
+        print(found[-1], flush=True)
     if a.out:
-        with files.atomic_file(a.out) as tmp, tmp.open("w", newline="") as f:
-            writer = csv.DictWriter(f, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
+        rows.write(a.out, found)
 
 
 if __name__ == "__main__":

@@ -266,8 +266,7 @@ def classifier_of(arch: Arch) -> nn.Module:
 def initialise(module: nn.Module) -> None:
     """Random weights for one layer, from torch's global generator."""
     if isinstance(module, nn.Conv2d):
-        # A BatchNorm evens out how large the values become; without one, a bias in its place, the fan in has to.
-        nn.init.kaiming_normal_(module.weight, mode="fan_out" if module.bias is None else "fan_in")
+        nn.init.kaiming_normal_(module.weight, mode="fan_out")
         if module.bias is not None:
             nn.init.zeros_(module.bias)
     elif isinstance(module, MapClassifier):  # after its convolution: as SqueezeNet's, whose answers would die else

@@ -142,10 +142,9 @@ def _rectangle(height: int, width: int, scale: tuple[float, float], ratio: float
 
 
 def _random_resized_crop(size: tuple[int, int], scale: tuple[float, float], height: int, width: int) -> Change:
-    """Inception's crop (Szegedy and others 2014): sides of a ratio of 3/4 to 4/3, or the middle where none fits."""
-    side = min(height, width)
-    middle = ((height - side) // 2, (width - side) // 2, side, side)
-    box = _rectangle(height, width, scale, 4 / 3) or middle
+    """Inception's crop (Szegedy and others 2014): a ratio of 3/4 to 4/3; where none fits, the largest in the middle."""
+    h, w = min(height, round(width * 4 / 3)), min(width, round(height * 4 / 3))
+    box = _rectangle(height, width, scale, 4 / 3) or ((height - h) // 2, (width - w) // 2, h, w)
     return lambda x: F.resized_crop(x, *box, size=list(size), antialias=True)
 
 

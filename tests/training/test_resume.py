@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from runs import leftovers, rows, weights
+from kept_runs import leftovers, rows, weights
 
 from mobilenets.errors import UserError
 from mobilenets.model.bundle import Bundle

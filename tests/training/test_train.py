@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from runs import leftovers, rows, weights
+from kept_runs import leftovers, rows, weights
 
 from mobilenets.data.open import of_card, open_data
 from mobilenets.model.bundle import Bundle

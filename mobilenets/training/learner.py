@@ -130,6 +130,19 @@ class Learner(pl.LightningModule):
         )
         return (height, width), epoch < recipe.frozen_epochs and bool(self.own_ops)
 
+    @property
+    def one_size(self) -> bool:
+        """Whether it can't take images as small as the first epoch's, as a network with weights for each position."""
+        training, images = self.training, torch.zeros(2, 3, *self.epoch_plan(0)[0], device=self.mean.device)
+        try:
+            with torch.inference_mode():
+                self.eval()(images)
+        except RuntimeError:
+            return True
+        finally:
+            self.train(training)
+        return False
+
     def shrink(self, images: Tensor) -> Tensor:
         size = self.epoch_plan(self.current_epoch)[0]
         if images.shape[-2:] == size:

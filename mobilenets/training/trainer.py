@@ -135,6 +135,10 @@ def train_bundle(
             f"the BatchNorm statistics of --init don't fit what it computes, as where they were folded: measured anew "
             f"on {made.measured} training images, so that it starts as the network that it was"
         )
+    if recipe.progressive < 1 and made.learner.one_size:
+        if rank == 0:
+            console.note(f"{arch.title} takes images of one size alone: they have it from the first epoch on")
+        recipe = made.learner.recipe = dataclasses.replace(recipe, progressive=1.0)
     val, folder = data.split("val"), out / CHECKPOINTS
     callbacks: list[pl.Callback] = []
     if seconds is not None:

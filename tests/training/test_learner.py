@@ -44,6 +44,24 @@ def test_the_resolution_grows_over_the_first_epochs(monkeypatch):
     assert sides == [16, 16, 20, 24, 24, 28, 32, 32, 32, 32]
 
 
+@pytest.mark.parametrize(("name", "alpha", "one"), [("v2-cifar", 0.25, False), ("alexnet", 0.25, True)])
+def test_a_network_with_weights_for_each_position_is_told_from_others(name, alpha, one):
+    learner = learner_of(Recipe(epochs=10, progressive=0.5), name, alpha, 10, resolution=64)
+    assert learner.one_size is one
+    assert learner.training  # as it was
+
+
+def test_a_global_depthwise_layer_sees_whole_images_from_the_first_epoch(write_images, tmp_path, command):
+    people = write_images(tmp_path / "people", {f"{split}/{who}": 2 for split in ("train", "val") for who in "ab"})
+    ran = command(
+        "train", people, "--task", "embed", "--embed-head", "global", "--arch", "v1", "--alpha", 0.25, "--resolution",
+        64, "--epochs", 1, "--progressive", 0.5, "--out", tmp_path / "run",
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    assert "takes images of one size alone" in ran.err
+    assert Bundle.load(tmp_path / "run" / "float").card.recipe["progressive"] == 1.0
+
+
 def test_shifted_images_are_the_image_moved(write_images, tmp_path):
     images = open_data(str(write_images(tmp_path, {"train/a": 3, "train/b": 3, "val/a": 1, "val/b": 1}, side=32)))
     recipe = Recipe(augment="shift", mixup=0.0)

@@ -3,8 +3,8 @@
     python benchmarks/compression.py cifar10-v2 cifar10.zip OUT --sizes 500,250 --train 4096 --epochs 2
 
 Rows go to OUT/NAME.csv as they are made, and bundles beside it: a run that was stopped goes on with the same command.
-Accuracies of the table are before any training; --sizes are trained (codebooks, codes, BatchNorm, biases) on --train
-images.
+Accuracies of the table are before any training; --sizes and --trained methods are trained (codebooks, codes, BatchNorm,
+biases) on --train images.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from mobilenets import console, processor, tasks
 from mobilenets.compression import books, budget, coded, shared
@@ -81,11 +82,22 @@ def rows(args: argparse.Namespace, done: set[tuple[str, str, str]]) -> Iterator[
                 start, chosen = time.process_time(), coded.uniform(plain, name)
                 made = damage.assembled(damage.refined(chosen) if refined else chosen)
                 yield row(made, name, refined, 0, start, False)
+    recipe = dataclasses.replace(books.recipe(args.epochs), workers=0)
+    passes = args.epochs * len(data.split("train"))
+
+    def taught(made: Bundle, **how: Any) -> Bundle:
+        with tempfile.TemporaryDirectory() as work:
+            return books.tuned(source, made, damage, data, Path(work), recipe, **how)
+
+    for name in filter(None, args.trained.split(",")):
+        if (name, "1", str(passes)) not in done:
+            start, chosen = time.process_time(), damage.refined(coded.uniform(plain, name))
+            yield row(taught(damage.assembled(chosen)), name, True, passes, start, args.test)
     measured: dict[str, list[coded.Option]] = {}
     for kb in map(float, filter(None, args.sizes.split(","))):
         name, at = f"{kb:g} kB", args.out / f"{args.name}-{kb:g}"
-        trained, size = args.epochs * len(data.split("train")), int(1000 * kb)
-        wanted = [n for n in (0, trained) if (name, "1", str(n)) not in done]
+        size = int(1000 * kb)
+        wanted = [n for n in (0, passes) if (name, "1", str(n)) not in done]
         if not wanted:
             continue
         start = time.process_time()
@@ -93,14 +105,10 @@ def rows(args: argparse.Namespace, done: set[tuple[str, str, str]]) -> Iterator[
         made, chosen = budget.fitted(damage, measured, int(size * budget.NEAR))
         if 0 in wanted:
             yield row(made.save(at), name, True, 0, start, False)
-        if trained in wanted and trained:
+        if passes in wanted and passes:
             start = time.process_time()
-            recipe = dataclasses.replace(books.recipe(args.epochs), workers=0)
-            rates = {layer: o.rate for layer, o in chosen.items()}
-            with tempfile.TemporaryDirectory() as work:
-                made = books.tuned(source, made, damage, data, Path(work), recipe, rates=rates, fits=within(size))
-                made = made.save(f"{at}.mnz")
-            yield row(made, name, True, trained, start, args.test)
+            made = taught(made, rates={layer: o.rate for layer, o in chosen.items()}, fits=within(size))
+            yield row(made.save(f"{at}.mnz"), name, True, passes, start, args.test)
 
 
 def main() -> None:
@@ -109,6 +117,7 @@ def main() -> None:
     parser.add_argument("data")
     parser.add_argument("out", type=Path)
     parser.add_argument("--methods", default=METHODS)
+    parser.add_argument("--trained", default="", help="methods that are trained too")
     parser.add_argument("--sizes", default="")
     parser.add_argument("--images", type=int, default=256, help="that damage is measured on")
     parser.add_argument("--train", type=int, default=4096, help="images, at most")

@@ -191,8 +191,7 @@ def compare(reference: Engine, engine: Engine, images: Pixels, path: Path) -> Pa
     own = engines.runtime(engine.name).int8_limits if precision == "int8" else None
     parity = tasks.of(engine.card).parity(a, b, precision, trust.limits(engine.card, own))
     if not parity.ok:
-        module = engines.module(engine.name)
-        fault = module.int8_fault() if precision == "int8" and hasattr(module, "int8_fault") else ""
+        fault = engines.int8_fault(engine.name) if precision == "int8" else ""
         why = f"; {fault}" if fault else ""
         raise UserError(f"{path} was not kept: it differs from PyTorch ({parity.reason}){why}")
     return parity

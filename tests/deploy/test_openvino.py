@@ -68,6 +68,21 @@ def exported(make_bundle, pixels, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("precision", "overflows", "told"), [("int8", True, 1), ("int8", False, 0), ("float32", True, 0)]
+)
+def test_who_loads_int8_where_it_overflows_is_told_once(
+    make_bundle, pixels, tmp_path, capsys, monkeypatch, precision, overflows, told
+):
+    path = tmp_path / "m.openvino"
+    openvino.write(of_precision(make_bundle("v1"), pixels, precision), path, None)  # as on another processor
+    monkeypatch.setattr(processor, "adds_in_16_bits", lambda: overflows)
+    engines._warn.cache_clear()
+    for _ in range(2):
+        engines.load(path)
+    assert capsys.readouterr().err.count("no VNNI") == told
+
+
+@pytest.mark.parametrize(
     ("name", "precision"),
     [
         *((n, p) for n in NETWORKS for p in ("float32", "int8")),

@@ -17,6 +17,7 @@ It imports its runtime at its top, `module` says what to install where there is 
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import importlib.metadata
 import importlib.util
@@ -31,6 +32,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from mobilenets import console
 from mobilenets.deploy import finish
 from mobilenets.deploy.engines import native_library, trial
 from mobilenets.errors import UserError, unknown
@@ -234,7 +236,21 @@ def load(path: Path, threads: int = 1) -> Engine:
     if path.suffix in SUFFIXES and RUNTIMES[name].runs_here:
         trial.check(path, name, found.version())
     engine: Engine = found.load(path, threads)
+    if fault := int8_fault(name) if engine.card.precision == "int8" else "":
+        _warn(fault)
     return engine
+
+
+def int8_fault(name: str) -> str:
+    """What is wrong with a runtime's int8 on this processor, or nothing."""
+    found = module(name)
+    return str(found.int8_fault()) if hasattr(found, "int8_fault") else ""
+
+
+@functools.cache
+def _warn(fault: str) -> None:
+    """Once, also where many files are loaded."""
+    console.note(f"answers in int8 can be wrong here: {fault}")
 
 
 def parse_card(text: str | bytes | None, where: str) -> Card:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import gc
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,17 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 pytest.register_assert_rewrite("foreign_files", "damage", "layouts", "answers", "predicted")
 
 SMALL_ALPHA = {"v1": 0.25}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """What tests import stays: the garbage collector needn't look through its millions of objects again and again."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
@@ -244,6 +256,14 @@ def small_grid() -> Iterator[None]:
 def ours(monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that a test has just written is run at once, as one that `export` has proved: no child tries it first."""
     monkeypatch.setattr(trial, "check", lambda *_: None)
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are made but not drawn, which takes most of a page's time; for tests of its words."""
+    from mobilenets.reports import style
+
+    monkeypatch.setattr(style, "_render", lambda *_, **__: b'<svg viewBox="0 0 9 9"></svg>')
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
 """What every runtime, task, operation and encoding owes the others; and that a new one is a line in a table."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from mobilenets.deploy import engines
 from mobilenets.deploy.engines import RUNTIMES
 from mobilenets.deploy.engines.torch import TorchEngine
 from mobilenets.deploy.export import export_bundle
-from mobilenets.deploy.writers import onnx
+from mobilenets.deploy.writers import onnx, program
 from mobilenets.errors import UserError
 from mobilenets.model import encodings, module
 from mobilenets.model.bundle import Bundle, random_bundle, with_random_weights
@@ -32,6 +32,8 @@ ARCH = Arch("small", 1.0, 32, 0, (Conv(8, stride=2), Separable(16, stride=2)), a
 LAST, MIDDLE = "blocks.1.pointwise", "blocks.1.depthwise"
 # ExecuTorch takes ten seconds a file; Core ML runs on macOS alone; TensorFlow Lite Micro runs int8 alone.
 QUICK = [n for n in ("onnxruntime", "litert", "openvino", "ncnn", "native", "torch") if engines.available(n)]
+SINGLY = [n for n in QUICK if n != "torch"]  # whose files take most of a second each: many examples in one
+OTHERS_SLOW = [*SINGLY, *(pytest.param(n, marks=pytest.mark.slow) for n in QUICK if n not in SINGLY)]
 OF_LOWERING = {"pixels", "normalize", "quantize", "dequantize", "pad"}  # in every file: other tests see them
 
 
@@ -169,10 +171,26 @@ EXAMPLES: dict[str, tuple[Op, ...]] = {
 }
 
 
-def network(ops: tuple[Op, ...], precision: str = "float32", arch: Arch = ARCH, **fields: object) -> Bundle:
+def network(ops: tuple[Op, ...], precision: str = "float32") -> Bundle:
     """A network whose only output, "answer", is the last of `ops`."""
-    head = Head(ops, (Output("answer", ops[-1].name),))
-    card = Card(arch, Preprocess(arch.resolution, size=arch.size), head, task="features", **fields)  # type: ignore[arg-type]
+    return headed(Head(ops, (Output("answer", ops[-1].name),)), precision)
+
+
+def together(kinds: Iterable[str], precision: str = "float32") -> Bundle:
+    """A network with an output for each of the examples `kinds`, which has its name."""
+    ops, outputs = list[Op](), []
+    for kind in kinds:
+        own = {op.name: f"{kind} {op.name}".replace(" ", "_") for op in EXAMPLES[kind]}
+        ops += [
+            dataclasses.replace(op, name=own[op.name], inputs=tuple(own.get(i, i) for i in op.inputs))
+            for op in EXAMPLES[kind]
+        ]
+        outputs.append(Output(kind, ops[-1].name))
+    return headed(Head(tuple(ops), tuple(outputs)), precision)
+
+
+def headed(head: Head, precision: str) -> Bundle:
+    card = Card(ARCH, Preprocess(ARCH.resolution), head, task="features")
     return with_random_weights(card, precision)  # type: ignore[arg-type]
 
 
@@ -188,7 +206,7 @@ def test_every_kind_has_an_example() -> None:
 
 
 @pytest.mark.usefixtures("ours")
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("name", SINGLY)
 @pytest.mark.parametrize("kind", EXAMPLES)
 def test_every_operation_in_every_runtime(kind: str, name: str, pixels: Pixels, tmp_path: Path) -> None:
     """It computes what PyTorch does, or says which operation the runtime hasn't got."""
@@ -196,29 +214,67 @@ def test_every_operation_in_every_runtime(kind: str, name: str, pixels: Pixels, 
     try:
         expected, got = answers(bundle, name, pixels[:3], tmp_path)
     except UserError as e:
-        missing = [f"has no {op.kind} ({op.name})" for op in EXAMPLES[kind]]
-        assert any(m in str(e) for m in missing)  # noqa: PT017  (either is right)
+        assert names_what_is_missing(e, kind)  # noqa: PT017  (either is right)
         return
     assert got.keys() == expected.keys() == {"answer"}
     batch = 15 if kind == "crop" else 3  # of an image's five boxes
     assert got["answer"].shape == expected["answer"].shape == (batch, *bundle.card.outputs["answer"])
-    np.testing.assert_allclose(
-        got["answer"], expected["answer"], rtol=2e-3, atol=2e-3 * np.abs(expected["answer"]).max()
-    )
+    near(got["answer"], expected["answer"])
+
+
+def names_what_is_missing(error: UserError, kind: str) -> bool:
+    return any(f"has no {op.kind} ({op.name})" in str(error) for op in EXAMPLES[kind])
+
+
+def near(got: np.ndarray, expected: np.ndarray, name: str = "") -> None:
+    np.testing.assert_allclose(got, expected, rtol=2e-3, atol=2e-3 * np.abs(expected).max(), err_msg=name)
+
+
+def near_whole(got: np.ndarray, expected: np.ndarray, kind: str) -> None:
+    step = float(np.ptp(expected)) / 255
+    steps = 4 if "maxpool" in kind else 2  # the largest of nine is where more are off
+    assert np.quantile(np.abs(got - expected), 0.98) <= steps * step + 1e-6, kind
 
 
 @pytest.mark.usefixtures("ours")
-@pytest.mark.parametrize("name", [n for n in QUICK if "int8" in RUNTIMES[n].precisions and n != "ncnn"])
-@pytest.mark.parametrize("kind", [
+def test_every_operation_in_a_program(pixels: Pixels, tmp_path: Path) -> None:
+    known = []
+    for kind in EXAMPLES:
+        try:
+            program.Network(network(EXAMPLES[kind]))
+        except UserError as e:
+            assert names_what_is_missing(e, kind)  # noqa: PT017  (either is right)
+        else:
+            known.append(kind)
+    assert {"conv", "attend", "stack", "l2norm"} <= {*known}
+    bundle = together(known)
+    expected, got = answers(bundle, "torch", pixels[:3], tmp_path)
+    assert [*got] == [*expected] == known
+    for kind in known:
+        assert got[kind].shape == expected[kind].shape == (3, *bundle.card.outputs[kind])
+        near(got[kind], expected[kind], kind)
+
+
+INTEGERS = (
     "concat", "conv grouped", "global", "add", "mul", "maxpool", "maxpool over the edge", "maxpool of less than 0",
     "avgpool", "shuffle", "slice", "conv unpadded",
-])  # fmt: skip
+)  # fmt: skip
+
+
+@pytest.mark.usefixtures("ours")
+@pytest.mark.parametrize("name", [n for n in SINGLY if "int8" in RUNTIMES[n].precisions and n != "ncnn"])
+@pytest.mark.parametrize("kind", INTEGERS)
 def test_int8_operations(kind: str, name: str, pixels: Pixels, tmp_path: Path) -> None:
     """Ncnn's int8 knows no zero points: its numbers are its own."""
     expected, got = answers(network(EXAMPLES[kind], "int8"), name, pixels[:3], tmp_path)
-    step = float(np.ptp(expected["answer"])) / 255
-    near = 4 if "maxpool" in kind else 2  # the largest of nine is where more are off
-    assert np.quantile(np.abs(got["answer"] - expected["answer"]), 0.98) <= near * step + 1e-6
+    near_whole(got["answer"], expected["answer"], kind)
+
+
+@pytest.mark.usefixtures("ours")
+def test_int8_operations_in_a_program(pixels: Pixels, tmp_path: Path) -> None:
+    expected, got = answers(together(INTEGERS, "int8"), "torch", pixels[:3], tmp_path)
+    for kind in INTEGERS:
+        near_whole(got[kind], expected[kind], kind)
 
 
 @pytest.mark.usefixtures("ours")
@@ -234,14 +290,14 @@ def test_several_outputs_and_a_rectangle(name: str, tmp_path: Path) -> None:
     expected, got = answers(bundle, name, images, tmp_path)
     assert list(got) == ["vector", "map"]
     for output, values in expected.items():
-        np.testing.assert_allclose(got[output], values, rtol=2e-3, atol=2e-3 * np.abs(values).max())
+        near(got[output], values, output)
 
 
 # ---- tasks ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.sampled(10)
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("name", OTHERS_SLOW)
 @pytest.mark.parametrize("tap", [None, "", "blocks.3.depthwise"])
 def test_every_task_in_every_runtime(
     tap: str | None, name: str, short_bundle: Callable[..., Bundle], pixels: Pixels, tmp_path: Path
@@ -283,7 +339,7 @@ def test_an_unknown_task() -> None:
 
 
 @pytest.mark.sampled(20)
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("name", OTHERS_SLOW)
 @pytest.mark.parametrize("encoding", [e for e in encodings.ENCODINGS if e != "plain"])
 def test_every_encoding_in_every_runtime(
     encoding: str, name: str, short_bundle: Callable[..., Bundle], pixels: Pixels, tmp_path: Path

@@ -110,7 +110,7 @@ QUICK = [p for p in PAGES if runnable(p, slow=False)]
 SLOW = [p for p in PAGES if runnable(p, slow=True)]
 
 
-@pytest.mark.sampled(8)
+@pytest.mark.sampled(6)
 @pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize("page", QUICK, ids=lambda p: p.name)
 def test_what_a_page_shows_runs(page: Path, command: Callable[..., Ran]) -> None:

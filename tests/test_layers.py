@@ -1,6 +1,7 @@
 """The house holds: imports point one way, lazy and type-only ones too; no circle; torch only where it must be."""
 
 import ast
+import functools
 import graphlib
 import importlib
 import re
@@ -62,6 +63,7 @@ def imported(source: str) -> set[str]:
     return found & set(MODULES)
 
 
+@functools.cache
 def arrows() -> dict[str, set[str]]:
     return {m: imported(p.read_text()) - {m, "mobilenets"} for m, p in MODULES.items()}
 

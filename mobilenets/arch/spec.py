@@ -161,12 +161,12 @@ class Arch:
     @functools.cached_property
     def blocks(self) -> tuple[Block, ...]:
         """The rows up to the global pooling."""
-        return self._lay_out("blocks", self.rows, "input", 3, 1)
+        return _laid_out("blocks", self.rows, "input", 3, 1, self.scaling, self.shortcut)
 
     @functools.cached_property
     def head_blocks(self) -> tuple[Block, ...]:
         """The rows between the global pooling and the classifier."""
-        return self._lay_out("head", self.head, "pool", self.blocks[-1].cout, 1)
+        return _laid_out("head", self.head, "pool", self.blocks[-1].cout, 1, self.scaling, self.shortcut)
 
     @functools.cached_property
     def tail(self) -> tuple[Op, ...]:
@@ -188,31 +188,6 @@ class Arch:
     @property
     def scaling(self) -> Scaling:
         return Scaling(self.activation, self.linear_bottleneck, self.divisor, self.min_depth)
-
-    def _lay_out(self, prefix: str, rows: tuple[Row, ...], source: str, cin: int, stride: int) -> tuple[Block, ...]:
-        bodies: list[tuple[tuple[Op, ...], bool]] = []  # a block's operations, and whether a shortcut spans them
-        for row in rows:
-            ops = row.ops(cin, self.scaling)
-            bodies.append((ops, row.RESIDUAL and row.stride == 1 and cin == ops[-1].cout))
-            cin = ops[-1].cout
-        if bodies and self.shortcut == "expansion":
-            bodies = around_expansions(bodies)
-        blocks = []
-        for i, (ops, joined) in enumerate(bodies):
-            name = f"{prefix}.{i}"
-            if joined and self.shortcut != "none":
-                last = ops[-1]
-                ops = (*ops, Op("sum", "add", last.cout, last.cout, inputs=("", last.name)))
-            full = {"": source} | {op.name: f"{name}.{op.name}" for op in ops}
-            ops = tuple(
-                dataclasses.replace(op, name=full[op.name], inputs=tuple(full[x] for x in op.inputs)) for op in ops
-            )
-            strides = {source: stride}
-            for op in ops:
-                strides[op.name] = strides[op.inputs[0]] * op.stride
-            blocks.append(Block(name, source, ops, stride := strides[ops[-1].name]))
-            source = ops[-1].name
-        return tuple(blocks)
 
     @functools.cached_property
     def ops(self) -> tuple[Op, ...]:
@@ -313,6 +288,33 @@ def check_alpha(alpha: float) -> None:
 def check_resolution(resolution: int) -> None:
     if not isinstance(resolution, int) or not 32 <= resolution <= 4096:
         raise UserError(f"resolution must be a whole number from 32 to 4096 pixels, not {resolution}")
+
+
+@functools.lru_cache(256)  # the same for every resolution and number of classes
+def _laid_out(
+    prefix: str, rows: tuple[Row, ...], source: str, cin: int, stride: int, scaling: Scaling, shortcut: Shortcut
+) -> tuple[Block, ...]:
+    bodies: list[tuple[tuple[Op, ...], bool]] = []  # a block's operations, and whether a shortcut spans them
+    for row in rows:
+        ops = row.ops(cin, scaling)
+        bodies.append((ops, row.RESIDUAL and row.stride == 1 and cin == ops[-1].cout))
+        cin = ops[-1].cout
+    if bodies and shortcut == "expansion":
+        bodies = around_expansions(bodies)
+    blocks = []
+    for i, (ops, joined) in enumerate(bodies):
+        name = f"{prefix}.{i}"
+        if joined and shortcut != "none":
+            last = ops[-1]
+            ops = (*ops, Op("sum", "add", last.cout, last.cout, inputs=("", last.name)))
+        full = {"": source} | {op.name: f"{name}.{op.name}" for op in ops}
+        ops = tuple(dataclasses.replace(op, name=full[op.name], inputs=tuple(full[x] for x in op.inputs)) for op in ops)
+        strides = {source: stride}
+        for op in ops:
+            strides[op.name] = strides[op.inputs[0]] * op.stride
+        blocks.append(Block(name, source, ops, stride := strides[ops[-1].name]))
+        source = ops[-1].name
+    return tuple(blocks)
 
 
 @checked

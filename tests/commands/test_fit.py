@@ -12,7 +12,7 @@ from mobilenets.model.bundle import Bundle
 from mobilenets.tasks.confusion import Confusion
 from mobilenets.training import trainer as train
 
-BUDGET = {"latency_ms": 50.0, "size_mb": 1.0}
+BUDGET = {"latency_ms": 50.0, "size_mb": 0.5}
 STEP = {
     "name", "path", "engine", "precision", "size_bytes", "latency_ms", "agreement", "difference", "top1", "top5",
     "count", "split", "data", "loss", "per_class", "per_class_precision", "balanced", "skipped", "confusion",
@@ -25,7 +25,7 @@ EPOCHS = 6
 
 def arguments(data, out, *more, epochs=EPOCHS):
     return (
-        "fit", data, "--out", out, "--max-latency-ms", 50, "--max-size-mb", 1, "--epochs", epochs, "--lr", 0.01,
+        "fit", data, "--out", out, "--max-latency-ms", 50, "--max-size-mb", 0.5, "--epochs", epochs, "--lr", 0.01,
         "--batch", 12, "--workers", 0, *more,
     )  # fmt: skip
 
@@ -58,7 +58,7 @@ def test_the_choice_meets_the_budget(fitted):
     choice = json.loads((fitted.out / "choice.json").read_text())
     assert choice["budget"] == BUDGET
     assert choice["pick"]["latency_ms"] <= 50
-    assert choice["pick"]["size_mb"] <= 1
+    assert choice["pick"]["size_mb"] <= 0.5
     assert {c["resolution"] for c in choice["candidates"]} == {32, 64}  # for images of 32 pixels
     assert all(c["imagenet_top1"] <= choice["pick"]["imagenet_top1"] for c in choice["candidates"] if meets(c))
     card = Bundle.load(fitted.out / "float").card

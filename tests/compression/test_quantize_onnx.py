@@ -193,7 +193,7 @@ IMAGENET = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 @pytest.mark.parametrize("name", ["v1", "v2"])
 def test_int8_takes_the_pixels_themselves_whatever_the_preprocessing(make_bundle, pixels, tmp_path, name, mean, std):
     bundle = make_bundle(name, mean=mean, std=std)
-    int8 = quantize_bundle(bundle, pixels)
+    int8 = quantized(bundle, pixels)
     assert len(set(int8.card.preprocess.mean)) == len(set(int8.card.preprocess.std)) == 1
     assert int8.card.preprocess.mean[0].is_integer()
     kinds = [n.op_type for n in optimized(int8, tmp_path / "o.onnx").node]

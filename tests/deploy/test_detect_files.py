@@ -63,6 +63,11 @@ def images(raw: Bundle) -> npt.NDArray[np.uint8]:
     return generated(raw.card.preprocess, 5)
 
 
+@pytest.fixture(scope="module")
+def int8(images: npt.NDArray[np.uint8]) -> Bundle:
+    return quantize_bundle(detector("ssdlite"), images)
+
+
 def test_the_graph_finds_what_the_task_finds(raw: Bundle, images: npt.NDArray[np.uint8]) -> None:
     """PyTorch's operations and NumPy's decoding are two writings of one thing."""
     whole = finish.finished(raw)
@@ -129,12 +134,11 @@ def test_of_raw_heads_predict_makes_the_same_boxes(
 
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", [n for n in WHOLE if n != "ncnn"])
-def test_int8(name: str, images: npt.NDArray[np.uint8], tmp_path: Path) -> None:
+def test_int8(name: str, int8: Bundle, images: npt.NDArray[np.uint8], tmp_path: Path) -> None:
     """The layers that say where boxes are stay in float, in every file."""
-    source = quantize_bundle(detector("ssdlite"), images)
-    assert source.card.float_ops == finish.box_layers(source.card)
-    assert len(source.card.float_ops) == 6
-    made = export_bundle(source, images, tmp_path / f"m{RUNTIMES[name].suffix}", "noise", name, "int8")
+    assert int8.card.float_ops == finish.box_layers(int8.card)
+    assert len(int8.card.float_ops) == 6
+    made = export_bundle(int8, images, tmp_path / f"m{RUNTIMES[name].suffix}", "noise", name, "int8")
     assert made.agreement is not None
     assert made.agreement >= 95
 

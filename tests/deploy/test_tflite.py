@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
 from lite import NETWORKS, OURS, PER_CHANNEL, source_of, sure, written
-from small import smooth_images
+from small import quantized, smooth_images
 
 from mobilenets.arch import zoo
 from mobilenets.arch.spec import scale
-from mobilenets.compression import quantize
 from mobilenets.deploy import engines, export
 from mobilenets.deploy.engines.torch import TorchEngine
 from mobilenets.deploy.writers import tflite, tflite_graph, tflite_metadata
@@ -109,7 +108,7 @@ def test_operations_kept_in_float(make_bundle, tmp_path, name):
     layers = [op.name for op in arch.layers]
     joins = [op.name for op in arch.ops if op.kind in ("add", "mul", "activation", "pool")]
     kept = (layers[1], layers[4], layers[5], layers[-1], *joins[:3])
-    whole = quantize.quantize_bundle(source, smooth_images(24, seed=100))
+    whole = quantized(source, smooth_images(24, seed=100))
     folded = fold(source.card, source.tensors)
     tensors = dict(whole.tensors)
     for op in layers:

@@ -5,7 +5,7 @@ import subprocess
 
 import numpy as np
 import pytest
-from small import smooth_images
+from small import quantized, smooth_images
 
 pytest.importorskip("tflite_micro")
 pytest.importorskip("ai_edge_litert")
@@ -17,7 +17,6 @@ from mobilenets.arch.graph import Head, Output
 from mobilenets.arch.operations import Op
 from mobilenets.arch.rows import Conv, Separable
 from mobilenets.arch.spec import Arch, scale
-from mobilenets.compression.quantize import quantize_bundle
 from mobilenets.deploy import engines, export
 from mobilenets.deploy.engines import tflm
 from mobilenets.deploy.engines.torch import TorchEngine
@@ -38,7 +37,7 @@ def int8(make_bundle):
     def make(name="v1", **options):
         key = (name, *sorted(options.items()))
         if key not in made:
-            made[key] = quantize_bundle(make_bundle(name, **options), smooth_images(24, seed=100))
+            made[key] = quantized(make_bundle(name, **options), smooth_images(24, seed=100))
         return made[key]
 
     return make

@@ -16,6 +16,7 @@ def flops(net, resolution):
     return counter.get_total_flops()
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("padding", ["symmetric", "same"])
 @pytest.mark.parametrize("name", ["v1", "v2"])
 @pytest.mark.parametrize("alpha", [pytest.param(a, marks=[pytest.mark.slow] * (a > 1)) for a in ALPHAS])

@@ -29,7 +29,7 @@ def _printed(e, width=100):
     return capture.get()
 
 
-@pytest.mark.sampled(20)
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize(("name", "alpha"), EVERY)
 def test_every_network_in_terminal_json_and_html(name, alpha, tmp_path):
     page = tmp_path / "page.html"

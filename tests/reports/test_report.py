@@ -325,6 +325,7 @@ def _changed(run: Path, **scores: Any) -> str:
     return report(run).path.read_text()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_what_probabilities_are_worth_is_drawn(run: Path) -> None:
     bins = [{"count": 10, "confidence": 0.5, "right": 0.4}, {"count": 30, "confidence": 0.9, "right": 0.9}]
     assert "Can it be trusted?" not in _changed(run)  # a run of before it was measured

@@ -133,6 +133,7 @@ def test_page_escapes_what_users_wrote(tmp_path: Path) -> None:
 # ---- not finished --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_page_of_a_run_under_way_says_how_far_it_is(tmp_path: Path) -> None:
     text, notes = text_of(write_run(tmp_path / "run", 8, finished=False))
     # the last five took 14 to 18 s
@@ -146,6 +147,7 @@ def test_page_of_a_run_under_way_says_how_far_it_is(tmp_path: Path) -> None:
     assert notes == ("8 of 20 epochs are done, in 2 min; about 3 min left, an estimate",)
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("epochs", "changes", "why"),
@@ -165,6 +167,7 @@ def test_estimate_says_when_it_may_be_too_low(tmp_path: Path, epochs: int, chang
     assert why in text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_early_stopping(tmp_path: Path) -> None:
     recipe = {**RECIPE.to_json(), "patience": 5}
     text, _ = text_of(write_run(tmp_path / "under way", 6, finished=False, recipe=recipe))
@@ -175,6 +178,7 @@ def test_early_stopping(tmp_path: Path) -> None:
     assert notes == ("8 of 20 epochs are done, in 2 min",)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_all_epochs_done_but_no_bundle(tmp_path: Path) -> None:
     text, notes = text_of(write_run(tmp_path / "run", finished=False))
     assert "Not finished 20 of 20 epochs are done" in text
@@ -182,6 +186,7 @@ def test_all_epochs_done_but_no_bundle(tmp_path: Path) -> None:
     assert "left" not in notes[0]
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(
     ("command", "goes_on"),
     [
@@ -198,6 +203,7 @@ def test_how_to_go_on(tmp_path: Path, command: str, goes_on: str) -> None:
     assert ("the same call with resume=True" in text) == (not goes_on)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_runs_from_before_a_recipe_had_its_later_fields(tmp_path: Path) -> None:
     recipe = {k: v for k, v in RECIPE.to_json().items() if k not in ("accumulate", "class_weights", "patience")}
     text, _ = text_of(write_run(tmp_path / "run", 4, finished=False, recipe=recipe))
@@ -215,6 +221,7 @@ def test_mean_over_classes_where_it_differs(tmp_path: Path) -> None:
     assert not training_report.Training.read(write_run(tmp_path / "other", balanced=0.4)).balanced
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_epochs_of_an_older_version_have_no_mean_over_classes(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", 6, balanced=12.0)
     log = run / "logs" / "metrics.csv"
@@ -223,6 +230,7 @@ def test_epochs_of_an_older_version_have_no_mean_over_classes(tmp_path: Path) ->
     assert "mean over classes" not in text_of(run)[0]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_probe_that_no_epoch_beat_is_what_was_kept(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     bundle = Bundle.load(run / "float")
@@ -234,6 +242,7 @@ def test_a_probe_that_no_epoch_beat_is_what_was_kept(tmp_path: Path) -> None:
     assert "weights kept" not in page
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_best_so_far_is_by_the_score_that_counts(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", 5, finished=False, recipe={**RECIPE.to_json(), "class_weights": "balanced"})
     log = run / "logs" / "metrics.csv"
@@ -244,6 +253,7 @@ def test_best_so_far_is_by_the_score_that_counts(tmp_path: Path) -> None:
     assert "the best so far: epoch 5" in text_of(run)[0]
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("finished", [True, False])
 def test_distilled_run_has_its_teacher(tmp_path: Path, finished: bool) -> None:
     distilled = {"verb": "distill", "teacher": "d1" * 32, "how": TEACHER, "unlabelled": False}
@@ -254,6 +264,7 @@ def test_distilled_run_has_its_teacher(tmp_path: Path, finished: bool) -> None:
     assert ("the old one" in text) == finished
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(
     ("how", "said"),
     [
@@ -267,6 +278,7 @@ def test_other_ways_of_teaching(tmp_path: Path, how: dict[str, Any], said: str) 
     assert said in text_of(write_run(tmp_path / "run", 2, finished=False, **distilled))[0]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_unlabelled_run_is_scored_by_its_teacher(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", verb="distill", teacher="d1" * 32, how=TEACHER, unlabelled=True)
     text, _ = text_of(run)

@@ -35,13 +35,13 @@ def with_val(bundle, pixels, count, seed=0):
     return Data("made", bundle.card.labels, {"train": val, "val": val})
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def bundle(make_bundle):
     made = make_bundle("v1")
     return Bundle(made.card.replace(preprocess=dataclasses.replace(made.card.preprocess, crop=1.0)), made.tensors)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def calibrated(bundle, pixels):
     return calibrate(bundle, with_val(bundle, pixels, 1200))
 

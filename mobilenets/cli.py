@@ -185,7 +185,8 @@ def _call(arguments: list[str]) -> Any:
     except Missing as e:  # of the function, whose name may be another than the verb's
         raise Missing.of(arguments[0], e.module) from e
     except cyclopts.CycloptsError as e:
-        raise UserError(_said(arguments[0], e)) from e
+        two = " ".join(arguments[:2])
+        raise UserError(_said(two if two in VERBS else arguments[0], e)) from e
 
 
 def _converted(kind: Any, tokens: Sequence[Any]) -> Any:
@@ -261,7 +262,8 @@ def _line(text: str) -> None:
 
 
 def _fail(message: str) -> int:
-    print(f"mobilenets: {plain(message)}", file=sys.stderr)
+    line = plain(message).replace("\n", "\\n")  # one, whatever a file's name holds
+    print(f"mobilenets: {line}", file=sys.stderr)
     return 2
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 from cyclopts import Parameter
 
-from mobilenets import console
+from mobilenets import console, tasks
 from mobilenets.arguments import DataSource, StrPath, as_path, checked
 from mobilenets.data import checks
 from mobilenets.data.annotations.faults import GOOD
@@ -17,21 +17,15 @@ from mobilenets.data.annotations.open import NoAnnotations, open_boxes
 from mobilenets.data.boxes import Boxes
 from mobilenets.data.checks import Scan
 from mobilenets.data.dataset import Data
-from mobilenets.data.open import Opener, open_data
+from mobilenets.data.open import open_data
 from mobilenets.data.source import Reading, spelled
-from mobilenets.data.tags import TAGS
-from mobilenets.errors import UserError, unknown
+from mobilenets.errors import UserError
 from mobilenets.reports import sheet as contact
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 SMALL, LARGE = 32**2, 96**2  # pixels of an object: COCO's bounds of small, medium and large
-OPENERS: dict[str, Opener] = {
-    "classify": open_data,
-    "attributes": lambda source, root, seed, val: open_data(source, root, seed, val, TAGS),
-    "detect": open_boxes,
-}
 
 
 @dataclass(frozen=True)
@@ -112,7 +106,7 @@ def check_data(
     source
         Folder or zip of images with boxes or of class folders, a file of annotations or a table, shards, a set's name.
     task
-        What the images are labelled for: detect, classify or attributes; found out if left out.
+        What the images are labelled for: attributes, geolocate, embed; detect or classify is found out.
     sheet
         A contact sheet to write, .html, .png or .jpg: images with their boxes drawn, those with findings first.
     images
@@ -139,13 +133,12 @@ def check_data(
     True
     """
     source, sheet, root = spelled(source, reading), as_path(sheet), as_path(root)
-    if task is not None and task not in OPENERS:
-        raise unknown("task", task, OPENERS)
+    asked = tasks.find(task) if task else None
     if images < 1:
         raise UserError(f"images must be 1 or more, not {images}")
     if sheet:
         contact.check_path(sheet)
-    task, data = (task, OPENERS[task](source, root, seed, None)) if task else _opened(source, root, seed)
+    task, data = (asked.name, asked.open(source, root, seed, None)) if asked else _opened(source, root, seed)
     if sheet and task != "detect":
         raise UserError(f"{source}: a contact sheet shows boxes, and there are none")
     found = checks.scan(data, keep=())

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from mobilenets import console
 from mobilenets.data.labelling import Encode, check_names
 from mobilenets.data.listing import Listing
 from mobilenets.data.source import Reading, Source
@@ -155,9 +156,17 @@ def _columns(table: Table, columns: Mapping[str, str], reading: Reading) -> tupl
 
 
 def _is_answers(table: Table, column: str) -> bool:
-    """Whether a column has a yes or a no, and nothing else."""
-    found = {_plain(value) for value in table.values(column)}
-    return bool(found & (YES | NO)) and found <= YES | NO | MISSING
+    """Whether a column has a yes or a no, and nothing else; a line names one that mostly has."""
+    values = [_plain(value) for value in table.values(column)]
+    answers = sum(v in YES | NO for v in values)
+    others = [(i, v) for i, v in enumerate(values, 1) if v not in YES | NO | MISSING]
+    if others and answers > len(others):
+        row, value = others[0]
+        console.note(
+            f"{table.name}: column {column!r} is taken for no tag, as row {row} says {value!r}: correct that, or name "
+            "the tags by --label-column"
+        )
+    return answers > 0 and not others
 
 
 def _plain(value: Cell) -> str:

@@ -63,6 +63,6 @@ class Trust:
         if self.reject_below is not None:
             said.append(f"unsure below {self.reject_below:g}")
         if self.thresholds:
-            low, high = min(self.thresholds), max(self.thresholds)
-            said.append(f"tags hold from {low:.2f} to {high:.2f} on, by thresholds found on {self.images} images")
+            between = " to ".join(dict.fromkeys(f"{t:.2f}" for t in (min(self.thresholds), max(self.thresholds))))
+            said.append(f"tags hold from {between} on, by thresholds found on {self.images} images")
         return "; ".join(said) or "as training made them"

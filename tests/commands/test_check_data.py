@@ -100,6 +100,17 @@ def test_classes_are_looked_at_too(tmp_path, write_images, command):
     assert mobilenets.check_data(str(root)).found.totals == {"train": 8, "val": 4}
 
 
+def test_positions_are_looked_at_too(tmp_path, write_images, command):
+    root = write_images(tmp_path / "photos", {"here": 4})
+    rows = [f"{p.relative_to(tmp_path)},{48 + i},16" for i, p in enumerate(sorted(root.rglob("*.png")))]
+    table = tmp_path / "places.csv"
+    table.write_text("\n".join(["file,lat,lon", *rows]))
+    said = command("data", "check", table, "--task", "geolocate", "--json").json
+    assert (said["task"], sum(v["images"] for v in said["splits"].values())) == ("geolocate", 4)
+    table.write_text("\n".join(["file,lat,lon", *(r.replace(",48,", ",100,") for r in rows)]))
+    assert "1 latitude beyond 90 degrees" in command("data", "check", table, "--task", "geolocate").line
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

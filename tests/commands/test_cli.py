@@ -37,6 +37,7 @@ def bundle(make_bundle, tmp_path):
         ("fit", "fit needs SOURCE: mobilenets fit --help"),
         ("show", "show needs PATH: mobilenets show --help"),
         ("quantize x", "quantize needs --out: mobilenets quantize --help"),
+        ("update apply", "update apply needs INSTALLED: mobilenets update apply --help"),
         ("fit digits more", "fit takes no more than was given before 'more': mobilenets fit --help"),
         ("fit digits --arch v2", "fit chooses the network itself: --arch is an option of mobilenets train"),
         ("fit digits --out /proc/x", "can't write /proc/x: there is no such folder, and none can be made there"),
@@ -81,6 +82,10 @@ def test_bad_input(command, tmp_path, monkeypatch, line, message):
     monkeypatch.chdir(tmp_path)
     assert message in command(*line.split()).line
     assert not list(tmp_path.iterdir())
+
+
+def test_a_name_of_two_lines_is_said_in_one(command):
+    assert command("show", "new\nline").line == "mobilenets: new\\nline: no such file or folder"
 
 
 @pytest.mark.parametrize("verb", ["train", "fit"])

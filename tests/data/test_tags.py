@@ -67,6 +67,14 @@ def test_all_columns_of_yes_and_no_are_tags(photos):
     assert opened(photos).labels == data.labels  # the only table among the images
 
 
+def test_a_column_with_one_wrong_answer_is_named(photos, capsys):
+    path = columns(photos / "t.csv", head="file,young,bald,age", line=lambda i: f"{i % 2},{'?' if i == 3 else 1},{i}")
+    assert opened(path).labels == ("young",)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "column 'bald' is taken for no tag, as row 4 says '?': correct that, or name the tags" in said
+    assert "'age'" not in said
+
+
 @pytest.mark.parametrize("values", ["1 0", "1 -1", "True FALSE", "yes no", "1.0 0.0", "Y n"])
 def test_what_yes_and_no_are(photos, values):
     data = opened(columns(photos / "t.csv", head="file,tag", line=lambda i: values.split()[i % 2]))

@@ -190,6 +190,13 @@ def test_versions_only_go_up(networks, tmp_path):
     applied(place, tmp_path / "3.mnu")
 
 
+@pytest.mark.parametrize("name", ["two\nlines", "\x1b[31mred"])
+def test_a_network_is_called_what_can_be_printed(networks, tmp_path, name):
+    with pytest.raises(UserError, match="letters that can be printed"):
+        update(*networks[:2], tmp_path / "u.mnu", version=2, name=name)
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_update_for_another_network(networks, tmp_path):
     old, new, u = networks
     refused(install(new, tmp_path / "new"), u, "version 2 is installed already")

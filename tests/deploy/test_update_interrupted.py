@@ -261,6 +261,16 @@ def test_killed(ready, count, tmp_path):
     assert set(seen) <= {digest(old), digest(new)}
 
 
+def test_what_a_kill_left_is_gone_after_the_next_update(ready, tmp_path):
+    old, _, _, _, unsigned = ready
+    place = install(old, tmp_path / f"installed{old.suffix}")
+    home = Installation(place).home
+    home.mkdir(exist_ok=True)
+    (home / ".7.tmp.installed.json").write_text("{")
+    applied(place, unsigned)
+    assert not list(home.glob(".*"))
+
+
 def test_two_at_once(ready, command, tmp_path):
     old, _, file, _, _ = ready
     place = install(old, tmp_path / f"installed{old.suffix}")

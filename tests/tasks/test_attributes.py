@@ -208,6 +208,11 @@ def bundle(short_bundle):
     return Bundle(card.trusted(Trust(100, thresholds=tuple(0.1 * i for i in range(10)))), b.tensors)
 
 
+@pytest.mark.parametrize(("thresholds", "said"), [((0.5, 0.5), "from 0.50 on"), ((0.5, 0.25), "from 0.25 to 0.50 on")])
+def test_a_card_says_from_where_on_tags_hold(thresholds, said):
+    assert str(Trust(120, thresholds=thresholds)) == f"tags hold {said}, by thresholds found on 120 images"
+
+
 def test_answers_are_read_by_the_cards_thresholds(bundle, tmp_path):
     bundle.save(tmp_path / "b")
     loaded = Bundle.load(tmp_path / "b")

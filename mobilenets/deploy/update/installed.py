@@ -85,6 +85,8 @@ class Installation:
                     _lock(f)
                 except OSError as e:
                     raise UserError(f"{self.path}: is being updated by another process; try again later") from e
+                for left in self.home.glob(".*.tmp.*"):  # of a process that was killed
+                    left.unlink(missing_ok=True)
                 yield
 
     def replace(self, new: Contents, state: State) -> State:

@@ -36,6 +36,8 @@ def make(
         raise UserError(f"a network for {card.task} can't take the place of one for {before.task}")
     if version is not None and version < 1:
         raise UserError(f"versions are whole numbers from 1 on, not {version}")
+    if not name.isprintable():
+        raise UserError(f"a name has letters that can be printed, not {name!r}")
     bodies = {"full": new.pack()}
     if not whole:
         bodies["delta"] = delta.encode(new, old)

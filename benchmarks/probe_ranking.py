@@ -57,7 +57,7 @@ def main() -> None:
     a = parser.parse_args()
     if a.processor_time:
         count_processor_time()
-    a.folds, a.per_class, path = 0, None, a.out / "probe_ranking.csv"
+    a.folds, a.per_class, a.test_images, path = 0, None, None, a.out / "probe_ranking.csv"
     for candidate in a.candidates.split(","):
         console.step(candidate)
         row = measured(a, candidate, read(path))

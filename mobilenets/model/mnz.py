@@ -130,7 +130,11 @@ def _values(form: Form, parts: tuple[Symbols, ...], shape: tuple[int, ...]) -> A
         return joined(parts[0], form.a, size * dtype.itemsize).view(dtype).reshape(shape)
     if form.way == PLANES:
         return np.frombuffer(bytearray(np.stack(parts, 1)), dtype).reshape(shape)
-    steps = sum((p.astype(np.int64) << 8 * i for i, p in enumerate(parts)), np.zeros(size, np.int64)) + form.a
+    steps: Array
+    if form.c == 1 and abs(form.a) < 1 << 14:  # 16 bits do, and are sooner gone over
+        steps = parts[0].astype(np.int16) + np.int16(form.a)
+    else:
+        steps = sum((p.astype(np.int64) << 8 * i for i, p in enumerate(parts)), np.zeros(size, np.int64)) + form.a
     values = steps if dtype.kind in "iu" else np.ldexp(steps.astype(np.float64), form.b)
     return values.astype(dtype).reshape(shape)
 

@@ -35,7 +35,8 @@ NEED_TORCH = {
     "tasks.augment", "tasks.losses", "tasks.tag_losses",
     "tasks.create", "tasks.detect.lessons", "tasks.detect.loss", "tasks.detect.matcher", "tasks.detect.module",
     "tasks.detect.mosaic", "tasks.detect.stages", "tasks.detect.two_stage_module",
-    "tasks.detect.transforms", "tasks.detect.validation", "tasks.geolocate.losses", "tasks.embed.losses",
+    "tasks.detect.transforms", "tasks.detect.validation", "tasks.geolocate.losses", "tasks.geolocate.lessons",
+    "tasks.embed.losses",
     "reports.layers",
 }  # fmt: skip
 NO_NUMPY = ("arch", "errors", "files", "console", "arguments", "processor", "web")

@@ -199,6 +199,10 @@ def distill(
     net = train.network(arch, alpha, resolution, start, asked, config_of, data, sees)
     lesson = None
     if isinstance(asked, Instructed) and how.share < 1:
+        if how.embedding:
+            raise UserError(
+                f"for {task}, answers or an embedding are learned: leave out --embedding, or add --labels 1"
+            )
         lesson = asked.lesson(loaded.labels, loaded.config, tasks.config_of(asked, data, net), loaded.taps)
     config = {
         "verb": "distill", "task": task, "teacher": loaded.digest, "source": source, "unlabelled": unlabelled,

@@ -65,5 +65,5 @@ def memory() -> int:
     """Bytes of addresses that this process has taken so far; 0 where the system doesn't say."""
     try:
         return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
+    except (OSError, AttributeError):  # nor has Windows any `sysconf`
         return 0

@@ -18,7 +18,7 @@ from mobilenets.errors import UserError
 from mobilenets.model.bundle import Bundle
 from mobilenets.reports import places as reported
 from mobilenets.reports import style
-from mobilenets.tasks.geolocate import cells, losses, sphere
+from mobilenets.tasks.geolocate import cells, lessons, losses, sphere
 from mobilenets.tasks.geolocate.scores import shares
 from mobilenets.tasks.geolocate.task import TASK, partitions_of, probabilities_of
 from mobilenets.training.recipes import Recipe
@@ -358,9 +358,48 @@ def test_faults(places, command, tmp_path):
     assert tasks.find("geolocate").primary.name == "within25"
 
 
+def test_the_lesson_is_how_probable_the_students_cells_are():
+    fine, coarse = partitions_of(_config((40, 20), (400, 20)))
+    lesson = lessons.OfCells(fine, (fine, coarse), (LOGITS, "logits2"))
+    said = torch.randn(5, len(fine))
+    held = torch.from_numpy(coarse.find(fine.means))
+    within = torch.zeros(5, len(coarse)).index_add(1, held.clamp(min=0), said.softmax(1) * (held >= 0))
+    alike = {LOGITS: said + 3, "logits2": within.clamp(min=1e-30).log()}
+    assert float(lesson.off(alike, said, 1.0)) == pytest.approx(0, abs=1e-5)
+    probabilities = {PROBABILITIES: said.softmax(1)}  # as a file says it
+    assert torch.allclose(lesson.read(probabilities).softmax(1), said.softmax(1), atol=1e-6)
+    other = {LOGITS: -said, "logits2": alike["logits2"]}
+    wanted = torch.nn.functional.kl_div((-said).log_softmax(1), said.softmax(1), reduction="batchmean") / 2
+    assert float(lesson.off(other, said, 1.0)) == pytest.approx(float(wanted), rel=1e-5)
+
+
+def test_who_knows_other_parts_of_the_globe_teaches_nothing():
+    here, there = (cells.partition(np.array([city] * 30) + np.eye(30, 2), 10, 1) for city in (VIENNA, SYDNEY))
+    with pytest.raises(UserError, match="other parts of the globe"):
+        lessons.OfCells(here, (there,), (LOGITS,))
+
+
+@pytest.mark.parametrize("share", [0, 0.5])
+def test_a_student_of_other_cells_learns_of_a_network_and_of_its_file(
+    trained, places, command, pixels, tmp_path, share
+):
+    file = tmp_path / engines.file_name("onnxruntime", "float32")
+    export_bundle(Bundle.load(trained / "float"), pixels, file, "noise", "onnxruntime")
+    line = ("distill", trained if share else file, places, "--task", "geolocate", *NET, "--cells", "12,3")
+    ran = command(
+        *line, "--labels", share, "--epochs", 12, "--lr", 0.01, "--ema", 0, "--augment", "none", "--out", tmp_path / "s"
+    )
+    assert ran.code == 0, ran.err
+    made = Bundle.load(tmp_path / "s" / "float").card
+    assert len(partitions_of(made.config)[0]) > 3  # the teacher's
+    assert made.recipe["teacher"]["labels"] == share
+    scores = command("eval", tmp_path / "s", places, "--json").json
+    assert scores["within25"] > 80 > max(f["within25"] for f in scores["floors"].values())
+
+
 def test_what_a_teacher_can_and_cannot_teach(trained, places, command, tmp_path):
     line = ("distill", trained, places, "--task", "geolocate", *NET, "--epochs", 1, "--cells", "25,5")
-    assert "its embedding can be (--labels 1 --embedding 1)" in command(*line, "--out", tmp_path / "r").line
+    assert "leave out --embedding" in command(*line, "--embedding", 1, "--out", tmp_path / "r").line
     assert not (tmp_path / "r").exists()
     ran = command(*line, "--labels", 1, "--embedding", 1, "--out", tmp_path / "s")
     assert ran.code == 0, ran.err

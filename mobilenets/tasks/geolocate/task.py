@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ from mobilenets.tasks.geolocate.cells import Partition
 from mobilenets.tasks.geolocate.gallery import Floats, Gallery
 from mobilenets.tasks.geolocate.scores import DISTANCES, PlaceTally
 from mobilenets.tasks.labelled import Labelled, captioned
+from mobilenets.tasks.lesson import Lesson
 from mobilenets.tasks.linear import Probe
 from mobilenets.tasks.task import Answer, MetricSpec, Outputs, Parity, Sizes, Task
 
@@ -219,6 +220,18 @@ class Geolocate(Labelled):
         from mobilenets.tasks.losses import divergence
 
         return divergence(teacher[LOGITS], student[LOGITS], temperature)
+
+    def lesson(
+        self,
+        labels: Sequence[str],  # noqa: ARG002
+        config: Mapping[str, Any],
+        student: Mapping[str, Any],
+        taps: bool,  # noqa: ARG002
+    ) -> Lesson:
+        from mobilenets.tasks.geolocate.lessons import OfCells
+
+        ours = partitions_of(student)
+        return OfCells(partitions_of(config)[0], ours, [logits_of(i) for i in range(len(ours))])
 
     # ---- answers
 

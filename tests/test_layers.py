@@ -32,7 +32,7 @@ NEED_TORCH = {
     "compression.books", "compression.budget", "compression.calibrate", "compression.channels", "compression.equalize",
     "compression.mixed", "compression.narrowing", "compression.norms", "compression.qat", "compression.sensitivity",
     "compression.shared",
-    "tasks.augment", "tasks.losses", "tasks.tag_losses",
+    "tasks.augment", "tasks.losses", "tasks.tag_losses", "tasks.taught",
     "tasks.create", "tasks.detect.lessons", "tasks.detect.loss", "tasks.detect.matcher", "tasks.detect.module",
     "tasks.detect.mosaic", "tasks.detect.stages", "tasks.detect.two_stage_module",
     "tasks.detect.transforms", "tasks.detect.validation", "tasks.geolocate.losses", "tasks.geolocate.lessons",

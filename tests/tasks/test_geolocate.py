@@ -365,12 +365,12 @@ def test_the_lesson_is_how_probable_the_students_cells_are():
     held = torch.from_numpy(coarse.find(fine.means))
     within = torch.zeros(5, len(coarse)).index_add(1, held.clamp(min=0), said.softmax(1) * (held >= 0))
     alike = {LOGITS: said + 3, "logits2": within.clamp(min=1e-30).log()}
-    assert float(lesson.off(alike, said, 1.0)) == pytest.approx(0, abs=1e-5)
+    assert float(lesson.off(alike, said, None, 1.0)) == pytest.approx(0, abs=1e-5)
     probabilities = {PROBABILITIES: said.softmax(1)}  # as a file says it
     assert torch.allclose(lesson.read(probabilities).softmax(1), said.softmax(1), atol=1e-6)
     other = {LOGITS: -said, "logits2": alike["logits2"]}
     wanted = torch.nn.functional.kl_div((-said).log_softmax(1), said.softmax(1), reduction="batchmean") / 2
-    assert float(lesson.off(other, said, 1.0)) == pytest.approx(float(wanted), rel=1e-5)
+    assert float(lesson.off(other, said, None, 1.0)) == pytest.approx(float(wanted), rel=1e-5)
 
 
 def test_who_knows_other_parts_of_the_globe_teaches_nothing():

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.ops import box_convert
 
 from mobilenets.errors import UserError
@@ -15,6 +15,7 @@ from mobilenets.tasks.detect.config import LOGITS, OFFSETS, SCORE, Config
 from mobilenets.tasks.detect.loss import DetectionLoss, difference
 from mobilenets.tasks.lesson import Learning, Lesson
 from mobilenets.tasks.task import Objective
+from mobilenets.tasks.taught import Taught
 
 MOST, NUMBERS = 100, 6  # boxes of an image, each x1, y1, x2, y2 (fractions of it), score, class
 LEAST = 0.1  # score of a box that is learned: there are many of less, and nearly none is an object
@@ -100,37 +101,3 @@ class OfBoxes:
 
     def objective(self, labels: Objective, how: Learning, ask: Callable[[Tensor], Tensor] | None) -> Objective:
         return Taught(labels, self, how, ask)
-
-
-class Taught(nn.Module):
-    """What is true and what a teacher says, each with its share of the loss."""
-
-    def __init__(
-        self,
-        labels: Objective,
-        lesson: OfAnchors | OfBoxes,
-        how: Learning,
-        ask: Callable[[Tensor], Tensor] | None,
-    ) -> None:
-        """`ask` gives what a lesson reads of a live teacher, for uint8 images; without it, batches bring that."""
-        super().__init__()
-        assert isinstance(labels, DetectionLoss)
-        self.labels, self.lesson, self.how, self.ask = labels, lesson, how, ask
-
-    def targets(self, batch: Sequence[Any]) -> list[dict[str, Any]]:
-        """Of each image what is true, and "taught", [width], what the teacher says."""
-        said = (self.ask(batch[0]).to(batch[0].device) if self.ask else batch[2]).float()
-        return [{**true, "taught": row} for true, row in zip(self.labels.targets(batch), said, strict=True)]
-
-    def forward(self, outputs: Mapping[str, Tensor], targets: Sequence[Mapping[str, Any]]) -> Tensor:
-        said, share = torch.stack([t["taught"] for t in targets]), self.how.share
-        loss: Tensor = said.new_zeros(())
-        if share:
-            loss = loss + share * self.labels(outputs, targets)
-        if share < 1:
-            loss = loss + (1 - share) * self.lesson.off(outputs, said, self.labels, self.how.temperature)
-        return loss
-
-    def mixes(self) -> tuple[()]:
-        """None: of a mosaic the teacher has said nothing."""
-        return ()

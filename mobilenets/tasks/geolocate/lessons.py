@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from mobilenets.arch.heads import LOGITS, PROBABILITIES
@@ -15,6 +14,7 @@ from mobilenets.tasks.geolocate.cells import Partition
 from mobilenets.tasks.geolocate.losses import NOWHERE
 from mobilenets.tasks.lesson import Learning
 from mobilenets.tasks.task import Objective
+from mobilenets.tasks.taught import Taught
 
 LEAST = 1e-7  # a probability of a file's that isn't told from 0
 
@@ -41,7 +41,7 @@ class OfCells:
             return said[LOGITS].float()
         return said[PROBABILITIES].float().clamp(min=LEAST).log()
 
-    def off(self, outputs: Mapping[str, Tensor], said: Tensor, temperature: float) -> Tensor:
+    def off(self, outputs: Mapping[str, Tensor], said: Tensor, _labels: Objective, temperature: float) -> Tensor:
         """T^2 times the divergence of softened probabilities, nats, the mean over partitions.
 
         Photos that the teacher puts outside all of a partition's cells say nothing of it.
@@ -59,31 +59,3 @@ class OfCells:
 
     def objective(self, labels: Objective, how: Learning, ask: Callable[[Tensor], Tensor] | None) -> Objective:
         return Taught(labels, self, how, ask)
-
-
-class Taught(nn.Module):
-    """Where photos are and what a teacher says of them, each with its share of the loss."""
-
-    def __init__(
-        self, labels: Objective, lesson: OfCells, how: Learning, ask: Callable[[Tensor], Tensor] | None
-    ) -> None:
-        super().__init__()
-        self.labels, self.lesson, self.how, self.ask = labels, lesson, how, ask
-
-    def targets(self, batch: Sequence[Any]) -> tuple[Any, Tensor]:
-        """What is true, and what the teacher says, [N, cells]: asked now, or the batch's third part."""
-        said = self.ask(batch[0]).to(batch[0].device) if self.ask else batch[2]
-        return self.labels.targets(batch), said.float()
-
-    def forward(self, outputs: Mapping[str, Tensor], targets: tuple[Any, Tensor]) -> Tensor:
-        true, said = targets
-        loss, share = said.new_zeros(()), self.how.share
-        if share:
-            loss = loss + share * self.labels(outputs, true)
-        if share < 1:
-            loss = loss + (1 - share) * self.lesson.off(outputs, said, self.how.temperature)
-        return loss
-
-    def mixes(self) -> tuple[()]:
-        """None: a photo mixed of two was taken nowhere."""
-        return ()

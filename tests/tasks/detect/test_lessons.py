@@ -69,7 +69,7 @@ def test_with_the_same_anchors_all_is_learned_and_nothing_is_left_to_learn_of_on
     assert off > 1
     none = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64), "crowd": torch.zeros(0).bool()}
     taught = learned.objective(loss, Distillation(temperature=2.0, labels=0.25), None)
-    total = taught(says(config, 7, 0), [{**none, "taught": row[0]}])
+    total = taught(says(config, 7, 0), ([none], row))
     assert float(total) == pytest.approx(0.25 * float(loss(says(config, 7, 0), [none])) + 0.75 * off, rel=1e-4)
 
 

@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from mobilenets import console, tasks
 from mobilenets.arguments import DataSource, StrPath, as_path, checked, share
 from mobilenets.compression import prune as pruning
-from mobilenets.compression.goals import AT_ONCE, Goal, Importance, Latency, Macs, macs_m
+from mobilenets.compression.goals import AT_ONCE, Goal, Importance, Latency, Macs, Params, macs_m, params_m
 from mobilenets.compression.prune import Cutting, Narrowing, Step, Thinning
 from mobilenets.compression.sparsify import Anywhere, NofM
 from mobilenets.data.source import Reading, named
@@ -60,6 +60,7 @@ def prune(
     *,
     out: StrPath,
     target_macs: str | float | None = None,
+    target_params: str | float | None = None,
     target_latency: str | float | None = None,
     max_latency_ms: float | None = None,
     engine: str = "onnxruntime",
@@ -93,6 +94,8 @@ def prune(
         it is in OUT.prune.
     target_macs
         Remove channels until so much of the multiply-adds is left: 50%, or 0.5.
+    target_params
+        Until so much of the parameters is left, by which its files are smaller: 50%.
     target_latency
         Until it takes so much of the time that the bundle takes here, measured on --engine: 50%.
     max_latency_ms
@@ -154,8 +157,8 @@ def prune(
     if final_epochs is not None and final_epochs < 1:
         raise UserError(f"final-epochs must be at least 1, not {final_epochs}")
     asked = {
-        "--target-macs": target_macs, "--target-latency": target_latency, "--max-latency-ms": max_latency_ms,
-        "--unstructured": unstructured, "--sparsity": sparsity,
+        "--target-macs": target_macs, "--target-params": target_params, "--target-latency": target_latency,
+        "--max-latency-ms": max_latency_ms, "--unstructured": unstructured, "--sparsity": sparsity,
     }  # fmt: skip
     given = [name for name, value in asked.items() if value is not None]
     if len(given) != 1:
@@ -171,6 +174,8 @@ def prune(
         goal: Goal
         if target_macs is not None:
             goal = Macs(share(target_macs, "--target-macs") * macs_m(dense.card))
+        elif target_params is not None:
+            goal = Params(share(target_params, "--target-params") * params_m(dense.card))
         else:
             Budget(max_latency_ms=max_latency_ms)
             (setting,) = latency.settings([engine], [precision], [threads])

@@ -1,4 +1,7 @@
-"""What a network is narrowed to: so many macs, or so many milliseconds as an engine takes them here. No torch."""
+"""What a network is narrowed to: so many macs or parameters, or so many milliseconds as an engine takes them here.
+
+No torch.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,11 @@ class Unmet(UserError):
 
 
 class Goal(Protocol):
-    """`of` measures a network by its card; at most `limit` of it is wanted."""
+    """`of` measures a network by its card; at most `limit` of it is wanted.
+
+    `price` tells what a channel costs, by which channels are compared: of the goal itself, or of what goes along with
+    it and can be counted.
+    """
 
     @property
     def limit(self) -> float: ...
@@ -47,10 +54,17 @@ class Goal(Protocol):
 
     def of(self, card: Card) -> float: ...
 
+    def price(self, card: Card) -> float: ...
+
 
 def macs_m(card: Card) -> float:
     """Multiply-adds of one image in millions, the task's own layers among them."""
     return sum(row.macs for row in cost.layers(card.graph)) / 1e6
+
+
+def params_m(card: Card) -> float:
+    """Parameters in millions, the task's own layers' among them."""
+    return sum(row.params for row in cost.layers(card.graph)) / 1e6
 
 
 @dataclass(frozen=True)
@@ -67,6 +81,26 @@ class Macs:
 
     def of(self, card: Card) -> float:
         return macs_m(card)
+
+    price = of
+
+
+@dataclass(frozen=True)
+class Params:
+    """At most `limit` million parameters: what a file's size goes by."""
+
+    limit: float
+    called: str = "parameters"
+    unit: str = "M"
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        return {"params_m": round(self.limit, 6)}
+
+    def of(self, card: Card) -> float:
+        return params_m(card)
+
+    price = of
 
 
 class Latency:
@@ -99,6 +133,9 @@ class Latency:
             engine, _ = engines.build(s.engine, with_random_weights(card, s.precision), s.precision, s.threads)
             time_calls(engine, 1, WARM_UP_SECONDS)
         return engine
+
+    def price(self, card: Card) -> float:
+        return macs_m(card)
 
     def of(self, card: Card) -> float:
         """Milliseconds of one image."""

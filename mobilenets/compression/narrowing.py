@@ -13,7 +13,7 @@ from mobilenets import tasks
 from mobilenets.arch.narrow import narrowed, unlike
 from mobilenets.arch.spec import Arch
 from mobilenets.compression.channels import MEASURES, Channels, Coupled, ranked
-from mobilenets.compression.goals import Goal, Importance, Unmet, macs_m
+from mobilenets.compression.goals import Goal, Importance, Unmet
 from mobilenets.errors import UserError
 from mobilenets.model.bundle import Bundle
 from mobilenets.model.card import Card
@@ -64,10 +64,10 @@ def narrow(
         return card_of(source.card, narrowed(source.card.arch, layers))
 
     def saves(name: str) -> float:
-        """Millions of macs that a channel costs, those around it at their width."""
+        """What a channel costs, those around it at their width."""
         block = min(scheme.multiple, wide[name] - 1)
         here = {**wide, name: wide[name] - block}
-        return (macs_m(source.card) - macs_m(card_at(_kept_apart(here, wide, apart, 1)))) / block
+        return (goal.price(source.card) - goal.price(card_at(_kept_apart(here, wide, apart, 1)))) / block
 
     gone = _order(free, worth, scheme, saves if MEASURES[scheme.importance].of_loss else lambda _: 1.0)
     measured = functools.cache(lambda removed: goal.of(card(removed)))

@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mobilenets import console, tasks
-from mobilenets.arch import cost
 from mobilenets.compression import chain
-from mobilenets.compression.goals import Goal, Importance, Unmet, macs_m, tenth
+from mobilenets.compression.goals import Goal, Importance, Unmet, macs_m, params_m, tenth
 from mobilenets.compression.sparsify import Pattern, progress, share_of_zeros, sparsified
 from mobilenets.data import checks
 from mobilenets.data.dataset import Data, cache_side
@@ -193,8 +192,8 @@ def _cut(
         value = score.say(_score(e.nearest, data, score))
         raise UserError(f"{e}, and without training {value} {score.label} on val") from e
     made = Bundle(made.card.replace(recipe={**made.card.recipe, "pruned": dict(said)}), made.tensors).save(path)
-    what = f"{macs_m(made.card):.4g} M macs, {100 * share_of_zeros(made):.3g}% of the weights zero"
-    console.note(f"step {step[0]} of {step[1]}: {what}")
+    what = f"{macs_m(made.card):.4g} M macs, {params_m(made.card):.3g} M parameters"
+    console.note(f"step {step[0]} of {step[1]}: {what}, {100 * share_of_zeros(made):.3g}% of the weights zero")
     return made
 
 
@@ -214,9 +213,8 @@ def _trained(cut: Bundle, data: Data, recipe: Recipe, folder: Path, seed: int) -
 
 
 def _told(bundle: Bundle, how: Cutting, number: int, score: float) -> Step:
-    rows = cost.layers(bundle.card.graph)
-    params = sum(r.params for r in rows) / 1e6
-    return Step(number, macs_m(bundle.card), params, share_of_zeros(bundle), score, how.latency_ms(bundle))
+    card = bundle.card
+    return Step(number, macs_m(card), params_m(card), share_of_zeros(bundle), score, how.latency_ms(bundle))
 
 
 def _losses(made: Setup, images: int) -> Iterator[Tensor]:

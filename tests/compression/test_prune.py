@@ -16,7 +16,7 @@ from mobilenets.arch.heads import classifier_head
 from mobilenets.arch.narrow import narrowed
 from mobilenets.compression import goals, prune
 from mobilenets.compression.channels import MEASURES, Coupled, ranked
-from mobilenets.compression.goals import Latency, Macs, macs_m
+from mobilenets.compression.goals import Latency, Macs, Params, macs_m, params_m
 from mobilenets.compression.narrowing import Scheme, narrow
 from mobilenets.compression.qat import FakeQuantized
 from mobilenets.compression.quantize import measure_ranges
@@ -105,6 +105,18 @@ def test_the_fewest_channels_go_that_meet_the_goal(how: str) -> None:
     assert torch.allclose(of_tensors(made.card, made.tensors)(x), net(x))
 
 
+def test_for_parameters_go_the_channels_that_have_most() -> None:
+    """Those of the small maps at the end: more of the macs stay than of the parameters."""
+    net = network("v2", 0.5)
+    source, coupled = bundle_of(net), Coupled(net)
+    worth = coupled.worth("taylor", losses(net))
+    whole = params_m(source.card)
+    scheme = Scheme("taylor", 8, dict.fromkeys(coupled.found, 8))
+    made = narrow(source, coupled, worth, scheme, Params(0.6 * whole), 0.6 * whole)
+    assert 0.5 * whole < params_m(made.card) <= 0.6 * whole
+    assert macs_m(made.card) > 0.7 * macs_m(source.card)
+
+
 class Slow:
     """A goal that isn't linear in macs: the time of the first map alone."""
 
@@ -112,6 +124,8 @@ class Slow:
 
     def of(self, card):  # type: ignore[no-untyped-def]
         return card.graph.op("blocks.0.conv").cout
+
+    price = of
 
 
 def test_a_goal_that_nothing_meets_says_the_nearest() -> None:

@@ -1,5 +1,6 @@
 """Core ML predicts on macOS alone, so what was converted is read back and computed here, operation by operation."""
 
+import functools
 import json
 import shutil
 import subprocess
@@ -18,8 +19,10 @@ from mobilenets.compression.scheme import Scheme
 from mobilenets.deploy import engines, export
 from mobilenets.deploy.engines.torch import TorchEngine
 from mobilenets.errors import UserError
+from mobilenets.files import size_on_disk
 from mobilenets.model.bundle import Bundle
 from mobilenets.model.card import Card
+from mobilenets.model.encodings import fold, half
 from mobilenets.tasks import features
 
 coreml = pytest.importorskip("mobilenets.deploy.engines.coreml")
@@ -27,7 +30,7 @@ coreml_graph = pytest.importorskip("mobilenets.deploy.writers.coreml")
 ct = coreml.ct
 # coremltools leaves its temporary folders to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
-PRECISIONS = ["float32", "float16", "int8", "dynamic"]
+PRECISIONS = ["float32", "float16", "int8", "dynamic", "int4"]
 WEIGHTS = "Data/com.apple.CoreML/weights"
 HALF = ct.converters.mil.mil.types.fp16
 
@@ -45,11 +48,11 @@ def bundle(make_bundle, pixels):
 
 @pytest.fixture(scope="module")
 def package(bundle, pixels, tmp_path_factory):
-    """`package("v1", "int8")`: the folder as exported, once."""
+    """`package("v1", "int8")`: the folder as exported, once by each writer."""
     made = {}
 
     def make(name, precision, **variant):
-        key = (name, precision, *sorted(variant.items()))
+        key = (name, precision, coreml_graph._Writer, *sorted(variant.items()))
         if key not in made:
             made[key] = tmp_path_factory.mktemp("coreml") / f"{name}-{precision}.mlpackage"
             export.export_bundle(bundle(name, precision, **variant), pixels, made[key], "noise", "coreml", precision)
@@ -82,6 +85,16 @@ def computed(op, x):
     match op.op_type:
         case "constexpr_affine_dequantize":
             return (x["quantized_data"].float() - float(x["zero_point"])) * per_channel(x["scale"])
+        case "constexpr_blockwise_shift_scale":
+            sizes = [n // m for n, m in zip(x["data"].shape, x["scale"].shape, strict=True)]
+            return x["data"] * functools.reduce(
+                lambda s, axis: s.repeat_interleave(sizes[axis], axis), range(len(sizes)), x["scale"]
+            )
+        case "constexpr_lut_to_dense":
+            codes, tables = x["indices"].long(), x["lut"].flatten(1)
+            return tables.expand(len(codes), -1).gather(1, codes.flatten(1)).reshape(codes.shape)
+        case "constexpr_sparse_to_dense":
+            return torch.zeros(x["mask"].shape).masked_scatter(x["mask"].bool(), x["nonzero_data"])
         case "cast" | "identity":
             return x["x"].float()
         case "sub":
@@ -207,6 +220,30 @@ def test_every_kind_of_network(package, bundle, pixels, monkeypatch, name, varia
     )
     assert np.median(difference) < (1e-5 if precision in ("float32", "int8") else 0.01)
     assert difference.max() < {"float32": 1e-4, "int8": 0.25}.get(precision, 0.03)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "form", "share"),
+    [
+        ("kmeans-4", "constexpr_lut_to_dense", 0.5),
+        pytest.param("ternary", "constexpr_lut_to_dense", 0.3, marks=pytest.mark.slow),
+        ("sparse-80", "constexpr_sparse_to_dense", 0.4),
+    ],
+)
+def test_weights_of_few_values_stay_few(package, bundle, tmp_path, pixels, encoding, form, share):
+    """Codebooks as codes and tables, pruned weights as those that are left: the numbers are those of float16."""
+    b = bundle("v1", "float32").encoded(encoding)
+    path = tmp_path / "m.mlpackage"
+    export.export_bundle(b, pixels, path, "noise", "coreml", "float16")
+    assert coreml.stored_precision(path) == "float16"
+    packed = {op.outputs[0].name: op for op in program(path) if op.op_type == form}
+    assert len(packed) >= 10
+    for name, (weight, _) in fold(b.card, b.dense().tensors).items():
+        if op := packed.get(f"{name}.weight"):
+            found = computed(op, {k: given(v, {}) for k, v in op.inputs.items() if v is not None})
+            np.testing.assert_array_equal(found, half(weight).astype(np.float32))
+    assert ct.utils.load_spec(str(path)).specificationVersion == ct.target.iOS18.value
+    assert size_on_disk(path) < share * size_on_disk(package("v1", "float16"))
 
 
 @pytest.mark.slow

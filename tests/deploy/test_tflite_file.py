@@ -1,5 +1,6 @@
 """What is in a .tflite file: precisions, constants, card and metadata."""
 
+import re
 import zipfile
 
 import flatbuffers
@@ -19,6 +20,7 @@ from mobilenets.errors import UserError
 from mobilenets.model.bundle import Bundle, random_bundle, with_random_weights
 from mobilenets.model.card import Card
 from mobilenets.model.convert.formats import tflite as reader
+from mobilenets.model.encodings import fold
 from mobilenets.model.images import Preprocess
 
 pytest.importorskip("ai_edge_litert")
@@ -57,6 +59,66 @@ def test_sizes(tmp_path):
         size[precision] = path.stat().st_size
     assert size["float16"] < 0.55 * size["float32"]
     assert size["dynamic"] < 0.32 * size["float32"]
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_pruned_weights_are_kept_without_their_zeros(lite_bundle, tmp_path, precision):
+    """A smaller file of the same answers, which says what it is, and is imported with the same weights."""
+    whole = lite_bundle("float32").encoded("sparse-80").dense()
+    b = Bundle(whole.card.replace(precision=precision), whole.tensors)
+    path = tmp_path / "m.tflite"
+    export.export_bundle(whole, sure(whole), path, "noise", "litert", precision)
+    data = path.read_bytes()
+    assert len(data) < {"float32": 0.45, "float16": 0.6}[precision] * len(tflite.tflite_model(lite_bundle(precision)))
+    assert "DENSIFY" in tflite_graph.operators(tflite_graph.open_model(data))
+    assert engines.module("litert").stored_precision(path) == precision
+    folded = fold(b.card, b.tensors)
+    network = reader.read(path)
+    for layer, (weight, _) in zip(network.layers, folded.values(), strict=True):
+        np.testing.assert_allclose(layer.weight, weight, rtol=1e-3 if precision == "float16" else 0)
+
+
+def beyond(sparsity):
+    sparsity.dimMetadata[-1].arrayIndices.values = np.full_like(sparsity.dimMetadata[-1].arrayIndices.values, 255)
+
+
+def too_few(sparsity):
+    sparsity.dimMetadata[-1].arraySegments.values = sparsity.dimMetadata[-1].arraySegments.values[1:]
+
+
+def backwards(sparsity):
+    sparsity.dimMetadata[-1].arraySegments.values = sparsity.dimMetadata[-1].arraySegments.values[::-1].copy()
+
+
+def nowhere(sparsity):
+    sparsity.dimMetadata[-1].arrayIndices, sparsity.dimMetadata[-1].arrayIndicesType = None, 0
+
+
+def turned(sparsity):
+    sparsity.traversalOrder = np.array([3, 1, 2, 0], np.int32)
+
+
+def by_blocks(sparsity):
+    sparsity.blockMap = np.array([3], np.int32)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        *((change, "damaged TFLite file (sparse weights whose places") for change in (beyond, too_few, backwards)),
+        (nowhere, "damaged TFLite file (sparse weights without places)"),
+        *((change, "weights in it that are sparse by blocks, or in another order") for change in (turned, by_blocks)),
+    ],
+)
+def test_sparse_weights_that_cant_be(lite_bundle, tmp_path, change, said):
+    data = tflite.tflite_model(lite_bundle("float32").encoded("sparse-80").dense())
+    model = schema.ModelT.InitFromPackedBuf(data)
+    change(next(t.sparsity for t in model.subgraphs[0].tensors if t.sparsity))
+    builder = flatbuffers.Builder()
+    builder.Finish(model.Pack(builder), tflite_graph.IDENTIFIER)
+    (tmp_path / "m.tflite").write_bytes(builder.Output())
+    with pytest.raises(UserError, match=re.escape(said)):
+        reader.read(tmp_path / "m.tflite")
 
 
 def test_the_bundles_own_numbers_are_in_the_file(lite_bundle, tmp_path):

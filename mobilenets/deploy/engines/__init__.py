@@ -112,7 +112,7 @@ RUNTIMES = {
         runs_here=native_library.built(), probe=native_library.built,
     ),
     "coreml": Runtime(
-        "coreml", ".mlpackage", "coremltools", "coreml", ("float32", "float16", "int8", "dynamic"), folder=True,
+        "coreml", ".mlpackage", "coremltools", "coreml", ("float32", "float16", "int8", "dynamic", "int4"), folder=True,
         runs_here=sys.platform == "darwin",
     ),
     "c": Runtime(

@@ -75,20 +75,21 @@ def load(path: Path, threads: int) -> CoremlEngine:  # noqa: ARG001
 
 def write(bundle: Bundle, path: Path, batch: int | None) -> None:
     """`bundle` as an .mlpackage. Raises `UserError` for a batch of more than one image: Core ML has none."""
-    from mobilenets.deploy.writers.coreml import TARGET, program
+    from mobilenets.deploy.writers.coreml import program
 
     card, size = bundle.card, bundle.card.preprocess.input_size
     if batch not in (None, 1):
         raise UserError("a Core ML file takes one image in every call; leave --batch out")
     with suppress_warnings():
+        made = program(bundle)
         model = ct.convert(
-            program(bundle),
+            made,
             source="milinternal",
             convert_to="mlprogram",
             inputs=[ct.ImageType("image", (1, 3, *size), color_layout=ct.colorlayout.RGB)],
             classifier_config=ct.ClassifierConfig(class_names(card)) if is_classifier(card) else None,
             compute_precision=ct.precision.FLOAT32,  # as the program is written
-            minimum_deployment_target=TARGET,
+            minimum_deployment_target=made.functions["main"].opset_version,
             skip_model_load=True,
         )
         model.user_defined_metadata[CARD_KEY] = json.dumps(card.to_json())
@@ -121,12 +122,14 @@ def stored_precision(path: Path) -> Precision:
     main = spec.mlProgram.functions["main"]
     operations = main.block_specializations[main.opset].operations
     made = {out.name: op for op in operations for out in op.outputs}
-    found: Counter[str] = Counter()
+    found: Counter[Precision] = Counter()
     for op in operations:
         if op.type == "conv":
             weight, image = (made[op.inputs[k].arguments[0].name] for k in ("weight", "x"))
             if weight.type == "constexpr_affine_dequantize":
                 found["int8" if image.type == "dequantize" else "dynamic"] += 1
+            elif weight.type == "constexpr_blockwise_shift_scale":
+                found["int4"] += 1
             else:
                 kind = weight.outputs[0].type.tensorType.dataType
                 found["float16" if kind == MIL_pb2.DataType.FLOAT16 else "float32"] += 1
@@ -134,6 +137,7 @@ def stored_precision(path: Path) -> Precision:
     spared = sum(op.name in card.float_ops for op in card.graph.layers)
     if found["int8"] and set(found) <= {"int8", "float16"} and found["float16"] == spared:
         return "int8"
-    if set(found) == {"dynamic"}:
-        return "dynamic"
-    return "float16" if set(found) == {"float16"} else "float32"
+    if len(found) == 1 and "int8" not in found:
+        (only,) = found
+        return only
+    return "float32"

@@ -4,10 +4,14 @@ Written here rather than traced: the input can be an image, as apps give it, and
 program computes in 16-bit floats, which the Neural Engine needs, but for float32. Where the card says int8, every
 tensor between the operations is quantized to a bundle's uint8 values and weights are int8 with a scale per channel;
 their scales and biases are 16-bit floats, the nearest to the bundle's. Core ML runs it in integers where the chip can.
+
+Float weights with few values are kept as codes and tables, those with many zeros as the rest and a mask, and int4 as
+two weights a byte: forms that iOS 18 reads, and only files with any of them ask for it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,12 +21,14 @@ from coremltools.converters.mil import Builder as mb  # noqa: N813  as Apple's o
 from coremltools.converters.mil.mil import Program, types
 
 from mobilenets.arch.operations import Op
-from mobilenets.deploy.lowering import Lowered, lower, unsupported
+from mobilenets.deploy.compact import Palette, Sparse, smallest
+from mobilenets.deploy.lowering import Lowered, Weights, lower, unsupported
 from mobilenets.deploy.writers import coreml_detect
 from mobilenets.model.bundle import Bundle
-from mobilenets.model.encodings import Array, half
+from mobilenets.model.encodings import BLOCK, Array, half
 
 TARGET = ct.target.iOS17  # the first that quantizes activations
+PACKED = ct.target.iOS18  # the first that reads codes of any bits, tables for each channel, and masks of bits
 
 
 class _Writer:
@@ -32,18 +38,43 @@ class _Writer:
         self.lowered, self.graph = lowered, lowered.graph
         self.parts: dict[str, Mapping[str, Any]] = {}  # of detections
         self.dtype = np.float32 if lowered.precision == "float32" else np.float16
+        self.weights = {op.name: self.stored(op) for op in self.graph.ops if op.is_layer}
 
     def number(self, value: Any) -> Array:
         out: Array = np.asarray(value, np.float32).astype(self.dtype)
         return out
 
-    def weight(self, op: Op) -> Any:
+    def stored(self, op: Op) -> Weights | Palette | Sparse | Array:
+        """A layer's weights: codes with their scales, or floats in the form in which they take the fewest bytes."""
         w = self.lowered.weights(op)
-        if w.scale is None:
-            return w.values if self.dtype is np.float32 else half(w.values)
-        return mb.constexpr_affine_dequantize(
-            quantized_data=w.values, zero_point=np.int8(0), scale=self.number(w.scale), axis=0, name=f"{op.name}.weight"
-        )
+        return w if w.scale is not None else smallest(w.values if self.dtype is np.float32 else half(w.values))
+
+    @property
+    def target(self) -> Any:
+        """The first system that reads what weights are stored as."""
+        new = self.lowered.precision == "int4" or any(isinstance(w, Palette | Sparse) for w in self.weights.values())
+        return PACKED if new else TARGET
+
+    def weight(self, op: Op) -> Any:
+        name = f"{op.name}.weight"
+        match self.weights[op.name]:
+            case Palette(codes, tables, bits):
+                kind = types.string_to_nptype(f"uint{bits}")
+                lut = tables.reshape(len(tables), *[1] * (codes.ndim - 1), -1, 1)
+                return mb.constexpr_lut_to_dense(indices=codes.astype(kind), lut=lut, name=name)
+            case Sparse(values, mask):
+                return mb.constexpr_sparse_to_dense(
+                    nonzero_data=values, mask=mask.astype(types.np_uint1_dtype), name=name
+                )
+            case Weights() as w if self.lowered.precision == "int4":
+                codes = w.values.astype(types.np_int4_dtype) if w.bits == 4 else w.values
+                return mb.constexpr_blockwise_shift_scale(data=codes, scale=self.number(_blocks(w)), name=name)
+            case Weights() as w:
+                return mb.constexpr_affine_dequantize(
+                    quantized_data=w.values, zero_point=np.int8(0), scale=self.number(w.scale), axis=0, name=name
+                )
+            case plain:
+                return plain
 
     def rounded(self, x: Any, value: str) -> Any:
         name = self.graph.activation_of(value)
@@ -151,14 +182,23 @@ EMIT: dict[str, Callable[..., Any]] = {
 }
 
 
+def _blocks(w: Weights) -> Array:
+    """The scales of codes, of as many inputs each as divide a channel's evenly, which Core ML asks for."""
+    scale, cin = np.asarray(w.scale), w.values.shape[1]
+    if w.bits != 4:
+        return scale.reshape(-1, 1, 1, 1)
+    even = math.gcd(BLOCK, cin)
+    return np.repeat(scale, BLOCK // even, 1)[:, : cin // even, None, None]
+
+
 def program(bundle: Bundle) -> Program:
     """The network as a MIL program of one image, `image` float32 [1, 3, H, W], to the card's outputs."""
     height, width = bundle.card.preprocess.input_size
-    lowered = lower(bundle)
+    writer = _Writer(lower(bundle))
 
     def main(image: Any) -> Any:
-        return _Writer(lowered).write(image)
+        return writer.write(image)
 
     image = mb.TensorSpec(shape=(1, 3, height, width), dtype=types.fp32)
-    made: Program = mb.program(input_specs=[image], opset_version=TARGET)(main)
+    made: Program = mb.program(input_specs=[image], opset_version=writer.target)(main)
     return made

@@ -20,6 +20,7 @@ from ai_edge_litert import schema_py_generated as schema
 from mobilenets.arch import graph as graphs
 from mobilenets.arch.graph import pads
 from mobilenets.arch.operations import KINDS, Op
+from mobilenets.deploy.compact import is_sparse
 from mobilenets.deploy.lowering import Lowered, lower, unsupported
 from mobilenets.deploy.writers import tflite_detect
 from mobilenets.deploy.writers.tflite_graph import CARD_KEY, Graph, quantization
@@ -180,9 +181,10 @@ class _Writer:
                 return self.graph.const(name, laid, affine), added
             # For few inputs to an output, float is faster than rounding them, and nearer.
             return self.graph.unpacked(name, self.graph.const(f"{name}.int8", laid, affine)), added
-        if w.values.dtype == np.float16:
-            return self.graph.unpacked(name, self.graph.const(f"{name}.float16", laid)), added
-        return self.graph.const(name, laid), added
+        halves = w.values.dtype == np.float16
+        part = f"{name}.float16" if halves else name
+        kept = self.graph.sparse if op.kernels == (1, 1) and is_sparse(laid) else self.graph.const
+        return (self.graph.unpacked(name, kept(part, laid)) if halves else kept(part, laid)), added
 
     def activation(self, op: Op, x: int) -> int:
         out = self.value(op.name, op.name)

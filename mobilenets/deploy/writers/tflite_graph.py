@@ -30,6 +30,7 @@ VERSIONS: dict[str, dict[str, tuple[int, str]]] = {
     "CONV_2D": {"": (1, "1.5.0"), "int8": (3, "1.14.0"), "hybrid": (5, "2.4.0"), "groups": (6, "2.9.0")},
     "CONCATENATION": {"": (1, "1.5.0"), "int8": (2, "1.14.0")},
     "DEPTHWISE_CONV_2D": {"": (1, "1.5.0"), "int8": (3, "1.14.0"), "hybrid": (6, "2.3.0")},
+    "DENSIFY": {"": (1, "2.4.0")},
     "DEQUANTIZE": {"": (1, "1.13.1"), "int8": (2, "1.14.0"), "float16": (3, "1.15.0"), "channels": (5, "2.7.0")},
     "EXP": {"": (1, "1.7.0")},
     "GATHER": {"": (1, "1.6.0")},
@@ -170,6 +171,24 @@ class Graph:
         out = self._add(schema.TensorT(name=name, shape=self.tensors[const].shape, type=schema.TensorType.FLOAT32))
         return self.op("DEQUANTIZE", [const], out)
 
+    def sparse(self, name: str, value: Array) -> int:
+        """A constant [..., n] kept as its numbers that aren't zero and their places in each row; it is read whole."""
+        rows = value.reshape(-1, value.shape[-1])
+        _, places = np.nonzero(rows)
+        starts = np.concatenate([[0], np.cumsum(np.count_nonzero(rows, 1))])
+        const = self.const(f"{name}.sparse", rows[rows != 0])
+        dense = [schema.DimensionMetadataT(format=schema.DimensionType.DENSE, denseSize=n) for n in value.shape[:-1]]
+        (segments, counts), (indices, columns) = _integers(starts), _integers(places)
+        last = schema.DimensionMetadataT(
+            format=schema.DimensionType.SPARSE_CSR, arraySegmentsType=segments, arraySegments=counts,
+            arrayIndicesType=indices, arrayIndices=columns,
+        )  # fmt: skip
+        order = np.arange(value.ndim, dtype=np.int32)
+        self.tensors[const].shape = np.array(value.shape, np.int32)
+        self.tensors[const].sparsity = schema.SparsityParametersT(traversalOrder=order, dimMetadata=[*dense, last])
+        out = self._add(schema.TensorT(name=name, shape=self.tensors[const].shape, type=self.tensors[const].type))
+        return self.op("DENSIFY", [const], out, schema.DensifyOptionsT())
+
     def write(self, name: str, image: int, outputs: Mapping[str, int], metadata: Mapping[str, bytes]) -> bytes:
         """The file: `image` in, `outputs` out, under the names "image" and theirs."""
         entries = {**metadata, RUNTIME_KEY: self.runtime.encode().ljust(16, b"\0")}
@@ -194,6 +213,14 @@ class Graph:
         builder = flatbuffers.Builder(2**20)
         builder.Finish(model.Pack(builder), IDENTIFIER)
         return bytes(builder.Output())
+
+
+def _integers(values: Array) -> tuple[int, Any]:
+    """Positions as a table of the schema's, of the fewest bytes that hold the largest, and which kind it is."""
+    largest = int(values.max(initial=0))
+    name = "Uint8" if largest < 2**8 else "Uint16" if largest < 2**16 else "Int32"
+    made = getattr(schema, f"{name}VectorT")(values=values.astype(name.lower()))
+    return getattr(schema.SparseIndexVector, f"{name}Vector"), made
 
 
 def _code(kind: str, version: int) -> schema.OperatorCodeT:
@@ -243,8 +270,8 @@ def stored_precision(model: schema.Model, float_ops: Collection[str]) -> Precisi
         op = graph.Operators(i)
         code = model.OperatorCodes(op.OpcodeIndex())
         kind, out = OPERATORS[max(code.BuiltinCode(), code.DeprecatedBuiltinCode())], op.Outputs(0)
-        if kind == "DEQUANTIZE":
-            constants[out] = op.Inputs(0)
+        if kind in ("DEQUANTIZE", "DENSIFY"):
+            constants[out] = constants.get(op.Inputs(0), op.Inputs(0))
         elif kind.endswith("CONV_2D") and graph.Tensors(out).Name().decode() not in float_ops:
             weight = constants.get(op.Inputs(1), op.Inputs(1))
             found.add((TYPES[graph.Tensors(op.Inputs(0)).Type()], TYPES[graph.Tensors(weight).Type()]))

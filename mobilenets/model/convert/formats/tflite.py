@@ -29,6 +29,7 @@ Precision = Literal["float32", "uint8", "int8"]
 _MAX_OPS = 4_096
 _MAX_TENSORS = 64  # of an operator; dimensions of a tensor
 _MAX_LABELS = 2**20  # bytes
+_MAX_ELEMENTS = 2**25  # of all weights of a small file
 _TYPES = {0: "float32", 1: "float16", 2: "int32", 3: "uint8", 4: "int64", 9: "int8"}  # schema.fbs: TensorType
 _ACTIVATIONS = ("linear", "relu", "relu_n1_to_1", "relu6", "tanh", "sign_bit")  # ActivationFunctionType
 _KINDS: dict[str, Literal["conv", "depthwise", "linear"]] = {
@@ -62,9 +63,9 @@ class Graph:
     """A classifier, [1, input_size, input_size, 3] in, [1, classes] out; or a detector, `boxes` then.
 
     `input_type` is what the graph takes, `precision` what its layers compute with. `ops` names every operator in order
-    of execution, but for the DEQUANTIZE of a constant; `layers` are those of them that are CONV_2D, DEPTHWISE_CONV_2D
-    or FULLY_CONNECTED. `wires` has for each of `ops` where its inputs come from: an index into `ops`, or -1 for the
-    graph's input; constants are left out.
+    of execution, but for the DEQUANTIZE and DENSIFY of a constant; `layers` are those of them that are CONV_2D,
+    DEPTHWISE_CONV_2D or FULLY_CONNECTED. `wires` has for each of `ops` where its inputs come from: an index into `ops`,
+    or -1 for the graph's input; constants are left out.
     """
 
     input_size: int
@@ -104,7 +105,8 @@ class _Reader:
 
         self.tflite = tflite
         self.data = data
-        self.left = 2 * len(data)  # elements that may still be unpacked: layers that share weights can't multiply them
+        # Elements that may still be unpacked: neither layers that share weights nor zeros left out can multiply them.
+        self.left = max(2 * len(data), _MAX_ELEMENTS)
         self.model = tflite.Model.GetRootAs(data, 0)
         if self.count(self.model.SubgraphsLength) != 1:
             raise _Unsupported("more than one graph in it, or none")
@@ -164,16 +166,46 @@ class _Reader:
         raw = buffer.DataAsNumpy()
         if isinstance(raw, int) or not len(raw):
             return None
-        if tensor.Sparsity() is not None:
-            raise _Unsupported("sparse weights in it")
         shape, dtype = self.shape(index), np.dtype(self.type(index)).newbyteorder("<")
-        if min(shape, default=1) < 1 or math.prod(shape) * dtype.itemsize != len(raw):
-            raise ValueError(f"tensor {index} has {len(raw):,} bytes, not {shape} of {dtype.itemsize}")
         self.left -= math.prod(shape)
         if self.left < 0:
             raise ValueError("its layers unpack to far more than its size")
-        constant: npt.NDArray[Any] = raw.view(dtype).reshape(shape)
-        return constant
+        sparsity = tensor.Sparsity()
+        if min(shape, default=1) < 1 or (sparsity is None and math.prod(shape) * dtype.itemsize != len(raw)):
+            raise ValueError(f"tensor {index} has {len(raw):,} bytes, not {shape} of {dtype.itemsize}")
+        values: npt.NDArray[Any] = raw.view(dtype)
+        return values.reshape(shape) if sparsity is None else self.whole(sparsity, values, shape)
+
+    def whole(self, sparsity: Any, values: npt.NDArray[Any], shape: list[int]) -> npt.NDArray[Any]:
+        """A constant of `shape` [..., n] kept as its `values` that aren't zero, and where they are in each row."""
+        dims = [sparsity.DimMetadata(i) for i in range(min(sparsity.DimMetadataLength(), _MAX_TENSORS))]
+        order = self.integers(sparsity.TraversalOrderAsNumpy())
+        rows_of = [d.Format() for d in dims] == [*[0] * (len(shape) - 1), 1] and order == [*range(len(shape))]
+        if not rows_of or sparsity.BlockMapLength():
+            raise _Unsupported("weights in it that are sparse by blocks, or in another order than by rows")
+        starts = self.places(dims[-1].ArraySegmentsType(), dims[-1].ArraySegments())
+        columns = self.places(dims[-1].ArrayIndicesType(), dims[-1].ArrayIndices())
+        counts, rows = np.diff(starts), math.prod(shape[:-1])
+        sound = len(starts) == rows + 1 and starts[0] == 0 and counts.min() >= 0 and starts[-1] == len(columns)
+        if (
+            not sound
+            or len(columns) != len(values)
+            or not 0 <= columns.min(initial=0) <= columns.max(initial=0) < shape[-1]
+        ):
+            raise ValueError("sparse weights whose places aren't those of their shape")
+        out = np.zeros((rows, shape[-1]), values.dtype)
+        out[np.repeat(np.arange(rows), counts), columns] = values
+        return out.reshape(shape)
+
+    def places(self, kind: int, table: Any) -> npt.NDArray[np.int64]:
+        """A union of the schema's: a vector of whole numbers, of one of three sizes."""
+        vectors = {1: self.tflite.Int32Vector, 2: self.tflite.Uint16Vector, 3: self.tflite.Uint8Vector}
+        if table is None or kind not in vectors:
+            raise ValueError("sparse weights without places")
+        vector = vectors[kind]()
+        vector.Init(table.Bytes, table.Pos)
+        found = vector.ValuesAsNumpy()
+        return np.zeros(0, np.int64) if isinstance(found, int) else found.astype(np.int64)
 
     def floats(self, index: int) -> Floats:
         """A constant, dequantized."""
@@ -248,8 +280,8 @@ class _Reader:
             op = self.main.Operators(i)
             name = self.op_name(op)
             inputs, outputs = self.integers(op.InputsAsNumpy()), self.integers(op.OutputsAsNumpy())
-            if name == "DEQUANTIZE" and inputs[0] not in self.made:
-                self.constants[outputs[0]] = inputs[0]
+            if name in ("DEQUANTIZE", "DENSIFY") and inputs[0] not in self.made:
+                self.constants[outputs[0]] = self.constants.get(inputs[0], inputs[0])
                 continue
             if name == "PAD":
                 self.pads[outputs[0]] = self.padding(inputs[1])

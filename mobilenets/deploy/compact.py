@@ -1,0 +1,81 @@
+"""Weights that have few different values, or many zeros: what a file can keep in their place, without loss. No torch.
+
+Looked for in the numbers themselves, whatever made them so: codebooks, ternary levels and pruning leave them that way,
+with BatchNorm folded in too, which multiplies all of a channel by one number.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mobilenets.model.codes import Array
+
+TABLE_BITS = (1, 2, 3, 4, 6, 8)  # of a code, as Core ML has them
+
+
+@dataclass(frozen=True)
+class Palette:
+    """Codes, uint8 of the weights' shape [cout, ...], into tables [n, 2**bits]: one of all channels, or one of each."""
+
+    codes: Array
+    tables: Array
+    bits: int
+
+    @property
+    def nbytes(self) -> int:
+        return math.ceil(self.codes.size * self.bits / 8) + self.tables.nbytes
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """The weights that aren't zero, in order, and a mask, bool of the weights' shape [cout, ...]."""
+
+    values: Array
+    mask: Array
+
+    @property
+    def nbytes(self) -> int:
+        return self.values.nbytes + math.ceil(self.mask.size / 8)
+
+
+def palette(weights: Array, sizes: Sequence[int] = TABLE_BITS) -> Palette | None:
+    """`weights` [cout, ...] by tables with the fewest bits of `sizes` a code; None where they have too many values."""
+    found = [
+        _tables(rows, weights.shape, sizes) for rows in (weights.reshape(1, -1), weights.reshape(len(weights), -1))
+    ]
+    return min((p for p in found if p), key=lambda p: p.nbytes, default=None)
+
+
+def _tables(rows: Array, shape: tuple[int, ...], sizes: Sequence[int]) -> Palette | None:
+    order = np.argsort(rows, 1, kind="stable")
+    ordered = np.take_along_axis(rows, order, 1)
+    ranks = np.zeros(rows.shape, np.int64)
+    np.cumsum(np.diff(ordered, axis=1) != 0, 1, out=ranks[:, 1:])
+    bits = next((b for b in sizes if ranks.max(initial=0) < 2**b), None)
+    if bits is None:
+        return None
+    codes, tables = np.empty(rows.shape, np.uint8), np.zeros((len(rows), 2**bits), rows.dtype)
+    np.put_along_axis(codes, order, ranks.astype(np.uint8), 1)
+    np.put_along_axis(tables, ranks, ordered, 1)
+    return Palette(codes.reshape(shape), tables, bits)
+
+
+def sparse(weights: Array) -> Sparse:
+    mask = weights != 0
+    return Sparse(weights[mask], mask)
+
+
+def is_sparse(weights: Array) -> bool:
+    """Whether so many are zero that the others take fewer bytes with a place, of two bytes, beside each."""
+    return bool(np.count_nonzero(weights) * (weights.itemsize + 2) < weights.nbytes)
+
+
+def smallest(weights: Array) -> Palette | Sparse | Array:
+    """What takes the fewest bytes for `weights` [cout, ...], float32 or float16: themselves, tables or a mask."""
+    ways: list[Palette | Sparse | Array] = [weights, sparse(weights)]
+    found = palette(weights)
+    return min([*ways, found] if found else ways, key=lambda w: w.nbytes)

@@ -65,4 +65,4 @@ def show(path: StrPath) -> Shown:
             return Shown({str(p): Bundle.load(p).card for p in inside})
     if is_bundle(path) or (path.is_dir() and path.suffix not in engines.SUFFIXES):
         return Shown({str(path): Bundle.load(path).card})
-    return Shown({str(path): engines.load(path).card})
+    return Shown({str(path): engines.card_of(path)})

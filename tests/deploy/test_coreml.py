@@ -12,6 +12,7 @@ import torch
 from small import quantized
 from torch.nn import functional as F
 
+import mobilenets
 from mobilenets.arch.graph import Head, Output
 from mobilenets.arch.operations import Op
 from mobilenets.compression.quantize import quantize_bundle
@@ -350,6 +351,8 @@ def test_elsewhere_it_is_exported_without_proof(bundle, pixels, tmp_path):
     assert (made.agreement, made.difference, made.precision) == (None, None, "float16")
     with pytest.raises(UserError, match="Core ML runs on macOS alone"):
         engines.load(tmp_path / "m.mlpackage")
+    (card,) = mobilenets.show(tmp_path / "m.mlpackage").cards.values()
+    assert card.precision == "float16"
 
 
 @pytest.mark.skipif(sys.platform != "darwin", reason="Core ML predicts on macOS alone")

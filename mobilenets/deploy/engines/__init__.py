@@ -241,6 +241,14 @@ def load(path: Path, threads: int = 1) -> Engine:
     return engine
 
 
+def card_of(path: Path) -> Card:
+    """What the network at `path` says of itself, also where its runtime is for other systems alone."""
+    path = resolve(path)
+    found = module(for_path(path))
+    card: Card = found.card_of(path) if hasattr(found, "card_of") else load(path).card
+    return card
+
+
 def int8_fault(name: str) -> str:
     """What is wrong with a runtime's int8 on this processor, or nothing."""
     found = module(name)

@@ -55,7 +55,7 @@ class CoremlEngine(Guarded):
 
     def __init__(self, path: Path) -> None:
         super().__init__(1)
-        self.card = _card(_spec(path), path)
+        self.card = card_of(path)
         if not RUNTIMES[NAME].runs_here:
             raise UserError(f"{path}: Core ML runs on macOS alone; run its bundle, or another file of it")
         self.model = ct.models.MLModel(str(path))
@@ -106,6 +106,10 @@ def _spec(path: Path) -> Any:
         return ct.utils.load_spec(str(path))
     except Exception as e:  # of protobuf, of the package's manifest, of the file system
         raise UserError(f"{path}: not a readable .mlpackage: {str(e).splitlines()[0][:200]}") from e
+
+
+def card_of(path: Path) -> Card:
+    return _card(_spec(path), path)
 
 
 def _card(spec: Model_pb2.Model, path: Path) -> Card:

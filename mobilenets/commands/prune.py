@@ -48,7 +48,7 @@ class Pruned(Bundle):
         t = console.table("pruned step by step, each trained", columns)
         for s in self.steps:
             ms = [f"{s.latency_ms:.3f}"] if s.latency_ms is not None else []
-            cells = [f"{s.macs_m:.2f}", f"{s.params_m:.3f}", f"{100 * s.zeros:.1f}", *ms, self.metric.say(s.score)]
+            cells = [f"{s.macs_m:.2f}", f"{s.params_m:.3f}", f"{100 * s.zeros:.1f}", *ms, f"{s.score:.2f}"]
             t.add_row(str(s.number) if s.number else "before", *cells)
         return Group(bundle_table(self), t)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mobilenets.arguments import StrPath, as_path, checked
 from mobilenets.console import Notebook
+from mobilenets.errors import UserError
 
 if TYPE_CHECKING:
     from mobilenets.deploy.update.apply import Step
@@ -197,8 +198,11 @@ def make_update(
     from mobilenets.deploy.update import keys, labels
     from mobilenets.deploy.update.contents import Contents
     from mobilenets.deploy.update.make import NAME, make
+    from mobilenets.deploy.update.package import SUFFIX
 
     path, key = Path(out), keys.signing(Path(sign)) if sign else None
+    if path.suffix != SUFFIX:
+        raise UserError(f"{out}: the name of an update ends in {SUFFIX}")
     before, after = Contents.read(Path(old)), Contents.read(Path(new))
     head = make(before, after, path, name=name or NAME, version=number, key=key, whole=whole)
     moved = labels.changed(before.labels, after.labels)

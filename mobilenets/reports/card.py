@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from mobilenets import console
 from mobilenets.arch import cost
@@ -48,5 +48,12 @@ def _recipe_rows(card: Card) -> Iterator[tuple[str, str]]:
         yield "command", command
     if teacher:
         name, digest = teacher.pop("name", "not named"), teacher.pop("digest", "")
-        yield "teacher", f"{name} ({digest[:16]}), " + ", ".join(f"{k} {v}" for k, v in teacher.items())
-    yield "recipe", ", ".join(f"{k} {v}" for k, v in fields.items()) or "not stated"
+        yield "teacher", f"{name} ({digest[:16]}), " + _told(teacher)
+    parts = {k: fields.pop(k) for k, v in [*fields.items()] if isinstance(v, dict)}
+    yield "recipe", _told(fields) or "not stated"
+    for name, part in parts.items():  # as "pruned"
+        yield name, _told(part)
+
+
+def _told(fields: Mapping[str, Any]) -> str:
+    return ", ".join(f"{k} ({_told(v)})" if isinstance(v, dict) else f"{k} {v}" for k, v in fields.items())

@@ -252,7 +252,8 @@ def test_files_that_are_no_keys(tmp_path, key):
             read(tmp_path / "none")
     with pytest.raises(UserError, match="not a key that signs"):
         keys.signing(key[1])
-    assert keys.name(keys.verifying(key[0])) == keys.name(keys.verifying(key[1]))
+    with pytest.raises(UserError, match=r"is the key that signs, and is to stay where it is; \w+\.pub verifies"):
+        keys.verifying(key[0])
 
 
 # ---- files that can't be -------------------------------------------------------------------------------------------

@@ -300,7 +300,8 @@ def test_the_command_line(made, serve, command, tmp_path):
     assert "layers   classifier" in ran.out
     shown = command("update", "show", u, "--verify", f"{key}.pub", "--json").json
     assert (shown["version"], shown["verified"], shown["kind"]) == (7, True, "delta")
-    assert command("update", "show", u, "--verify", made / "other").line.endswith("nothing was changed")
+    assert "name of an update ends in .mnu" in command("update", "make", made / "old", made / "new", "--out", key).line
+    assert command("update", "show", u, "--verify", made / "other.pub").line.endswith("nothing was changed")
     assert "1 update" in command("update", "serve", folder, u, "--sign", key).out
     phone = install(made / "old", tmp_path / "phone")
     line = ("update", "pull", serve(folder).url, phone)

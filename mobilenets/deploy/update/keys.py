@@ -56,10 +56,10 @@ def signing(path: Path) -> Ed25519PrivateKey:
 
 
 def verifying(path: Path) -> Ed25519PublicKey:
-    """The public key of a file, or the public half of one that signs. Raises `UserError`."""
+    """The public key of a file. Raises `UserError`, for one that signs too: no device is to have it."""
     data = _read(path)
     if b"PRIVATE KEY" in data:
-        return signing(path).public_key()
+        raise UserError(f"{path} is the key that signs, and is to stay where it is; {path.name}{PUBLIC} verifies")
     return of_pem(data, str(path))
 
 

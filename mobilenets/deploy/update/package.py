@@ -26,6 +26,7 @@ from mobilenets.deploy.update.contents import Contents
 from mobilenets.errors import UserError
 from mobilenets.model import bundle as bundles
 
+SUFFIX = ".mnu"
 MAGIC = b"MNU1"
 FORMAT = 1
 HEAD_MOST, BODY_MOST = 1 << 16, 512 << 20  # bytes

@@ -148,3 +148,8 @@ def test_what_a_runtime_prints_is_no_reason(children, tmp_path):
         engines.load(path)
     assert str(e.value).startswith(f"{path}: not a readable ONNX file")
     assert len(children) == 1
+
+
+def test_a_child_that_fails_itself_isnt_taken_for_a_slow_file(tmp_path):
+    code, said = child.run("mobilenets.deploy.engines.probe", "nonesuch", tmp_path / "m.onnx", "m.onnx", seconds=60)
+    assert (code, said) == (trial.FAILED, b"")

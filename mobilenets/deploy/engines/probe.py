@@ -6,6 +6,7 @@ import faulthandler
 import os
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -50,5 +51,9 @@ if __name__ == "__main__":
     child.limit(CORE=0)
     told = os.dup(1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # runtimes print what they think of a file
-    code = tried(sys.argv[1], Path(sys.argv[2]), sys.argv[3], told)
+    try:
+        code = tried(sys.argv[1], Path(sys.argv[2]), sys.argv[3], told)
+    except BaseException:
+        traceback.print_exc()
+        code = trial.FAILED
     os._exit(code)  # past the runtimes' clean-up, which can crash too

@@ -22,6 +22,7 @@ SECONDS, RATE = 8, 4 << 20
 WAIT = 3  # times as many seconds may pass, on a busy machine
 START = 120  # seconds at most until the runtime is imported: PyTorch takes that on a slow disk
 REFUSED, SLOW = 3, 1  # exit codes: a reason was written; `faulthandler`'s, when the time is up
+FAILED = 5  # the child itself: Python's own exit code would be `faulthandler`'s
 STRANGE = 4  # a name that a program of the user's may know, who added an operation or a task to the package's
 TIME_UP = -getattr(signal, "SIGXCPU", 256)  # the system's for that
 

@@ -44,6 +44,7 @@ def test_every_kind_has_an_example() -> None:
     assert {name.partition(" ")[0] for name in EXAMPLES} == set(KINDS) - OF_LOWERING
 
 
+@pytest.mark.sampled(125)
 @pytest.mark.usefixtures("ours")
 @pytest.mark.parametrize("name", SINGLY)
 @pytest.mark.parametrize("kind", EXAMPLES)
@@ -100,6 +101,7 @@ INTEGERS = (
 )  # fmt: skip
 
 
+@pytest.mark.sampled(25)
 @pytest.mark.usefixtures("ours")
 @pytest.mark.parametrize("name", [n for n in SINGLY if "int8" in RUNTIMES[n].precisions and n != "ncnn"])
 @pytest.mark.parametrize("kind", INTEGERS)

@@ -127,7 +127,8 @@ def test_every_module_can_be_imported(windows, tmp_path):
     windows(script=("every.py",))
 
 
-@pytest.mark.parametrize("kind", ["folder", *(pytest.param(k, marks=pytest.mark.slow) for k in ("zip", "shards"))])
+@pytest.mark.slow  # a process that imports PyTorch
+@pytest.mark.parametrize("kind", ["folder", "zip", "shards"])
 def test_processes_that_start_anew_draw_the_same(colours, written, tmp_path, monkeypatch, kind):
     from mobilenets.data.open import open_data
     from mobilenets.model.images import Preprocess

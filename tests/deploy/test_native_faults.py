@@ -66,7 +66,8 @@ def fuzzer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 @pytest.mark.parametrize(
     ("name", "precision", "count"),
     [
-        ("tiny", "int8", 3000), ("tiny", "float16", 2000), ("v3-small", "int8", 300),
+        ("tiny", "int8", 800), ("tiny", "float16", 400), ("v3-small", "int8", 100),
+        *(pytest.param("tiny", precision, 3000, marks=pytest.mark.slow) for precision in ("int8", "float16")),
         pytest.param("v2", "int8", 300, marks=pytest.mark.slow),
         pytest.param("v3-small", "float32", 100, marks=pytest.mark.slow),
     ],

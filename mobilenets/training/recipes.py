@@ -10,6 +10,8 @@ from mobilenets.arch.spec import CLASSIFIER, Arch
 from mobilenets.arguments import checked
 from mobilenets.errors import UserError, unknown
 
+FEW_EPOCHS, FEW_STEPS = 8, 400  # fewer than both want a lower rate
+
 
 def _doc(default: Any, text: str) -> Any:
     return field(default=default, metadata={"help": text})
@@ -36,7 +38,7 @@ class Recipe:
     find_lr: Literal["off", "on"] = _doc(
         "off",
         "on: with --init, find the rate by a short range test of the network, unless --lr is given; lr is taken where "
-        "that finds none.",
+        f"that finds none. For fewer than {FEW_EPOCHS} epochs and {FEW_STEPS} steps it is lowered in proportion.",
     )
     schedule: Literal["cosine", "exponential"] = _doc(
         "cosine", "After the rise: a cosine to 0, or a fall by lr_decay in each epoch."
@@ -129,6 +131,16 @@ class Recipe:
         shortcuts = any(op.kind == "add" for op in arch.ops)
         plain = not shortcuts and all(op.norm for op in arch.ops if op.is_layer and op.name != CLASSIFIER)
         return dataclasses.replace(self, lr=self.plain_lr, plain_lr=0.0) if self.plain_lr and plain else self
+
+    def for_few_epochs(self, images: int) -> Recipe:
+        """This recipe for a network that has learned, at a lower rate where it has few epochs of few steps.
+
+        At a rate that such a network bears it loses some of what it knew in the first epoch, which only later ones win
+        back. Not where the rate was given.
+        """
+        steps = self.epochs * images / self.batch
+        share = min(1.0, max(self.epochs / FEW_EPOCHS, steps / FEW_STEPS))
+        return self if self.find_lr == "off" else dataclasses.replace(self, lr=self.lr * share)
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -144,8 +144,10 @@ def train_bundle(
     if seconds is not None:
         fitting = epochs_within(made, len(val), seconds, size) if rank == 0 else 0
         recipe = dataclasses.replace(recipe, epochs=from_rank_0(rank or planned(out / PLAN, fitting)))
-        made.learner.recipe = recipe
         callbacks.append(Deadline(seconds))
+    if init:
+        recipe = recipe.for_few_epochs(len(made.images))
+    made.learner.recipe = recipe
     monitor, mode = task.monitor(recipe), primary.mode
     best = Best(folder, "best", monitor=monitor, mode=mode, enable_version_counter=False, save_on_train_epoch_end=True)
     first = f"val_{primary.name}"

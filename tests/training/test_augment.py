@@ -16,6 +16,9 @@ from mobilenets.tasks.augment import augmentation
 from mobilenets.training import loader
 from mobilenets.training.recipes import Recipe
 
+# Of a machine of one core, two workers are too many for PyTorch's taste.
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
+
 
 @pytest.fixture(scope="module")
 def colour_data(colours):

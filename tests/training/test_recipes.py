@@ -216,6 +216,19 @@ def test_recipes_need_no_torch():
     assert subprocess.run([sys.executable, "-c", line], capture_output=True, check=False).returncode == 0
 
 
+@pytest.mark.parametrize(
+    ("epochs", "images", "share"),
+    [(1, 1500, 1 / 8), (2, 1500, 1 / 4), (8, 1500, 1), (30, 1500, 1), (1, 50_000, 1), (2, 12_800, 1), (60, 100, 1)],
+)
+def test_few_epochs_of_few_steps_are_at_a_lower_rate(epochs, images, share):
+    r = recipe("finetune", Overrides(epochs=epochs))
+    made = r.for_few_epochs(images)
+    assert made.lr == pytest.approx(share * r.lr)
+    assert dataclasses.replace(made, lr=r.lr) == r
+    given = recipe("finetune", Overrides(epochs=epochs, lr=1e-3))
+    assert given.for_few_epochs(images) == given
+
+
 def test_networks_without_shortcuts_begin_at_a_higher_rate_where_nobody_says_one():
     rates = {n: recipe("modern").from_scratch(zoo.arch(n)).lr for n in ("v1", "v2", "v3-small", "squeezenet-1.1")}
     assert rates == {"v1": 8e-3, "v2": 2e-3, "v3-small": 2e-3, "squeezenet-1.1": 2e-3}  # SqueezeNet has no BatchNorm

@@ -10,7 +10,7 @@ from mobilenets.arch.spec import CLASSIFIER, Arch
 from mobilenets.arguments import checked
 from mobilenets.errors import UserError, unknown
 
-FEW_EPOCHS, FEW_STEPS = 8, 400  # fewer than both want a lower rate
+FEW_EPOCHS, FEW_STEPS = 3, 400  # fewer than both want a lower rate
 
 
 def _doc(default: Any, text: str) -> Any:
@@ -38,7 +38,7 @@ class Recipe:
     find_lr: Literal["off", "on"] = _doc(
         "off",
         "on: with --init, find the rate by a short range test of the network, unless --lr is given; lr is taken where "
-        f"that finds none. For fewer than {FEW_EPOCHS} epochs and {FEW_STEPS} steps it is lowered in proportion.",
+        f"that finds none. For fewer than {FEW_EPOCHS} epochs and {FEW_STEPS} steps it is lowered.",
     )
     schedule: Literal["cosine", "exponential"] = _doc(
         "cosine", "After the rise: a cosine to 0, or a fall by lr_decay in each epoch."
@@ -140,7 +140,7 @@ class Recipe:
         """
         steps = self.epochs * images / self.batch
         share = min(1.0, max(self.epochs / FEW_EPOCHS, steps / FEW_STEPS))
-        return self if self.find_lr == "off" else dataclasses.replace(self, lr=self.lr * share)
+        return self if self.find_lr == "off" else dataclasses.replace(self, lr=self.lr * share**2)
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -17,6 +17,7 @@ from mobilenets.arch.graph import Head, Output
 from mobilenets.arch.operations import Op
 from mobilenets.arch.rows import Conv, Separable
 from mobilenets.arch.spec import Arch, scale
+from mobilenets.compression.scheme import Scheme
 from mobilenets.deploy import engines, export
 from mobilenets.deploy.engines import tflm
 from mobilenets.deploy.engines.torch import TorchEngine
@@ -293,11 +294,22 @@ def test_the_resolver_is_told_of_every_operator():
         assert {"CONV_2D", "DEPTHWISE_CONV_2D", "SOFTMAX"} <= set(kinds)
     assert set(tflite_graph.VERSIONS) - set(c_array.METHODS) == {
         "AVERAGE_POOL_2D",
+        "DENSIFY",
         "GELU",
         "MAX_POOL_2D",
         "PADV2",
         "TOPK_V2",
     }  # which it hasn't got, or isn't told of
+
+
+def test_zeros_are_written_where_sparse_weights_are_not_read(make_bundle, pixels):
+    """Those of a pruned layer that is kept in float, which a .tflite file leaves out."""
+    name = "blocks.3.pointwise"
+    pruned = make_bundle("v1").encoded("sparse-80").dense()
+    b = quantized(pruned, pixels[:4], Scheme(float_ops=(name,)))
+    assert (b.tensors[f"{name}.weight"] == 0).mean() > 0.7
+    for data, without in ((tflm.model(b), False), (tflite.tflite_model(b), True)):
+        assert ("DENSIFY" in tflite_graph.operators(tflite_graph.open_model(data))) == without
 
 
 # ---- faults

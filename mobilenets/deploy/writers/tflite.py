@@ -43,8 +43,9 @@ SAME, VALID = schema.Padding.SAME, schema.Padding.VALID
 class _Writer:
     """Walks a lowered graph. Values are known by their names, tensors by their index; maps are [N, H, W, C]."""
 
-    def __init__(self, lowered: Lowered, batch: int | None, turned: bool) -> None:
-        self.lowered, self.source, self.turned = lowered, lowered.graph, turned
+    def __init__(self, lowered: Lowered, batch: int | None, turned: bool = False, zeros: bool = False) -> None:
+        """`turned`: see `tflite_graph`; `zeros`: they are written too, for a runtime that reads no sparse weights."""
+        self.lowered, self.source, self.turned, self.zeros = lowered, lowered.graph, turned, zeros
         self.graph = Graph(batch)
         self.values: dict[str, int] = {}
         self.parts: dict[str, Mapping[str, int]] = {}  # of detections
@@ -183,7 +184,8 @@ class _Writer:
             return self.graph.unpacked(name, self.graph.const(f"{name}.int8", laid, affine)), added
         halves = w.values.dtype == np.float16
         part = f"{name}.float16" if halves else name
-        kept = self.graph.sparse if op.kernels == (1, 1) and is_sparse(laid) else self.graph.const
+        without = not self.zeros and op.kernels == (1, 1) and is_sparse(laid)
+        kept = self.graph.sparse if without else self.graph.const
         return (self.graph.unpacked(name, kept(part, laid)) if halves else kept(part, laid)), added
 
     def activation(self, op: Op, x: int) -> int:
@@ -385,7 +387,8 @@ def tflite_graph(
     """
     turned = micro and can_be_turned(bundle.card.graph)
     lowered = lower(bundle, in_float=lambda op: computed_in_float(op, micro), same_only=not turned)
-    return _Writer(lowered, tflite_detect.check_batch(lowered.graph, batch), turned).write(entries or {})
+    batch = tflite_detect.check_batch(lowered.graph, batch)
+    return _Writer(lowered, batch, turned, zeros=micro).write(entries or {})
 
 
 def tflite_model(bundle: Bundle, batch: int | None = None) -> bytes:

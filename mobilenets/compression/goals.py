@@ -5,9 +5,10 @@ No torch.
 
 from __future__ import annotations
 
+import abc
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from mobilenets.arch import cost
 from mobilenets.deploy import engines
@@ -68,39 +69,41 @@ def params_m(card: Card) -> float:
 
 
 @dataclass(frozen=True)
-class Macs:
-    """At most `limit` million multiply-adds."""
+class _Counted(abc.ABC):
+    """At most `limit` millions of what a network's card says alone."""
 
     limit: float
-    called: str = "macs"
-    unit: str = "M"
+    called: ClassVar[str]
+    name: ClassVar[str]
+    unit: ClassVar[str] = "M"
 
     @property
     def asked(self) -> dict[str, Any]:
-        return {"macs_m": round(self.limit, 6)}
+        return {self.name: round(self.limit, 6)}
+
+    @abc.abstractmethod
+    def of(self, card: Card) -> float: ...
+
+    def price(self, card: Card) -> float:
+        return self.of(card)
+
+
+class Macs(_Counted):
+    """At most `limit` million multiply-adds."""
+
+    called, name = "macs", "macs_m"
 
     def of(self, card: Card) -> float:
         return macs_m(card)
 
-    price = of
 
-
-@dataclass(frozen=True)
-class Params:
+class Params(_Counted):
     """At most `limit` million parameters: what a file's size goes by."""
 
-    limit: float
-    called: str = "parameters"
-    unit: str = "M"
-
-    @property
-    def asked(self) -> dict[str, Any]:
-        return {"params_m": round(self.limit, 6)}
+    called, name = "parameters", "params_m"
 
     def of(self, card: Card) -> float:
         return params_m(card)
-
-    price = of
 
 
 class Latency:

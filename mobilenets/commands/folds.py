@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from mobilenets import console, files, processor
+from mobilenets import console, files
 from mobilenets.arch.heads import PROBABILITIES
 from mobilenets.arch.spec import Arch
 from mobilenets.data.dataset import Data, Split
@@ -160,7 +160,7 @@ def _predictions(made: Bundle, val: Split, task: Task) -> Iterator[tuple[tuple[s
     With what the network says of it, and its target.
     """
     assert isinstance(task, Tabled)  # `check` says so
-    engine = engines.module("torch").TorchEngine(made, processor.cores())
+    engine = engines.module("torch").quickest(made)
     for i, outputs in predict.stream(engine, range(len(val)), lambda i: val.pixels(i, made.card.preprocess)):
         if not isinstance(outputs, BadImage):
             (answer,) = task.decode(outputs, made.card, [(0, 0)], 1)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mobilenets import console, files, processor, tasks
+from mobilenets import console, files, tasks
 from mobilenets.compression import quantize
 from mobilenets.compression.scheme import CALIBRATION_IMAGES
 from mobilenets.data.dataset import Data
@@ -221,7 +221,6 @@ def ship(
     """Quantize, export for `engine`, evaluate and measure a trained bundle: the steps, and the file to ship."""
     console.step(f"4/6 quantize, export, evaluate on {data.held_out}")
     seen = evidence_of(data, trained.card)
-    cores = processor.cores()
     steps: list[Step] = []
     exports: list[Export] = []
     b, bundle_paths = trained, {"float32": out / FLOAT, "int8": out / INT8}
@@ -231,7 +230,7 @@ def ship(
             b = in_precision(b, p, data)
         if p in bundle_paths:
             where = bundle_paths[p]
-            b, scores = scored(b, engines.module("torch").TorchEngine(b, cores), data)
+            b, scores = scored(b, engines.module("torch").quickest(b), data)
             b = b.save(where)
             label = "float" if p == "float32" else "int8, simulated"
             size = files.size_on_disk(where)

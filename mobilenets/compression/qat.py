@@ -330,7 +330,7 @@ def taught(source: Bundle, net: Walker, preprocess: Preprocess, data: Data, reci
     kind = data.kind if before == "auto" else before
     side = cache_side(max(preprocess.input_size))
     transform = task.transforms(preprocess, recipe, kind)
-    images = loader.TrainImages(data.split("train"), transform, seed, None, side, task.ragged)
+    images = loader.train_images(data.split("train"), transform, seed, side, task.ragged)
     objective = TeacherLoss(teacher_of(source), task)
     learner = Learner(net, preprocess, recipe, seed, task, source.card.config, objective)
     return loop.Setup(learner, images, preprocess, "32-true")

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
@@ -20,12 +21,13 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 from torchvision.tv_tensors import TVTensor
 
-from mobilenets.model.images import GREY, Preprocess
+from mobilenets.model.images import GREY, Pixels, Preprocess
 
 _BILINEAR = v2.InterpolationMode.BILINEAR
 Change = Callable[[Any], Any]
 Step = Callable[[int, int], Change | None]  # (height, width) of what is there -> what is done to it, if anything
 TRIES = 10  # for a rectangle that fits
+BLANK_RATIO = 10 / 3  # of a blank's sides, at most
 
 
 class Augmentation:
@@ -64,6 +66,43 @@ class Augmentation:
         return pixels, target
 
 
+class Shifting(Augmentation):
+    """To `size`, (rows, columns), whatever the image's sides; then a shift by up to `margin` pixels, a mirror, a blank.
+
+    So little is done to an image that many of one size are varied at once: in a tenth of the time, or on a GPU.
+    """
+
+    numbers = 4 + 4 * TRIES  # that are drawn for each image of a batch
+
+    def __init__(self, size: tuple[int, int], margin: int, looks: Sequence[Change], erasing: float) -> None:
+        moves: list[Step] = [functools.partial(_resize, size), functools.partial(_shift, margin), _mirror]
+        super().__init__(moves, looks, erasing, (0.05, 0.25))
+        self.size, self.margin = size, margin
+
+    def fit(self, image: Image.Image) -> Pixels:
+        """An image as `batch` takes it: uint8 [rows, columns, 3]."""
+        change = _resize(self.size, image.height, image.width)
+        return np.asarray(change(image) if change else image)
+
+    def batch(self, fitted: Tensor, index: npt.NDArray[np.int64], drawn: npt.NDArray[np.float64]) -> Tensor:
+        """Those images of `fitted`, uint8 [M, rows, columns, 3], varied on its device: uint8 [N, 3, rows, columns].
+
+        As `numbers` from [0, 1) say that are drawn for each, [N, numbers].
+        """
+        rows, columns = self.size
+        down, right = np.floor(drawn[:, :2].T * (2 * self.margin + 1)) - self.margin
+        blanks = _rectangles(rows, columns, self.blank, drawn[:, 4:]) * (drawn[:, 3:4] < self.erasing)
+        table = np.column_stack([index, down, right, drawn[:, 2] < 0.5, blanks]).astype(np.int64)
+        each = torch.from_numpy(table).to(fitted.device).T[..., None]
+        image, down, right, mirrored, top, left, height, width = each
+        y, x = (torch.arange(side, device=fitted.device) for side in self.size)
+        at_y, at_x = y + down, torch.where(mirrored > 0, columns - 1 - x, x) + right
+        shown = fitted[image[..., None], at_y.clamp(0, rows - 1)[:, :, None], at_x.clamp(0, columns - 1)[:, None]]
+        inside = ((at_y >= 0) & (at_y < rows))[:, :, None] & ((at_x >= 0) & (at_x < columns))[:, None]
+        blank = ((y >= top) & (y < top + height))[:, :, None] & ((x >= left) & (x < left + width))[:, None]
+        return torch.where(blank[..., None], GREY, shown * inside[..., None]).to(torch.uint8).permute(0, 3, 1, 2)
+
+
 def augmentation(kind: str, preprocess: Preprocess, recipe: Any) -> Augmentation:
     """RGB image of any size -> uint8 [3, R, R], random, as the recipe's `augment` (kind) says."""
     size = preprocess.input_size
@@ -73,8 +112,7 @@ def augmentation(kind: str, preprocess: Preprocess, recipe: Any) -> Augmentation
         looks = random or [functools.partial(_jitter, (0.3, 0.3, 0.3))]
         return Augmentation([crop, _mirror], looks, recipe.erasing)
     if kind == "shift":
-        shift = functools.partial(_shift, min(size) // 8)
-        return Augmentation([functools.partial(_resize, size), shift, _mirror], random, recipe.erasing, (0.05, 0.25))
+        return Shifting(size, min(size) // 8, random, recipe.erasing)
     whole = [functools.partial(_resize, preprocess.short_side), functools.partial(_centre, size)]
     if kind == "glyph":
         turn = functools.partial(_affine, 10.0, (0.1, 0.1), (0.85, 1.15), 8.0, 0)
@@ -141,6 +179,19 @@ def _rectangle(height: int, width: int, scale: tuple[float, float], ratio: float
     return None
 
 
+def _rectangles(
+    height: int, width: int, scale: tuple[float, float], drawn: npt.NDArray[np.float64]
+) -> npt.NDArray[np.int64]:
+    """The same for many images by what is drawn for each, [N, 4 * TRIES]: [N, 4], zeros where none was found."""
+    share, slant, y, x = np.moveaxis(drawn.reshape(-1, TRIES, 4), 2, 0)
+    area, aspect = height * width * (scale[0] + (scale[1] - scale[0]) * share), BLANK_RATIO ** (2 * slant - 1)
+    h, w = np.rint(np.sqrt(area / aspect)), np.rint(np.sqrt(area * aspect))
+    fits = (h > 0) & (h <= height) & (w > 0) & (w <= width)
+    every = np.stack([np.floor(y * (height - h + 1)), np.floor(x * (width - w + 1)), h, w], -1) * fits[..., None]
+    first: npt.NDArray[np.int64] = every[np.arange(len(every)), fits.argmax(1)].astype(np.int64)
+    return first
+
+
 def _random_resized_crop(size: tuple[int, int], scale: tuple[float, float], height: int, width: int) -> Change:
     """Inception's crop (Szegedy and others 2014): a ratio of 3/4 to 4/3; where none fits, the largest in the middle."""
     h, w = min(height, round(width * 4 / 3)), min(width, round(height * 4 / 3))
@@ -184,6 +235,6 @@ def _jitter(strengths: tuple[float, float, float], image: Image.Image) -> Image.
 def _blank(pixels: Tensor, scale: tuple[float, float]) -> None:
     """Make a rectangle of uint8 [3, H, W] grey (random erasing, Zhong and others 2017: a ratio of .3 to 3.3)."""
     _, rows, columns = pixels.shape
-    if box := _rectangle(rows, columns, scale, 10 / 3):
+    if box := _rectangle(rows, columns, scale, BLANK_RATIO):
         top, left, height, width = box
         pixels[:, top : top + height, left : left + width] = GREY

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mobilenets import console, processor, tasks
+from mobilenets import console, tasks
 from mobilenets.arch.heads import LOGITS, PROBABILITIES
 from mobilenets.arch.matrices import PROPORTIONAL
 from mobilenets.arguments import checked
@@ -142,7 +142,7 @@ def cooled(source: Bundle, temperature: float) -> Bundle:
 def _held_out(trained: Bundle, data: Data) -> tuple[Outputs, npt.NDArray[Any]]:
     """The outputs of val images, [N, ...] each, and their targets [N, ...]; damaged images are left out."""
     split, card = data.split("val"), trained.card
-    engine = engines.module("torch").TorchEngine(trained, processor.cores())
+    engine = engines.module("torch").quickest(trained)
     order: Sequence[int] = range(len(split))
     if len(split) > MOST and not split.shards:  # those in shards lie in random order
         order = np.random.default_rng(0).permutation(len(split)).tolist()

@@ -52,7 +52,7 @@ class CachedAnswers:
     def views(self) -> int:
         return len(self.answers)
 
-    def __call__(self, view: int, i: int) -> Tensor:
+    def __call__(self, view: int, i: int | npt.NDArray[np.int64]) -> Tensor:
         import torch
 
         return torch.from_numpy(self.answers[view][i].astype(np.float32))
@@ -127,7 +127,7 @@ class Distiller:
             "teacher": self.teacher.digest, "columns": self.columns, "width": self.width, "seed": images.seed,
             **({"lesson": self.lesson.learns} if self.lesson else {}),
             "views of": hashlib.sha256("\n".join(images.split.names).encode()).hexdigest(),
-            "augmentation": repr(images.transform), "side": images.side,
+            "augmentation": f"{type(images).__name__} {images.transform!r}", "side": images.side,
         }  # fmt: skip
         key = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
         folder, shape = self.cache / key, (n, len(self.columns) + self.width)
@@ -143,17 +143,15 @@ class Distiller:
     def _fill(self, images: TrainImages, folder: Path, missing: Sequence[int]) -> None:
         import torch
 
-        from mobilenets.training.loader import in_processes, ragged_batch
+        from mobilenets.training.loader import as_it_is, in_processes
 
-        cores = processor.cores()
-        workers = 0 if len(images.split.cache) == len(images.split) else cores
+        workers = 0 if len(images.split.cache) == len(images.split) else processor.cores()
         with console.progress() as bar:
             task = bar.add_task("asking the teacher", total=len(missing) * len(images), status="")
             for view in missing:
                 keys: Any = [(view, i) for i in range(len(images))]
                 said = []
-                how = {"batch_size": _at_once(), "collate_fn": ragged_batch if images.ragged else None}
-                for batch in in_processes(images, workers, sampler=keys, **how):
+                for batch in in_processes(images, workers, sampler=keys, batch_size=_at_once(), collate_fn=as_it_is):
                     said.append(self.ask(batch[0]).to("cpu", torch.float16))
                     bar.advance(task, len(batch[0]))
                 _save(folder, view, torch.cat(said))

@@ -23,6 +23,7 @@ from mobilenets.tasks.task import Following, Objective, Shaped, Task
 from mobilenets.training.loader import mix
 from mobilenets.training.optim import OPTIMIZERS, ROW, STRAIGHT_DOWN, parameter_groups, schedule
 from mobilenets.training.recipes import Recipe
+from mobilenets.training.recorded import Recorder
 
 RECENT = 16  # batches
 READ = 32  # steps between looks at a loss that lies on a GPU
@@ -93,6 +94,7 @@ class Learner(pl.LightningModule):
         self.recent: deque[Tensor] = deque(maxlen=RECENT * recipe.accumulate)  # images of the epoch's last batches
         self.features: list[tuple[Taps, Any]] = []  # of the frozen epoch so far, with their targets
         self.mixes = list(objective.mixes())
+        self.recorder = Recorder(self.model, self.forward)
         self.scores = task.validation(config)
         self.gone: Callable[[], float] = lambda: (
             0.0
@@ -115,6 +117,17 @@ class Learner(pl.LightningModule):
         """Whether the network has layers that nothing here needs, as a task without its classifier leaves some."""
         graph = self.model.graph
         return len(graph.upto(self.taps).layers) < len(graph.layers)
+
+    @property
+    def recordable(self) -> bool:
+        """Whether a step's passes can be recorded (`recorded`).
+
+        Not where several processes train together, whose gradients meet on the way back; where a step gathers gradients
+        of several batches, since a recording has one place for them; or for ragged targets, whose networks compute as
+        much as they find.
+        """
+        alone = self.trainer.world_size == 1 and self.recipe.accumulate == 1
+        return self.mean.is_cuda and alone and not self.task.ragged
 
     @property
     def frozen(self) -> bool:
@@ -187,11 +200,14 @@ class Learner(pl.LightningModule):
         if self.mixes:
             one = self.mixes[int(torch.randint(len(self.mixes), ()))]
             images, targets = one(images.float(), targets)
-        with torch.set_grad_enabled(not self.frozen):
-            body = self.body(images)
         if self.frozen:
+            with torch.no_grad():
+                body = self.body(images)
             self.features.append(({name: value.float() for name, value in body.items()}, targets))
-        loss = self.objective(self.answers(body), targets)
+            outputs = self.answers(body)
+        else:
+            outputs = self.recorder(images) if self.recordable else self(images)
+        loss = self.objective(outputs, targets)
         # Reading a number off a GPU waits for all that it still has to do; once lost, the loss stays so.
         if (loss.device.type == "cpu" or batch_idx % READ == READ - 1) and not torch.isfinite(loss):
             raise UserError(

@@ -6,12 +6,14 @@ So a resumed run draws what the killed one would have, whatever the number of wo
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +21,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils._pytree import tree_map
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, get_worker_info
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_collate, get_worker_info
 from torchvision.transforms import v2
 from torchvision.tv_tensors import TVTensor
 
@@ -28,6 +30,7 @@ from mobilenets.data import shard_reader as sharded
 from mobilenets.data.dataset import CACHE_SIDE, Split, gather
 from mobilenets.errors import UserError
 from mobilenets.model.images import Preprocess
+from mobilenets.tasks.augment import Shifting
 from mobilenets.tasks.task import Transform
 from mobilenets.training.recipes import Recipe
 
@@ -78,7 +81,7 @@ class CachedAnswers(Protocol):
     @property
     def views(self) -> int: ...
 
-    def __call__(self, view: int, i: int) -> Tensor: ...
+    def __call__(self, view: int, i: int | npt.NDArray[np.int64]) -> Tensor: ...
 
 
 class TrainImages(Dataset[tuple[Any, ...]]):
@@ -108,9 +111,21 @@ class TrainImages(Dataset[tuple[Any, ...]]):
     def __len__(self) -> int:
         return len(self.split)
 
+    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> Sequence[Any]:
+        """A batch: PyTorch's loaders ask for all of its images at once."""
+        samples = [self[key] for key in keys]
+        return ragged_batch(samples) if self.ragged else cast(list[Any], default_collate(samples))
+
+    def to(self, device: torch.device) -> None:
+        """Have batches on `device` from the start, where that is possible."""
+
+    def view(self, epoch: int) -> int:
+        """Which of an image's views an epoch shows."""
+        return epoch % self.answers.views if self.answers else epoch
+
     def __getitem__(self, key: Any) -> tuple[Any, ...]:
         epoch, i = key
-        view = epoch % self.answers.views if self.answers else epoch
+        view = self.view(epoch)
         torch.default_generator.manual_seed(mix(self.seed, view, i))  # each training step seeds itself again
         with self._noted(i):
             pixels = self.split.cached(i, self.side)
@@ -126,6 +141,58 @@ class TrainImages(Dataset[tuple[Any, ...]]):
         yield
         if worker:
             self.reading[worker.id % SLOTS, 1] = 0
+
+
+class GatheredImages(TrainImages):
+    """The same, of images that are all in memory: in the size in which they are shown, varied a batch at a time."""
+
+    @functools.cached_property
+    def fitted(self) -> Tensor:
+        """Every image, uint8 [N, H, W, 3]."""
+        rows, columns = self.shifting.size
+        out = np.empty((len(self), rows, columns, 3), np.uint8)
+
+        def one(i: int) -> None:
+            out[i] = self.shifting.fit(Image.fromarray(self.split.cached(i, self.side)))
+
+        with ThreadPoolExecutor(processor.cores()) as pool:
+            list(pool.map(one, range(len(out))))
+        return torch.from_numpy(out)
+
+    @functools.cached_property
+    def targets(self) -> Tensor:
+        return torch.from_numpy(self.split.targets)
+
+    def to(self, device: torch.device) -> None:
+        self.fitted, self.targets = self.fitted.to(device), self.targets.to(device)
+
+    @property
+    def shifting(self) -> Shifting:
+        assert isinstance(self.transform, Shifting)
+        return self.transform
+
+    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> Sequence[Any]:
+        (epoch, *_), index = keys[0], np.array([i for _, i in keys])
+        view = self.view(epoch)
+        images = self.shifting.batch(self.fitted, index, uniforms(mix(self.seed, view), index, self.shifting.numbers))
+        made = [images, self.targets[torch.from_numpy(index).to(images.device)]]
+        return [*made, self.answers(view, index).to(images.device)] if self.answers else made
+
+    def __getitem__(self, key: Any) -> tuple[Any, ...]:
+        image, target, *answers = (part[0] for part in self.__getitems__([key]))
+        return (image, target.item() if target.ndim == 0 else target, *answers)
+
+
+def train_images(
+    split: Split, transform: Transform, seed: int, side: int = CACHE_SIDE, ragged: bool = False
+) -> TrainImages:
+    """Augmented training images, a batch at a time where they are all in memory and little is done to them."""
+    whole = len(split.cache) == len(split) and not split.shards and isinstance(split.targets, np.ndarray)
+    if isinstance(transform, Shifting) and not transform.looks and whole and not ragged:
+        rows, columns = transform.size
+        if len(split) * rows * columns * 3 <= MATERIALIZE_BYTES:
+            return GatheredImages(split, transform, seed, None, side)
+    return TrainImages(split, transform, seed, None, side, ragged)
 
 
 class HeldOutImages(Dataset[tuple[Tensor, Any]]):
@@ -148,6 +215,11 @@ class HeldOutImages(Dataset[tuple[Tensor, Any]]):
         target = _target(targets, i)
         whole = self.tensors(target) if self.tensors else target
         return torch.from_numpy(np.array(pixels)).permute(2, 0, 1), placed(whole, self.preprocess)
+
+
+def as_it_is(batch: Any) -> Any:
+    """What puts a batch together where the images came together."""
+    return batch
 
 
 def ragged_batch(samples: Sequence[tuple[Any, ...]]) -> list[Any]:
@@ -246,17 +318,29 @@ def mix(*numbers: int) -> int:
     return state >> 1
 
 
+def uniforms(seed: int, images: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.float64]:
+    """`count` numbers from [0, 1) for each image, [N, count], by SplitMix64: no two images share one."""
+    place = images.astype(np.uint64)[:, None] * np.uint64(count) + np.arange(1, count + 1, dtype=np.uint64)
+    state: Any = np.uint64(seed) + place * np.uint64(0x9E3779B97F4A7C15)
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    state = (state ^ (state >> np.uint64(31))) >> np.uint64(11)
+    return np.asarray(state * 2.0**-53)
+
+
 def at_once(recipe: Recipe, images: int, world: int) -> int:
     """How many of `images` a process takes in one piece of a step."""
     return max(1, min(recipe.batch, images) // (world * recipe.accumulate))
 
 
-def processes(recipe: Recipe, split: Split, world: int) -> int:
+def processes(recipe: Recipe, images: TrainImages, world: int) -> int:
     """How many other processes prepare this one's training images; 0: it does so itself."""
+    if isinstance(images, GatheredImages):
+        return 0
     if recipe.workers >= 0:
         return recipe.workers
     cores = processor.cores() // world
-    if len(split.cache) < len(split):
+    if len(images.split.cache) < len(images):
         return cores
     # Cached images cost less than handing them between processes, until there are cores to spare.
     return max(0, cores - 2) if START == "fork" else 0
@@ -278,10 +362,8 @@ def train_loader(images: TrainImages, recipe: Recipe, world: int, rank: int) -> 
             )
     else:
         sampler = EpochSampler(images, world, rank, shuffle=True, seed=seed, drop_last=False)
-    collate = ragged_batch if images.ragged else None
-    return in_processes(
-        images, processes(recipe, split, world), batch_size=batch, sampler=sampler, drop_last=True, collate_fn=collate
-    )
+    workers = processes(recipe, images, world)
+    return in_processes(images, workers, batch_size=batch, sampler=sampler, drop_last=True, collate_fn=as_it_is)
 
 
 def held_out_loader(

@@ -68,6 +68,8 @@ def train(
 
     size, rank = world()
     learner, recipe, last = setup.learner, setup.learner.recipe, folder / LAST
+    if torch.cuda.is_available() and size == 1:
+        setup.images.to(torch.device("cuda"))
     batches = loader.train_loader(setup.images, recipe, size, rank)
     ragged, at_once = learner.task.ragged, max(recipe.batch, 128) // size
     tensors = learner.task.tensors if isinstance(learner.task, Shaped) else None

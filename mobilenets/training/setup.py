@@ -74,7 +74,7 @@ def setup(
         measured = statistics.settle(net, fresh, training, preprocess, seed)
     objective: Objective = task.objective(config, recipe, training)
     side = cache_side(max(preprocess.input_size))
-    images = loader.TrainImages(training, task.transforms(preprocess, recipe, kind), seed, None, side, task.ragged)
+    images = loader.train_images(training, task.transforms(preprocess, recipe, kind), seed, side, task.ragged)
     if isinstance(task, Matched) and (distiller is None or distiller.how.share):
         images.together = task.together
     if distiller and isinstance(task, Matched):

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mobilenets import console, files, processor, tasks
+from mobilenets import console, files, tasks
 from mobilenets.arch import zoo
 from mobilenets.arch.spec import Arch
 from mobilenets.data.dataset import Data
@@ -206,7 +206,8 @@ def train_bundle(
         score = start.card.metrics[0].value
         done = Bundle(start.card.replace(recipe={**card.recipe, "best_epoch": 0}), start.tensors)
     elif made.precision != "32-true":  # the bundle answers in float32, and its card says how well
-        score = evaluate.score(engines.module("torch").TorchEngine(done, processor.cores()), data, "val").value
+        engine = engines.module("torch").quickest(done)
+        score = evaluate.scored(engine, made.preprocess, task.metrics(card), data, "val").value
     done = calibrated.calibrate(done, data, calibration, task)
     metric = Metric(primary.name, round(score, 4), data.source, "val", len(val), primary.unit, primary.higher_is_better)
     return Bundle(done.card.replace(metrics=(metric,)), done.tensors).save(out / FLOAT)

@@ -27,13 +27,13 @@ def colour_data(colours):
 
 def batches(split, kind, epoch, workers, seed=0, world=1, rank=0):
     recipe = Recipe(batch=16, workers=workers, erasing=0.5)
-    images = loader.TrainImages(split, augmentation(kind, Preprocess(32), recipe), seed)
+    images = loader.train_images(split, augmentation(kind, Preprocess(32), recipe), seed)
     out = loader.train_loader(images, recipe, world, rank)
     out.sampler.set_epoch(epoch)
     return list(out)
 
 
-@pytest.mark.parametrize("kind", ["photo", "glyph", "none"])
+@pytest.mark.parametrize("kind", ["photo", "glyph", "shift", "none"])
 def test_what_is_drawn_depends_on_seed_epoch_and_image_alone(colour_data, kind):
     split = colour_data.split("train")
 
@@ -111,6 +111,83 @@ def test_what_is_drawn_is_distributed_as_torchvisions_transforms_draw(kind):
     error = torch.sqrt((drawn.var(0) + wanted.var(0)) / 1200)
     assert ((drawn.mean(0) - wanted.mean(0)).abs() < 5 * error + 0.5).all()  # each of 3,072 numbers
     assert float(drawn.std(0).mean()) == pytest.approx(float(wanted.std(0).mean()), rel=0.02)
+
+
+def in_memory(images, targets):
+    """A training split whose images, uint8 [N, H, W, 3], are all in memory."""
+    names = [str(i) for i in range(len(images))]
+    return data.Split("train", names, targets, lambda i: Image.fromarray(images[i]), dict(enumerate(images)))
+
+
+def test_a_batch_varied_at_once_is_distributed_as_one_by_one():
+    rows, columns = np.mgrid[:40, :48]
+    pixels = np.stack([rows * 6, columns * 5, (rows + columns) % 16 * 15], -1).astype(np.uint8)
+    ours = augmentation("shift", Preprocess(32, 1.0), Recipe(erasing=0.25))
+    images = loader.train_images(in_memory([pixels] * 1200, np.zeros(1200, np.int64)), ours, 0)
+    assert isinstance(images, loader.GatheredImages)
+    drawn = images.__getitems__([(0, i) for i in range(1200)])[0].double()
+    torch.manual_seed(0)
+    wanted = torch.stack([ours(Image.fromarray(pixels), 0)[0] for _ in range(1200)]).double()
+    error = torch.sqrt((drawn.var(0) + wanted.var(0)) / 1200)
+    assert ((drawn.mean(0) - wanted.mean(0)).abs() < 5 * error + 0.5).all()  # each of 3,072 numbers
+    assert float(drawn.std(0).mean()) == pytest.approx(float(wanted.std(0).mean()), rel=0.02)
+
+
+def test_images_at_once_are_the_images_moved():
+    rng = np.random.default_rng(0)
+    pixels, targets = rng.integers(1, 256, (8, 32, 32, 3), np.uint8), np.arange(8)
+    images = loader.train_images(in_memory(pixels, targets), augmentation("shift", Preprocess(32), Recipe()), 3)
+    for epoch in range(3):
+        index = rng.permutation(8)[:5]
+        shown, said = images.__getitems__([(epoch, i) for i in index])
+        assert said.tolist() == index.tolist()
+        for one, i in zip(shown.permute(0, 2, 3, 1).numpy(), index, strict=True):
+            padded = np.pad(pixels[i], ((4, 4), (4, 4), (0, 0)))
+            views = [v[y : y + 32, x : x + 32] for v in (padded, padded[:, ::-1]) for y in range(9) for x in range(9)]
+            assert any(np.array_equal(one, v) for v in views)
+        alone, target = images[epoch, int(index[2])]
+        assert torch.equal(alone, shown[2])
+        assert (target, type(target)) == (index[2], int)
+
+
+def test_a_teachers_answers_come_with_their_images():
+    answers = np.arange(2 * 6 * 3, dtype=np.float32).reshape(2, 6, 3)
+
+    class Said:
+        views = 2
+
+        def __call__(self, view, i):
+            return torch.from_numpy(answers[view][i])
+
+    split = in_memory(np.zeros((6, 32, 32, 3), np.uint8), np.arange(6))
+    images = loader.train_images(split, augmentation("shift", Preprocess(32), Recipe()), 0)
+    images.answers = Said()
+    assert np.array_equal(images.__getitems__([(3, 4), (3, 1)])[2], answers[1][[4, 1]])
+    assert np.array_equal(images[2, 5][2], answers[0][5])
+    first, again = (images.__getitems__([(epoch, 0)])[0] for epoch in (0, 2))
+    assert torch.equal(first, again)  # of two views
+
+
+@pytest.mark.parametrize("case", ["photo", "looks", "not all in memory", "boxes", "too many"])
+def test_other_images_are_varied_one_by_one(case, monkeypatch):
+    split = in_memory(np.zeros((4, 32, 32, 3), np.uint8), [None] * 4 if case == "boxes" else np.arange(4))
+    if case == "not all in memory":
+        del split.cache[2]
+    if case == "too many":
+        monkeypatch.setattr(loader, "MATERIALIZE_BYTES", 4 * 32 * 32 * 3 - 1)
+    recipe = Recipe(randaugment=9 if case == "looks" else 0)
+    transform = augmentation("photo" if case == "photo" else "shift", Preprocess(32), recipe)
+    assert type(loader.train_images(split, transform, 0)) is loader.TrainImages
+
+
+def test_numbers_drawn_for_a_batch_are_even_and_each_images_own():
+    drawn = loader.uniforms(loader.mix(3, 1), np.arange(2000), 5)
+    assert drawn.shape == (2000, 5)
+    assert 0 <= drawn.min() < 0.001 < 0.999 < drawn.max() < 1
+    assert np.abs(np.histogram(drawn, 10, (0, 1))[0] - 1000).max() < 5 * np.sqrt(900)
+    assert np.abs(np.corrcoef(drawn.T) - np.eye(5)).max() < 0.1
+    assert np.array_equal(loader.uniforms(loader.mix(3, 1), np.array([1999, 7]), 5), drawn[[1999, 7]])
+    assert len(np.unique(drawn)) == drawn.size
 
 
 def arrow(left):

@@ -1,7 +1,10 @@
 """How small a network can be stored, and what it loses: ways x bits, and sizes, on val; what was chosen, on test once.
 
     python benchmarks/compression.py cifar10-v2 cifar10.zip OUT --sizes 500,250 --train 4096 --epochs 2
+    python benchmarks/compression.py mobilenet_v1_0.25_224.h5 imagenette_val500.zip OUT
 
+A bundle, or a file or name that `mobilenets import` takes: such a one is fitted to a fifth of the images and scored on
+the others.
 Rows go to OUT/NAME.csv as they are made, and bundles beside it: a run that was stopped goes on with the same command.
 Accuracies of the table are before any training; --sizes and --trained methods are trained (codebooks, codes, BatchNorm,
 biases) on --train images.
@@ -20,9 +23,12 @@ from typing import Any
 
 from mobilenets import console, processor, tasks
 from mobilenets.compression import books, budget, coded, shared
-from mobilenets.data.dataset import Data
+from mobilenets.data.dataset import Data, in_order
+from mobilenets.data.open import open_data
 from mobilenets.deploy import engines, evaluate
-from mobilenets.model.bundle import Bundle, find_bundle
+from mobilenets.model import bundle as bundles
+from mobilenets.model.bundle import Bundle
+from mobilenets.model.convert import weights
 from mobilenets.reports.explain.stored import stored
 
 METHODS = "int8,int4,kmeans-5,kmeans-4,kmeans-3,kmeans-2,product-2-256,product-4-256,hashed-8,sparse-70,ternary,binary"
@@ -36,6 +42,19 @@ def thinned(data: Data, **most: int) -> Data:
     """Splits of at most so many images, evenly from all; others whole."""
     some = {n: s.subset(range(0, len(s), -(-len(s) // most.get(n, len(s))))) for n, s in data.splits.items()}
     return dataclasses.replace(data, splits=some)
+
+
+def opened(network: str, images: str) -> tuple[Bundle, Data]:
+    """A bundle with its own splits; or an imported network with a fifth of the images as train, the others as val."""
+    if bundles.is_bundle(Path(network)) or not Path(network).exists():
+        source = Bundle.load(bundles.find_bundle(Path(network)))
+        return source, tasks.data_of(source.card, images, None)
+    source = weights.foreign_bundle(weights.open_foreign(network))
+    data = in_order(open_data(images, val=0.2), source.card.labels)
+    fifth, rest = (
+        dataclasses.replace(data.splits[name], name=role) for name, role in (("val", "train"), ("train", "val"))
+    )
+    return source, dataclasses.replace(data, splits={"train": fifth, "val": rest})
 
 
 def score(bundle: Bundle, data: Data, split: str) -> tuple[float, int]:
@@ -59,8 +78,7 @@ def within(size: int) -> Callable[[Bundle], bool]:
 
 
 def rows(args: argparse.Namespace, done: set[tuple[str, str, str]]) -> Iterator[dict[str, object]]:
-    source = Bundle.load(find_bundle(Path(args.bundle)))
-    whole = tasks.data_of(source.card, args.data, None)
+    source, whole = opened(args.bundle, args.data)
     data = thinned(whole, train=args.train, val=args.val)
     damage = shared.Damage(coded.canonical(source), data.sample("train", args.images, source.card.preprocess).pixels)
     plain = damage.plain
@@ -69,7 +87,7 @@ def rows(args: argparse.Namespace, done: set[tuple[str, str, str]]) -> Iterator[
         val, count = score(made, data, "val")
         tested = score(made, whole, "test") if test and "test" in whole.splits else ("", "")
         return {
-            "network": args.bundle, "method": method, "refined": int(refined), "trained": trained, "val": val,
+            "network": args.name, "method": method, "refined": int(refined), "trained": trained, "val": val,
             "val_images": count, "test": tested[0], "test_images": tested[1], **sizes(made),
             "seconds": round(time.process_time() - start, 1), "machine": args.machine,
         }  # fmt: skip

@@ -7,6 +7,7 @@ import csv
 import dataclasses
 import functools
 import os
+from collections import Counter
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -189,7 +190,8 @@ def sweep(
         left = [job for job in jobs if not before[job.out]]
         runs = timed([r for r in before.values() if r], precision, threads)
         assert asked.primary is not None  # it is trained
-        made = Sweep(out, source, chosen, precision, threads, len(jobs), tuple(runs), asked.primary, macs or 0)
+        floor = commonest(data) if asked.primary.name == "top1" else None
+        made = Sweep(out, source, chosen, precision, threads, len(jobs), tuple(runs), asked.primary, macs or 0, floor)
         for result in on_ray(left) if on_ray else (train_network(data, job) for job in left):
             same = next((r for r in runs if r.key == result.key and not r.error), None)  # of another seed
             known = [dataclasses.replace(result, latency_ms=same.latency_ms)] if same else []
@@ -206,6 +208,12 @@ def sweep(
             f"{len(made.failed)} of {console.many(len(jobs), 'training')} failed ({names}); the others are in {out}"
         )
     return made
+
+
+def commonest(data: Data) -> float:
+    """The share of the commonest class in what is held out, percent."""
+    classes = data.splits[data.held_out].targets.tolist()
+    return 100 * max(Counter(classes).values()) / len(classes)
 
 
 def worthwhile(data: Data) -> list[int]:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 
+LITTLE = 0.2  # of what the best network gains over the floor: who gains less has learned next to nothing
 TABLE, SWEEP, PAGE = "sweep.csv", "sweep.json", "sweep.html"
 
 
@@ -83,7 +84,8 @@ def networks(runs: Iterable[Trained], metric: MetricSpec) -> tuple[Network, ...]
 class Sweep(console.Notebook):
     """What `sweep` made so far, of `planned` trainings. Latencies are of one image on `threads` threads.
 
-    `macs`: what every network was to have, its width found by them; 0 for a grid of widths.
+    `macs`: what every network was to have, its width found by them; 0 for a grid of widths. `floor`: the score of the
+    commonest class for every image, where the task is to tell classes.
     """
 
     out: Path
@@ -95,6 +97,7 @@ class Sweep(console.Notebook):
     runs: tuple[Trained, ...]
     metric: MetricSpec
     macs: int = 0
+    floor: float | None = None
 
     @functools.cached_property
     def networks(self) -> tuple[Network, ...]:
@@ -118,6 +121,16 @@ class Sweep(console.Notebook):
             return f"{lead}; how much of it is chance, several seeds tell (--seeds 3)"
         even = [n.title for n in others if not self.better(best, n)]
         return f"{lead}" + (f"; {', '.join(even)} may be as good: within two standard errors" if even else "")
+
+    @property
+    def untaught(self) -> str:
+        """The networks that learned next to nothing, whose scores say little of their design."""
+        if self.floor is None or not self.networks:
+            return ""
+        some = self.floor + LITTLE * (max(n.score for n in self.networks) - self.floor)
+        names = [f"{n.title} ({self.metric.say(n.score)})" for n in self.networks if n.score < some]
+        why = f"the commonest class alone has {self.metric.say(self.floor)}; try another --lr for it, or more --epochs"
+        return f"{', '.join(names)} learned next to nothing: {why}" if names else ""
 
     @property
     def failed(self) -> list[Trained]:
@@ -144,6 +157,7 @@ class Sweep(console.Notebook):
             "recipe": self.recipe.to_json(),
             "planned": self.planned,
             **({"macs": self.macs} if self.macs else {}),
+            **({"floor": self.floor} if self.floor is not None else {}),
             "page": str(self.out / PAGE),
             "networks": [_named(n, self.metric) for n in self.networks],
             "runs": [_named(r, self.metric) for r in self.runs],
@@ -174,7 +188,7 @@ class Sweep(console.Notebook):
                 style="bold green" if n.front else "",
             )
         if self.networks:
-            said = f"{self.verdict}\n" if self.verdict else ""
+            said = "".join(f"{line}\n" for line in (self.verdict, self.untaught) if line)
             t.caption = (
                 f"{said}→ on the Pareto front of {self.metric.label} ({self.held_out}) over latency ({self.how})"
             )

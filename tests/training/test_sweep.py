@@ -436,3 +436,17 @@ def test_what_is_chance_is_said():
     )
     assert "--seeds 3" in dataclasses.replace(of, runs=(v1[0], near[0])).verdict
     assert dataclasses.replace(of, macs=0).verdict == ""
+
+
+def test_networks_that_learned_nothing_are_named():
+    """SqueezeNet, without BatchNorm, has 17.8% of CIFAR-10 where others have 80, at the rate that they bear."""
+    runs = [
+        made(arch=name, seed=0, score=score) for name, score in (("v1", 80.0), ("squeezenet-1.1", 17.8), ("v2", 40.0))
+    ]
+    of = Sweep(Path("out"), "data", recipes.recipe("cifar"), "float32", 1, 3, tuple(runs), TOP1, 0, 10.0)
+    assert of.untaught.startswith("squeezenet-1.1 ")
+    assert "17.80%" in of.untaught
+    assert "10.00%" in of.untaught
+    assert "v2" not in of.untaught
+    assert dataclasses.replace(of, floor=None).untaught == ""
+    assert dataclasses.replace(of, runs=(runs[0], runs[2])).untaught == ""

@@ -21,7 +21,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 from torchvision.tv_tensors import TVTensor
 
-from mobilenets.model.images import GREY, Pixels, Preprocess
+from mobilenets.model.images import GREY, Preprocess
 
 _BILINEAR = v2.InterpolationMode.BILINEAR
 Change = Callable[[Any], Any]
@@ -79,13 +79,14 @@ class Shifting(Augmentation):
         super().__init__(moves, looks, erasing, (0.05, 0.25))
         self.size, self.margin = size, margin
 
-    def fit(self, image: Image.Image) -> Pixels:
-        """An image as `batch` takes it: uint8 [rows, columns, 3]."""
+    def fit(self, image: Image.Image) -> npt.NDArray[np.int32]:
+        """An image as `batch` takes it: [rows, columns], of which a number's bytes are red, green, blue, 0."""
         change = _resize(self.size, image.height, image.width)
-        return np.asarray(change(image) if change else image)
+        pixels = np.asarray(change(image) if change else image)
+        return np.pad(pixels, ((0, 0), (0, 0), (0, 1))).view(np.int32)[..., 0]
 
     def batch(self, fitted: Tensor, index: npt.NDArray[np.int64], drawn: npt.NDArray[np.float64]) -> Tensor:
-        """Those images of `fitted`, uint8 [M, rows, columns, 3], varied on its device: uint8 [N, 3, rows, columns].
+        """Those images of `fitted`, [M, rows, columns], varied on its device: uint8 [N, 3, rows, columns].
 
         As `numbers` from [0, 1) say that are drawn for each, [N, numbers].
         """
@@ -100,7 +101,8 @@ class Shifting(Augmentation):
         shown = fitted[image[..., None], at_y.clamp(0, rows - 1)[:, :, None], at_x.clamp(0, columns - 1)[:, None]]
         inside = ((at_y >= 0) & (at_y < rows))[:, :, None] & ((at_x >= 0) & (at_x < columns))[:, None]
         blank = ((y >= top) & (y < top + height))[:, :, None] & ((x >= left) & (x < left + width))[:, None]
-        return torch.where(blank[..., None], GREY, shown * inside[..., None]).to(torch.uint8).permute(0, 3, 1, 2)
+        packed = torch.where(blank, GREY * 0x010101, shown * inside)
+        return packed.view(torch.uint8).view(*packed.shape, 4)[..., :3].permute(0, 3, 1, 2)
 
 
 def augmentation(kind: str, preprocess: Preprocess, recipe: Any) -> Augmentation:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import math
 import os
 import re
 import sys
@@ -35,6 +36,7 @@ from mobilenets.tasks.task import Transform
 from mobilenets.training.recipes import Recipe
 
 MATERIALIZE_BYTES = 2 << 30
+GATHERED = 96 * 96  # pixels of an image, up to which a batch of them is varied sooner than one by one
 SLOTS = 1024  # workers of one process
 # How workers start. Forked ones share the images in memory; where the system can't fork, or its libraries can't be
 # forked (macOS), each starts anew and is sent them.
@@ -148,9 +150,8 @@ class GatheredImages(TrainImages):
 
     @functools.cached_property
     def fitted(self) -> Tensor:
-        """Every image, uint8 [N, H, W, 3]."""
-        rows, columns = self.shifting.size
-        out = np.empty((len(self), rows, columns, 3), np.uint8)
+        """Every image, [N, H, W], as `Shifting` takes it."""
+        out = np.empty((len(self), *self.shifting.size), np.int32)
 
         def one(i: int) -> None:
             out[i] = self.shifting.fit(Image.fromarray(self.split.cached(i, self.side)))
@@ -161,7 +162,7 @@ class GatheredImages(TrainImages):
 
     @functools.cached_property
     def targets(self) -> Tensor:
-        return torch.from_numpy(self.split.targets)
+        return torch.tensor(self.split.targets)
 
     def to(self, device: torch.device) -> None:
         self.fitted, self.targets = self.fitted.to(device), self.targets.to(device)
@@ -189,8 +190,8 @@ def train_images(
     """Augmented training images, a batch at a time where they are all in memory and little is done to them."""
     whole = len(split.cache) == len(split) and not split.shards and isinstance(split.targets, np.ndarray)
     if isinstance(transform, Shifting) and not transform.looks and whole and not ragged:
-        rows, columns = transform.size
-        if len(split) * rows * columns * 3 <= MATERIALIZE_BYTES:
+        pixels = math.prod(transform.size)
+        if pixels <= GATHERED and len(split) * pixels * 4 <= MATERIALIZE_BYTES:
             return GatheredImages(split, transform, seed, None, side)
     return TrainImages(split, transform, seed, None, side, ragged)
 

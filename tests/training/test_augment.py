@@ -168,15 +168,16 @@ def test_a_teachers_answers_come_with_their_images():
     assert torch.equal(first, again)  # of two views
 
 
-@pytest.mark.parametrize("case", ["photo", "looks", "not all in memory", "boxes", "too many"])
+@pytest.mark.parametrize("case", ["photo", "looks", "not all in memory", "boxes", "too many", "large"])
 def test_other_images_are_varied_one_by_one(case, monkeypatch):
     split = in_memory(np.zeros((4, 32, 32, 3), np.uint8), [None] * 4 if case == "boxes" else np.arange(4))
     if case == "not all in memory":
         del split.cache[2]
     if case == "too many":
-        monkeypatch.setattr(loader, "MATERIALIZE_BYTES", 4 * 32 * 32 * 3 - 1)
+        monkeypatch.setattr(loader, "MATERIALIZE_BYTES", 4 * 32 * 32 * 4 - 1)
     recipe = Recipe(randaugment=9 if case == "looks" else 0)
-    transform = augmentation("photo" if case == "photo" else "shift", Preprocess(32), recipe)
+    side = 100 if case == "large" else 32
+    transform = augmentation("photo" if case == "photo" else "shift", Preprocess(side), recipe)
     assert type(loader.train_images(split, transform, 0)) is loader.TrainImages
 
 

@@ -84,6 +84,7 @@ def test_what_is_recorded(learner, monkeypatch, gpu, world, accumulate, ragged, 
 
 
 @GPU
+@pytest.mark.filterwarnings("ignore:Attempting to run cuBLAS:UserWarning")
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 def test_a_recorded_training_is_the_same_training(colours, tmp_path, monkeypatch, precision):
     """With growing images, averaged weights, dropout; at a rate at which roundings don't grow."""

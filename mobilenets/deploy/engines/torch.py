@@ -58,8 +58,9 @@ class TorchEngine(Guarded):
 
 
 def quickest(bundle: Bundle) -> TorchEngine:
-    """For many images: on the GPU that trains, where there is one, or on all cores."""
-    return TorchEngine(bundle, processor.cores(), "cuda" if torch.cuda.is_available() else "cpu")
+    """For many images: on the GPU that trains, where there is one, or on all cores; where sums of int8 are exact."""
+    floats = bundle.card.precision != "int8"
+    return TorchEngine(bundle, processor.cores(), "cuda" if torch.cuda.is_available() and floats else "cpu")
 
 
 class ProgramEngine(Guarded):

@@ -22,14 +22,16 @@ _held: set[Path] = set()  # by this process: the system's locks are between proc
 def alone(folder: Path) -> Iterator[None]:
     """Keep other processes, on this machine or those it shares `folder` with, from working in it meanwhile.
 
-    Raises `UserError`, which names the process that does. A file system without locks has none.
+    A folder that was made for it, and in which nothing came to be, goes again. Raises `UserError`, which names the
+    process that works in it. A file system without locks has none.
     """
     where = folder.resolve()
     with contextlib.ExitStack() as stack:
+        new = not folder.exists()
         with disk_errors(str(folder)):
             folder.mkdir(parents=True, exist_ok=True)
             file = stack.enter_context((folder / LOCK).open("a+", encoding="utf-8"))
-        if where in _held or not _take(file):
+        if where in _held or not _take(file) or not _is_there(file, folder / LOCK):
             raise UserError(f"{folder} is being worked in by {_owner(file)}: wait for it, or stop it")
         _held.add(where)
         stack.callback(_held.discard, where)
@@ -37,7 +39,25 @@ def alone(folder: Path) -> Iterator[None]:
             file.truncate(0)
             file.write(json.dumps({"process": os.getpid(), "host": socket.gethostname()}))
             file.flush()
+        if new:
+            stack.callback(_leave, folder)
         yield
+
+
+def _leave(folder: Path) -> None:
+    """Remove a folder that holds its lock alone."""
+    with contextlib.suppress(OSError):  # Windows lets no open file go
+        if [p.name for p in folder.iterdir()] == [LOCK]:
+            (folder / LOCK).unlink()
+            folder.rmdir()
+
+
+def _is_there(file: IO[str], path: Path) -> bool:
+    """Whether the file that was opened is still the one at `path`: who had it may have left with it."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _take(file: IO[str]) -> bool:

@@ -87,7 +87,26 @@ def test_a_choice_that_failed_is_no_run(photos, tmp_path):
 
     with pytest.raises(UserError, match="damaged weights"):
         choose()
-    assert {p.name for p in (tmp_path / "run").iterdir()} <= {lock.LOCK}
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_refused_training_leaves_nothing(photos, tiny_train, tmp_path):
+    own = tmp_path / "own"
+    own.mkdir()
+    for out in (tmp_path / "new", own):  # the user's own folder stays
+        assert tiny_train(out, "--epochs", 1, "--init", tmp_path / "none", data=photos).ran.code == 2
+    assert not (tmp_path / "new").exists()
+    assert own.is_dir()
+
+
+def test_a_lock_that_left_with_its_folder_is_nobodys(tmp_path):
+    """Another process opened it just before: it comes too late."""
+    with (tmp_path / lock.LOCK).open("a+") as file:
+        assert lock._is_there(file, tmp_path / lock.LOCK)
+        (tmp_path / lock.LOCK).unlink()
+        assert not lock._is_there(file, tmp_path / lock.LOCK)
+        (tmp_path / lock.LOCK).touch()
+        assert not lock._is_there(file, tmp_path / lock.LOCK)
 
 
 HOLD = """

@@ -16,6 +16,7 @@ void mnet_avx512_mul_u8(const uint8_t *a, uint8_t *y, size_t pixels, int channel
 void mnet_avx512_quantize(const float *x, uint8_t *y, size_t n, float inverse, int32_t zero);
 void mnet_avx512_lut_u8(const uint8_t *x, uint8_t *y, size_t n, const uint8_t *lut);
 void mnet_avx512_lut_pixels(const struct pointwise *p); /* where there is a table: over all that p wrote */
+void mnet_avx512_lut_row(uint8_t *y, int width, ptrdiff_t pixel, int bytes, const uint8_t *lut); /* `bytes` of each pixel */
 
 #if defined(__clang__) /* loops that end early too, which it leaves alone unless told */
 #undef UNROLL

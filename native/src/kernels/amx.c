@@ -21,7 +21,7 @@ TARGET_BEGIN("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,amx-tile,am
 enum {
     ROWS = 16,         /* of a tile: pixels */
     STEP = 64,         /* its columns, at most: inputs */
-    LEAST_INPUTS = 8, /* below, tiles are mostly empty */
+    LEAST_INPUTS = 16, /* below, tiles are mostly empty */
     FEW_INPUTS = 192,  /* up to here blocks are 3 or 4 panels wide */
     COPIED = 64,       /* pixels that are copied at a time */
     CHUNK = 96,        /* pixels that meet all weights before the next do, at most; their inputs stay in L1: */

@@ -38,6 +38,14 @@ static int prepare(struct mnet_session *s, uint32_t i)
         if (packed)
             KERNELS(s)->depthwise_pack(w, (int)o->kh, (int)o->kw, channels, packed);
         s->weights[i] = packed;
+    } else if (mnet_in_place(s, o)) {
+        const struct windows *windows = KERNELS(s)->windows;
+        const int kh = (int)o->kh, run = (int)o->kw * (int)m->values[o->in].pixel;
+        const int channels = (int)m->values[o->out].pitch;
+        void *packed = mnet_allocate(s, windows->bytes(kh, run, channels));
+        if (packed)
+            windows->pack(w, kh, run, channels, packed);
+        s->weights[i] = packed;
     }
     return s->weights[i] != NULL;
 }
@@ -52,7 +60,7 @@ static void need(struct needs *n, const struct mnet_session *s, const struct op 
     const struct mnet_model *m = s->model;
     const struct value *in = &m->values[o->in], *out = &m->values[o->out];
     size_t gather = (size_t)out->pitch * 4 + SLACK;
-    if (o->kind == CONV) {
+    if (o->kind == CONV && !mnet_in_place(s, o)) {
         const size_t pixels = (size_t)mnet_gather_pixels(m, o);
         const size_t windows = pixels * mnet_gather_stride(m, o) + 2 * SLACK;
         gather = windows > gather ? windows : gather;

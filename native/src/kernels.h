@@ -67,6 +67,27 @@ struct depthwise {
     struct requant q;
 };
 
+/* Rows of a full convolution, in[] and out[] as a depthwise layer's; w as `pack` left it. Reading up to 63 bytes behind a
+ * row of a window is allowed. */
+struct conv {
+    const uint8_t *const *in;
+    uint8_t *const *out;
+    int n, width, kh, run, stride, first, last; /* run: bytes of a row of a window */
+    ptrdiff_t in_pixel, out_pixel;
+    const void *w;
+    struct requant q;
+    void *scratch; /* of pointwise_scratch(kh * run) bytes */
+};
+
+/* Of instruction sets that read windows where they lie, not gathered for a product, in rows of `least` outputs or more.
+ * pack: from a product's packed weights, K being the window's bytes row by row. */
+struct windows {
+    void (*conv)(const struct conv *);
+    size_t (*bytes)(int kh, int run, int channels);
+    void (*pack)(const int8_t *w, int kh, int run, int channels, void *out);
+    int least;
+};
+
 /* In float32: the same, with activation by clamping to [low, high], then by `act`. */
 enum act { ACT_NONE, ACT_HARD_SWISH, ACT_HARD_SIGMOID };
 struct finish {
@@ -121,6 +142,7 @@ struct kernels {
     void (*mul_f32)(const float *a, const float *m, float *y, size_t pixels, int channels);
     void (*act_f32)(float *x, size_t n, float low, float high, enum act);
     void (*sum_f32)(const float *x, size_t pixels, int channels, float *sums);
+    const struct windows *windows; /* or NULL */
 };
 
 extern const struct kernels mnet_scalar; /* always there; the others, where the compiler has them, by mnet_kernels() */

@@ -97,9 +97,46 @@ static void gather(const struct context *c, const struct op *o, int row, int col
     }
 }
 
+int mnet_in_place(const struct mnet_session *s, const struct op *o)
+{
+    const struct value *out = &s->model->values[o->out];
+    return o->kind == CONV && IN_BYTES(CONV, out) && KERNELS(s)->windows &&
+           (int)out->width >= KERNELS(s)->windows->least;
+}
+
+/* Input rows that n rows of outputs from r on read, and those rows of outputs. */
+static void rows_of(const struct context *c, const struct op *o, int r, int n, const uint8_t **in, uint8_t **out)
+{
+    for (int j = 0; j < (n - 1) * (int)o->stride + (int)o->kh; j++)
+        in[j] = padded_row(c, o, r * (int)o->stride - (int)o->top + j);
+    for (int j = 0; j < n; j++)
+        out[j] = mnet_row(c, o->out, r + j);
+}
+
+static void in_place(const struct context *c, const struct op *o, int from, int to, int first, int last)
+{
+    const struct mnet_model *m = c->s->model;
+    const struct value *in = &m->values[o->in], *out = &m->values[o->out];
+    const uint8_t *rows[MOST_POINTERS];
+    uint8_t *outs[MOST_ROWS];
+    const int most = o->stride > 8 ? 1 : MOST_ROWS;
+    for (int r = from; r < to; r += most) {
+        const int n = to - r < most ? to - r : most;
+        rows_of(c, o, r, n, rows, outs);
+        const int run = (int)o->kw * (int)in->pixel;
+        const struct conv v = {rows, outs, n, (int)out->width, (int)o->kh, run, (int)o->stride, first, last, in->pixel,
+                               out->pixel, c->s->weights[o - m->ops], requant_of(m, o), c->t->scratch};
+        KERNELS(c->s)->windows->conv(&v);
+    }
+}
+
 static void convolution(const struct context *c, const struct op *o, int from, int to, int first, int last)
 {
     const struct value *out = &c->s->model->values[o->out];
+    if (mnet_in_place(c->s, o)) {
+        in_place(c, o, from, to, first, last);
+        return;
+    }
     const int width = (int)out->width, most = mnet_gather_pixels(c->s->model, o);
     const ptrdiff_t stride = (ptrdiff_t)mnet_gather_stride(c->s->model, o);
     const int rows = most >= width ? most / width : 1, columns = most >= width ? width : most;
@@ -127,10 +164,7 @@ static void depthwise(const struct context *c, const struct op *o, int from, int
     const void *w = c->s->weights[o - m->ops];
     for (int r = from; r < to; r += most) {
         const int n = to - r < most ? to - r : most;
-        for (int j = 0; j < (n - 1) * stride + kh; j++)
-            rows[j] = padded_row(c, o, r * stride - (int)o->top + j);
-        for (int j = 0; j < n; j++)
-            outs[j] = mnet_row(c, o->out, r + j);
+        rows_of(c, o, r, n, rows, outs);
         if (IN_BYTES(DEPTHWISE, out)) {
             const struct depthwise d = {rows, outs, n, (int)out->width, kh, (int)o->kw, stride, first, last,
                                         in->pixel, out->pixel, w, (int)out->pitch, requant_of(m, o)};

@@ -71,6 +71,8 @@ int mnet_build(struct mnet_session *s);                    /* all memory for its
 int mnet_gather_pixels(const struct mnet_model *m, const struct op *o);    /* a convolution's, at a time */
 size_t mnet_gather_stride(const struct mnet_model *m, const struct op *o); /* bytes of one pixel's window */
 
+int mnet_in_place(const struct mnet_session *s, const struct op *o); /* whether a convolution's windows aren't gathered */
+
 /* Rows [from, to) of an operation's output, its channels [first, last). */
 void mnet_rows(const struct context *c, uint32_t op, int from, int to, int first, int last);
 

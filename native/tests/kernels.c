@@ -223,6 +223,57 @@ static void test_depthwise(void)
     free(packed), free(in), free(y), free(expected), free(w), free_requant(&q);
 }
 
+/* Windows read in place, against a product over windows gathered side by side. */
+static void test_conv(void)
+{
+    if (!table->windows)
+        return;
+    const int kh = between(1, 5), kw = between(1, 5), stride = between(1, 3), n = between(1, 4);
+    const int pixel = one_in(2) ? 3 : between(1, 90);
+    const int width = table->windows->least + between(0, 60), channels = LANES * between(1, 13);
+    const int panels = (channels + PANEL - 1) / PANEL * PANEL, run = kw * pixel, k = kh * run, k4 = (k + 3) / 4 * 4;
+    const int first = PANEL * between(0, (channels - 1) / PANEL), rows = (n - 1) * stride + kh;
+    const int last = first + LANES * between(1, (channels - first) / LANES);
+    const int kind = one_in(3) ? 0 : one_in(2) ? 1 : between(0, 3);
+    const ptrdiff_t out_pixel = channels + 8 * between(0, 2) * one_in(2);
+    const size_t size = (size_t)(out_pixel * width);
+    int8_t *w = weights((size_t)k4 * (size_t)panels, kind);
+    struct requant q = requant(panels, 60.0f * 128.0f * sqrtf((float)k) * (kind > 1 ? 10.0f : 1.0f));
+    uint8_t **in = memory((size_t)rows * sizeof *in), **y = memory((size_t)n * sizeof *y), *expected = memory(size);
+    uint8_t *gathered = memory((size_t)k4 * (size_t)width + 64);
+    for (int i = 0; i < rows; i++)
+        in[i] = bytes((size_t)(((width - 1) * stride + kw) * pixel + 63), kind > 1);
+    for (int i = 0; i < n; i++)
+        y[i] = bytes(size, 0);
+    for (int c = 0; c < panels; c++) /* of the inputs that are padding */
+        for (int j = k; j < k4; j++)
+            w[(ptrdiff_t)c / PANEL * k4 * PANEL + j / 4 * 4 * PANEL + c % PANEL * 4 + j % 4] = 0;
+    void *scratch = memory(table->pointwise_scratch(k)), *packed = memory(table->windows->bytes(kh, run, channels));
+    table->windows->pack(w, kh, run, channels, packed);
+    struct conv v = {(const uint8_t *const *)in, y, n, width, kh, run, stride, first, last, pixel, out_pixel, packed, q,
+                     scratch};
+    uint8_t *before = memory(size * (size_t)n);
+    for (int i = 0; i < n; i++)
+        memcpy(before + (size_t)i * size, y[i], size);
+    table->windows->conv(&v);
+    for (int r = 0; r < n; r++) {
+        for (int i = 0; i < width; i++)
+            for (int h = 0; h < kh; h++)
+                memcpy(gathered + i * k4 + h * run, in[r * stride + h] + i * stride * pixel, (size_t)run);
+        memcpy(expected, before + (size_t)r * size, size);
+        const struct pointwise p = {{gathered, k4, 0}, {expected, out_pixel, 0}, 1, width, k, first, last, w, q, NULL};
+        mnet_scalar.pointwise(&p);
+        size_t at;
+        if (!same(y[r], expected, size, &at))
+            fail("conv %d x %d / %d of %d bytes a pixel, %d..%d of %d channels, %d rows of %d: row %d byte %zu: %d, not %d", kh,
+                 kw, stride, pixel, first, last, channels, n, width, r, at, y[r][at], expected[at]);
+        free(y[r]);
+    }
+    for (int i = 0; i < rows; i++)
+        free(in[i]);
+    free(in), free(y), free(expected), free(before), free(gathered), free(scratch), free(packed), free(w), free_requant(&q);
+}
+
 static struct finish finish(int channels)
 {
     const int clip = one_in(2);
@@ -359,6 +410,7 @@ int main(int argc, char **argv)
         for (int c = 0; c < cases && failures < 20; c++) {
             test_pointwise();
             test_depthwise();
+            test_conv();
             test_pointwise_f32();
             test_depthwise_f32();
             test_small();

@@ -29,13 +29,15 @@ KINDS = (
 SPATIAL = ("pointwise", "conv", "depthwise")  # which read other rows than they write
 STREAMED = (*SPATIAL, "add", "mul", "lut", "act", "quantize", "dequantize")  # row by row, of what came before
 
-# Chosen by measuring V1, V2 and V4 on a busy core with AVX2 and 512 kB of L2. In bytes, fused and unfused maps take as
-# long there, to within the noise, and fused ones half to two thirds of the memory; V1 in float, whose strips are four
-# times as large, was some 5% quicker unfused, V2 about as quick.
-STRIP_PIXELS = 256  # of a group's strips, where windows aren't too large for it
+# Chosen by measuring eight networks on a core with AMX and 2 MB of L2, where a call of a kernel costs about a
+# microsecond: strips four times as large as they were take V1 .25, V1, V2 and V3-Large 6 to 10% less time, V3-Small and
+# V4-Conv-S as long. On a core with AVX2 and 512 kB of L2 fused and unfused maps took as long, to within the noise, and
+# fused ones half to two thirds of the memory; V1 in float, whose strips are four times as large, was some 5% quicker
+# unfused, V2 about as quick.
+STRIP_PIXELS = 1024  # of a group's strips, where windows aren't too large for it
 LEAST_PIXELS = 112  # with fewer in a strip, reading weights takes longer than is saved
-WINDOW_BYTES = {U8: 192 << 10, F32: 48 << 10}  # of all windows of a group
-SMALL_BYTES = 64 << 10  # a map that stays near without being cut into strips
+WINDOW_BYTES = {U8: 384 << 10, F32: 48 << 10}  # of all windows of a group
+SMALL_BYTES = 128 << 10  # a map that stays near without being cut into strips
 LARGE_BYTES = 384 << 10  # one that isn't worth writing to memory even between two blocks
 STRIP_BYTES = 128 << 10  # of a map that a 1x1 layer by itself reads for one strip
 

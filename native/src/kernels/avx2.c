@@ -343,5 +343,6 @@ const struct kernels mnet_avx2 = {
     mnet_avx2_mul_f32,
     mnet_avx2_act_f32,
     mnet_avx2_sum_f32,
+    NULL,
 };
 #endif

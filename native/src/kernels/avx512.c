@@ -137,11 +137,18 @@ void mnet_avx512_lut_pixels(const struct pointwise *p)
 {
     if (!p->q.lut)
         return;
-    struct walk to = walk_of(p->y.at + p->first, p->y.pixel, p->y.row, p->width);
-    for (int i = 0; i < p->rows * p->width; i++) {
-        uint8_t *y = walk_on(&to);
-        mnet_avx512_lut_u8(y, y, (size_t)(p->last - p->first), p->q.lut);
+    for (int r = 0; r < p->rows; r++)
+        mnet_avx512_lut_row(p->y.at + p->first + r * p->y.row, p->width, p->y.pixel, p->last - p->first, p->q.lut);
+}
+
+void mnet_avx512_lut_row(uint8_t *y, int width, ptrdiff_t pixel, int bytes, const uint8_t *lut)
+{
+    if (bytes == pixel) { /* all in one piece */
+        mnet_avx512_lut_u8(y, y, (size_t)width * (size_t)bytes, lut);
+        return;
     }
+    for (int i = 0; i < width; i++, y += pixel)
+        mnet_avx512_lut_u8(y, y, (size_t)bytes, lut);
 }
 
 INLINE __m512 activated(__m512 v, __m512 low, __m512 high, enum act act)
@@ -337,5 +344,6 @@ const struct kernels mnet_avx512 = {
     mnet_avx2_mul_f32,
     mnet_avx2_act_f32,
     mnet_avx2_sum_f32,
+    NULL,
 };
 #endif

@@ -16,6 +16,7 @@ void mnet_avx512_mul_u8(const uint8_t *a, uint8_t *y, size_t pixels, int channel
 void mnet_avx512_quantize(const float *x, uint8_t *y, size_t n, float inverse, int32_t zero);
 void mnet_avx512_lut_u8(const uint8_t *x, uint8_t *y, size_t n, const uint8_t *lut);
 void mnet_avx512_lut_pixels(const struct pointwise *p); /* where there is a table: over all that p wrote */
+void mnet_avx512_lut_row(uint8_t *y, int width, ptrdiff_t pixel, int bytes, const uint8_t *lut); /* `bytes` of each pixel */
 
 #if defined(__clang__) /* loops that end early too, which it leaves alone unless told */
 #undef UNROLL
@@ -149,16 +150,20 @@ INLINE void store_quarter(uint8_t *y, __m512i v, const int quarter, int whole)
 /* 64 outputs of 4 / m pixels by m panels (3 leave a quarter unused), `bytes` of a pixel's exist; y is where pixels are. */
 INLINE void store_pixels(const int m, uint8_t *const *y, int c, int bytes, __m512i v)
 {
-    if (m > 2) {
+    if (m == 4 && bytes >= 64) {
+        _mm512_storeu_si512(y[0] + c, v);
+    } else if (m > 2) {
         const int most = m * PANEL;
-        const __mmask64 mask = bytes >= 64 && m == 4 ? ~(__mmask64)0 : ((__mmask64)1 << (bytes < most ? bytes : most)) - 1;
-        _mm512_mask_storeu_epi8(y[0] + c, mask, v);
-    } else if (m == 2) {
-        const __mmask32 mask = bytes >= 32 ? ~(__mmask32)0 : ((__mmask32)1 << bytes) - 1;
-        if (bytes >= 32 && y[1] == y[0] + 32) {
+        _mm512_mask_storeu_epi8(y[0] + c, ((__mmask64)1 << (bytes < most ? bytes : most)) - 1, v);
+    } else if (m == 2 && bytes >= 32) {
+        if (y[1] == y[0] + 32) {
             _mm512_storeu_si512(y[0] + c, v);
             return;
         }
+        _mm256_storeu_si256((void *)(y[0] + c), _mm512_castsi512_si256(v));
+        _mm256_storeu_si256((void *)(y[1] + c), _mm512_extracti64x4_epi64(v, 1));
+    } else if (m == 2) {
+        const __mmask32 mask = ((__mmask32)1 << bytes) - 1;
         _mm256_mask_storeu_epi8(y[0] + c, mask, _mm512_castsi512_si256(v));
         _mm256_mask_storeu_epi8(y[1] + c, mask, _mm512_extracti64x4_epi64(v, 1));
     } else if (bytes >= PANEL && y[1] == y[0] + 16 && y[2] == y[0] + 32 && y[3] == y[0] + 48) {

@@ -348,10 +348,7 @@ void mnet_avx512_depthwise(const struct depthwise *d)
         c += channels;
     }
     for (int r = 0; d->q.lut && r < d->n; r++)
-        for (int i = 0; i < d->width; i++) {
-            uint8_t *y = d->out[r] + i * d->out_pixel + d->first;
-            mnet_avx512_lut_u8(y, y, (size_t)(d->last - d->first), d->q.lut);
-        }
+        mnet_avx512_lut_row(d->out[r] + d->first, d->width, d->out_pixel, d->last - d->first, d->q.lut);
 }
 
 TARGET_END

@@ -105,5 +105,6 @@ const struct kernels mnet_avxvnni = {
     mnet_avx2_mul_f32,
     mnet_avx2_act_f32,
     mnet_avx2_sum_f32,
+    NULL,
 };
 #endif

@@ -226,7 +226,7 @@ static void sum_f32(const float *x, size_t pixels, int channels, float *sums)
     {                                                                                                                  \
         name, pointwise, pointwise_scratch, depthwise, depthwise_bytes, depthwise_pack, mnet_neon_pointwise_f32,       \
             mnet_neon_depthwise_f32, add_u8, mul_u8, lut_u8, sum_u8, quantize, dequantize, add_f32, mul_f32,           \
-            mnet_neon_act_f32, sum_f32,                                                                                \
+            mnet_neon_act_f32, sum_f32, NULL,                                                                          \
     }
 
 const struct kernels mnet_neon = TABLE("neon", mnet_neon_pointwise);

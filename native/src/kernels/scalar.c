@@ -193,4 +193,5 @@ const struct kernels mnet_scalar = {
     "scalar",      pointwise,     pointwise_scratch, depthwise, depthwise_bytes, depthwise_pack,
     pointwise_f32, depthwise_f32, add_u8,            mul_u8,    lut_u8,          sum_u8,
     quantize,      dequantize,    add_f32,           mul_f32,   act_f32,         sum_f32,
+    NULL,
 };

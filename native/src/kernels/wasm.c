@@ -224,7 +224,7 @@ static void pointwise(const struct pointwise *p) { pointwise_in(p, WIDE); }
         name, pointwise, pointwise_scratch, mnet_wasm_depthwise, mnet_wasm_depthwise_bytes, mnet_wasm_depthwise_pack,  \
             mnet_wasm_pointwise_f32, mnet_wasm_depthwise_f32, mnet_wasm_add_u8, mnet_wasm_mul_u8, mnet_wasm_lut_u8,    \
             mnet_wasm_sum_u8, mnet_wasm_quantize, mnet_wasm_dequantize, mnet_wasm_add_f32, mnet_wasm_mul_f32,          \
-            mnet_wasm_act_f32, mnet_wasm_sum_f32,                                                                      \
+            mnet_wasm_act_f32, mnet_wasm_sum_f32, NULL,                                                                \
     }
 
 const struct kernels mnet_wasm = TABLE("wasm", pointwise);

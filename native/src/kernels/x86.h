@@ -47,6 +47,22 @@ INLINE uint8_t *walk_on(struct walk *w)
     return at;
 }
 
+/* The next n pixels, a piece of a row after the other. */
+INLINE void walk_over(struct walk *w, uint8_t **at, int n)
+{
+    while (n) {
+        const int piece = n < w->width - w->column ? n : w->width - w->column;
+        for (int i = 0; i < piece; i++)
+            at[i] = w->at + i * w->pixel;
+        n -= piece, at += piece;
+        w->at += piece * w->pixel;
+        if ((w->column += piece) == w->width) {
+            w->at += w->wrap;
+            w->column = 0;
+        }
+    }
+}
+
 size_t mnet_avx2_pointwise_scratch(int k);
 void mnet_avx2_pointwise(const struct pointwise *p);
 void mnet_avx2_lut_pixels(const struct pointwise *p); /* where there is a table: over all that p wrote */

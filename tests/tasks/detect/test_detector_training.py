@@ -34,8 +34,9 @@ import shapes
 
 pytest.importorskip("faster_coco_eval")
 QUICK = dataclasses.replace(
-    RECIPES["detect"], epochs=1, batch=8, workers=0, ema=0.0, patience=0, frozen_rows=0.0, layer_decay=1.0
-)
+    RECIPES["detect"], epochs=1, batch=8, workers=0, ema=0.0, patience=0, frozen_rows=0.0, layer_decay=1.0,
+    training_precision="float32",  # on any processor: after one epoch, AP is of what rounds either way
+)  # fmt: skip
 
 
 def test_boxes_go_where_their_pixels_go(shown):

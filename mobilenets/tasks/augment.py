@@ -69,7 +69,7 @@ class Augmentation:
 class Shifting(Augmentation):
     """To `size`, (rows, columns), whatever the image's sides; then a shift by up to `margin` pixels, a mirror, a blank.
 
-    So little is done to an image that many of one size are varied at once: in a tenth of the time, or on a GPU.
+    So little is done to an image that many of one size are varied at once: in a fifth of the time, or on a GPU.
     """
 
     numbers = 4 + 4 * TRIES  # that are drawn for each image of a batch

@@ -316,10 +316,8 @@ void mnet_avx2_pointwise(const struct pointwise *p)
                 (few ? block_of_few : block_of_many)(wide, cross, n, panel, k4, &s, y, c, whole);
             }
         }
-        if (p->q.lut)
-            for (int i = 0; i < n; i++)
-                mnet_avx2_lut_u8(y[i] + p->first, y[i] + p->first, (size_t)(p->last - p->first), p->q.lut);
     }
+    lut_pixels(mnet_avx2_lut_u8, p);
 }
 
 TARGET_END

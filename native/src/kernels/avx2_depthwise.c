@@ -199,14 +199,10 @@ void mnet_avx2_depthwise(const struct depthwise *d)
                 two_rows(d, in, out, width);
             else
                 one_row(d, in, out, width);
-            for (int j = 0; d->q.lut && j <= two; j++)
-                for (int o = 0; o < width; o++) {
-                    uint8_t *y = out[j] + o * d->out_pixel + d->first;
-                    mnet_avx2_lut_u8(y, y, (size_t)(d->last - d->first), d->q.lut);
-                }
         }
         r += 1 + two;
     }
+    lut_rows(mnet_avx2_lut_u8, d);
 }
 
 TARGET_END

@@ -84,17 +84,6 @@ void mnet_avx2_lut_u8(const uint8_t *x, uint8_t *y, size_t n, const uint8_t *lut
         y[i] = lut[x[i]];
 }
 
-void mnet_avx2_lut_pixels(const struct pointwise *p)
-{
-    if (!p->q.lut)
-        return;
-    struct walk to = walk_of(p->y.at + p->first, p->y.pixel, p->y.row, p->width);
-    for (int i = 0; i < p->rows * p->width; i++) {
-        uint8_t *y = walk_on(&to);
-        mnet_avx2_lut_u8(y, y, (size_t)(p->last - p->first), p->q.lut);
-    }
-}
-
 void mnet_avx2_sum_u8(const uint8_t *x, ptrdiff_t pixel, size_t pixels, int channels, int32_t *sums)
 {
     for (int c = 0; c < channels; c += 8) {

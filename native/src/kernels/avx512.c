@@ -133,22 +133,11 @@ void mnet_avx512_pointwise(const struct pointwise *p)
     mnet_avx512_lut_pixels(p);
 }
 
-void mnet_avx512_lut_pixels(const struct pointwise *p)
-{
-    if (!p->q.lut)
-        return;
-    for (int r = 0; r < p->rows; r++)
-        mnet_avx512_lut_row(p->y.at + p->first + r * p->y.row, p->width, p->y.pixel, p->last - p->first, p->q.lut);
-}
+void mnet_avx512_lut_pixels(const struct pointwise *p) { lut_pixels(mnet_avx512_lut_u8, p); }
 
 void mnet_avx512_lut_row(uint8_t *y, int width, ptrdiff_t pixel, int bytes, const uint8_t *lut)
 {
-    if (bytes == pixel) { /* all in one piece */
-        mnet_avx512_lut_u8(y, y, (size_t)width * (size_t)bytes, lut);
-        return;
-    }
-    for (int i = 0; i < width; i++, y += pixel)
-        mnet_avx512_lut_u8(y, y, (size_t)bytes, lut);
+    lut_row(mnet_avx512_lut_u8, y, width, pixel, bytes, lut);
 }
 
 INLINE __m512 activated(__m512 v, __m512 low, __m512 high, enum act act)

@@ -81,7 +81,7 @@ static void pointwise(const struct pointwise *p)
             i += n;
         }
     }
-    mnet_avx2_lut_pixels(p);
+    lut_pixels(mnet_avx2_lut_u8, p);
 }
 
 TARGET_END

@@ -63,9 +63,33 @@ INLINE void walk_over(struct walk *w, uint8_t **at, int n)
     }
 }
 
+/* A table over `bytes` of each of a row's pixels. */
+INLINE void lut_row(void (*lut_u8)(const uint8_t *, uint8_t *, size_t, const uint8_t *), uint8_t *y, int width,
+                    ptrdiff_t pixel, int bytes, const uint8_t *lut)
+{
+    if (bytes == pixel) { /* all in one piece */
+        lut_u8(y, y, (size_t)width * (size_t)bytes, lut);
+        return;
+    }
+    for (int i = 0; i < width; i++, y += pixel)
+        lut_u8(y, y, (size_t)bytes, lut);
+}
+
+/* Where there is a table: over all that p or d wrote. */
+INLINE void lut_pixels(void (*lut_u8)(const uint8_t *, uint8_t *, size_t, const uint8_t *), const struct pointwise *p)
+{
+    for (int r = 0; p->q.lut && r < p->rows; r++)
+        lut_row(lut_u8, p->y.at + p->first + r * p->y.row, p->width, p->y.pixel, p->last - p->first, p->q.lut);
+}
+
+INLINE void lut_rows(void (*lut_u8)(const uint8_t *, uint8_t *, size_t, const uint8_t *), const struct depthwise *d)
+{
+    for (int r = 0; d->q.lut && r < d->n; r++)
+        lut_row(lut_u8, d->out[r] + d->first, d->width, d->out_pixel, d->last - d->first, d->q.lut);
+}
+
 size_t mnet_avx2_pointwise_scratch(int k);
 void mnet_avx2_pointwise(const struct pointwise *p);
-void mnet_avx2_lut_pixels(const struct pointwise *p); /* where there is a table: over all that p wrote */
 size_t mnet_avx2_depthwise_bytes(int kh, int kw, int channels);
 void mnet_avx2_depthwise_pack(const int8_t *w, int kh, int kw, int channels, void *out);
 void mnet_avx2_depthwise(const struct depthwise *d);

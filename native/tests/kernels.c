@@ -170,11 +170,11 @@ struct window {
 
 static struct window window(void)
 {
-    static const int sides[] = {1, 2, 3, 3, 3, 3, 5, 5, 7, 9};
+    static const int sides[] = {1, 2, 2, 3, 3, 3, 5, 5, 7, 9};
     struct window s;
     s.kh = sides[between(0, 9)];
     s.kw = one_in(4) ? sides[between(0, 9)] : s.kh;
-    s.stride = one_in(20) ? between(3, 12) : between(1, 2);
+    s.stride = one_in(8) ? between(3, 12) : between(1, 2);
     s.n = between(1, 7);
     s.width = one_in(10) ? between(40, 120) : between(1, 30);
     s.channels = LANES * (one_in(8) ? between(12, 26) : between(1, 13));

@@ -302,7 +302,7 @@ INLINE void any(const int lean, const int channels, const struct depthwise *d, c
 
 INLINE void block_of(const int lean, const int channels, const struct depthwise *d, const struct block *b, int c)
 {
-    const int size = d->kh == d->kw ? d->kh * 10 + d->stride : 0;
+    const int size = d->kh == d->kw && d->stride < 10 ? d->kh * 10 + d->stride : 0;
     for (int row = 0; row < d->n;) {
         if (size == 31 && row + 1 < d->n) {
             along(lean, 3, 3, 1, 2, channels, d, b, row, c);

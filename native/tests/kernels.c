@@ -92,7 +92,7 @@ static int same(const uint8_t *a, const uint8_t *b, size_t n, size_t *where)
 
 static int close_to(const float *a, const float *b, size_t n, size_t *where)
 {
-    float largest = 1e-6f;
+    float largest = 1; /* of sums before they were clipped, at least */
     for (size_t i = 0; i < n; i++)
         largest = fmaxf(largest, fabsf(b[i]));
     for (*where = 0; *where < n; ++*where)

@@ -348,7 +348,8 @@ static void test_depthwise_f32(void)
 static void test_small(void)
 {
     const int channels = LANES * between(1, 13), wide = channels + 8 * between(0, 2);
-    const size_t pixels = (size_t)between(0, 12), count = one_in(2) ? pixels * (size_t)channels : (size_t)between(0, 300);
+    const size_t pixels = (size_t)(one_in(8) ? between(250, 600) : between(0, 12));
+    const size_t count = one_in(2) ? pixels * (size_t)channels : (size_t)between(0, 300);
     const size_t map = pixels * (size_t)channels, most = count > map ? count : map;
     uint8_t *a = bytes(most, 0), *b = bytes(most, 0), *y = memory(most), *z = memory(most), *lut = bytes(256, 0);
     float *fa = floats(most, -8, 8), *fb = floats(most, -8, 8), *fy = memory(most * 4), *fz = memory(most * 4);

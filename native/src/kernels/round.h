@@ -5,11 +5,12 @@
 #include <math.h>
 #include <stdint.h>
 
-/* A product and a sum must stay two roundings: bytes are to be the same on processors with and without fused ones. */
+/* A product and a sum must stay two roundings: bytes are to be the same on processors with and without fused ones. And
+ * nobody asks which exceptions floats have raised, for which gcc would keep comparisons from becoming vectors. */
 #if defined(__clang__)
 #pragma STDC FP_CONTRACT OFF
 #elif defined(__GNUC__)
-#pragma GCC optimize("fp-contract=off")
+#pragma GCC optimize("fp-contract=off", "no-trapping-math")
 #endif
 
 /* Beyond this no byte changes, and the conversion to int32 can't overflow upwards. Written as the vectors' minimum

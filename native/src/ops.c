@@ -256,17 +256,12 @@ static void pool(const struct context *c, const struct op *o, int first, int las
     const int n = (int)(in->height * in->width), channels = last - first;
     if (IN_BYTES(POOL, in)) {
         int32_t *sums = (void *)c->t->gather;
-        float *means = (void *)sums;
-        uint8_t *y = mnet_row(c, o->out, 0) + first;
-        const int whole = in->row == in->pixel * (ptrdiff_t)in->width; /* one row after another, nothing between */
+        uint8_t *y = mnet_row(c, o->out, 0);
         memset(sums, 0, (size_t)channels * sizeof *sums);
-        for (int r = 0; r < (whole ? 1 : (int)in->height); r++)
-            k->sum_u8(mnet_row(c, o->in, r) + first, in->pixel, whole ? (size_t)n : in->width, channels, sums);
+        for (int r = 0; r < (int)in->height; r++)
+            k->sum_u8(mnet_row(c, o->in, r) + first, in->pixel, in->width, channels, sums);
         for (int i = 0; i < channels; i++)
-            means[i] = (float)(sums[i] - n * o->za) * o->a / (float)n;
-        k->quantize(means, y, (size_t)channels, o->b, o->zero);
-        for (int i = 0; i < channels; i++)
-            y[i] = y[i] < o->low ? (uint8_t)o->low : y[i] > o->high ? (uint8_t)o->high : y[i];
+            y[first + i] = to_byte((float)(sums[i] - n * o->za) * o->a / (float)n * o->b, o->zero, o->low, o->high);
         return;
     }
     float *sums = (float *)(void *)mnet_row(c, o->out, 0); /* all channels: the kernel knows of no others */
@@ -277,45 +272,13 @@ static void pool(const struct context *c, const struct op *o, int first, int las
         sums[i] *= o->a;
 }
 
-/* e to the power of x, 0 at most, to within 2 units in the last place, or 0 from -87 on: 2^n times a polynomial of
- * what is left, without a branch, so that compilers make vectors of it. */
-static inline float power_of_e(float x)
-{
-    const float rounder = 12582912.0f, n = (x > -87.0f ? x : -87.0f) * 1.44269504f + rounder - rounder;
-    const float r = (x > -87.0f ? x : -87.0f) - n * 0.693359375f + n * 2.12194440e-4f;
-    const float p = (((((1.9875691500e-4f * r + 1.3981999507e-3f) * r + 8.3334519073e-3f) * r + 4.1665795894e-2f) * r +
-                      1.6666665459e-1f) * r + 0.5f) * r * r + r + 1.0f;
-    const int32_t bits = ((int32_t)n + 127) * (1 << 23);
-    float power;
-    memcpy(&power, &bits, sizeof power);
-    return x > -87.0f ? p * power : 0;
-}
-
-enum { SUMS = 8 }; /* at once: one would wait for its own last addition */
-
 static void softmax(float *y, const float *x, uint32_t n)
 {
-    float most[SUMS], sums[SUMS] = {0}, sum = 0;
-    const uint32_t whole = n / SUMS * SUMS;
-    for (int k = 0; k < SUMS; k++)
-        most[k] = x[0];
-    for (uint32_t i = 0; i < whole; i += SUMS)
-        for (int k = 0; k < SUMS; k++)
-            most[k] = x[i + k] > most[k] ? x[i + k] : most[k];
-    for (uint32_t i = whole; i < n; i++)
-        most[0] = x[i] > most[0] ? x[i] : most[0];
-    for (int k = 1; k < SUMS; k++)
-        most[0] = most[k] > most[0] ? most[k] : most[0];
-    const float largest = most[0];
+    float most = x[0], sum = 0;
+    for (uint32_t i = 1; i < n; i++)
+        most = x[i] > most ? x[i] : most;
     for (uint32_t i = 0; i < n; i++)
-        y[i] = power_of_e(x[i] - largest);
-    for (uint32_t i = 0; i < whole; i += SUMS)
-        for (int k = 0; k < SUMS; k++)
-            sums[k] += y[i + k];
-    for (int k = 0; k < SUMS; k++)
-        sum += sums[k];
-    for (uint32_t i = whole; i < n; i++)
-        sum += y[i];
+        sum += y[i] = expf(x[i] - most);
     for (uint32_t i = 0; i < n; i++)
         y[i] /= sum;
 }

@@ -86,24 +86,7 @@ void mnet_avx2_lut_u8(const uint8_t *x, uint8_t *y, size_t n, const uint8_t *lut
 
 void mnet_avx2_sum_u8(const uint8_t *x, ptrdiff_t pixel, size_t pixels, int channels, int32_t *sums)
 {
-    int c = 0;
-    for (; c + 32 <= channels; c += 32) {
-        __m256i *to = (void *)(sums + c);
-        for (size_t p = 0; p < pixels;) { /* in 16 bits, as many as fit */
-            const size_t upto = pixels - p < 256 ? pixels : p + 256;
-            __m256i lower = _mm256_setzero_si256(), upper = lower;
-            for (const uint8_t *at = x + c + (ptrdiff_t)p * pixel; p < upto; p++, at += pixel) {
-                lower = _mm256_add_epi16(lower, _mm256_cvtepu8_epi16(_mm_loadu_si128((const void *)at)));
-                upper = _mm256_add_epi16(upper, _mm256_cvtepu8_epi16(_mm_loadu_si128((const void *)(at + 16))));
-            }
-            const __m128i part[4] = {_mm256_castsi256_si128(lower), _mm256_extracti128_si256(lower, 1),
-                                     _mm256_castsi256_si128(upper), _mm256_extracti128_si256(upper, 1)};
-            UNROLL
-            for (int o = 0; o < 4; o++)
-                _mm256_storeu_si256(to + o, _mm256_add_epi32(_mm256_loadu_si256(to + o), _mm256_cvtepu16_epi32(part[o])));
-        }
-    }
-    for (; c < channels; c += 8) {
+    for (int c = 0; c < channels; c += 8) {
         const uint8_t *at = x + c;
         __m256i sum = _mm256_loadu_si256((const void *)(sums + c));
         for (size_t p = 0; p < pixels; p++, at += pixel)

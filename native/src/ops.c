@@ -26,6 +26,9 @@ static const uint8_t *padded_row(const struct context *c, const struct op *o, in
     return mnet_row(c, o->in, row) - (ptrdiff_t)o->left * v->pixel;
 }
 
+/* Whether rows lie one after another. */
+static int plain(const struct mnet_model *m, uint32_t v) { return v == NONE || !(m->values[v].left + m->values[v].right); }
+
 static struct requant requant_of(const struct mnet_model *m, const struct op *o)
 {
     return (struct requant){stored(m, o->multiplier), stored(m, o->bias), o->zero, o->low, o->high, stored(m, o->lut)};
@@ -249,36 +252,111 @@ static void flatten(const struct context *c, const struct op *o)
         y[k] = 0;
 }
 
+/* Means of bytes, some channels at a time. */
+static void pool_u8(const struct context *c, const struct op *o, int first, int last)
+{
+    enum { PIECE = 256 };
+    const struct value *in = &c->s->model->values[o->in];
+    const struct kernels *k = KERNELS(c->s);
+    const int n = (int)(in->height * in->width), low = o->low, high = o->high;
+    const int rows = plain(c->s->model, o->in) ? 1 : (int)in->height; /* in one piece, or each by itself */
+    for (int at = first; at < last; at += PIECE) {
+        const int channels = last - at < PIECE ? last - at : PIECE;
+        int32_t sums[PIECE] = {0};
+        float means[PIECE];
+        uint8_t *y = mnet_row(c, o->out, 0) + at;
+        for (int r = 0; r < rows; r++)
+            k->sum_u8(mnet_row(c, o->in, r) + at, in->pixel, (size_t)(n / rows), channels, sums);
+        for (int i = 0; i < channels; i++)
+            means[i] = (float)(sums[i] - n * o->za) * o->a / (float)n;
+        k->quantize(means, y, (size_t)channels, o->b, o->zero);
+        for (int i = 0; i < channels; i++) {
+            const int b = y[i] > low ? y[i] : low;
+            y[i] = (uint8_t)(b < high ? b : high);
+        }
+    }
+}
+
 static void pool(const struct context *c, const struct op *o, int first, int last)
 {
     const struct value *in = &c->s->model->values[o->in];
-    const struct kernels *k = KERNELS(c->s);
-    const int n = (int)(in->height * in->width), channels = last - first;
     if (IN_BYTES(POOL, in)) {
-        int32_t *sums = (void *)c->t->gather;
-        uint8_t *y = mnet_row(c, o->out, 0);
-        memset(sums, 0, (size_t)channels * sizeof *sums);
-        for (int r = 0; r < (int)in->height; r++)
-            k->sum_u8(mnet_row(c, o->in, r) + first, in->pixel, in->width, channels, sums);
-        for (int i = 0; i < channels; i++)
-            y[first + i] = to_byte((float)(sums[i] - n * o->za) * o->a / (float)n * o->b, o->zero, o->low, o->high);
+        pool_u8(c, o, first, last);
         return;
     }
     float *sums = (float *)(void *)mnet_row(c, o->out, 0); /* all channels: the kernel knows of no others */
     memset(sums, 0, (size_t)in->pixel);
     for (int r = 0; r < (int)in->height; r++)
-        k->sum_f32((const void *)mnet_row(c, o->in, r), in->width, (int)in->pitch, sums);
+        KERNELS(c->s)->sum_f32((const void *)mnet_row(c, o->in, r), in->width, (int)in->pitch, sums);
     for (uint32_t i = 0; i < in->pitch; i++)
         sums[i] *= o->a;
 }
 
+/* e to the power of each number, held to where that is a normal one: within a unit of the last place. In plain loops
+ * that compilers turn into vectors. */
+static void exponentials(float *y, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++) {
+        const float x = y[i] < -87.0f ? -87.0f : y[i];
+        y[i] = x > 88.0f ? 88.0f : x;
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        const float shifter = 12582912.0f; /* 1.5 * 2^23: a sum with it is rounded to a whole number, in its lowest bits */
+        const float shifted = y[i] * 1.44269504f + shifter, two = shifted - shifter;
+        const float r = y[i] - two * 0.693359375f - two * -2.12194440e-4f; /* y = two * ln 2 + r */
+        uint32_t bits;
+        float power, p = 1.9875691500e-4f;
+        memcpy(&bits, &shifted, 4);
+        bits = (bits + 127) << 23;
+        memcpy(&power, &bits, 4);
+        p = p * r + 1.3981999507e-3f;
+        p = p * r + 8.3334519073e-3f;
+        p = p * r + 4.1665795894e-2f;
+        p = p * r + 1.6666665459e-1f;
+        p = p * r + 5.0000001201e-1f;
+        y[i] = (p * (r * r) + r + 1.0f) * power;
+    }
+}
+
+enum { APART = 32 }; /* maxima, and sums, that don't wait for each other */
+
+static float largest(const float *x, uint32_t n)
+{
+    float most[APART];
+    uint32_t i = 0;
+    for (int k = 0; k < APART; k++)
+        most[k] = x[0];
+    for (; i + APART <= n; i += APART)
+        for (int k = 0; k < APART; k++)
+            most[k] = x[i + (uint32_t)k] > most[k] ? x[i + (uint32_t)k] : most[k];
+    for (int k = 0; k < APART; k++)
+        most[0] = most[k] > most[0] ? most[k] : most[0];
+    for (; i < n; i++)
+        most[0] = x[i] > most[0] ? x[i] : most[0];
+    return most[0];
+}
+
+static float total(const float *x, uint32_t n)
+{
+    float sum[APART] = {0};
+    uint32_t i = 0;
+    for (; i + APART <= n; i += APART)
+        for (int k = 0; k < APART; k++)
+            sum[k] += x[i + (uint32_t)k];
+    for (int k = 1; k < APART; k++)
+        sum[0] += sum[k];
+    for (; i < n; i++)
+        sum[0] += x[i];
+    return sum[0];
+}
+
 static void softmax(float *y, const float *x, uint32_t n)
 {
-    float most = x[0], sum = 0;
-    for (uint32_t i = 1; i < n; i++)
-        most = x[i] > most ? x[i] : most;
+    const float most = largest(x, n);
     for (uint32_t i = 0; i < n; i++)
-        sum += y[i] = expf(x[i] - most);
+        y[i] = x[i] - most;
+    exponentials(y, n);
+    const float sum = total(y, n);
     for (uint32_t i = 0; i < n; i++)
         y[i] /= sum;
 }
@@ -286,7 +364,10 @@ static void softmax(float *y, const float *x, uint32_t n)
 static void sigmoid(float *y, const float *x, uint32_t n)
 {
     for (uint32_t i = 0; i < n; i++)
-        y[i] = 1.0f / (1.0f + expf(-x[i]));
+        y[i] = -x[i];
+    exponentials(y, n);
+    for (uint32_t i = 0; i < n; i++)
+        y[i] = 1.0f / (1.0f + y[i]);
 }
 
 static void l2norm(float *y, const float *x, uint32_t n)
@@ -360,8 +441,6 @@ static void alike(const struct context *c, const struct op *o, int row, size_t n
         ON(SIGMOID, vectors(out, x, y, n, sigmoid));
     }
 }
-
-static int plain(const struct mnet_model *m, uint32_t v) { return v == NONE || !(m->values[v].left + m->values[v].right); }
 
 static void each_row(const struct context *c, const struct op *o, int from, int to)
 {

@@ -52,7 +52,7 @@ static void dense(const struct context *c, const struct op *o, struct view x, st
         KERNELS(c->s)->pointwise(&p);
     } else {
         const struct pointwise_f32 p = {x, y, rows, width, o->inputs, first, last, w, finish_of(m, o)};
-        const struct sparse *sparse = SPARSE(c->s, o - m->ops);
+        const struct sparse *sparse = WITHOUT_ZEROS(c->s, o - m->ops);
         if (sparse)
             c->s->sparse_product(&p, sparse, c->t->strip);
         else

@@ -28,7 +28,7 @@ struct header { /* sizes in bytes, places in units from the file's beginning */
  * zero; of few values one table of 2^bits numbers (TABLE), or one for each row (TABLES), and then, row by row, codes. Rows
  * begin with a byte, a byte's lowest bits come first, and 8 bytes of nothing end the piece. A layer's become
  * [rows/lanes][inputs/group][lanes][group], both filled up with zeros: lanes are PANEL, or a depthwise layer's pitch. */
-enum way { AS_IS, SPARSE, TABLE, TABLES };
+enum { AS_IS, SPARSE, TABLE, TABLES };
 struct piece {
     uint32_t way, bytes, rows, inputs, lanes, group, item, bits;
 };

@@ -12,9 +12,9 @@
 #define USES(kind, type) 1
 #define KERNELS(session) ((session)->kernels)
 #define GATHER_BYTES (24 * 1024) /* windows of a convolution side by side, at a time: a part of L1 */
-#define SPARSE(session, i) ((session)->sparse ? (session)->sparse[i] : NULL)
+#define WITHOUT_ZEROS(session, i) ((session)->sparse ? (session)->sparse[i] : NULL)
 #else
-#define SPARSE(session, i) ((const struct sparse *)NULL)
+#define WITHOUT_ZEROS(session, i) ((const struct sparse *)NULL)
 #endif
 /* Pixels of them at least, so that weights too large for a cache are read seldom; few where memory is. */
 #define LEAST_GATHERED (GATHER_BYTES < 16 * 1024 ? 12 : 64)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from PIL import Image
 from mobilenets import cli
 from mobilenets.compression.scheme import DEFAULT, Scheme
 from mobilenets.model.bundle import Bundle
+from mobilenets.model.encodings import Array, weight_name
 from mobilenets.model.images import Pixels
 
 SMALL_SHARD = 0.015  # MB: three of the colours' images
@@ -50,6 +52,26 @@ def quantized(source: Bundle, images: Pixels, scheme: Scheme = DEFAULT) -> Bundl
     if key not in _QUANTIZED:
         _QUANTIZED[key] = source, quantize_bundle(source, images, scheme)
     return _QUANTIZED[key][1]
+
+
+def few_values(weights: Array, values: int) -> Array:
+    """Every channel of so many values, of its own size."""
+    rows = weights.reshape(len(weights), -1)
+    most = np.maximum(np.abs(rows).max(1, keepdims=True).astype(np.float32), 1e-3)
+    levels = np.floor((rows / most + 1) / 2 * (values - 1e-3)) - values // 2
+    return np.asarray(levels * (most / values)).astype(weights.dtype).reshape(weights.shape)
+
+
+def mostly_zeros(weights: Array, share: float = 0.8) -> Array:
+    kept = np.random.default_rng(weights.size).random(weights.shape) >= share
+    return np.where(kept, weights, 0).astype(weights.dtype)
+
+
+def changed(bundle: Bundle, change: Callable[[Array], Array]) -> Bundle:
+    """With other weights in all layers."""
+    whole = bundle.card.precision == "int8"
+    names = [f"{op.name}.weight" if whole else weight_name(op) for op in bundle.card.graph.layers]
+    return Bundle(bundle.card, {**bundle.tensors, **{n: change(bundle.tensors[n]) for n in names}})
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from small import changed, mostly_zeros
 
 from mobilenets.arch import zoo
 from mobilenets.arch.graph import Output
@@ -142,9 +143,11 @@ def test_same_bytes_as_plain_c(run: Run, tmp_path: Path) -> None:
     (tmp_path / "images.rgb").write_bytes(images.tobytes())
     precisions: tuple[Precision, ...] = ("int8", "float32")
     for precision in precisions:
-        for name in NETWORKS:
+        networks = {name: network(name, precision) for name in NETWORKS}
+        networks["zeros"] = changed(networks[NETWORKS[0]], mostly_zeros)  # coded, and unpacked there
+        for name, bundle in networks.items():
             path = tmp_path / f"{name}-{precision}.mnet"
-            native.write(network(name, precision), path, None)
+            native.write(bundle, path, None)
             outputs = plain_c(path).run(images)
             for build, threads in (*((b, 1) for b in BUILDS), ("simd", 2), ("relaxed", 3)):
                 cases.append({"model": path.name, "images": "images.rgb", "build": build, "threads": threads})

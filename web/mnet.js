@@ -252,7 +252,8 @@ export class Net {
   }
 
   /**
-   * A part of its file as it lies in memory, weights for example: what is written there is what it computes with.
+   * A part of its file as it lies in memory, weights for example: what is written there is what it computes with, but
+   * for weights that the file has coded.
    *
    * @param {number} offset
    * @param {number} size  in bytes

@@ -43,7 +43,7 @@ MNET_API struct mnet_session *mnet_session(const struct mnet_model *model, int t
                                            size_t room);
 MNET_API void mnet_end(struct mnet_session *session);
 MNET_API const char *mnet_isa(const struct mnet_session *session);
-MNET_API size_t mnet_memory(const struct mnet_session *session); /* bytes it holds, without the file's */
+MNET_API size_t mnet_memory(const struct mnet_session *session); /* bytes it holds, without the model's */
 
 /* n images, RGB [n][height][width][3], to every output, [n][...]. MNET_BUSY where another call is under way, MNET_WRONG
  * for less than one image, MNET_MEMORY where there is none for so many threads at once. */

@@ -117,3 +117,15 @@ const struct kernels *mnet_kernels(const char *name)
             return able[i];
     return NULL;
 }
+
+sparse_product *mnet_sparse_kernel(const struct kernels *k)
+{
+#if defined(__x86_64__) || defined(_M_X64)
+    if (k == &mnet_amx || k == &mnet_avx512)
+        return mnet_avx512_sparse;
+    if (k == &mnet_avxvnni || k == &mnet_avx2)
+        return mnet_avx2_sparse;
+#endif
+    (void)k;
+    return NULL;
+}

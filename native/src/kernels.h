@@ -112,6 +112,23 @@ struct depthwise_f32 {
     struct finish f;
 };
 
+/* Float weights that are mostly zeros, those alone that aren't: of each block of SPARSE_BLOCK inputs, output after output.
+ * Block b has of output c the weights from begin[b * outputs + c] up to the next. `at`: where SPARSE_PIXELS pixels' numbers
+ * of the input begin, where a block's channels lie one after another. `strip` is the thread's own: SPARSE_PIXELS numbers
+ * for each input of a block, and for each output. Up to SPARSE_STEP pixels go on together; reading up to 63 bytes behind a
+ * pixel's inputs is allowed. */
+enum { SPARSE_BLOCK = 96, SPARSE_PIXELS = 112, SPARSE_STEP = 16 };
+struct sparse_weight {
+    uint32_t at;
+    float w;
+};
+struct sparse {
+    const uint32_t *begin;
+    const struct sparse_weight *weights;
+    int outputs;
+};
+typedef void sparse_product(const struct pointwise_f32 *p, const struct sparse *s, float *strip); /* p's w isn't read */
+
 /* Of n values each; every one reads and writes exactly n. */
 struct add_u8 { /* y = clamp(rint((a - za) * ma + (b - zb) * mb) + zero, low, high); each product rounded, then their sum */
     float ma, mb;
@@ -148,6 +165,7 @@ struct kernels {
 extern const struct kernels mnet_scalar; /* always there; the others, where the compiler has them, by mnet_kernels() */
 #if defined(__x86_64__) || defined(_M_X64)
 extern const struct kernels mnet_avx2, mnet_avxvnni, mnet_avx512, mnet_amx; /* avx512: with VNNI */
+sparse_product mnet_avx2_sparse, mnet_avx512_sparse;
 #endif
 #if defined(__aarch64__)
 extern const struct kernels mnet_neon, mnet_dotprod, mnet_i8mm;
@@ -161,5 +179,8 @@ const struct kernels *mnet_wasm_relaxed(void); /* NULL where the browser's relax
 
 /* The best table that this processor has; or the named one, NULL where it can't run here. */
 const struct kernels *mnet_kernels(const char *name);
+
+/* What goes with a table for weights that are mostly zeros, or NULL. */
+sparse_product *mnet_sparse_kernel(const struct kernels *k);
 
 #endif

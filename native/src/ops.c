@@ -55,7 +55,11 @@ static void dense(const struct context *c, const struct op *o, struct view x, st
         KERNELS(c->s)->pointwise(&p);
     } else {
         const struct pointwise_f32 p = {x, y, rows, width, o->inputs, first, last, w, finish_of(m, o)};
-        KERNELS(c->s)->pointwise_f32(&p);
+        const struct sparse *sparse = WITHOUT_ZEROS(c->s, o - m->ops);
+        if (sparse)
+            c->s->sparse_product(&p, sparse, c->t->strip);
+        else
+            KERNELS(c->s)->pointwise_f32(&p);
     }
 }
 

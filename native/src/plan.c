@@ -8,7 +8,8 @@
 #include <string.h>
 
 enum { MOST_CHANNELS = 1 << 24, MOST_SIDE = 1 << 20, MOST_KERNEL = 255, MOST_RECORDS = 1 << 16, MOST_AROUND = 255 };
-static const uint64_t MOST_MEMORY = (uint64_t)1 << 33; /* bytes of one arena, or of one thread's windows */
+/* Bytes of one arena, of one thread's windows, or of weights that are unpacked. */
+static const uint64_t MOST_MEMORY = (uint64_t)1 << (sizeof(size_t) > 4 ? 33 : 30);
 
 static int refuse(char *why, size_t room, const char *format, ...)
 {
@@ -41,8 +42,9 @@ static int read_header(struct mnet_model *m, size_t size, char *why, size_t room
         REFUSE("not a .mnet file");
     memcpy(&version, bytes + 4, 4);
     memcpy(&told, bytes + 8, 8);
-    if (version != VERSION)
-        REFUSE("a .mnet file of version %u, and this engine reads version %d; export it again", version, VERSION);
+    if (version != VERSION && version != CODED)
+        REFUSE("a .mnet file of version %u, and this engine reads versions %d and %d; export it again", version, VERSION,
+               CODED);
     if (told != size)
         REFUSE("damaged: the file has %llu bytes, not %llu", (unsigned long long)size, (unsigned long long)told);
     mnet_sha256(bytes + PREFIX, size - PREFIX, digest);
@@ -53,16 +55,21 @@ static int read_header(struct mnet_model *m, size_t size, char *why, size_t room
     if (h->values > MOST_RECORDS || h->operations > MOST_RECORDS || h->groups > MOST_RECORDS ||
         h->outputs > MOST_RECORDS || !h->operations || !h->outputs || !h->groups || h->image >= h->values)
         REFUSE("damaged: counts of its plan");
+    const uint64_t weights_bytes = version == CODED ? h->pieces_bytes : (uint64_t)h->weights_units * UNIT;
     const uint64_t words = (uint64_t)h->values * VALUE_WORDS + (uint64_t)h->operations * OP_WORDS +
                            (uint64_t)h->groups * GROUP_WORDS + (uint64_t)h->outputs * OUTPUT_WORDS;
     if (!inside((uint64_t)h->card * UNIT, h->card_bytes, size) || !inside((uint64_t)h->plan * UNIT, words * 4, size) ||
         !inside((uint64_t)h->names * UNIT, h->names_bytes, size) || !h->names_bytes ||
         bytes[(uint64_t)h->names * UNIT + h->names_bytes - 1] ||
-        !inside((uint64_t)h->weights * UNIT, (uint64_t)h->weights_units * UNIT, size))
+        !inside((uint64_t)h->weights * UNIT, weights_bytes, size))
         REFUSE("damaged: a part lies outside the file");
-    if ((uint64_t)h->arena_units * UNIT > MOST_MEMORY || (uint64_t)h->window_units * UNIT > MOST_MEMORY)
+    if ((uint64_t)h->arena_units * UNIT > MOST_MEMORY || (uint64_t)h->window_units * UNIT > MOST_MEMORY ||
+        (uint64_t)h->weights_units * UNIT > MOST_MEMORY)
         REFUSE("damaged: it asks for more memory than any network");
     m->weights = bytes + (uint64_t)h->weights * UNIT;
+    const char *wrong = version == CODED ? mnet_unpack(m) : NULL;
+    if (wrong)
+        REFUSE("%s", wrong);
     return 1;
 }
 
@@ -406,6 +413,7 @@ void mnet_close(struct mnet_model *m)
     free(m->outputs);
     free(m->reader);
     free(m->names);
+    free(m->unpacked);
     free(m);
 }
 

@@ -3,6 +3,9 @@
  *     0   "MNET", version, size of the file (8 bytes), SHA-256 of all that follows byte 64, 16 bytes of zeros
  *     64  struct header, then the card, names, records and weights where it says
  *
+ * Weights lie as the kernels read them, or, in a file of version CODED, as pieces: their records, then their bytes one
+ * after another, each of which becomes the next of the weights' units (see struct piece).
+ *
  * Records are words of 32 bits, in the order of the structs' first parts here; the rest of a struct is worked out when
  * the file is opened. mnet_open has checked all that the others rely on. */
 #ifndef MNET_PLAN_H
@@ -11,12 +14,23 @@
 #include "../include/mnet.h"
 #include "kernels.h"
 
-enum { VERSION = 1, PREFIX = 64, UNIT = 64, SLACK = 64 /* bytes behind a map that kernels may read */ };
+enum { VERSION = 1, CODED = 2, PREFIX = 64, UNIT = 64, SLACK = 64 /* bytes behind a map that kernels may read */ };
 #define NONE 0xffffffffu
 
 struct header { /* sizes in bytes, places in units from the file's beginning */
     uint32_t card, card_bytes, names, names_bytes, plan, values, operations, groups, outputs;
     uint32_t weights, weights_units, arena_units, window_units, image;
+    uint32_t pieces, pieces_bytes; /* of a coded file: how many, and of their records and bytes together */
+};
+
+/* A part of the weights in as few bytes as what they are allows: as they lie (AS_IS), or a layer's, `rows` outputs of
+ * `inputs` numbers of `item` bytes. Of mostly zeros (SPARSE) it has a mask, row by row, and then the numbers that aren't
+ * zero; of few values one table of 2^bits numbers (TABLE), or one for each row (TABLES), and then, row by row, codes. Rows
+ * begin with a byte, a byte's lowest bits come first, and 8 bytes of nothing end the piece. A layer's become
+ * [rows/lanes][inputs/group][lanes][group], both filled up with zeros: lanes are PANEL, or a depthwise layer's pitch. */
+enum { AS_IS, SPARSE, TABLE, TABLES };
+struct piece {
+    uint32_t way, bytes, rows, inputs, lanes, group, item, bits;
 };
 
 enum type { U8, F32 };
@@ -71,6 +85,7 @@ enum { OUTPUT_WORDS = 3 };
 
 struct mnet_model {
     const uint8_t *bytes, *weights;
+    void *unpacked; /* memory of the weights of a coded file, or NULL */
     struct header h;
     struct value *values;
     struct op *ops;
@@ -104,6 +119,9 @@ static inline uint64_t weight_count(const struct mnet_model *m, const struct op 
     const uint64_t k = (uint64_t)o->inputs;
     return up(out->channels, PANEL) * (o->encoding == INT8 ? up(k, 4) : k);
 }
+
+/* The weights of a coded file into memory; what is wrong with them, or NULL. */
+const char *mnet_unpack(struct mnet_model *m);
 
 void mnet_sha256(const uint8_t *bytes, size_t n, uint8_t digest[32]);
 

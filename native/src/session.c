@@ -40,7 +40,7 @@ struct mnet_session *mnet_session(const struct mnet_model *m, int threads, const
         s->model = m;
         s->kernels = k;
         s->threads = threads;
-        if (!(s->busy = mnet_allocate(s, sizeof(atomic_flag))) || !mnet_build(s))
+        if (!(s->busy = mnet_allocate(s, sizeof(atomic_flag))) || !mnet_build(s) || !mnet_sparse(s))
             wrong = "no memory";
         else if (!(s->pool = pool_new(threads)))
             wrong = "the system gives no more threads";

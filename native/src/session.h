@@ -12,6 +12,9 @@
 #define USES(kind, type) 1
 #define KERNELS(session) ((session)->kernels)
 #define GATHER_BYTES (24 * 1024) /* windows of a convolution side by side, at a time: a part of L1 */
+#define WITHOUT_ZEROS(session, i) ((session)->sparse ? (session)->sparse[i] : NULL)
+#else
+#define WITHOUT_ZEROS(session, i) ((const struct sparse *)NULL)
 #endif
 /* Pixels of them at least, so that weights too large for a cache are read seldom; few where memory is. */
 #define LEAST_GATHERED (GATHER_BYTES < 16 * 1024 ? 12 : 64)
@@ -28,6 +31,7 @@
 struct thread {
     uint8_t *windows, *gather; /* gather: a convolution's windows, or a channel's numbers each */
     void *scratch;             /* the kernels' */
+    float *strip;              /* those of weights that are mostly zeros */
     int *from;                 /* of each map: the first row that its window holds */
     int *done;                 /* of each operation: rows that it has computed */
 };
@@ -48,6 +52,8 @@ struct mnet_session {
     struct thread *thread;
     uint8_t **arena; /* the first for all threads together, the others for threads with images of their own */
     const void **weights;
+    struct sparse **sparse; /* of each operation or NULL; the whole is NULL where the kernels gain nothing */
+    sparse_product *sparse_product;
     uint8_t *around[256]; /* a row of each byte that maps are padded with */
     size_t bytes;
     void **blocks; /* all that was allocated */
@@ -67,6 +73,7 @@ struct context {
 
 void *mnet_allocate(struct mnet_session *s, size_t bytes); /* zeros, at a multiple of 64; NULL where there is no memory */
 int mnet_build(struct mnet_session *s);                    /* all memory for its threads; 0 where there is none */
+int mnet_sparse(struct mnet_session *s);                   /* what layers of mostly zeros need besides; the same */
 
 int mnet_gather_pixels(const struct mnet_model *m, const struct op *o);    /* a convolution's, at a time */
 size_t mnet_gather_stride(const struct mnet_model *m, const struct op *o); /* bytes of one pixel's window */

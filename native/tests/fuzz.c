@@ -3,9 +3,9 @@
  *
  *     fuzz FILE [mutations] [seed]
  *
- * Half of the copies have a few bytes of the header or the plan changed to numbers that break things (0, 1, -1, the
- * largest, near neighbours), the others any byte, or their end cut off. The digest is made right again, or nothing but
- * it would be tested. Prints how many were opened, and run. */
+ * Half of the copies have a few bytes of the header, the plan or a coded file's pieces changed to numbers that break
+ * things (0, 1, -1, the largest, near neighbours), the others any byte, or their end cut off. The digest is made right
+ * again, or nothing but it would be tested. Prints how many were opened, and run. */
 #include "../src/plan.h"
 
 #include <stdio.h>
@@ -16,6 +16,11 @@
 const struct kernels *mnet_kernels(const char *name)
 {
     return !name || !strcmp(name, mnet_scalar.name) ? &mnet_scalar : NULL;
+}
+sparse_product *mnet_sparse_kernel(const struct kernels *k)
+{
+    (void)k;
+    return NULL;
 }
 #endif
 
@@ -58,7 +63,9 @@ static size_t damage(uint8_t *bytes, size_t n)
             bytes[PREFIX + draw((uint32_t)(n - PREFIX))] = (uint8_t)draw(256);
             continue;
         }
-        const size_t at = draw(6) ? plan + 4 * draw((uint32_t)words) : PREFIX + 4 * draw(sizeof h / 4);
+        const size_t at = h.pieces && draw(2) ? (size_t)h.weights * UNIT + 4 * draw(h.pieces * sizeof(struct piece) / 4)
+                          : draw(6)           ? plan + 4 * draw((uint32_t)words)
+                                              : PREFIX + 4 * draw(sizeof h / 4);
         uint32_t v;
         memcpy(&v, bytes + at, 4);
         switch (draw(8)) {

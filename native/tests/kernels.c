@@ -306,6 +306,58 @@ static void test_pointwise_f32(void)
     free(x), free(y), free(expected), free(w), free((void *)(uintptr_t)f.bias);
 }
 
+/* A product's weights w[C/16][K][16] without the zeros. */
+static struct sparse without_zeros(const float *w, int k, int outputs)
+{
+    const size_t blocks = (size_t)(k + SPARSE_BLOCK - 1) / SPARSE_BLOCK;
+    uint32_t *begin = memory((blocks * (size_t)outputs + 1) * sizeof *begin), *next = begin, n = 0;
+    struct sparse_weight *kept = memory((size_t)k * (size_t)outputs * sizeof *kept);
+    for (int first = 0; first < k; first += SPARSE_BLOCK)
+        for (int c = 0; c < outputs; c++) {
+            *next++ = n;
+            for (int i = 0; i < SPARSE_BLOCK && first + i < k; i++) {
+                const float v = w[(c / PANEL * (ptrdiff_t)k + first + i) * PANEL + c % PANEL];
+                if (v != 0)
+                    kept[n++] = (struct sparse_weight){(uint32_t)(i * SPARSE_PIXELS), v};
+            }
+        }
+    *next = n;
+    return (struct sparse){begin, kept, outputs};
+}
+
+/* As the dense product of plain C, of weights that are mostly zeros. */
+static void test_sparse(void)
+{
+    sparse_product *const product = mnet_sparse_kernel(table);
+    if (!product)
+        return;
+    const int k = one_in(4) ? between(SPARSE_BLOCK, 600) : between(1, 97), channels = LANES * between(1, 13);
+    const int rows = between(1, 4), width = between(1, 90), panels = (channels + PANEL - 1) / PANEL * PANEL;
+    const int first = PANEL * between(0, (channels - 1) / PANEL);
+    const int last = first + LANES * between(1, (channels - first) / LANES);
+    const ptrdiff_t xp = (k + 7) / 8 * 8 + 8 * between(0, 1), yp = channels + 8 * between(0, 1);
+    const ptrdiff_t xr = xp * width + 8 * between(0, 3), yr = yp * width + 8 * between(0, 3);
+    const size_t size = (size_t)(yr * rows);
+    float *x = floats((size_t)(xr * rows) + 16, -2, 2), *y = floats(size, -1, 1), *expected = copy(y, size * sizeof *y);
+    float *w = floats((size_t)k * (size_t)panels, -1, 1);
+    for (ptrdiff_t i = 0; i < (ptrdiff_t)k * panels; i++)
+        w[i] = one_in(4) ? w[i] : 0;
+    float *strip = memory(sizeof *strip * SPARSE_PIXELS * (size_t)(SPARSE_BLOCK + panels));
+    const struct sparse s = without_zeros(w, k, panels);
+    struct finish f = finish(panels);
+    struct pointwise_f32 p = {{(uint8_t *)x, xp * 4, xr * 4}, {(uint8_t *)y, yp * 4, yr * 4},
+                              rows, width, k, first, last, w, f};
+    product(&p, &s, strip);
+    p.y.at = (uint8_t *)expected;
+    mnet_scalar.pointwise_f32(&p);
+    size_t at;
+    if (!close_to(y, expected, size, &at))
+        fail("sparse k %d channels %d..%d of %d, %d x %d: %zu: %g, not %g", k, first, last, channels, rows, width, at,
+             (double)y[at], (double)expected[at]);
+    free(x), free(y), free(expected), free(w), free(strip), free((void *)(uintptr_t)f.bias);
+    free((void *)(uintptr_t)s.begin), free((void *)(uintptr_t)s.weights);
+}
+
 static void test_depthwise_f32(void)
 {
     const struct window s = window();
@@ -413,6 +465,7 @@ int main(int argc, char **argv)
             test_depthwise();
             test_conv();
             test_pointwise_f32();
+            test_sparse();
             test_depthwise_f32();
             test_small();
         }

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import shutil
 import struct
 import subprocess
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+from small import changed, few_values, mostly_zeros
 
 from mobilenets.arch import zoo
 from mobilenets.arch.rows import Conv, Separable
@@ -21,6 +24,7 @@ from mobilenets.deploy.engines import native, native_library
 from mobilenets.deploy.writers.native import native_model
 from mobilenets.errors import UserError
 from mobilenets.model.bundle import random_bundle
+from mobilenets.model.encodings import Array
 
 NATIVE = Path(__file__).parents[2] / "native"
 COMPILER = shutil.which("gcc") or shutil.which("cc")
@@ -81,6 +85,22 @@ def test_thousands_of_mutations(fuzzer: Path, name: str, precision: str, count: 
     assert 0 < complete <= opened < count  # both ways were gone
 
 
+@pytest.mark.parametrize("change", [mostly_zeros, functools.partial(few_values, values=3)])
+@pytest.mark.parametrize(
+    ("precision", "count"),
+    [("int8", 600), ("float16", 300), *(pytest.param(p, 3000, marks=pytest.mark.slow) for p in ("int8", "float32"))],
+)
+def test_thousands_of_mutations_of_coded_weights(
+    fuzzer: Path, precision: str, count: int, change: Callable[[Array], Array], tmp_path: Path
+) -> None:
+    bundle = changed(random_bundle(TINY, precision), change)  # type: ignore[arg-type]
+    (tmp_path / "m.mnet").write_bytes(native_model(bundle, coded=True))
+    ran = subprocess.run([fuzzer, tmp_path / "m.mnet", str(count)], capture_output=True, text=True, timeout=280)
+    assert ran.returncode == 0, ran.stdout + ran.stderr[-4000:]
+    opened, complete = (int(ran.stdout.split()[i]) for i in (2, 4))
+    assert 0 < complete <= opened < count
+
+
 def sealed(data: bytes) -> bytes:
     """The file with the size and digest that its bytes have."""
     rest = data[64:]
@@ -95,7 +115,7 @@ def sealed(data: bytes) -> bytes:
         (lambda d: d[:0], "not a readable .mnet file"),
         (lambda d: d[:40], "not a .mnet file"),
         (lambda d: b"PK" + d[2:], "not a .mnet file"),
-        (lambda d: d[:4] + struct.pack("<I", 9) + d[8:], "version 9, and this engine reads version 1; export it again"),
+        (lambda d: d[:4] + struct.pack("<I", 9) + d[8:], "version 9, and this engine reads versions 1 and 2; export"),
         (lambda d: d[:-64], "damaged: the file has"),
         (lambda d: d[:-1] + bytes([d[-1] ^ 1]), "damaged: its SHA-256 differs"),
         (lambda d: sealed(d[:100] + b"\xff" * 8 + d[108:]), "damaged"),

@@ -188,7 +188,7 @@ def write(bundle: Bundle, path: Path, batch: int | None) -> None:  # noqa: ARG00
     """`bundle` as a .mnet file, the card in it."""
     from mobilenets.deploy.writers.native import native_model
 
-    path.write_bytes(native_model(bundle))
+    path.write_bytes(native_model(bundle, coded=True))
 
 
 def stored_precision(path: Path) -> Precision:

@@ -147,7 +147,7 @@ def memory(p: Parsed, table: str) -> int:
     scratch_of, packed = KERNELS[table]
     gather = scratch = 0
     around: dict[int, int] = {}
-    sizes = [5 * POINTER, POINTER, len(p.operations) * POINTER]
+    sizes = [6 * POINTER, POINTER, len(p.operations) * POINTER]
     for o in p.operations:
         x, out = p.values[o.source], p.values[o.out]
         gather = max(gather, out.pitch * 4 + SLACK)

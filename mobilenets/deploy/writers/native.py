@@ -20,17 +20,19 @@ from mobilenets.deploy.writers.native_file import (
     FLOAT16,
     FLOAT32,
     INT8,
-    PANEL,
     Constants,
     Names,
     filled,
     joined,
-    laid,
+    panels,
+    piece,
     record,
+    rows_of,
 )
 from mobilenets.deploy.writers.native_plan import F32, IMAGE, U8, Plan, Step, Value
 from mobilenets.model.bundle import Bundle
 from mobilenets.model.encodings import Array
+from mobilenets.tasks.looking import last_map
 
 NAME = "native"
 ACTS = {"hard_swish": 1, "hard_sigmoid": 2, "gelu": 3}
@@ -308,8 +310,8 @@ EMIT: dict[str, Callable[[_Writer, Op], None]] = {
 # ---- the file
 
 
-def _constants(writer: _Writer, step: Step, weights: Constants) -> dict[str, int]:
-    """Where a step's constants lie."""
+def _constants(writer: _Writer, step: Step, weights: Constants, coded: Callable[[Op], bool]) -> dict[str, int]:
+    """Where a step's constants lie. `coded`: layers that may be stored as what they are."""
     found: dict[str, int] = {}
     if "lut" in step.numbers:
         found["lut"] = weights.add(step.numbers["lut"])
@@ -318,15 +320,16 @@ def _constants(writer: _Writer, step: Step, weights: Constants) -> dict[str, int
     op: Op = step.numbers["op"]
     w = writer.lowered.weights(op)
     x = writer.values[step.inputs[0]]
-    packed = laid(step, op, w.values, x.pitch)
-    found["encoding"] = {"int8": INT8, "float32": FLOAT32, "float16": FLOAT16}[str(packed.dtype)]
-    found["weights"] = weights.add(packed)
+    rows, lanes, group = rows_of(step, op, w.values, x.pitch)
+    found["encoding"] = {"int8": INT8, "float32": FLOAT32, "float16": FLOAT16}[str(rows.dtype)]
+    few = piece(rows, lanes, group) if coded(op) else None
+    found["weights"] = weights.add(panels(rows, group, lanes), few)
     if w.scale is None:
         found["bias"] = weights.add(filled(w.bias, "<f4"))
         return found
     (scale_in, zero), scale_out = writer.affine(op.inputs[0]), writer.affine(op.name)[0]
     sums = w.values.astype(np.int64).reshape(op.cout, -1).sum(1)
-    most = 2**31 - 1 - (packed[0].size // PANEL + 4) * 255 * 128  # so that no sum overflows
+    most = 2**31 - 1 - (rows.shape[1] + 4) * 255 * 128  # so that no sum overflows
     bias = np.clip(w.bias.astype(np.int64) - zero * sums, -most, most)
     found["bias"] = weights.add(filled(bias, "<i4"))
     multiplier = w.scale.astype(np.float64) * float(scale_in) / float(scale_out)
@@ -334,26 +337,30 @@ def _constants(writer: _Writer, step: Step, weights: Constants) -> dict[str, int
     return found
 
 
-def native_model(bundle: Bundle, planned: Callable[..., Plan] = native_plan.plan) -> bytes:
+def native_model(bundle: Bundle, planned: Callable[..., Plan] = native_plan.plan, *, coded: bool = False) -> bytes:
     """The network as a file: uint8 [N, H, W, 3] to the card's outputs, float32, for any N.
 
-    `planned`: what decides how it is run (`native_plan`'s, `lean_plan`'s). Raises `UserError` for an operation that the
-    engine hasn't got.
+    `planned`: what decides how it is run (`native_plan`'s, `lean_plan`'s). `coded`: weights of few values, or mostly
+    zeros, may take fewer bytes, but for a classifier's whose map is given out too, with which a page shows where it
+    looks. Raises `UserError` for an operation that the engine hasn't got.
     """
     lowered = lower(bundle)
     writer = _Writer(lowered)
     writer.walk()
-    return _file(writer, json.dumps(bundle.card.to_json()).encode(), planned)
+    layer, shown = last_map(bundle.card) or ("", "")
+    as_it_lies = layer if shown in writer.outputs else ""
+    card = json.dumps(bundle.card.to_json()).encode()
+    return _file(writer, card, planned, lambda op: coded and op.name != as_it_lies)
 
 
-def _file(writer: _Writer, card: bytes, planned: Callable[..., Plan]) -> bytes:
+def _file(writer: _Writer, card: bytes, planned: Callable[..., Plan], coded: Callable[[Op], bool]) -> bytes:
     steps, values, graph = writer.steps, writer.values, writer.graph
     given = [writer.alias.get(o.op, o.op) for o in graph.outputs]
     plan = planned(steps, values, given)
     index = {name: i for i, name in enumerate(values)}
     names, weights = Names(), Constants()
     records = [native_plan.value_record(v) for v in values.values()]
-    operations = [record(s, names.add(s.name), index, _constants(writer, s, weights)) for s in steps]
+    operations = [record(s, names.add(s.name), index, _constants(writer, s, weights, coded)) for s in steps]
     outputs = [
         [names.add(o.name), index[v], len(graph.shapes[o.op])] for o, v in zip(graph.outputs, given, strict=True)
     ]

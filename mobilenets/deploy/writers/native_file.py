@@ -7,54 +7,100 @@ from __future__ import annotations
 import hashlib
 import math
 import struct
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from mobilenets.arch.operations import Op
+from mobilenets.deploy.compact import ANY_BITS, Palette, Sparse, smallest
 from mobilenets.deploy.writers.native_plan import KINDS, NONE, UNIT, Plan, Step
 from mobilenets.errors import UserError
 from mobilenets.files import parse_json
 from mobilenets.model.card import Precision
 from mobilenets.model.encodings import Array
 
-MAGIC, VERSION, PREFIX = b"MNET", 1, 64
-HEADER = struct.Struct("<14I")
+MAGIC, VERSION, CODED, PREFIX = b"MNET", 1, 2, 64
+HEADER = struct.Struct("<16I")
+PIECE = struct.Struct("<8I")
+AS_IS, SPARSE, TABLE, TABLES = range(4)
+SPARE = bytes(8)  # so that whole words can be read
 OPERATION = struct.Struct("<10I3i7I2i4f")
 VALUE_WORDS = 11
 PANEL = 16  # output channels that lie together in packed weights
 INT8, FLOAT32, FLOAT16 = 1, 2, 3
+WORTH = 0.9  # of the bytes as they lie, which take no memory of their own: a coded file has to take less
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a coded file's weights; `shape`: rows, inputs, lanes, group, bytes of a number, bits of a code."""
+
+    way: int
+    data: bytes
+    shape: tuple[int, ...] = (0,) * 6
+
+    @property
+    def record(self) -> bytes:
+        return PIECE.pack(self.way, len(self.data), *self.shape)
+
+
+def piece(rows: Array, lanes: int, group: int) -> Piece | None:
+    """What the weights [cout, K] of a layer take the fewest bytes as; None where that is as they lie in `panels`."""
+    few, shape = smallest(rows, ANY_BITS), (*rows.shape, lanes, group, rows.itemsize)
+    if isinstance(few, Sparse):
+        return Piece(SPARSE, _bits(few.mask, 1) + few.values.tobytes() + SPARE, (*shape, 1))
+    if isinstance(few, Palette):
+        way = TABLE if len(few.tables) == 1 else TABLES
+        return Piece(way, few.tables.tobytes() + _bits(few.codes, few.bits) + SPARE, (*shape, few.bits))
+    return None
+
+
+def _bits(codes: Array, each: int) -> bytes:
+    """Codes [rows, K] of so many bits, a row's beginning with a byte; a byte's lowest bits come first."""
+    low = np.unpackbits(codes.astype(np.uint8)[..., None], 2, each, "little")
+    return np.packbits(low.reshape(len(codes), -1), 1, "little").tobytes()
 
 
 class Constants:
-    """The part of the file that constants lie in, each at a multiple of UNIT."""
+    """The part of the file that constants lie in, each at a multiple of UNIT; and pieces that become the same."""
 
     def __init__(self) -> None:
         self.parts: list[bytes] = []
+        self.pieces: list[Piece] = []
         self.units = 0
 
-    def add(self, array: Array) -> int:
+    def add(self, array: Array, as_piece: Piece | None = None) -> int:
         data = np.ascontiguousarray(array).tobytes()
         at, units = self.units, -(-len(data) // UNIT)
         self.parts.append(data.ljust(units * UNIT, b"\0"))
         self.units += units
+        if as_piece is None:
+            before = self.pieces.pop().data if self.pieces and self.pieces[-1].way == AS_IS else b""
+            as_piece = Piece(AS_IS, before + self.parts[-1])
+        self.pieces.append(as_piece)
         return at
 
+    @property
+    def coded(self) -> bytes:
+        return b"".join((*(p.record for p in self.pieces), *(p.data for p in self.pieces)))
 
-def panels(weights: Array, group: int) -> Array:
-    """Weights [cout, K] as [cout/16][K/group][16][group], both filled up with zeros."""
+
+def panels(weights: Array, group: int, lanes: int = PANEL) -> Array:
+    """Weights [cout, K] as [cout/lanes][K/group][lanes][group], both filled up with zeros."""
     cout, k = weights.shape
-    full = np.zeros((-(-cout // PANEL) * PANEL, -(-k // group) * group), weights.dtype)
+    full = np.zeros((-(-cout // lanes) * lanes, -(-k // group) * group), weights.dtype)
     full[:cout, :k] = weights
-    return full.reshape(-1, PANEL, full.shape[1] // group, group).transpose(0, 2, 1, 3)
+    return full.reshape(-1, lanes, full.shape[1] // group, group).transpose(0, 2, 1, 3)
 
 
-def laid(step: Step, op: Op, values: Array, pitch: int) -> Array:
-    """A layer's weights [cout, cin/groups, KH, KW] as its kernel reads them; `pitch`: numbers a pixel of its input."""
+def rows_of(step: Step, op: Op, values: Array, pitch: int) -> tuple[Array, int, int]:
+    """A layer's weights [cout, cin/groups, KH, KW] as [cout, K]; lanes and group of the `panels` that its kernel reads.
+
+    `pitch`: numbers a pixel of its input.
+    """
     if step.kind == "depthwise":
-        out = np.zeros((math.prod(op.kernels), pitch), values.dtype)
-        out[:, : op.cout] = values.reshape(op.cout, -1).T
-        return out
+        return values.reshape(op.cout, -1), pitch, 1
     if op.groups > 1:  # as one of all inputs: nearly all of its weights are zeros
         each_in, each_out = op.cin // op.groups, op.cout // op.groups
         dense = np.zeros((op.cout, op.cin, *op.kernels), values.dtype)
@@ -65,7 +111,7 @@ def laid(step: Step, op: Op, values: Array, pitch: int) -> Array:
     wide = values.shape[1] if step.kind == "pointwise" else pitch
     spread = np.zeros((op.cout, *op.kernels, wide), values.dtype)
     spread[..., : values.shape[1]] = values.transpose(0, 2, 3, 1)
-    return panels(spread.reshape(op.cout, -1), 4 if values.dtype == np.int8 else 1)
+    return spread.reshape(op.cout, -1), PANEL, 4 if values.dtype == np.int8 else 1
 
 
 def filled(numbers: Array, dtype: str) -> Array:
@@ -113,7 +159,10 @@ def joined(
     records: bytes,
     weights: Constants,
 ) -> bytes:
-    """The whole file. `counts`: of values, operations, groups and outputs; `image`: which of the values that is."""
+    """The whole file, coded where that is worth it.
+
+    `counts`: of values, operations, groups and outputs; `image`: which of the values that is.
+    """
     parts: list[bytes] = []
     at = 2 * PREFIX // UNIT
 
@@ -124,13 +173,17 @@ def joined(
         at += units
         return here
 
+    plain, coded = b"".join(weights.parts), weights.coded
+    is_coded = len(coded) < WORTH * len(plain)
     header = HEADER.pack(
         place(card), len(card), place(names), len(names), place(records), *counts,
-        place(b"".join(weights.parts)), weights.units, plan.arena_units, plan.window_units, image,
+        place(coded if is_coded else plain), weights.units, plan.arena_units, plan.window_units, image,
+        *((len(weights.pieces), len(coded)) if is_coded else (0, 0)),
     )  # fmt: skip
     rest = header.ljust(PREFIX, b"\0") + b"".join(parts)
     size = PREFIX + len(rest)
-    return MAGIC + struct.pack("<IQ", VERSION, size) + hashlib.sha256(rest).digest() + bytes(16) + rest
+    version = CODED if is_coded else VERSION
+    return MAGIC + struct.pack("<IQ", version, size) + hashlib.sha256(rest).digest() + bytes(16) + rest
 
 
 def card_text(data: bytes, where: str) -> bytes:

@@ -24,14 +24,14 @@ enum {
     LEAST_INPUTS = 16, /* below, tiles are mostly empty */
     FEW_INPUTS = 192,  /* up to here blocks are 3 or 4 panels wide */
     COPIED = 64,       /* pixels that are copied at a time */
-    CHUNK = 96,        /* pixels that meet all weights before the next do, at most; their inputs stay in L1: */
+    CHUNK = 160,       /* pixels that meet all weights before the next do, at most; their inputs stay in L1: */
     CHUNK_BYTES = 16384,
+    MOST_PIXELS = 512, /* of a chunk that meets them but once */
     MANY_INPUTS = 2048, /* from here on they wouldn't: as many pixels as there may be, weights being more */
     UNIT = 64, /* sums that become bytes together */
     MOST_CHANNELS = 2048,
     TAIL_BYTES = STEP * PANEL,
     BLOCK_SUMS = 4 * ROWS * PANEL,
-    ALL = BLOCK_SUMS,
 };
 
 /* Scratch: sums of two blocks, what sums begin with, completed weights, copied pixels. */
@@ -52,7 +52,8 @@ struct job {
     const uint8_t *const *row; /* where inputs lie: in one place for each row of a window */
     ptrdiff_t from, pixel;     /* there: the first of `pixels` at one distance */
     int pixels, kh, k4, step;  /* k4: inputs in one place */
-    uint8_t *y[CHUNK + 2 * ROWS];
+    int in_row, tail, lean;
+    uint8_t *y[MOST_PIXELS + 2 * ROWS];
 };
 
 /* Inputs at a time: all steps alike, with one more than needed if there is no other way; or as many as there can be. */
@@ -151,43 +152,76 @@ INLINE void begin_tile(const int t, const int m, const int32_t *start)
     }
 }
 
-/* A block whose sums are in memory or will be there: 64 at a time are to become bytes. */
+/* A block whose sums are in memory or will be there: 64 at a time, a unit, are to become bytes. */
 struct pending {
     int32_t *sums;
     uint8_t *const *y;
-    int c, units, done;
+    int c, units;
 };
 
-/* Of channels c on: what turns sums into bytes, in registers. */
+/* Of n times 16 pixels by m panels; 3 take the room of 4. */
+INLINE int units_of(int n, int m) { return 4 * n * (m == 3 ? 4 : m); }
+
+/* Of a block: what turns its sums into bytes, in registers; which bytes of a pixel exist, whether pixels' lie together. */
 struct scale {
     __m512 multiplier[4], excess[4];
     struct bounds512 bounds;
+    int bytes, whole, together;
 };
 
-INLINE struct scale scale_of(const int m, const struct requant *q, int c)
+INLINE struct scale scale_of(const int m, const struct pointwise *p, const struct pending *b)
 {
     struct scale s;
     UNROLL
     for (int o = 0; o < 4; o++) {
-        s.multiplier[o] = _mm512_loadu_ps(q->multiplier + c + o % m * PANEL);
+        s.multiplier[o] = _mm512_loadu_ps(p->q.multiplier + b->c + o % m * PANEL);
         s.excess[o] = excess512(s.multiplier[o]);
     }
-    s.bounds = bounds512_of(q->zero, q->low, q->high);
+    s.bounds = bounds512_of(p->q.zero, p->q.low, p->q.high);
+    const int bytes = p->last - b->c, most = m * PANEL, pixels = 4 / m * b->units;
+    s.bytes = bytes;
+    s.whole = bytes >= most;
+    s.together = m < 3 && s.whole && pixels && b->y[pixels - 1] == b->y[0] + (pixels - 1) * most;
     return s;
 }
 
-INLINE void convert(const int lean, const int m, struct pending *b, const struct scale *s, int last, int most)
+INLINE void convert(const int lean, const int m, struct pending *b, const struct scale *s)
 {
-    const int pixels = m > 2 ? 1 : m > 1 ? 2 : 4, upto = b->units - b->done < most ? b->units : b->done + most;
-    for (; b->done < upto; b->done++) {
-        const int32_t *sums = b->sums + b->done * UNIT;
-        __m512i v[4];
+    __m512i v[4];
+    UNROLL
+    for (int i = 0; i < 4; i++)
+        v[i] = m == 3 && i == 3 ? v[2]
+                                : scaled512(lean, _mm512_loadu_si512(b->sums + i * PANEL), s->multiplier[i], s->excess[i]);
+    const __m512i bytes = to_bytes512(lean, v[0], v[1], v[2], v[3], &s->bounds);
+    uint8_t *const *const y = b->y;
+    const int c = b->c;
+    if (m == 4 ? s->whole : s->together) {
+        _mm512_storeu_si512(y[0] + c, bytes);
+    } else if (m == 3 && s->whole) {
+        _mm256_storeu_si256((void *)(y[0] + c), _mm512_castsi512_si256(bytes));
+        _mm_storeu_si128((void *)(y[0] + c + 32), _mm512_extracti32x4_epi32(bytes, 2));
+    } else if (m == 2 && s->whole) {
+        _mm256_storeu_si256((void *)(y[0] + c), _mm512_castsi512_si256(bytes));
+        _mm256_storeu_si256((void *)(y[1] + c), _mm512_extracti64x4_epi64(bytes, 1));
+    } else if (m > 1) {
+        const __mmask64 there = ((__mmask64)1 << s->bytes) - 1;
+        _mm512_mask_storeu_epi8(y[0] + c, m == 2 ? (__mmask32)there : there, bytes);
+        if (m == 2)
+            _mm256_mask_storeu_epi8(y[1] + c, (__mmask32)there, _mm512_extracti64x4_epi64(bytes, 1));
+    } else {
         UNROLL
-        for (int i = 0; i < 4; i++)
-            v[i] = m == 3 && i == 3 ? v[2]
-                                    : scaled512(lean, _mm512_loadu_si512(sums + i * PANEL), s->multiplier[i], s->excess[i]);
-        store_pixels(m, b->y + b->done * pixels, b->c, last - b->c, to_bytes512(lean, v[0], v[1], v[2], v[3], &s->bounds));
+        for (int e = 0; e < 4; e++)
+            store_quarter(y[e] + c, bytes, e, s->whole);
     }
+    b->sums += UNIT;
+    b->y += m > 2 ? 1 : 4 / m;
+    b->units--;
+}
+
+INLINE void convert_all(const int lean, const int m, struct pending *b, const struct scale *s)
+{
+    while (b->units)
+        convert(lean, m, b, s);
 }
 
 /* The two blocks on their way: sums of the first become bytes, those of the second are in tiles. */
@@ -196,64 +230,140 @@ struct queue {
 };
 
 /* One step of inputs of n times 16 pixels by m panels. At a block's first, `start` being given, the block before leaves its
- * tiles, each when it is needed. Between tiles some sums of the block before that become bytes. */
-INLINE void step(const int lean, const int n, const int m, const uint8_t *x, ptrdiff_t pixel, const int8_t *w,
-                 ptrdiff_t panel, const int32_t *start, struct queue *q, const struct scale *s, int last, int each)
+ * tiles, each when it is needed. Behind each tile some units of the block before that become bytes. */
+INLINE void step(int each, const int begin, const int lean, const int n, const int m, const uint8_t *x,
+                 ptrdiff_t pixel, const int8_t *w, ptrdiff_t panel, const int32_t *start, int32_t *sums,
+                 struct pending *b, const struct scale *s)
 {
 #define TILE(t) \
-    if (start) \
-        store_tile(t, m, q->second.sums); \
-    if (start && t < n * m) \
+    if (begin && t < (m == 3 ? 3 : 4)) \
+        store_tile(t, m, sums); \
+    if (begin && t < n * m) \
         begin_tile(t, m, start); \
-    if (t < n * m) \
+    if (t < n * m) { \
         multiply(t, m, x, pixel, w, panel); \
-    convert(lean, m, &q->first, s, last, each)
-    TILE(0); /* written out, as gcc unrolls no loop with a loop in it */
-    TILE(1);
-    TILE(2);
-    if (m != 3) {
-        TILE(3);
+        for (int u = 0; u < each; u++) \
+            convert(lean, m, b, s); \
     }
+    TILE(0) /* written out, as gcc unrolls no loop with a loop in it */
+    TILE(1)
+    TILE(2)
+    TILE(3)
 #undef TILE
 }
 
-/* Multiplies n times 16 pixels from number i on by m panels from channel c on. */
-INLINE void block(const int lean, const int n, const int m, const struct job *j, int i, int c, struct queue *q)
+/* Units behind each of so many products: all are done with when the last product is, or but a few are left. */
+static int each_of(int units, int products)
+{
+    const int most = (units + products - 1) / products;
+    return units % most ? units / products : most;
+}
+
+/* Multiplies n times 16 pixels from number i on by m panels from channel c on, `blocks` times, one behind the other. That
+ * there is one unit behind a product, of many inputs, is known where this is compiled: it saves a tenth. */
+INLINE void blocks_of(const int one, const int lean, const int n, const int m, const struct job *j, int i, int c,
+                      int blocks, struct queue *queue)
 {
     const struct pointwise *p = j->p;
-    const ptrdiff_t panel = (ptrdiff_t)j->kh * j->k4 * PANEL;
-    const int8_t *w = p->w + (ptrdiff_t)c / PANEL * panel;
-    const uint8_t *x = j->row[0] + j->from + i * j->pixel;
-    const struct scale s = scale_of(m, &p->q, q->first.c);
-    const int turns = (j->k4 + j->step - 1) / j->step * j->kh * 3, each = (q->first.units + turns - 1) / turns;
-    step(lean, n, m, x, j->pixel, w, panel, j->start + c, q, &s, p->last, each);
-    for (int h = 0, k = j->step; h < j->kh; k = 0) {
-        for (; k + j->step <= j->k4; k += j->step)
-            step(lean, n, m, x + k, j->pixel, w + k * PANEL, panel, NULL, q, &s, p->last, each);
-        if (k < j->k4)
-            step(lean, n, m, x + k, j->pixel, j->s->tails, TAIL_BYTES, NULL, q, &s, p->last, each);
-        w += j->k4 * PANEL;
-        if (++h < j->kh)
-            x = j->row[h] + j->from + i * j->pixel;
+    const ptrdiff_t panel = (ptrdiff_t)j->kh * j->k4 * PANEL, pixel = j->pixel, k = j->step;
+    const int8_t *const weights = p->w + (ptrdiff_t)c / PANEL * panel;
+    const int32_t *const start = j->start + c;
+    const int units = units_of(n, m), products = n * m, in_row = j->in_row, all = j->kh * in_row;
+    const int each = one ? 1 : each_of(units, products * all);
+    ptrdiff_t from = j->from + i * pixel;
+    struct queue q = *queue;
+    for (; blocks > 0; blocks--, i += n * ROWS, from += n * ROWS * pixel) {
+        const int8_t *w = weights;
+        const uint8_t *const *row = j->row, *x = *row + from;
+        const struct scale s = scale_of(m, p, &q.first);
+        struct pending first = q.first;
+        int steps = all, left = in_row;
+#define STEP(each, begin) \
+    { \
+        step(each, begin, lean, n, m, x, pixel, w, panel, start, q.second.sums, &first, &s); \
+        x += k, w += k * PANEL, steps--; \
+        if (--left == 0 && steps) { \
+            x = *++row + from; \
+            left = in_row; \
+        } \
     }
-    convert(lean, m, &q->first, &s, p->last, ALL);
-    const struct pending now = {q->first.sums, j->y + i, c, n * ROWS * (m == 3 ? 4 : m) / 4, 0};
-    q->first = q->second;
-    q->second = now;
+        if (first.units >= products * each)
+            STEP(each, 1)
+        else
+            STEP(0, 1)
+        while (steps && first.units >= products * each)
+            STEP(each, 0)
+        while (steps)
+            STEP(0, 0)
+#undef STEP
+        if (j->tail)
+            step(0, 0, lean, n, m, x, pixel, j->s->tails, TAIL_BYTES, NULL, NULL, &first, &s);
+        convert_all(lean, m, &first, &s);
+        first = (struct pending){q.first.sums, j->y + i, c, units};
+        q.first = q.second;
+        q.second = first;
+    }
+    *queue = q;
+}
+
+/* A function for each kind of blocks. */
+typedef void blocks(const struct job *, int i, int c, int n, struct queue *);
+#define BLOCKS(one, lean, m, n) \
+    static void blocks_##one##lean##m##n(const struct job *j, int i, int c, int blocks, struct queue *q) \
+    { \
+        blocks_of(one, lean, n, m, j, i, c, blocks, q); \
+    }
+#define SHAPES(one, lean) \
+    BLOCKS(one, lean, 1, 1) \
+    BLOCKS(one, lean, 1, 2) \
+    BLOCKS(one, lean, 1, 4) \
+    BLOCKS(one, lean, 2, 1) \
+    BLOCKS(one, lean, 2, 2) \
+    BLOCKS(one, lean, 3, 1) \
+    BLOCKS(one, lean, 4, 1)
+SHAPES(0, 0)
+SHAPES(0, 1)
+SHAPES(1, 0)
+SHAPES(1, 1)
+
+/* The one for n times 16 pixels by m panels; n is 1, 2 or 4. */
+static blocks *blocks_for(const struct job *j, int m, int n)
+{
+#define NAMES(one, lean) \
+    {{blocks_##one##lean##11, blocks_##one##lean##12, blocks_##one##lean##14}, \
+     {blocks_##one##lean##21, blocks_##one##lean##22}, \
+     {blocks_##one##lean##31}, \
+     {blocks_##one##lean##41}}
+    static blocks *const all[2][2][4][3] = {{NAMES(0, 0), NAMES(0, 1)}, {NAMES(1, 0), NAMES(1, 1)}};
+    return all[n * m * j->kh * j->in_row >= units_of(n, m)][j->lean][m - 1][n / 2];
 }
 
 /* What is still on its way. */
-INLINE void finish(const int lean, const int m, const struct job *j, struct queue *q)
+INLINE void finish_of(const int lean, const int m, const struct job *j, struct queue q)
 {
     const struct pointwise *p = j->p;
-    const struct scale first = scale_of(m, &p->q, q->first.c), second = scale_of(m, &p->q, q->second.c);
-    store_tile(0, m, q->second.sums);
-    store_tile(1, m, q->second.sums);
-    store_tile(2, m, q->second.sums);
+    const struct scale first = scale_of(m, p, &q.first), second = scale_of(m, p, &q.second);
+    store_tile(0, m, q.second.sums);
+    store_tile(1, m, q.second.sums);
+    store_tile(2, m, q.second.sums);
     if (m != 3)
-        store_tile(3, m, q->second.sums);
-    convert(lean, m, &q->first, &first, p->last, ALL);
-    convert(lean, m, &q->second, &second, p->last, ALL);
+        store_tile(3, m, q.second.sums);
+    convert_all(lean, m, &q.first, &first);
+    convert_all(lean, m, &q.second, &second);
+}
+
+static void finish(const struct job *j, int m, struct queue q)
+{
+    switch (m + 4 * j->lean) {
+    case 1: finish_of(0, 1, j, q); break;
+    case 2: finish_of(0, 2, j, q); break;
+    case 3: finish_of(0, 3, j, q); break;
+    case 4: finish_of(0, 4, j, q); break;
+    case 5: finish_of(1, 1, j, q); break;
+    case 6: finish_of(1, 2, j, q); break;
+    case 7: finish_of(1, 3, j, q); break;
+    default: finish_of(1, 4, j, q);
+    }
 }
 
 /* The last inputs' weights of a panel, completed with zeros. */
@@ -266,82 +376,81 @@ static void complete(const struct job *j, int c, int8_t *tail)
 }
 
 /* A job's pixels by the panels of channels [from, to), m at a time. */
-INLINE void panels(const int lean, const int m, const struct job *j, int from, int to)
+static void panels(const struct job *j, int m, int from, int to)
 {
     if (from == to)
         return;
-    struct queue q = {{j->s->sums[0], j->y, from, 0, 0}, {j->s->sums[1], j->y, from, 0, 0}};
+    struct queue q = {{j->s->sums[0], j->y, from, 0}, {j->s->sums[1], j->y, from, 0}};
+    const int n = m == 1 ? 4 : m == 2 ? 2 : 1, whole = j->pixels / (n * ROWS);
+    blocks *const most = blocks_for(j, m, n), *const pair = m < 3 ? blocks_for(j, m, 2) : NULL, *const one = blocks_for(j, m, 1);
     for (int c = from; c < to; c += m * PANEL) {
-        if (j->k4 % j->step)
+        if (j->tail)
             for (int o = 0; o < m; o++)
                 complete(j, c + o * PANEL, j->s->tails + o * TAIL_BYTES);
-        int i = 0;
-        if (m == 1)
-            for (; j->pixels - i >= 4 * ROWS; i += 4 * ROWS)
-                block(lean, 4, m, j, i, c, &q);
-        if (m < 3 && j->pixels >= 2 * ROWS)
-            for (; j->pixels - i > ROWS; i += 2 * ROWS)
-                block(lean, 2, m, j, j->pixels - i < 2 * ROWS ? j->pixels - 2 * ROWS : i, c, &q);
+        most(j, 0, c, whole, &q);
+        int i = whole * n * ROWS;
+        for (; m < 3 && j->pixels - i > ROWS && j->pixels >= 2 * ROWS; i += 2 * ROWS)
+            pair(j, j->pixels - i < 2 * ROWS ? j->pixels - 2 * ROWS : i, c, 1, &q);
         for (; i < j->pixels; i += ROWS)
-            block(lean, 1, m, j, j->pixels - i < ROWS ? j->pixels - ROWS : i, c, &q);
+            one(j, j->pixels - i < ROWS ? j->pixels - ROWS : i, c, 1, &q);
     }
-    finish(lean, m, j, &q);
+    finish(j, m, q);
 }
 
-INLINE void all_panels(const int lean, const struct job *j)
+static void all_panels(const struct job *j)
 {
     const struct pointwise *p = j->p;
     int c = p->first, left = (p->last - c + PANEL - 1) / PANEL;
     if (p->k <= FEW_INPUTS || j->pixels <= ROWS) {
         const int fours = left == 5 ? 0 : left % 4 == 1 && left > 4 ? left / 4 - 1 : left / 4; /* 9: 4, 3, 2 */
-        panels(lean, 4, j, c, c + fours * 4 * PANEL);
+        panels(j, 4, c, c + fours * 4 * PANEL);
         c += fours * 4 * PANEL, left -= fours * 4;
         if (left == 3 || left == 5) {
-            panels(lean, 3, j, c, c + 3 * PANEL);
+            panels(j, 3, c, c + 3 * PANEL);
             c += 3 * PANEL, left -= 3;
         }
     }
-    panels(lean, 2, j, c, c + left / 2 * 2 * PANEL);
+    panels(j, 2, c, c + left / 2 * 2 * PANEL);
     c += left / 2 * 2 * PANEL;
     if (left % 2)
-        panels(lean, 1, j, c, c + PANEL);
+        panels(j, 1, c, c + PANEL);
 }
 
-static void full(const struct job *j) { all_panels(0, j); }
-static void lean(const struct job *j) { all_panels(1, j); }
-
 /* Runs of pixels at one distance: `rows` of `pixels` (one run, or a map's rows), the first of which is where `to` is. */
-static void runs(struct job *j, void (*of)(const struct job *), int rows, ptrdiff_t row, int pixels, struct walk *to)
+static void runs(struct job *j, int rows, ptrdiff_t row, int pixels, struct walk *to)
 {
     const int k = j->kh * j->k4;
+    const int few = k <= FEW_INPUTS, once = j->p->last - j->p->first <= (few ? 4 : 2) * PANEL;
     int most = CHUNK_BYTES / k / (2 * ROWS) * (2 * ROWS);
-    most = most > CHUNK || k >= MANY_INPUTS ? CHUNK : most < 2 * ROWS ? 2 * ROWS : most;
+    most = once ? MOST_PIXELS : most > CHUNK || k >= MANY_INPUTS ? CHUNK : most < 2 * ROWS ? 2 * ROWS : most;
     for (int r = 0; r < rows; r++)
         for (int i = 0; i < pixels; i += j->pixels) {
             const int left = pixels - i; /* what is left behind a chunk is never less than a pair of tiles */
             j->pixels = left < most + 2 * ROWS ? left : most;
             j->from = r * row + i * j->pixel;
             walk_over(to, j->y, j->pixels);
-            of(j);
+            all_panels(j);
         }
 }
 
-/* What a job needs of a product, its inputs aside; gives what is to be done with each run. */
-static void (*job_of(struct job *j, const struct pointwise *p, int kh, int k4, int step))(const struct job *)
+/* What a job needs of a product, its inputs aside. */
+static void job_of(struct job *j, const struct pointwise *p, int kh, int k4, int step)
 {
     j->p = p;
     j->s = (void *)(((uintptr_t)p->scratch + STEP - 1) & ~(uintptr_t)(STEP - 1));
     j->kh = kh;
     j->k4 = k4;
     j->step = step;
+    j->in_row = k4 / step;
+    j->tail = k4 % step;
     j->start = p->q.bias;
     configure(step);
-    if (p->last > MOST_CHANNELS || !lean512(&p->q, p->first, p->last, p->k))
-        return full;
+    j->lean = p->last <= MOST_CHANNELS && lean512(&p->q, p->first, p->last, p->k);
+    if (!j->lean)
+        return;
     j->start = j->s->start;
     for (int c = p->first; c < p->last; c += PANEL)
         _mm512_storeu_si512(j->s->start + c, start512(1, _mm512_loadu_si512(p->q.bias + c)));
-    return lean;
 }
 
 static void pointwise(const struct pointwise *p)
@@ -353,14 +462,14 @@ static void pointwise(const struct pointwise *p)
     }
     struct job j;
     const int k4 = (p->k + 3) / 4 * 4;
-    void (*const of)(const struct job *) = job_of(&j, p, 1, k4, step_of(k4));
+    job_of(&j, p, 1, k4, step_of(k4));
     struct walk to = walk_of(p->y.at, p->y.pixel, p->y.row, p->width);
     j.row = &p->x.at;
     j.pixel = p->x.pixel;
     if (p->rows == 1 || p->x.row == p->x.pixel * p->width) {
-        runs(&j, of, 1, 0, pixels, &to);
+        runs(&j, 1, 0, pixels, &to);
     } else if (p->width >= 2 * ROWS || p->width == ROWS) {
-        runs(&j, of, p->rows, p->x.row, p->width, &to);
+        runs(&j, p->rows, p->x.row, p->width, &to);
     } else {
         const size_t pitch = pitch_of(p->k);
         const uint8_t *copied = j.s->copied;
@@ -372,7 +481,7 @@ static void pointwise(const struct pointwise *p)
             n = left <= COPIED ? left : left < COPIED + ROWS ? COPIED - ROWS : COPIED;
             for (int o = 0; o < n; o++)
                 memcpy(j.s->copied + (size_t)o * pitch, walk_on(&from), (size_t)p->k);
-            runs(&j, of, 1, 0, n, &to);
+            runs(&j, 1, 0, n, &to);
         }
     }
     _tile_release();
@@ -407,12 +516,12 @@ static void conv(const struct conv *v)
     const int k = v->kh * v->run, step = conv_step(v->run);
     const struct pointwise p = {{NULL, 0, 0}, {NULL, 0, 0}, 1, v->width, k, v->first, v->last, v->w, v->q, v->scratch};
     struct job j;
-    void (*const of)(const struct job *) = job_of(&j, &p, v->kh, conv_steps(v->run) * step, step);
+    job_of(&j, &p, v->kh, conv_steps(v->run) * step, step);
     j.pixel = v->stride * v->in_pixel;
     for (int r = 0; r < v->n; r++) {
         struct walk to = walk_of(v->out[r], v->out_pixel, 0, v->width);
         j.row = v->in + r * v->stride;
-        runs(&j, of, 1, 0, v->width, &to);
+        runs(&j, 1, 0, v->width, &to);
     }
     _tile_release();
     for (int r = 0; v->q.lut && r < v->n; r++)

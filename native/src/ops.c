@@ -5,7 +5,7 @@
 #include <math.h>
 #include <string.h>
 
-enum { MOST_ROWS = 32, MOST_POINTERS = (MOST_ROWS - 1) * 8 + 256 };
+enum { MOST_ROWS = 32, MOST_POINTERS = (MOST_ROWS - 1) * 8 + 256, MANY_WEIGHTS = 1 << 20 };
 
 uint8_t *mnet_row(const struct context *c, uint32_t value, int row)
 {
@@ -79,7 +79,11 @@ size_t mnet_gather_stride(const struct mnet_model *m, const struct op *o)
 
 int mnet_gather_pixels(const struct mnet_model *m, const struct op *o)
 {
-    const int width = (int)m->values[o->out].width, n = GATHER_BYTES / (int)mnet_gather_stride(m, o);
+    const struct value *out = &m->values[o->out];
+    const size_t stride = mnet_gather_stride(m, o);
+    const int width = (int)out->width, pixels = width * (int)out->height, n = GATHER_BYTES / (int)stride;
+    if (pixels <= MOST_GATHERED && stride * out->channels >= MANY_WEIGHTS)
+        return pixels;
     return n >= width ? n / width * width : n > LEAST_GATHERED ? n : LEAST_GATHERED;
 }
 

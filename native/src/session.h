@@ -12,8 +12,10 @@
 #define USES(kind, type) 1
 #define KERNELS(session) ((session)->kernels)
 #define GATHER_BYTES (24 * 1024) /* windows of a convolution side by side, at a time: a part of L1 */
+#define MOST_GATHERED 256 /* windows of a whole map, where weights are so many that they should be read but once */
 #define WITHOUT_ZEROS(session, i) ((session)->sparse ? (session)->sparse[i] : NULL)
 #else
+#define MOST_GATHERED 0
 #define WITHOUT_ZEROS(session, i) ((const struct sparse *)NULL)
 #endif
 /* Pixels of them at least, so that weights too large for a cache are read seldom; few where memory is. */

@@ -26,8 +26,8 @@ enum {
     COPIED = 64,       /* pixels that are copied at a time */
     CHUNK = 160,       /* pixels that meet all weights before the next do, at most; their inputs stay in L1: */
     CHUNK_BYTES = 16384,
-    MOST_PIXELS = 512, /* of a chunk that meets them but once */
-    MANY_INPUTS = 2048, /* from here on they wouldn't: as many pixels as there may be, weights being more */
+    MANY_INPUTS = 2048, /* from here on they wouldn't, */
+    MOST_PIXELS = 512,  /* and as many as these are taken; also where weights meet them but once */
     UNIT = 64, /* sums that become bytes together */
     MOST_CHANNELS = 2048,
     TAIL_BYTES = STEP * PANEL,
@@ -420,9 +420,9 @@ static void all_panels(const struct job *j)
 static void runs(struct job *j, int rows, ptrdiff_t row, int pixels, struct walk *to)
 {
     const int k = j->kh * j->k4;
-    const int few = k <= FEW_INPUTS, once = j->p->last - j->p->first <= (few ? 4 : 2) * PANEL;
+    const int wide = k <= FEW_INPUTS ? 4 * PANEL : 2 * PANEL, once = j->p->last - j->p->first <= wide;
     int most = CHUNK_BYTES / k / (2 * ROWS) * (2 * ROWS);
-    most = once ? MOST_PIXELS : most > CHUNK || k >= MANY_INPUTS ? CHUNK : most < 2 * ROWS ? 2 * ROWS : most;
+    most = once || k >= MANY_INPUTS ? MOST_PIXELS : most > CHUNK ? CHUNK : most < 2 * ROWS ? 2 * ROWS : most;
     for (int r = 0; r < rows; r++)
         for (int i = 0; i < pixels; i += j->pixels) {
             const int left = pixels - i; /* what is left behind a chunk is never less than a pair of tiles */

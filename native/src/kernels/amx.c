@@ -382,7 +382,8 @@ static void panels(const struct job *j, int m, int from, int to)
         return;
     struct queue q = {{j->s->sums[0], j->y, from, 0}, {j->s->sums[1], j->y, from, 0}};
     const int n = m == 1 ? 4 : m == 2 ? 2 : 1, whole = j->pixels / (n * ROWS);
-    blocks *const most = blocks_for(j, m, n), *const pair = m < 3 ? blocks_for(j, m, 2) : NULL, *const one = blocks_for(j, m, 1);
+    blocks *const most = blocks_for(j, m, n), *const one = blocks_for(j, m, 1);
+    blocks *const pair = m < 3 ? blocks_for(j, m, 2) : NULL;
     for (int c = from; c < to; c += m * PANEL) {
         if (j->tail)
             for (int o = 0; o < m; o++)

@@ -284,6 +284,7 @@ def test_a_process_that_is_stuck_is_started_again_and_all_end_with_who_started_t
     patient += "from mobilenets.cli import main; main()"
     program = [sys.executable, "-c", patient]
     with contextlib.closing(Running(model, tmp_path, "--workers", 2, program=program)) as server:
+        server.wait(lambda: len(server.events("Application startup complete.")) == 2)  # one that starts has longer
         stuck, other = workers(server)
         os.kill(stuck, signal.SIGSTOP)
         server.wait(lambda: len(found := workers(server)) == 2 and stuck not in found)

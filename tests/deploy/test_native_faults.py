@@ -131,6 +131,25 @@ def test_damage_is_one_line(change: object, said: str, tmp_path: Path) -> None:
     assert str(e.value).startswith(str(path))
 
 
+def twice(data: bytes) -> bytes:
+    """The file with its last output said once more."""
+    h = list(struct.unpack_from("<16I", data, 64))
+    plan, values, operations, groups, outputs = h[4:9]
+    end = 64 * plan + 4 * (11 * values + 26 * operations + 4 * groups + 3 * outputs)
+    h[8:10] = outputs + 1, h[9] + 1  # the weights begin a unit later
+    return data[:64] + struct.pack("<16I", *h) + data[128:end] + data[end - 12 : end].ljust(64, b"\0") + data[end:]
+
+
+@built
+@pytest.mark.usefixtures("ours")
+def test_two_outputs_of_one_name(tmp_path: Path) -> None:
+    """By name there is memory for one of them."""
+    path = tmp_path / "m.mnet"
+    path.write_bytes(sealed(twice(native_model(random_bundle(TINY, "int8")))))
+    with pytest.raises(UserError, match="damaged: two of its outputs have the same name"):
+        engines.load(path)
+
+
 @built
 @pytest.mark.usefixtures("ours")
 def test_the_card_of_another_network(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ class Model:
     """A file in memory, verified: what sessions are made of."""
 
     def __init__(self, path: Path) -> None:
-        self.lib = opened()
+        self.path, self.lib = path, opened()
         try:
             with path.open("rb") as f:
                 data = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
@@ -68,12 +68,15 @@ class Model:
 
     @property
     def outputs(self) -> dict[str, tuple[int, ...]]:
-        """Their shapes, by name, in the file's order."""
+        """Their shapes, by name, in the file's order. A UserError where two have one name: the engine writes both."""
         found = {}
         rank, shape = ctypes.c_int(), (ctypes.c_int * 3)()
-        for i in range(self.lib.mnet_outputs(self.handle)):
+        count = self.lib.mnet_outputs(self.handle)
+        for i in range(count):
             name = self.lib.mnet_output(self.handle, i, ctypes.byref(rank), shape)
             found[name.decode(errors="replace")] = tuple(shape[: rank.value])
+        if len(found) < count:
+            raise UserError(f"{self.path}: damaged: two of its outputs have the same name")
         return found
 
     @property

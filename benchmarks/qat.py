@@ -14,6 +14,7 @@ import argparse
 import csv
 import dataclasses
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -47,9 +48,12 @@ def main() -> None:
         d = of_card(source.card, a.data, a.root)
         images = d.sample("train", CALIBRATION_IMAGES, source.card.preprocess).pixels
         measured = measure_ranges(source, images, Scheme(per_layer=per_layer))
+        work = out.with_name(f"{out.name}.work")
         if trained:
-            measured = qat.learn(source, measured, d, out.with_name(f"{out.name}.work"), recipe=recipe)
-        return measured.bundle().save(out)
+            measured = qat.learn(source, measured, d, work, recipe=recipe)
+        bundle = measured.bundle().save(out)
+        shutil.rmtree(work, ignore_errors=True)
+        return bundle
 
     ways = {
         "float32": lambda: source,

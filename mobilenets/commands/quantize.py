@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -109,7 +110,8 @@ def quantize(
         Keep those in float then.
     qat
         Epochs of quantization-aware training on the training images: the int8 network learns to answer as the float
-        one does. One that was stopped goes on when the same command is given again; until then it is in OUT.qat.
+        one does. One that was stopped goes on when the same command is given again, and one whose result loses more
+        than --max-drop is where --mixed begins; until there is a bundle it is in OUT.qat.
     layer_report
         Write an HTML page to this file: each operation's error and ranges on held-out images, the worst first.
     root
@@ -156,13 +158,14 @@ def quantize(
     dataset = data_of(source.card, given, as_path(root)) if scored else images_of(source.card, given, as_path(root))[0]
     pixels = dataset.sample("train", images, source.card.preprocess).pixels
     measured = measure_ranges(source, pixels, scheme)
-    if qat:
-        from mobilenets.compression.qat import train_int8
+    with contextlib.ExitStack() as training:
+        if qat:
+            from mobilenets.compression.qat import train_int8
 
-        measured = train_int8(source, measured, dataset, qat, floats, out)
-    if max_drop is None:
-        made = measured.bundle(floats)
-    else:
-        made = mixing.quantize_within(max_drop, source, dataset, measured, pixels, floats, mixed=mixed)
-    made = made.save(out)
+            measured = training.enter_context(train_int8(source, measured, dataset, qat, floats, out))
+        if max_drop is None:
+            made = measured.bundle(floats)
+        else:
+            made = mixing.quantize_within(max_drop, source, dataset, measured, pixels, floats, mixed=mixed)
+        made = made.save(out)
     return made if page is None else reported(made, measured.folded, dataset, page)

@@ -10,11 +10,12 @@ The float network is the teacher: int8 is to answer as it does. So no label is n
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -38,6 +39,8 @@ from mobilenets.model.module import Taps, Walker
 from mobilenets.model.reference import Layer, RoundedNetwork, float_model
 from mobilenets.tasks.task import Task
 from mobilenets.training import loop
+from mobilenets.training.distributed import world
+from mobilenets.training.lock import LOCK, alone
 from mobilenets.training.recipes import Recipe
 from mobilenets.training.zeros import keep_zeros, sparse
 
@@ -229,12 +232,27 @@ def check_trainable(card: Card) -> None:
         )
 
 
+@contextlib.contextmanager
 def train_int8(
     source: Bundle, start: Measured, data: Data, epochs: int, float_ops: Collection[str], out: Path
-) -> Measured:
-    """`learn` for so many epochs, in a folder beside the bundle `out` that is to be."""
-    recipe = dataclasses.replace(RECIPE, epochs=epochs)
-    return learn(source, start, data, out.with_name(f"{out.name}.qat"), float_ops=float_ops, recipe=recipe)
+) -> Iterator[Measured]:
+    """`learn` for so many epochs, in a folder beside the bundle `out` that is to be, in which no other process trains.
+
+    The block saves what was learned; after it the folder goes. Where it fails, the next begins with what was trained.
+    """
+    recipe, folder = dataclasses.replace(RECIPE, epochs=epochs), out.with_name(f"{out.name}.qat")
+    _started(folder)  # before anything is written to what may be someone else's
+    with alone(folder) if world()[1] == 0 else contextlib.nullcontext():
+        measured = learn(source, start, data, folder, float_ops=float_ops, recipe=recipe)
+        try:
+            yield measured
+        except UserError:
+            console.note(
+                f"what was trained is kept in {folder}: the same command, or with --mixed or another --max-drop, goes "
+                "on from there"
+            )
+            raise
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def learn(
@@ -249,9 +267,9 @@ def learn(
 ) -> Measured:
     """Train `start`, made of the float bundle `source`, to answer as `source` does of the training images of `data`.
 
-    `folder` holds the checkpoints of a training under way: called again with the same arguments, it goes on from the
-    last one, to the same numbers; it is removed in the end. Where int8 comes no nearer to float on held-out images,
-    `start` comes back. Raises `UserError` (a full disk, a worker process that died), `Interrupted` on Ctrl-C.
+    `folder` holds the checkpoints of the training: called again with the same arguments, it goes on from the last one,
+    to the same numbers. Where int8 comes no nearer to float on held-out images, `start` comes back. Raises `UserError`
+    (a full disk, a worker process that died), `Interrupted` on Ctrl-C.
     """
     card = start.card
     check_trainable(source.card)
@@ -278,7 +296,6 @@ def learn(
         console.note("training brought it no nearer: what it started from is kept (more images or epochs may help)")
     how = {k: getattr(recipe, k) for k in ("epochs", "batch", "lr")}
     how |= {"distance_before": round(before, 6), "distance_after": round(after, 6)}
-    shutil.rmtree(folder, ignore_errors=True)
     learned = net.measured() if after < before else start
     return dataclasses.replace(learned, card=card.replace(recipe={**card.recipe, "qat": how}))
 
@@ -308,16 +325,23 @@ def _digest(start: Measured) -> str:
     return said.hexdigest()
 
 
-def _prepare(folder: Path, started: dict[str, Any]) -> None:
-    """An empty `folder`, or that of the same training, interrupted."""
+def _started(folder: Path) -> dict[str, Any] | None:
+    """What the training in `folder` was started with; None where there is none, and nothing else either."""
     path = folder / STARTED
-    before = files.read_json(path, (), "a training") if path.exists() else None
-    if folder.exists() and before != json.loads(json.dumps(started)):
-        if before is None:
-            raise UserError(f"{folder} is in the way: remove it, or choose another --out")
+    if path.exists():
+        return files.read_json(path, (), "a training")
+    if folder.exists() and (not folder.is_dir() or any(p.name != LOCK for p in folder.iterdir())):
+        raise UserError(f"{folder} is in the way: remove it, or choose another --out")
+    return None
+
+
+def _prepare(folder: Path, started: dict[str, Any]) -> None:
+    """A `folder` without checkpoints, or that of the same training, interrupted."""
+    before = _started(folder)
+    if before is not None and before != json.loads(json.dumps(started)):
         console.note(f"{folder} holds a training with other arguments: it starts from the beginning")
-        shutil.rmtree(folder)
-    files.write_json(path, started)
+        (folder / loop.LAST).unlink(missing_ok=True)
+    files.write_json(folder / STARTED, started)
 
 
 def taught(source: Bundle, net: Walker, preprocess: Preprocess, data: Data, recipe: Recipe, seed: int) -> loop.Setup:

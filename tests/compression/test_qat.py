@@ -234,8 +234,36 @@ def test_a_killed_training_goes_on_to_the_same_bundle(
     assert (folder / "last.ckpt").exists()
     made = learned(task, colours, folder).bundle()
     assert epochs == [0, 1, *range(1, QUICK.epochs)]
-    assert not folder.exists()
     assert all(np.array_equal(v, made.tensors[k]) for k, v in trained.bundle().tensors.items())
+
+
+def test_what_was_trained_is_there_until_it_is_saved(
+    task: dict[str, Any], colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """What comes after training may fail, as by a limit that isn't met: no epoch is trained again then."""
+    begun: list[int] = []
+    monkeypatch.setattr(qat, "RECIPE", QUICK)
+    monkeypatch.setattr(Learner, "on_train_epoch_start", lambda learner: begun.append(learner.current_epoch))
+    folder, seen = tmp_path / "int8.qat", list[Bundle]()
+
+    def trained() -> Any:
+        return qat.train_int8(task["source"], task["start"], open_data(str(colours)), 1, (), tmp_path / "int8")
+
+    def too_much(made: Measured) -> None:
+        seen.append(made.bundle())
+        raise UserError("too much lost")
+
+    with pytest.raises(UserError, match="too much lost"), trained() as made:
+        too_much(made)
+    assert "what was trained is kept in" in " ".join(capsys.readouterr().err.split())
+    assert (folder / "last.ckpt").exists()
+    with trained() as made:
+        with pytest.raises(UserError, match="is being worked in"), trained():
+            pass
+        again = made.bundle().tensors
+    assert begun == [0]
+    assert all(np.array_equal(v, again[k]) for k, v in seen[0].tensors.items())
+    assert not folder.exists()
 
 
 def test_a_training_with_other_arguments_starts_anew(tmp_path: Path, capsys: Any) -> None:

@@ -81,9 +81,10 @@ int mnet_gather_pixels(const struct mnet_model *m, const struct op *o)
 {
     const struct value *out = &m->values[o->out];
     const size_t stride = mnet_gather_stride(m, o);
-    const int width = (int)out->width, pixels = width * (int)out->height, n = GATHER_BYTES / (int)stride;
+    const int width = (int)out->width, n = GATHER_BYTES / (int)stride;
+    const uint64_t pixels = (uint64_t)width * out->height; /* of a map that is never whole in memory perhaps */
     if (pixels <= MOST_GATHERED && stride * out->channels >= MANY_WEIGHTS)
-        return pixels;
+        return (int)pixels;
     return n >= width ? n / width * width : n > LEAST_GATHERED ? n : LEAST_GATHERED;
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -22,6 +23,8 @@ from mobilenets.arch.spec import Arch, scale
 from mobilenets.deploy import engines
 from mobilenets.deploy.engines import native, native_library
 from mobilenets.deploy.writers.native import native_model
+from mobilenets.deploy.writers.native_file import OPERATION, Constants, joined
+from mobilenets.deploy.writers.native_plan import KINDS, Plan
 from mobilenets.errors import UserError
 from mobilenets.model.bundle import random_bundle
 from mobilenets.model.encodings import Array
@@ -129,6 +132,46 @@ def test_damage_is_one_line(change: object, said: str, tmp_path: Path) -> None:
         engines.load(path)
     assert "\n" not in str(e.value)
     assert str(e.value).startswith(str(path))
+
+
+@built
+@pytest.mark.usefixtures("ours")
+def test_a_map_of_more_pixels_than_an_int_counts(tmp_path: Path) -> None:
+    """One that is never whole in memory can have them: 2^32 here, which as an int are none."""
+    weights, none = Constants(), 0xFFFFFFFF
+    table, numbers = weights.add(np.zeros(1024, np.uint8)), weights.add(np.ones(256, np.float32))
+    biases, wide = weights.add(np.zeros(256, np.int32)), weights.add(np.zeros(1 << 20, np.int8))
+    row = 4096 + 15
+    values = [  # type, channels, height, width, pitch, left, right, pad, place, at, rows
+        (0, 3, 1, 1, 3, 0, 0, 0, 2, 0, 1),
+        (0, 3, 1, 1, 16, 0, 0, 0, 0, 0, 1),
+        (0, 3, 1 << 20, 4096, 16, 0, 15, 0, 1, 0, 16),
+        (0, 256, 1 << 20, 4096, 256, 0, 0, 0, 1, row * 4 + 1, 1),
+        (0, 16, 1, 1, 16, 0, 0, 0, 0, 2, 1),
+        (1, 16, 1, 1, 16, 0, 0, 0, 0, 4, 1),
+    ]
+
+    def operation(kind: str, at: int, kernel: int = 1, layer: bool = False, lut: int = none) -> bytes:
+        found = (1, wide, biases, numbers) if layer else (0, none, none, none)
+        return OPERATION.pack(
+            KINDS.index(kind) + 1, 0, at, none, at + 1, kernel, kernel, 1, 0, 0,
+            0, 0, 255, 0, *found, lut, 0, 0, 0, 1.0, 1.0, -np.inf, np.inf,
+        )  # fmt: skip
+
+    steps = [operation("pixels", 0, lut=table), operation("upsample", 1), operation("conv", 2, 16, layer=True)]
+    steps += [operation("pointwise", 3, layer=True), operation("dequantize", 4)]
+    groups, outputs = [(0, 1, 1, 0), (1, 3, 1, 0), (4, 1, 1, 0)], [(0, 5, 1)]
+    records = b"".join(struct.pack(f"<{len(v)}I", *v) for v in values) + b"".join(steps)
+    records += b"".join(struct.pack(f"<{len(v)}I", *v) for v in (*groups, *outputs))
+    plan = Plan([], arena_units=8, window_units=row * 4 + 1 + 4096 * 4 + 1)
+    path = tmp_path / "m.mnet"
+    path.write_bytes(joined(plan, (6, 5, 3, 1), 0, b"{}", b"y\0", records, weights))
+    model = native.Model(path)
+    for isa in ("avx512", "avx2", "dotprod", "neon"):  # AMX reads windows where they lie; plain C takes half a minute
+        with contextlib.suppress(UserError):
+            session = native.Session(model, 1, isa)
+            assert session.run(np.zeros((1, 1, 1, 3), np.uint8))["y"].tolist() == [[0.0] * 16]
+            break
 
 
 def twice(data: bytes) -> bytes:

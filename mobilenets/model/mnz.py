@@ -205,7 +205,8 @@ def _read(card: Card, head: Mapping[str, Any], body: memoryview) -> dict[str, Ar
     if len(forms) != len(names) or sum(head["streams"]) != len(body):
         raise ValueError("it has other tensors than its card's network")
     sizes = [math.prod(shapes[n]) for n in names]
-    memory = sum(s * np.dtype(f.dtype).itemsize for s, f in zip(sizes, forms, strict=True))
+    # A symbol is a byte while it is read, however few bits it stands for.
+    memory = sum(max(s * np.dtype(f.dtype).itemsize, *f.counts(s)) for s, f in zip(sizes, forms, strict=True))
     if memory > min(TENSORS_MOST, EXPANDS * (len(body) + entropy.BYTE)):
         raise ValueError(f"it would take {memory:,} bytes, more than can come of a file of its size")
     held, at = _streams(names, forms, sizes), 0

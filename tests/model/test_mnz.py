@@ -176,6 +176,20 @@ def test_a_small_file_takes_little_memory(file: Path, monkeypatch: pytest.Monkey
         Bundle.load(file)
 
 
+def test_symbols_of_one_bit_are_counted_as_the_bytes_they_are(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight times as many as the tensors' bytes."""
+    tensors = Bundle.load(file).tensors
+    bits = sum(8 * t.size * 4 for t in tensors.values())
+    one_bit = hostile(
+        file, lambda h: h.update(tensors=[["<f4", "cut", 1, 0, 1] for _ in h["tensors"]]), tmp_path / "bad.mnz"
+    )
+    monkeypatch.setattr(mnz, "TENSORS_MOST", bits - 1)
+    with pytest.raises(UserError, match=f"it would take {bits:,} bytes"):
+        Bundle.load(one_bit)
+
+
 def test_streams_of_other_symbols_are_noticed(file: Path, tmp_path: Path) -> None:
     data = bytearray(file.read_bytes()[: -mnz.DIGEST])
     data[-1000] ^= 1

@@ -33,6 +33,7 @@ def compress(
     ratio: int = 8,
     sparsity: float = 0.7,
     epochs: int = 3,
+    teacher: StrPath | None = None,
     images: int = CALIBRATION_IMAGES,
     reading: Annotated[Reading | None, Parameter(name="*")] = None,
     root: StrPath | None = None,
@@ -68,6 +69,8 @@ def compress(
     epochs
         Passes over the training images in which codebooks, codes and BatchNorm learn to answer as the float network
         does; 0 for none.
+    teacher
+        A float bundle or run whose answers are learned instead, as the network's before it was pruned.
     images
         Training images, at most, that show what each layer's weights matter.
     root
@@ -116,12 +119,15 @@ def compress(
     source = Bundle.load(bundles.find_bundle(Path(bundle)))
     if source.card.precision != "float32":
         raise UserError(f"this bundle is {source.card.precision} already; compress the float bundle it came from")
+    taught = Bundle.load(bundles.find_bundle(Path(teacher))) if teacher is not None else None
     with needed_by("compress"):
         import constriction  # noqa: F401  (all sizes are those of coded files)
-    from mobilenets.compression.budget import Plan, compressed
+    from mobilenets.compression.budget import Plan, check_teacher, compressed
     from mobilenets.tasks import data_of
 
+    if taught is not None:
+        check_teacher(source, taught)
     dataset = data_of(source.card, named(data, reading), as_path(root))
     pixels = dataset.sample("train", images, source.card.preprocess).pixels
     size = None if max_size_kb is None else int(1000 * max_size_kb)
-    return compressed(source, dataset, pixels, Plan(size, encoding, max_drop, epochs)).save(out)
+    return compressed(source, dataset, pixels, Plan(size, encoding, max_drop, epochs, taught)).save(out)

@@ -164,8 +164,9 @@ def trainable(plain: Bundle, made: Bundle, rates: Mapping[str, float]) -> tuple[
 def tuned(
     source: Bundle, made: Bundle, damage: Damage, data: Data, folder: Path, recipe: Recipe = RECIPE, seed: int = 0,
     rates: Mapping[str, float] | None = None, fits: Callable[[Bundle], bool] = lambda _made: True,
+    teacher: Bundle | None = None,
 ) -> Bundle:  # fmt: skip
-    """`made`, of `damage.plain`, trained to answer as `source` does of training images of `data`.
+    """`made`, of `damage.plain`, trained to answer as `source` or its `teacher` does of training images of `data`.
 
     `folder` is for checkpoints while it trains. `rates`: what a bit costs, by layer. Where the result doesn't `fits`,
     bits become dearer.
@@ -177,7 +178,7 @@ def tuned(
     checks.scan(data, side=cache_side(max(source.card.preprocess.input_size)))  # damaged images are left out
     net, books = trainable(damage.plain, made, rates or {})
     with loop.suppress_warnings():
-        setup = qat.taught(source, net, source.card.preprocess, data, recipe, seed)
+        setup = qat.taught(source, net, source.card.preprocess, data, recipe, seed, teacher)
         loop.train(setup, data.split("val"), folder, resume=False, where=folder, resume_hint="start again")
     learned, weights = taken(net.cpu(), books)
     for dearer in DEARER:

@@ -26,12 +26,27 @@ TRIES = 8  # to meet it: what codes take is known exactly only when they are cod
 
 @dataclass(frozen=True)
 class Plan:
-    """What is asked for: a size in bytes or an encoding for all layers; what may be lost; epochs of training."""
+    """What is asked for: a size in bytes or an encoding for all layers; what may be lost; epochs of training, and what
+    network's answers are learned, if not those of the float one itself.
+    """
 
     size: int | None = None
     encoding: str = ""
     max_drop: float | None = None
     epochs: int = 3
+    teacher: Bundle | None = None
+
+
+def check_teacher(source: Bundle, teacher: Bundle) -> None:
+    """Raises `UserError` where `teacher` can't say of an image what `source` is to say."""
+    own, other = source.card, teacher.card
+    if other.precision != "float32":
+        raise UserError(f"the teacher is {other.precision}; take the float bundle that it came from")
+    if (own.task, own.labels, own.outputs) != (other.task, other.labels, other.outputs):
+        raise UserError("the teacher answers something else: it must be of the same task and classes")
+    if own.preprocess.input_size != other.preprocess.input_size:
+        sides = ["{}x{}".format(*c.preprocess.input_size) for c in (other, own)]
+        raise UserError(f"the teacher sees {sides[0]} pixels, the network {sides[1]}: both must see the same")
 
 
 def file_size(made: Bundle) -> int:
@@ -87,7 +102,9 @@ def compressed(source: Bundle, data: Data, images: Pixels, plan: Plan, folder: P
     if plan.epochs and fits(made):
         rates, recipe = {name: o.rate for name, o in chosen.items()}, books.recipe(plan.epochs)
         with tempfile.TemporaryDirectory(dir=folder) as work:
-            tuned = books.tuned(source, made, damage, data, Path(work), recipe, rates=rates, fits=fits)
+            tuned = books.tuned(
+                source, made, damage, data, Path(work), recipe, rates=rates, fits=fits, teacher=plan.teacher
+            )
         learned = scored(tuned, data, score)
         if fits(tuned) and score.lost(metric.value, learned.value) <= 0:
             made, metric = tuned, learned
@@ -95,6 +112,8 @@ def compressed(source: Bundle, data: Data, images: Pixels, plan: Plan, folder: P
         else:
             console.note("training made it no better: what it started from is kept (more images or epochs may help)")
     how = {"epochs": plan.epochs, "encodings": dict(Counter(made.card.encodings.values()))}
+    if plan.teacher:
+        how["teacher"] = plan.teacher.digest
 
     def carded(size: int) -> Bundle:
         steps = chain.told((*links, chain.Link.of("coded", made, metric.value, size)))

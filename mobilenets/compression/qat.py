@@ -344,8 +344,11 @@ def _prepare(folder: Path, started: dict[str, Any]) -> None:
     files.write_json(folder / STARTED, started)
 
 
-def taught(source: Bundle, net: Walker, preprocess: Preprocess, data: Data, recipe: Recipe, seed: int) -> loop.Setup:
-    """What trains `net` to say of training images of `data` what the float network `source` says."""
+def taught(
+    source: Bundle, net: Walker, preprocess: Preprocess, data: Data, recipe: Recipe, seed: int,
+    teacher: Bundle | None = None,
+) -> loop.Setup:  # fmt: skip
+    """What trains `net` to say of training images of `data` what a float network says: `source`, or its `teacher`."""
     from mobilenets.training import loader
     from mobilenets.training.learner import Learner
 
@@ -355,7 +358,7 @@ def taught(source: Bundle, net: Walker, preprocess: Preprocess, data: Data, reci
     side = cache_side(max(preprocess.input_size))
     transform = task.transforms(preprocess, recipe, kind)
     images = loader.train_images(data.split("train"), transform, seed, side, task.ragged)
-    objective = TeacherLoss(teacher_of(source), task)
+    objective = TeacherLoss(teacher_of(teacher or source), task)
     learner = Learner(net, preprocess, recipe, seed, task, source.card.config, objective)
     return loop.Setup(learner, images, preprocess, "32-true")
 

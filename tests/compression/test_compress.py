@@ -206,6 +206,12 @@ def test_means_are_made_good_for(damage: shared.Damage, pixels: Pixels) -> None:
     assert (near - own).square().mean() < 0.5 * (far - own).square().mean()
 
 
+def kl(bundle: Bundle, other: Bundle, pixels: Pixels) -> float:
+    """How far the second one's probabilities are from the first one's, in nats."""
+    true, ours = (logits(b, pixels).log_softmax(1) for b in (bundle, other))
+    return float(torch.nn.functional.kl_div(ours, true, reduction="batchmean", log_target=True))
+
+
 def test_books_codes_and_norms_learn(damage: shared.Damage, source: Bundle, data: Data, tmp_path: Path) -> None:
     made = damage.assembled(coded.uniform(damage.plain, "kmeans-2"))
     recipe = dataclasses.replace(books.recipe(12), batch=12, lr=3e-3, workers=0)  # few steps, long ones
@@ -215,13 +221,33 @@ def test_books_codes_and_norms_learn(damage: shared.Damage, source: Bundle, data
     for name in (key, f"{key}_book"):
         assert not np.array_equal(tuned.tensors[name], made.tensors[name])
     held = data.sample("val", 48, source.card.preprocess).pixels
-
-    def away(bundle: Bundle) -> float:
-        true, ours = (logits(b, held).log_softmax(1) for b in (source, bundle))
-        return float(torch.nn.functional.kl_div(ours, true, reduction="batchmean", log_target=True))
-
-    assert away(tuned) < 0.9 * away(made)
+    assert kl(source, tuned, held) < 0.9 * kl(source, made, held)
     assert len(np.unique(tuned.tensors[f"{LAYER}.norm.running_var"])) == 1
+
+
+def test_a_teacher_that_says_otherwise_is_learned_from(
+    source: Bundle, make_bundle: Callable[..., Bundle], data: Data, pixels: np.ndarray, tmp_path: Path
+) -> None:
+    """Of two trainings alike, the one by the teacher's answers comes nearer to them."""
+    teacher = make_bundle("v2")
+    damage = shared.Damage(coded.canonical(source), pixels)
+    made = damage.assembled(coded.uniform(damage.plain, "kmeans-4"))
+    recipe = dataclasses.replace(books.recipe(6), batch=12, lr=3e-3, workers=0)
+    own, taught = (
+        books.tuned(source, made, damage, data, tmp_path / name, recipe, teacher=by)
+        for name, by in (("own", None), ("taught", teacher))
+    )
+    assert kl(teacher, taught, pixels) < 0.9 * kl(teacher, own, pixels)
+
+
+def test_a_teacher_of_something_else_is_refused(source: Bundle, make_bundle: Callable[..., Bundle]) -> None:
+    budget.check_teacher(source, make_bundle("v2"))
+    labels = [f"other {n}" for n in source.card.labels]
+    stranger = Bundle(source.card.replace(config={"labels": labels}), source.tensors)
+    with pytest.raises(UserError, match="same task and classes"):
+        budget.check_teacher(source, stranger)
+    with pytest.raises(UserError, match="take the float bundle"):
+        budget.check_teacher(source, Bundle(source.card.replace(precision="int8"), source.tensors))
 
 
 def test_codes_that_became_larger_become_smaller_again(damage: shared.Damage) -> None:

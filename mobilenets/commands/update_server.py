@@ -82,8 +82,8 @@ def serve_updates(
     """
     from mobilenets.deploy.update import keys, package, repository
 
-    if days < 1:
-        raise UserError(f"days must be 1 or more, not {days}")
+    if not 1 <= days <= repository.YEAR.days:  # after which the rest of the index runs out
+        raise UserError(f"days must be 1 to {repository.YEAR.days}, not {days}")
     key, fresh = (keys.signing(Path(k)) if k else None for k in (sign, refresh_key))
     names, expires = repository.serve(Path(folder), [package.read(Path(u)) for u in updates], key, fresh, days)
     return ServedUpdates(Path(folder), names, expires)

@@ -143,7 +143,7 @@ def _check_clock(seen: str | None, what: str, hint: str = "") -> None:
     """Raises `UserError` where it is earlier than when something is known to have happened."""
     now = package.now()
     try:
-        early = bool(seen) and now < datetime.datetime.fromisoformat(seen) - SKEW
+        early = seen is not None and seen != "" and now < datetime.datetime.fromisoformat(seen) - SKEW
     except (TypeError, ValueError, OverflowError) as e:
         raise UserError(f"when {what} should be a time, and is {ascii(seen)[:40]}; nothing was changed") from e
     if early:

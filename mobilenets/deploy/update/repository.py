@@ -70,6 +70,11 @@ def serve(
 class Index:
     """The four roles of a folder: those that are there, or new ones."""
 
+    timestamp: Metadata[Timestamp]
+    snapshot: Metadata[Snapshot]
+    targets: Metadata[Targets]
+    root: Metadata[Root]
+
     def __init__(self, folder: Path, key: Ed25519PrivateKey | None, fresh: Ed25519PrivateKey | None) -> None:
         self.folder, self.now = folder, package.now()
         self.verifying = key.public_key() if key else None
@@ -99,13 +104,13 @@ class Index:
     def _open(self) -> None:
         """Read the roles of a folder that has some. Raises `UserError`."""
         try:
-            self.timestamp: Metadata[Timestamp] = self._read(TIMESTAMP)
+            self.timestamp = self._read(TIMESTAMP)
             version = self.timestamp.signed.snapshot_meta.version
-            self.snapshot: Metadata[Snapshot] = self._read(f"{version}.snapshot.json")
+            self.snapshot = self._read(f"{version}.snapshot.json")
             version = self.snapshot.signed.meta["targets.json"].version
-            self.targets: Metadata[Targets] = self._read(f"{version}.targets.json")
+            self.targets = self._read(f"{version}.targets.json")
             newest = max(int(p.name.split(".")[0]) for p in self.folder.glob("[0-9]*.root.json"))
-            self.root: Metadata[Root] = self._read(f"{newest}.root.json")
+            self.root = self._read(f"{newest}.root.json")
             for listed in self.targets.signed.targets.values():
                 int(listed.unrecognized_fields["custom"][VERSION])
             if not isinstance(self.root.signed, Root):

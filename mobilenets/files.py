@@ -78,7 +78,7 @@ def atomic_dir(path: Path) -> Iterator[Path]:
 def check_place(path: Path) -> None:
     """A UserError where nothing can be written at `path`, before the work of which it is to keep the result."""
     with disk_errors(str(path)):
-        _beside(path)
+        _beside(path).exists()  # whose name is longer
         there = next(p for p in path.absolute().parents if p.exists())
         tempfile.TemporaryFile(dir=there).close()
 

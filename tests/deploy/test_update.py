@@ -10,6 +10,7 @@ import pytest
 from test_faults import tree
 from updating import LABELS, applied, card, digest, install, saved, small, tuned, update
 
+import mobilenets
 from mobilenets.deploy.update import delta, keys, labels, package, residual
 from mobilenets.deploy.update.contents import Contents
 from mobilenets.deploy.update.installed import Installation
@@ -270,6 +271,20 @@ def test_a_key_that_another_process_makes_meanwhile_stays(tmp_path, monkeypatch)
     with pytest.raises(UserError, match="is there already"):
         keys.make(tmp_path / "key")
     assert first.read_bytes() == before
+
+
+def test_a_key_that_is_left_empty_is_not_left_out(networks, tmp_path):
+    """As by a variable that isn't set: an update would be taken from anybody."""
+    old, new, u = networks
+    place = install(old, tmp_path / "installed")
+    for call in (
+        lambda: mobilenets.apply_update(place, u, verify=""),
+        lambda: mobilenets.show_update(u, verify=""),
+        lambda: mobilenets.make_update(old, new, out=tmp_path / "x.mnu", sign=""),
+    ):
+        with pytest.raises(UserError, match="no key can be read there"):
+            call()
+    assert digest(place) == digest(old)
 
 
 def test_a_link_to_nowhere_is_no_place_for_a_key(tmp_path):

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -72,6 +73,21 @@ def atomic_dir(path: Path) -> Iterator[Path]:
                 old.rename(path)
             shutil.rmtree(tmp, ignore_errors=True)
             shutil.rmtree(old, ignore_errors=True)
+
+
+def check_place(path: Path) -> None:
+    """A UserError where nothing can be written at `path`, before the work of which it is to keep the result."""
+    with disk_errors(str(path)):
+        _beside(path).exists()  # whose name is longer
+        there = next(p for p in path.absolute().parents if p.exists())
+        tempfile.TemporaryFile(dir=there).close()
+
+
+@contextlib.contextmanager
+def temporary() -> Iterator[Path]:
+    """A folder for what is needed for a moment. A UserError where the system's place for such is full."""
+    with disk_errors("temporary files (TMPDIR says where)"), tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
 
 
 def write_text(path: Path, text: str) -> None:

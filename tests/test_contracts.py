@@ -222,7 +222,8 @@ def test_an_encoding_keeps_its_word(encoding: str, shape: tuple[int, ...]) -> No
     [
         ("kmean-4", "did you mean 'kmeans'"),
         ("kmeans-9", "kmeans takes 1 to 8, not '9'"),
-        ("kmeans-x", "kmeans takes"),
+        ("kmeans-x", "kmeans takes whole numbers from 1 on, not 'x'"),
+        ("kmeans--1", "kmeans takes whole numbers from 1 on, not '-1'"),
         ("product-4", "product takes 1 to 64 and 2 to 256, not '4'"),
         ("product-4-200", "product takes a power of two of vectors, not '4-200'"),
         ("int8-4", "int8 takes no numbers"),

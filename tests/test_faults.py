@@ -1,6 +1,7 @@
 """A full disk and Ctrl-C: one clear line, exit code 2, nothing half-written, what was there before kept."""
 
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,32 @@ def test_saving_a_bundle(make_bundle, small_disk):
     assert tree(disk) == before
     assert sorted(p.name for p in disk.iterdir()) == ["0"]
     Bundle.load(disk / "0")
+
+
+def test_what_can_not_be_written_is_said_before_the_work(make_bundle, command, tmp_path):
+    """Before images are read: there are none here."""
+    make_bundle("v1").save(tmp_path / "b")
+    (tmp_path / "file.c-source").write_text("mine")
+    for folder in ("folder.mnz", "folder.mnet"):
+        (tmp_path / folder).mkdir()
+    for verb, out, said in (
+        (("compress", "--method", "int8"), "folder.mnz", "is a folder, and a bundle of that name is one file"),
+        (("compress", "--method", "int8"), "file.c-source/x.mnz", "a part of the path is a file"),
+        (("prune", "--unstructured", "50%"), "file.c-source/x", "a part of the path is a file"),
+        (("export",), "folder.mnet", "is a folder, and native is a file"),
+        (("export",), "file.c-source", "is a file, and c is a folder"),
+        (("export",), "file.c-source/x.mnet", "a part of the path is a file"),
+    ):
+        ran = command(verb[0], tmp_path / "b", tmp_path / "none", "--out", tmp_path / out, *verb[1:])
+        assert said in ran.line
+        assert ran.code == 2
+    assert (tmp_path / "file.c-source").read_text() == "mine"
+
+
+def test_a_full_place_for_temporary_files(make_bundle, small_disk, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(small_disk("100k")))
+    with pytest.raises(UserError, match=r"can't write temporary files \(TMPDIR says where\): the disk is full"):
+        engines.build("native", make_bundle("v1"), "float32", 1)
 
 
 def test_exporting(make_bundle, images, small_disk, command, tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from mobilenets import console, tasks
+from mobilenets import console, files, tasks
 from mobilenets.arguments import DataSource, StrPath, as_path, checked, several
 from mobilenets.commands.options import Ints, Words
 from mobilenets.data.source import Reading, named
@@ -122,8 +121,8 @@ def _kept(path: Path) -> Iterator[Path]:
     if (path / RUN).exists():
         yield path / FOLDER
     else:
-        with tempfile.TemporaryDirectory() as folder:
-            yield Path(folder)
+        with files.temporary() as folder:
+            yield folder
 
 
 def _on_engines(

@@ -17,6 +17,8 @@ from mobilenets.errors import UserError, needed_by, unknown
 from mobilenets.reports.explain.explanation import Explanation
 from mobilenets.reports.explain.lessons import LESSONS, Lessons
 
+CLASSES = 1000  # ImageNet's
+
 
 @checked
 def explain(
@@ -25,7 +27,7 @@ def explain(
     every: Annotated[bool, Parameter(name="--all")] = False,
     alpha: float = 1.0,
     resolution: int | None = None,
-    num_classes: NumClasses = 1000,
+    num_classes: NumClasses = CLASSES,
     blocks: bool = False,
     html: StrPath | None = None,
     compression: bool = False,
@@ -74,6 +76,8 @@ def explain(
     56510400
     """
     if compression:
+        if not arch or every or blocks or alpha != 1.0 or resolution or num_classes != CLASSES:
+            raise UserError("--compression takes a bundle, as it is, and --html: explain small.mnz --compression")
         return _stored(Path(arch), as_path(html))
     if every == bool(arch):
         raise UserError("explain needs a network, an idea, or --all for all ideas: mobilenets explain --help")

@@ -11,7 +11,7 @@ from mobilenets.commands.options import as_task
 from mobilenets.commands.pipeline import CALIBRATED, find_evidence, in_precision, make_file
 from mobilenets.data.source import Reading, named
 from mobilenets.deploy import beside, engines
-from mobilenets.deploy.export import Export
+from mobilenets.deploy.export import Export, check_out
 from mobilenets.errors import UserError
 from mobilenets.model import bundle as bundles
 from mobilenets.model.bundle import Bundle
@@ -90,7 +90,7 @@ def export(
     source = as_task(Bundle.load(bundles.find_bundle(as_path(bundle))), task, tap)
     wanted = engines.check_precision(engine, precision or source.card.precision)
     engines.module(engine)  # says what to install before any data is read
-    out = as_path(out)
+    check_out(out, engine)
     given = named(data_source, reading)
     seen = find_evidence(source.card, given, as_path(root), wanted if wanted in CALIBRATED else "")
     made = in_precision(source, wanted, seen.data)

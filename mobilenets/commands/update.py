@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mobilenets.arguments import StrPath, as_path, checked
+from mobilenets.arguments import StrPath, checked
 from mobilenets.console import Notebook
 from mobilenets.errors import UserError
 
@@ -200,7 +200,7 @@ def make_update(
     from mobilenets.deploy.update.make import NAME, make
     from mobilenets.deploy.update.package import SUFFIX
 
-    path, key = Path(out), keys.signing(Path(sign)) if sign else None
+    path, key = Path(out), keys.signing(Path(sign)) if sign is not None else None
     if path.suffix != SUFFIX:
         raise UserError(f"{out}: the name of an update ends in {SUFFIX}")
     before, after = Contents.read(Path(old)), Contents.read(Path(new))
@@ -253,7 +253,7 @@ def apply_update(
     from mobilenets.deploy.update.installed import Installation
 
     place = Installation(Path(installed))
-    key = keys.verifying(Path(verify)) if verify else None
+    key = keys.verifying(Path(verify)) if verify is not None else None
     made = package.read(Path(update))
     with place.alone():
         return Updated(place.path, (apply(place, made, key, allow_rollback),))
@@ -289,9 +289,9 @@ def show_update(update: StrPath, *, verify: StrPath | None = None) -> Update:
     """
     from mobilenets.deploy.update import keys, package
 
-    path, key = Path(update), as_path(verify)
+    path, key = Path(update), None if verify is None else Path(verify)
     made = package.read(path)
-    if key:
+    if key is not None:
         made.check(keys.verifying(key))
     return Update(path, made.head, path.stat().st_size, key is not None)
 

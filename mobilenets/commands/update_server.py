@@ -82,9 +82,9 @@ def serve_updates(
     """
     from mobilenets.deploy.update import keys, package, repository
 
-    if days < 1:
-        raise UserError(f"days must be 1 or more, not {days}")
-    key, fresh = (keys.signing(Path(k)) if k else None for k in (sign, refresh_key))
+    if not 1 <= days <= repository.YEAR.days:  # after which the rest of the index runs out
+        raise UserError(f"days must be 1 to {repository.YEAR.days}, not {days}")
+    key, fresh = (keys.signing(Path(k)) if k is not None else None for k in (sign, refresh_key))
     names, expires = repository.serve(Path(folder), [package.read(Path(u)) for u in updates], key, fresh, days)
     return ServedUpdates(Path(folder), names, expires)
 
@@ -122,5 +122,5 @@ def pull_updates(url: str, installed: StrPath, *, verify: StrPath | None = None,
     from mobilenets.deploy.update.pull import pull
 
     place = Installation(Path(installed))
-    key = keys.verifying(Path(verify)) if verify else None
+    key = keys.verifying(Path(verify)) if verify is not None else None
     return Updated(place.path, tuple(pull(url, place, key, trust_clock)))

@@ -145,6 +145,7 @@ class Subject:
 
 def _child(subject: Subject, pipe: Connection) -> None:
     """Load; then for each batch that is asked for, a round of measurements (the first of it warmed up)."""
+    batch = 1
     with contextlib.suppress(EOFError, KeyboardInterrupt):
         try:
             with pinned(subject.threads):
@@ -162,6 +163,8 @@ def _child(subject: Subject, pipe: Connection) -> None:
                     pipe.send((times, max(loop, load.loop()), peak_rss()))
         except UserError as e:
             pipe.send(str(e))
+        except MemoryError:
+            pipe.send(f"{subject.path}: there isn't the memory for {batch} images in a call")
 
 
 def start(target: Callable[[Any, Connection], None], what: Any, daemon: bool) -> tuple[Connection, BaseProcess]:

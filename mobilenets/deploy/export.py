@@ -125,8 +125,7 @@ def export_bundle(
     plain = source.dense()
     made = Bundle(plain.card.replace(precision=precision, parent=source.digest), plain.tensors)
     module, runtime = engines.module(engine), engines.runtime(engine)
-    if path.suffix != runtime.suffix:  # by which its engine is found
-        raise UserError(f"{path}: for {runtime.format}, its name has to end in {runtime.suffix}")
+    check_out(path, engine)
     with written(path, runtime.folder) as tmp:
         made = finish.write(module, made, tmp, batch, raw)
         found = module.stored_precision(tmp)
@@ -176,6 +175,17 @@ def written(path: Path, folder: bool) -> Iterator[Path]:
     else:
         with files.atomic_file(path) as tmp:
             yield tmp
+
+
+def check_out(path: Path, engine: str) -> None:
+    """A UserError where no file for `engine` can be written: best said before the work of making it."""
+    runtime = engines.runtime(engine)
+    if path.suffix != runtime.suffix:  # by which its engine is found
+        raise UserError(f"{path}: for {runtime.format}, its name has to end in {runtime.suffix}")
+    if path.exists() and path.is_dir() != runtime.folder:
+        is_one, writes = ("a file", "a folder") if runtime.folder else ("a folder", "a file")
+        raise UserError(f"{path} is {is_one}, and {runtime.format} is {writes}: choose another name")
+    files.check_place(path)
 
 
 def _names(folder: Path) -> set[str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mobilenets import files
 from mobilenets.arch.heads import PROBABILITIES
 from mobilenets.arch.spec import Arch
 from mobilenets.deploy.engines import Engine, Outputs
@@ -67,8 +67,8 @@ class _OnnxPeer:
 
         self.name, self.card = name, card
         example = torch.zeros(2, 3, *card.preprocess.input_size)
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "model.onnx"
+        with files.temporary() as folder:
+            path = folder / "model.onnx"
             torch.onnx.export(net, (example,), path, dynamic_shapes=({0: torch.export.Dim("batch")},), verbose=False)
             self.session = session(str(path), threads)
         self.input = self.session.get_inputs()[0].name

@@ -235,6 +235,9 @@ def check_out(path: Path) -> None:
     with disk_errors(str(path)):
         if path.exists() and not is_bundle(path) and not (path.is_dir() and not any(path.iterdir())):
             raise UserError(f"{path} exists and isn't a bundle, and would be replaced; choose another --out")
+        if path.suffix == mnz.SUFFIX and path.is_dir():
+            raise UserError(f"{path} is a folder, and a bundle of that name is one file; choose another --out")
+    files.check_place(path)
 
 
 def packaged() -> dict[str, Path]:

@@ -329,6 +329,8 @@ def find(name: str) -> Encoding:
     try:
         if found.varied is None:
             raise ValueError("no numbers")
+        if not all(n.isascii() and n.isdigit() for n in numbers):
+            raise ValueError("whole numbers from 1 on")
         return found.varied(*(int(n) for n in numbers))
     except ValueError as e:
         raise UserError(f"the encoding {family} takes {e}, not {'-'.join(numbers)[:40]!r}") from e

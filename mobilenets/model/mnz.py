@@ -124,7 +124,7 @@ def _parts(values: Array, bits: int) -> tuple[Form, tuple[Symbols, ...]]:
 
 
 def _values(form: Form, parts: tuple[Symbols, ...], shape: tuple[int, ...]) -> Array:
-    """The tensor that `_parts` took apart. Raises ValueError, OverflowError."""
+    """The tensor that `_parts` took apart. Raises ValueError, OverflowError, FloatingPointError."""
     dtype, size = np.dtype(form.dtype), math.prod(shape)
     if form.way == CUT:
         return joined(parts[0], form.a, size * dtype.itemsize).view(dtype).reshape(shape)
@@ -135,8 +135,9 @@ def _values(form: Form, parts: tuple[Symbols, ...], shape: tuple[int, ...]) -> A
         steps = parts[0].astype(np.int16) + np.int16(form.a)
     else:
         steps = sum((p.astype(np.int64) << 8 * i for i, p in enumerate(parts)), np.zeros(size, np.int64)) + form.a
-    values = steps if dtype.kind in "iu" else np.ldexp(steps.astype(np.float64), form.b)
-    return values.astype(dtype).reshape(shape)
+    with np.errstate(over="raise"):  # no number that was taken apart is too large for its type
+        values = steps if dtype.kind in "iu" else np.ldexp(steps.astype(np.float64), form.b)
+        return values.astype(dtype).reshape(shape)
 
 
 def _streams(names: Sequence[str], forms: Sequence[Form], sizes: Sequence[int]) -> dict[Any, list[tuple[int, int]]]:
@@ -195,7 +196,7 @@ def unpack(
         head = parse_json(text)
         card = card_of(head["card"], where)
         return card, head["card"], _read(card, head, whole[end:])
-    except (zlib.error, KeyError, TypeError, ValueError, IndexError, OverflowError, struct.error) as e:
+    except (zlib.error, KeyError, TypeError, ValueError, IndexError, ArithmeticError, struct.error) as e:
         raise UserError(f"{where}: not readable as a {SUFFIX} file: {e}") from e
 
 

@@ -154,6 +154,12 @@ def test_a_process_that_dies_is_told(files, monkeypatch, command):
 
 
 @pytest.mark.slow
+def test_images_that_no_memory_holds(files, command):
+    ran = command("bench", files / "model.onnx", "--batch", 10**14, "--rounds", 1)
+    assert ran.line.endswith(f"there isn't the memory for {10**14} images in a call")
+    assert "Traceback" not in ran.err
+
+
 def test_many_subjects_are_measured_in_groups_and_come_back_in_order(files, monkeypatch):
     monkeypatch.setattr(bench, "AT_ONCE", 2)
     names = ["model.onnx", "model-int8.onnx", "model.onnx"]

@@ -3,12 +3,14 @@
 import dataclasses
 import hashlib
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from test_faults import tree
 from updating import LABELS, applied, card, digest, install, saved, small, tuned, update
 
+import mobilenets
 from mobilenets.deploy.update import delta, keys, labels, package, residual
 from mobilenets.deploy.update.contents import Contents
 from mobilenets.deploy.update.installed import Installation
@@ -190,8 +192,8 @@ def test_versions_only_go_up(networks, tmp_path):
     applied(place, tmp_path / "3.mnu")
 
 
-@pytest.mark.parametrize("name", ["two\nlines", "\x1b[31mred"])
-def test_a_network_is_called_what_can_be_printed(networks, tmp_path, name):
+@pytest.mark.parametrize("name", ["two\nlines", "\x1b[31mred", "../../x", "a\\b", "c:", " ", "x" * 101])
+def test_a_network_is_called_what_can_be_printed_and_be_in_a_files_name(networks, tmp_path, name):
     with pytest.raises(UserError, match="letters that can be printed"):
         update(*networks[:2], tmp_path / "u.mnu", version=2, name=name)
     assert not list(tmp_path.iterdir())
@@ -256,6 +258,54 @@ def test_files_that_are_no_keys(tmp_path, key):
         keys.verifying(key[0])
 
 
+@pytest.mark.parametrize("name", ["", "..", "/"])
+def test_a_key_has_a_name(name):
+    with pytest.raises(UserError, match="is no name of a file"):
+        keys.make(Path(name))
+
+
+def test_a_key_that_another_process_makes_meanwhile_stays(tmp_path, monkeypatch):
+    first, _ = keys.make(tmp_path / "key")
+    before = first.read_bytes()
+    monkeypatch.setattr("os.path.lexists", lambda _path: False)
+    with pytest.raises(UserError, match="is there already"):
+        keys.make(tmp_path / "key")
+    assert first.read_bytes() == before
+
+
+def test_a_key_that_is_left_empty_is_not_left_out(networks, tmp_path):
+    """As by a variable that isn't set: an update would be taken from anybody."""
+    old, new, u = networks
+    place = install(old, tmp_path / "installed")
+    for call in (
+        lambda: mobilenets.apply_update(place, u, verify=""),
+        lambda: mobilenets.show_update(u, verify=""),
+        lambda: mobilenets.make_update(old, new, out=tmp_path / "x.mnu", sign=""),
+    ):
+        with pytest.raises(UserError, match="no key can be read there"):
+            call()
+    assert digest(place) == digest(old)
+
+
+def test_a_link_to_nowhere_is_no_place_for_a_key(tmp_path):
+    (tmp_path / "key").symlink_to("nowhere")
+    with pytest.raises(UserError, match="is there already"):
+        keys.make(tmp_path / "key")
+    assert (tmp_path / "key").is_symlink()
+
+
+def test_a_link_to_a_file_names_what_is_updated(tmp_path):
+    old, new = saved(tmp_path, ".mnz")
+    update(old, new, tmp_path / "u.mnu", version=2)
+    link = tmp_path / "link.mnz"
+    link.symlink_to(old.name)
+    applied(link, tmp_path / "u.mnu")
+    assert link.is_symlink()
+    assert digest(old) == digest(new)
+    Installation(old).roll_back()
+    assert digest(link) != digest(new)
+
+
 # ---- files that can't be -------------------------------------------------------------------------------------------
 
 
@@ -279,6 +329,10 @@ def resealed(file, head=None, body=None):
         ({"kind": "half"}, "cut off or damaged"),
         ({"made": "today"}, "cut off or damaged"),
         ({"layers": None}, "cut off or damaged"),
+        ({"version": 10**19}, "cut off or damaged"),
+        ({"base": "../../x"}, "cut off or damaged"),
+        ({"base": "", "name": "a/../../b"}, "cut off or damaged"),
+        ({"to": "x"}, "cut off or damaged"),
         ({"format": 9}, "written by a newer mobilenets"),
         ({"to": "0" * 64}, "makes another network than it says"),
         ({"kind": "full"}, "can't be applied: its network: not a .mnz file"),

@@ -7,9 +7,11 @@ import shutil
 import pytest
 from updating import applied, digest, install, saved, small, tuned, update
 
+import mobilenets
 from mobilenets import web
 from mobilenets.deploy.update import installed, keys, package, repository
 from mobilenets.deploy.update.installed import Installation
+from mobilenets.deploy.update.lock import alone
 from mobilenets.deploy.update.pull import pull
 from mobilenets.errors import UserError
 from mobilenets.model.bundle import Bundle
@@ -280,6 +282,44 @@ def test_versions_in_a_folder_only_go_up(made, tmp_path):
     (folder / "metadata" / "timestamp.json").write_text("{")
     with pytest.raises(UserError, match="not readable as an index"):
         serve_updates(made, folder)
+
+
+ROLES = ("timestamp.json", "snapshot.json", "targets.json", "root.json")
+
+
+@pytest.mark.parametrize(("what", "by"), [(a, b) for a in ROLES for b in (*ROLES, "") if a != b])
+def test_files_of_an_index_in_the_place_of_others(made, tmp_path, what, by):
+    folder = tmp_path / "updates"
+    serve_updates(made, folder, "2.mnu")
+    index = {role: max((folder / "metadata").glob(f"*{role}")) for role in ROLES}
+    index[what].write_bytes(index[by].read_bytes() if by else b'{"signatures": [], "signed": {}}')
+    with pytest.raises(UserError, match="not readable as an index"):
+        serve_updates(made, folder, "3.mnu")
+
+
+def test_two_serve_at_once(made, tmp_path):
+    folder = tmp_path / "updates"
+    serve_updates(made, folder, "2.mnu")
+    with alone(folder / repository.LOCK, folder), pytest.raises(UserError, match="by another process"):
+        serve_updates(made, folder, "3.mnu")
+    assert len(serve_updates(made, folder, "3.mnu")[0]) == 2
+
+
+@pytest.mark.parametrize("days", [0, 366, 10**11])
+def test_days_that_an_index_can_not_be_fresh(made, tmp_path, days):
+    with pytest.raises(UserError, match="days must be 1 to 365"):
+        mobilenets.serve_updates(tmp_path / "updates", made / "2.mnu", sign=made / "release", days=days)
+    assert not (tmp_path / "updates").exists()
+
+
+def test_a_time_that_is_none(made, serve, phone, tmp_path):
+    serve_updates(made, tmp_path / "updates", "2.mnu")
+    server = serve(tmp_path / "updates")
+    pulled(made, server, phone)
+    pointer = phone / "installed.json"
+    for seen in ("then", "2026-01-01"):
+        pointer.write_text(json.dumps({**json.loads(pointer.read_bytes()), "seen": seen}))
+        refused(made, server, phone, "should be a time")
 
 
 def test_addresses_and_a_key_from_before(made, serve, phone, tmp_path):

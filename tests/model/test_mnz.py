@@ -157,6 +157,7 @@ def hostile(file: Path, change: Callable[[dict], None], out: Path) -> Path:
         (lambda h: h["tensors"].__setitem__(0, ["O", "planes", 0, 0, 1]), "no known way"),
         (lambda h: h["tensors"].__setitem__(0, ["<f4", "whole", 0, 10**9, 1]), "no known way"),
         (lambda h: h["tensors"].__setitem__(0, 7), "not readable"),
+        (lambda h: h["tensors"].__setitem__(0, ["<f2", "whole", 1, 1000, 1]), "not readable.*overflow"),
         (lambda h: h["streams"].append(5), "other tensors"),
         (lambda h: h.update(streams=None), "not readable"),
         (lambda h: h["streams"].reverse(), "not readable|aren't those of its card"),

@@ -219,6 +219,14 @@ def test_mistakes():
         explain("v1", alpha=0)
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"alpha": 0.5}, {"blocks": True}, {"every": True}, {"resolution": 64}, {"num_classes": 7}]
+)
+def test_a_bundles_bytes_are_of_it_as_it_is(options):
+    with pytest.raises(UserError, match="--compression takes a bundle, as it is"):
+        explain("cifar10-v1-0.25" if options else "", compression=True, **options)
+
+
 def test_needs_no_torch_and_no_matplotlib():
     code = (
         "import sys; from rich.console import Console; from mobilenets.commands.explain import explain; "

@@ -23,7 +23,6 @@ import importlib.metadata
 import importlib.util
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +31,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from mobilenets import console
+from mobilenets import console, files
 from mobilenets.deploy import finish
 from mobilenets.deploy.engines import native_library, trial
 from mobilenets.errors import UserError, unknown
@@ -305,7 +304,7 @@ def joined(pieces: Sequence[Outputs]) -> Outputs:
 def build(name: str, bundle: Bundle, precision: Precision, threads: int) -> tuple[Engine, int]:
     """A bundle as it would be exported, ready to run, and the bytes of its file."""
     m, bundle = module(name), bundle.dense()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"model{runtime(name).suffix}"
+    with files.temporary() as folder:
+        path = folder / f"model{runtime(name).suffix}"
         finish.write(m, Bundle(bundle.card.replace(precision=precision), bundle.tensors), path, None)
         return m.load(path, threads), size_on_disk(path)

@@ -10,15 +10,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import shutil
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from mobilenets import files
 from mobilenets.arch import fields
 from mobilenets.deploy.update.contents import Contents, put, sync
+from mobilenets.deploy.update.lock import alone
 from mobilenets.errors import UserError, disk_errors
 from mobilenets.model import bundle as bundles
 from mobilenets.model import mnz
@@ -59,6 +59,7 @@ class Installation:
     def __init__(self, path: Path) -> None:
         self.path = files.local(path)
         if self.path.is_file() and self.path.suffix == mnz.SUFFIX:
+            self.path = self.path.resolve() if self.path.is_symlink() else self.path  # whoever reads what it names too
             self.home, self.one_file = self.path.with_name(f".{self.path.name}.updates"), True
         elif bundles.is_bundle(self.path) or (self.path / POINTER).is_file():
             self.home, self.one_file = self.path, False
@@ -80,11 +81,7 @@ class Installation:
         """Keep others from changing it. Raises `UserError` where another does already."""
         with disk_errors(str(self.home)):
             self.home.mkdir(exist_ok=True)
-            with (self.home / LOCK).open("ab") as f:
-                try:
-                    _lock(f)
-                except OSError as e:
-                    raise UserError(f"{self.path}: is being updated by another process; try again later") from e
+            with alone(self.home / LOCK, self.path):
                 for left in self.home.glob(".*.tmp.*"):  # of a process that was killed
                     left.unlink(missing_ok=True)
                 yield
@@ -173,15 +170,3 @@ class Installation:
 def _copy(source: Path, target: Path) -> None:
     target.unlink(missing_ok=True)
     put(target, source.read_bytes())
-
-
-def _lock(f: IO[bytes]) -> None:
-    """For as long as the file is open. Raises OSError where another process has it."""
-    if sys.platform == "win32":
-        import msvcrt
-
-        msvcrt.locking(f.fileno(), msvcrt.LK_NBLCK, 1)
-    else:
-        import fcntl
-
-        fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -19,10 +19,12 @@ SIGNATURE = 64  # bytes
 
 def make(path: Path) -> tuple[Path, Path]:
     """Write a new key, which only its owner can read, and its public one; returns both paths. Raises `UserError`."""
+    if path.name in ("", ".."):
+        raise UserError(f"{str(path)!r} is no name of a file: give the new key one")
     public = path.with_name(path.name + PUBLIC)
     for p in (path, public):
-        if p.exists():
-            raise UserError(f"{p} is there already, and a key that is lost can't be made again: choose another name")
+        if os.path.lexists(p):  # a link to nowhere too
+            raise _taken(p)
     key = Ed25519PrivateKey.generate()
     secret = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
@@ -30,7 +32,11 @@ def make(path: Path) -> tuple[Path, Path]:
     with disk_errors(str(path)):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as f:
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError as e:  # made by another process since: its key stays
+            raise _taken(path) from e
+        try:
+            with os.fdopen(handle, "wb") as f:
                 f.write(secret)
             public.write_bytes(public_pem(key.public_key()))
         except BaseException:
@@ -38,6 +44,10 @@ def make(path: Path) -> tuple[Path, Path]:
             public.unlink(missing_ok=True)
             raise
     return path, public
+
+
+def _taken(path: Path) -> UserError:
+    return UserError(f"{path} is there already, and a key that is lost can't be made again: choose another name")
 
 
 def public_pem(key: Ed25519PublicKey) -> bytes:

@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from mobilenets.deploy.update import delta, package
 from mobilenets.deploy.update.contents import Contents
-from mobilenets.deploy.update.package import NAMED, Head
+from mobilenets.deploy.update.package import NAME_MOST, NAMED, VERSION_MOST, Head
 from mobilenets.errors import UserError
 from mobilenets.model.card import Card
 
@@ -34,10 +34,12 @@ def make(
         raise UserError("both are the same network: there is nothing to update")
     if card.task != before.task:
         raise UserError(f"a network for {card.task} can't take the place of one for {before.task}")
-    if version is not None and version < 1:
-        raise UserError(f"versions are whole numbers from 1 on, not {version}")
-    if not name.isprintable():
-        raise UserError(f"a name has letters that can be printed, not {name!r}")
+    if version is not None and not 1 <= version <= VERSION_MOST:
+        raise UserError(f"versions are whole numbers from 1 to {VERSION_MOST}, not {str(version)[:40]}")
+    if not package.is_name(name):
+        raise UserError(
+            f"a name has letters that can be printed and be in a file's name, {NAME_MOST} at most, not {name[:40]!r}"
+        )
     bodies = {"full": new.pack()}
     if not whole:
         bodies["delta"] = delta.encode(new, old)

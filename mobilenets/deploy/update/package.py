@@ -12,6 +12,7 @@ import dataclasses
 import datetime
 import hashlib
 import json
+import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,9 @@ MAGIC = b"MNU1"
 FORMAT = 1
 HEAD_MOST, BODY_MOST = 1 << 16, 512 << 20  # bytes
 START = len(MAGIC) + 4
+VERSION_MOST = 10**18  # in whole numbers that any program can read
+NAME_MOST = 100  # letters
+DIGEST = re.compile(r"[0-9a-f]{64}")
 NAMED = 4  # layers that a head names; of more it says how many
 
 Kind = Literal["full", "delta"]
@@ -72,10 +76,17 @@ class Head:
         given: dict[str, Any] = {f.name: d[f.name] for f in dataclasses.fields(cls)}
         head = cls(**given | {name: tuple(given[name]) for name in lists})
         fields.check(head, cls, "head")
-        if head.version < 1 or not 0 <= head.size <= BODY_MOST:
+        if not 1 <= head.version <= VERSION_MOST or not 0 <= head.size <= BODY_MOST:
             raise ValueError(f"version {head.version}, {head.size} bytes")
+        if not is_name(head.name) or not all(DIGEST.fullmatch(d) for d in (head.to, head.base or head.to)):
+            raise ValueError(f"of {head.base[:64]!r} and the name {head.name[:64]!r}")  # both become names of files
         datetime.datetime.fromisoformat(head.made)
         return head
+
+
+def is_name(name: str) -> bool:
+    """Whether a network can be called so: a part of a file's name, on any system."""
+    return name.isprintable() and 0 < len(name.strip()) <= len(name) <= NAME_MOST and not set(name) & set('/\\:*?"<>|')
 
 
 @dataclass(frozen=True)

@@ -142,7 +142,11 @@ def _fetched(url: str, updater: Updater, found: TargetFile, folder: Path) -> Pat
 def _check_clock(seen: str | None, what: str, hint: str = "") -> None:
     """Raises `UserError` where it is earlier than when something is known to have happened."""
     now = package.now()
-    if seen and now < datetime.datetime.fromisoformat(seen) - SKEW:
+    try:
+        early = seen is not None and seen != "" and now < datetime.datetime.fromisoformat(seen) - SKEW
+    except (TypeError, ValueError, OverflowError) as e:
+        raise UserError(f"when {what} should be a time, and is {ascii(seen)[:40]}; nothing was changed") from e
+    if early:
         raise UserError(
             f"the clock says {now.isoformat()}, which is before {what}, {seen}: set it right, for by a wrong one an "
             f"old index passes for a fresh one{hint}; nothing was changed"

@@ -26,10 +26,12 @@ from tuf.api.serialization import DeserializationError
 
 from mobilenets import files
 from mobilenets.deploy.update import keys, package
+from mobilenets.deploy.update.lock import alone
 from mobilenets.deploy.update.package import Package
-from mobilenets.errors import UserError
+from mobilenets.errors import UserError, disk_errors
 
 METADATA, TARGETS = "metadata", "targets"
+LOCK = ".lock"
 TIMESTAMP = "timestamp.json"
 YEAR = datetime.timedelta(days=365)  # after which root, targets and snapshot run out, unless they are signed anew
 MADE = "made"  # of a timestamp, beside TUF's own fields: when it was signed
@@ -54,14 +56,24 @@ def serve(
     by default it is the same. Without `key` nothing can be added. Returns the names of the updates that are there,
     and when the index runs out. Raises `UserError`.
     """
-    made = Index(folder / METADATA, key, fresh)
-    if updates:
-        made.add(folder / TARGETS, updates)
-    return tuple(sorted(made.targets.signed.targets)), made.sign(days)
+    if key is None and not (folder / METADATA / TIMESTAMP).exists():
+        raise UserError(f"{folder}: a new index needs the key that signs it: --sign KEY")
+    with disk_errors(str(folder)):
+        folder.mkdir(parents=True, exist_ok=True)
+        with alone(folder / LOCK, folder):
+            made = Index(folder / METADATA, key, fresh)
+            if updates:
+                made.add(folder / TARGETS, updates)
+            return tuple(sorted(made.targets.signed.targets)), made.sign(days)
 
 
 class Index:
     """The four roles of a folder: those that are there, or new ones."""
+
+    timestamp: Metadata[Timestamp]
+    snapshot: Metadata[Snapshot]
+    targets: Metadata[Targets]
+    root: Metadata[Root]
 
     def __init__(self, folder: Path, key: Ed25519PrivateKey | None, fresh: Ed25519PrivateKey | None) -> None:
         self.folder, self.now = folder, package.now()
@@ -71,20 +83,14 @@ class Index:
         self.changed: list[tuple[str, Metadata[Any]]] = []
         self.there = (folder / TIMESTAMP).exists()
         if self.there:
-            self.timestamp: Metadata[Timestamp] = self._read(TIMESTAMP)
-            version = self.timestamp.signed.snapshot_meta.version
-            self.snapshot: Metadata[Snapshot] = self._read(f"{version}.snapshot.json")
-            version = self.snapshot.signed.meta["targets.json"].version
-            self.targets: Metadata[Targets] = self._read(f"{version}.targets.json")
-            newest = max(int(p.name.split(".")[0]) for p in folder.glob("[0-9]*.root.json"))
-            self.root: Metadata[Root] = self._read(f"{newest}.root.json")
+            self._open()
             self._check(self.key, "root", "--sign")
             self._check(self.fresh, "timestamp", "--refresh-key")
             if self.key:
                 self._renew()
             return
-        if self.key is None or self.fresh is None:
-            raise UserError(f"{folder.parent}: a new index needs the key that signs it: --sign KEY")
+        assert self.key is not None  # or none is begun
+        assert self.fresh is not None
         root = Root(expires=self.now + YEAR)
         for role in ("root", "targets", "snapshot"):
             root.add_key(self.key.public_key, role)
@@ -94,6 +100,23 @@ class Index:
         self.timestamp = Metadata(Timestamp())
         for role, metadata in (("targets", self.targets), ("snapshot", self.snapshot), ("root", self.root)):
             self.changed.append((f"1.{role}.json", metadata))
+
+    def _open(self) -> None:
+        """Read the roles of a folder that has some. Raises `UserError`."""
+        try:
+            self.timestamp = self._read(TIMESTAMP)
+            version = self.timestamp.signed.snapshot_meta.version
+            self.snapshot = self._read(f"{version}.snapshot.json")
+            version = self.snapshot.signed.meta["targets.json"].version
+            self.targets = self._read(f"{version}.targets.json")
+            newest = max(int(p.name.split(".")[0]) for p in self.folder.glob("[0-9]*.root.json"))
+            self.root = self._read(f"{newest}.root.json")
+            for listed in self.targets.signed.targets.values():
+                int(listed.unrecognized_fields["custom"][VERSION])
+            if not isinstance(self.root.signed, Root):
+                raise TypeError("no root")
+        except (AttributeError, KeyError, TypeError, ValueError) as e:  # one in the place of another, or none
+            raise UserError(f"{self.folder}: not readable as an index: restore it, or begin a new folder") from e
 
     def add(self, folder: Path, updates: Sequence[Package]) -> None:
         """Copy updates to the folder of targets and name them. Raises `UserError`."""

@@ -1,5 +1,5 @@
-/* label PHOTO.ppm [CROP]: what a picture shows. CROP: the part of the short side that the network sees, as network.h says
- * (0.875 if left out). Tools that make a .ppm: `magick photo.jpg photo.ppm`, `djpeg photo.jpg > photo.ppm`. */
+/* label PHOTO.ppm: what a picture shows. Tools that make a .ppm: `magick photo.jpg photo.ppm`,
+ * `djpeg photo.jpg > photo.ppm`. */
 #include "network.h"
 
 #include <math.h>
@@ -69,9 +69,8 @@ int main(int count, char **arguments)
         free(p.rgb);
         return 1;
     }
-    const float crop = count > 2 ? strtof(arguments[2], NULL) : 0.875f;
     const int narrow = p.width < p.height ? p.width : p.height;
-    shrink(&p, (crop > 0 && crop <= 1 ? crop : 1) * (float)narrow, rgb);
+    shrink(&p, NETWORK_CROP * (float)narrow, rgb);
     free(p.rgb);
     if (network_predict(rgb, probabilities))
         return 1;

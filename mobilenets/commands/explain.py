@@ -114,7 +114,10 @@ def _stored(path: Path, html: Path | None) -> Any:
         import constriction  # noqa: F401  (sizes are those of coded files)
     from mobilenets.reports.explain.stored import page, stored
 
-    out = stored(Bundle.load(find_bundle(path)))
+    found = find_bundle(path)
+    out = stored(Bundle.load(found))
+    if found.is_file():
+        out = dataclasses.replace(out, file=found.stat().st_size)
     if html:
         _write(html, page(out))
     return dataclasses.replace(out, html=html)

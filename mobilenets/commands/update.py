@@ -75,10 +75,14 @@ class Update(Notebook):
 
 @dataclass(frozen=True)
 class Updated(Notebook):
-    """What was done to an installed network, step by step; nothing where it was the newest already."""
+    """What was done to an installed network, step by step; nothing where it was the newest already.
+
+    `undone`: the version that `rollback` left, which isn't pulled again; 0 where it left none.
+    """
 
     path: Path
     steps: tuple[Step, ...]
+    undone: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -90,6 +94,8 @@ class Updated(Notebook):
         }
 
     def __rich__(self) -> str:
+        if self.undone:
+            return f"nothing newer than version {self.undone}, which {self.path} was rolled back from"
         if not self.steps:
             return f"{self.path} has the newest version already"
         lines = [

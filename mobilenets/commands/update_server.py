@@ -123,4 +123,6 @@ def pull_updates(url: str, installed: StrPath, *, verify: StrPath | None = None,
 
     place = Installation(Path(installed))
     key = keys.verifying(Path(verify)) if verify is not None else None
-    return Updated(place.path, tuple(pull(url, place, key, trust_clock)))
+    steps, state = tuple(pull(url, place, key, trust_clock)), place.state()
+    installed_version = state.versions.get(place.contents().digest, 0)
+    return Updated(place.path, steps, state.highest if state.highest > installed_version else 0)

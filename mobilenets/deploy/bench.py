@@ -258,7 +258,9 @@ def time_layers(path: Path, threads: int = 1) -> list[LayerTiming]:
     """Each operation's time, in the order they run. Raises `UserError` for files of engines that can't tell."""
     engine = engines.load(path, threads)
     if not isinstance(engine, engines.Timed):
-        raise UserError(f"{path}: {engine.name} doesn't tell what each layer takes; export it with --to native")
+        raise UserError(
+            f"{path}: {engine.name} doesn't tell what each layer takes; give a .mnet file, as export --to native writes"
+        )
     height, width = engine.card.preprocess.input_size
     image = np.random.default_rng(0).integers(0, 256, (1, height, width, 3), dtype=np.uint8)
     runs: list[list[float]] = []

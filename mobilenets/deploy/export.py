@@ -84,7 +84,7 @@ class Export(Notebook):
         if self.agreement is None:
             t.add_row("proof", "none: this system can't run it")
         else:
-            least, most = (f" (limit {n:g})" for n in self.limits) if self.limits else ("", "")
+            least, most = (f" (limit {n:.2g})" for n in self.limits) if self.limits else ("", "")
             t.add_row(
                 f"agreement with PyTorch (%), {self.images} images of {self.data}", f"{self.agreement:.2f}{least}"
             )

@@ -262,8 +262,9 @@ def find_bundle(path: Path) -> Path:
     for p in (path, path / "float"):
         if is_bundle(p):
             return p
+    why = "it is a file of another kind" if path.is_file() else f"{CARD} is missing"
     raise UserError(
-        f"{path}: no bundle here ({CARD} is missing); give a bundle's folder or .mnz file, a finished run's, hf://user/name{_or_packaged()}"
+        f"{path}: no bundle here ({why}); give a bundle's folder or .mnz file, a finished run's, hf://user/name{_or_packaged()}"
     )
 
 

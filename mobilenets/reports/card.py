@@ -19,17 +19,18 @@ if TYPE_CHECKING:
 def bundle_table(bundle: Bundle) -> RenderableType:
     """A bundle's card as a table."""
     size = sum(t.nbytes for t in bundle.tensors.values())
-    return card_table(f"bundle {bundle.digest[:16]}", bundle.card, size)
+    when = ", before it is coded" if bundle.card.encodings else ""
+    return card_table(f"bundle {bundle.digest[:16]}", bundle.card, size, when)
 
 
-def card_table(title: str, card: Card, size_bytes: int) -> RenderableType:
-    """A card as a table."""
+def card_table(title: str, card: Card, size_bytes: int, when: str = "") -> RenderableType:
+    """A card as a table; `when`: of what the size is, where that isn't plain."""
     c, facts = cost.count(card.arch), card.facts()
     t = console.table(title, ["", "value"], left=("", "value"))
     for name, value in (
         *facts[:2],
         ("cost", f"{c.macs / 1e6:.1f} M macs, {c.params / 1e6:.2f} M params"),
-        ("size", f"{console.megabytes(size_bytes)} MB"),
+        ("size", f"{console.megabytes(size_bytes)} MB{when}"),
         *facts[2:-3],
         *_recipe_rows(card),
         *facts[-3:],

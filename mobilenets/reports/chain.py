@@ -69,19 +69,18 @@ class Chain:
 
 @style.styled
 def draw(found: Chain) -> Figure:
-    """Bytes on a logarithmic axis above, scores below, step by step."""
+    """Bytes above, scores below, step by step."""
     fig = style.figure(3.6)
     sizes, scores = fig.subplots(2, 1, sharex=True)
     at, names = range(len(found.links)), [o.name for o in found.links]
     sizes.bar(at, [o.size_bytes / 1000 for o in found.links], width=0.5, color=BLUE)
-    sizes.set_yscale("log")
     for i, o in enumerate(found.links):
         sizes.annotate(f"{o.size_bytes / 1000:,.0f}", (i, o.size_bytes / 1000), ha="center", va="bottom")
     sizes.margins(y=0.3)
     sizes.set_title("size, kB")
     scores.plot(at, [o.score for o in found.links], "o-", color=PINK)
     for i, o in enumerate(found.links):
-        text = f"{o.score:.1f}"
+        text = f"{o.score:.2f}"
         scores.annotate(text, (i, o.score), xytext=(0, 6), textcoords="offset points", ha="center")
     scores.margins(y=0.5)
     scores.set_title(found.metric.title)

@@ -184,4 +184,4 @@ def test_what_each_layer_takes(make_bundle, command, tmp_path):
 def test_layers_of_an_engine_that_cannot_tell(make_bundle, command, tmp_path):
     engines.module("onnxruntime").write(make_bundle("v1"), tmp_path / "m.onnx", None)
     line = command("bench", tmp_path / "m.onnx", "--layers", "--batch", 1, "--rounds", 1).line
-    assert "onnxruntime doesn't tell what each layer takes; export it with --to native" in line
+    assert "onnxruntime doesn't tell what each layer takes; give a .mnet file, as export --to native writes" in line

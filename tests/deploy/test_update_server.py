@@ -350,5 +350,6 @@ def test_the_command_line(made, serve, command, tmp_path):
     assert "the newest version already" in " ".join(command(*line).out.split())
     assert command("show", phone).code == 0
     assert "is version 0 again" in " ".join(command("update", "rollback", phone).out.split())
+    assert "nothing newer than version 7, which" in " ".join(command(*line).out.split())
     assert command("update", "serve", folder, "--sign", key, "--days", 0).line.endswith("not 0")
     assert command("update", "serve", folder, "--sign", key, "--json").json["updates"]

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mobilenets import files
+from mobilenets import console, files
 from mobilenets.deploy.engines import Outputs, check_card, parse_card, trial
 from mobilenets.deploy.engines.guard import Guarded
 from mobilenets.deploy.writers import c_array, c_source, lean_plan
@@ -54,19 +54,33 @@ def flags() -> list[str]:
     return ["-march=native"] if platform.machine().lower() in ("x86_64", "amd64") else []
 
 
-def compiled(folder: Path, name: str, out: Path, options: list[str]) -> None:
-    """A shared library of a folder's source."""
+def compiled(folder: Path, name: str, options: list[str]) -> bytes:
+    """A shared library of a folder's source. Raises `UserError`."""
     found = compiler()
     if found is None:
         raise UserError(f"{folder}: there is no C compiler here to run it with; install gcc or clang")
-    command = [found, "-std=c11", "-O2", "-shared", "-fPIC", *options, "-o", str(out), str(folder / f"{name}.c"), "-lm"]
+    source, header = ((folder / f"{name}.{kind}").read_bytes() for kind in "ch")
     try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=SECONDS, check=False)
-    except (OSError, subprocess.TimeoutExpired) as e:
-        raise UserError(f"{folder}: {found} can't compile it: {e}") from e
-    if done.returncode:
-        first = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr[:200])
-        raise UserError(f"{folder}: {found} can't compile it: {first}")
+        return _library(source, header, name, (found, "-std=c11", "-O2", "-shared", "-fPIC", *options))
+    except (OSError, subprocess.SubprocessError) as e:
+        text = getattr(e, "stderr", None) or str(e)
+        first = next((line for line in text.splitlines() if "error" in line), text[:200])
+        raise UserError(f"{folder}: {found} can't compile it: {first}") from e
+
+
+@functools.lru_cache(maxsize=2)
+def _library(source: bytes, header: bytes, name: str, command: tuple[str, ...]) -> bytes:
+    """Kept, as it takes up to a minute, and a file that is proved is scored next."""
+    console.note(f"compiling {name}.c")
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        made = Path(folder, f"{name}{SUFFIX}")
+        Path(folder, f"{name}.c").write_bytes(source)
+        Path(folder, f"{name}.h").write_bytes(header)
+        subprocess.run(
+            [*command, "-o", str(made), str(made.with_suffix(".c")), "-lm"],
+            capture_output=True, text=True, errors="replace", timeout=SECONDS, check=True,
+        )  # fmt: skip
+        return made.read_bytes()
 
 
 class CEngine(Guarded):
@@ -81,7 +95,7 @@ class CEngine(Guarded):
         folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         weakref.finalize(self, folder.cleanup)
         made = Path(folder.name) / f"{name}{SUFFIX}"
-        compiled(path, name, made, flags() if options is None else options)
+        made.write_bytes(compiled(path, name, flags() if options is None else options))
         self._predict = getattr(ctypes.CDLL(str(made)), f"{name}_predict")
         self._predict.argtypes = [ctypes.c_void_p] * (1 + len(self.card.outputs))
 

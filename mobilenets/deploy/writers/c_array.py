@@ -142,7 +142,7 @@ def framing(p: Preprocess) -> str:
         case "stretch":
             return "the whole image, out of proportion"
         case _ if rows == columns:
-            return f"the centre square, {p.crop:g} of the short side"
+            return "the centre square" if p.crop == 1 else f"the centre square, {p.crop:g} of the short side"
         case _:
             return f"the centre, {p.crop:g} of the largest part in these proportions"
 

@@ -80,7 +80,10 @@ class Stored(console.Notebook):
             t.add_row(
                 line.name, line.encoding, f"{line.weights:,}", *(f"{v / 1000:.2f}" for v in sizes), f"{line.bits:.2f}"
             )
-        t.caption = f"as one .mnz file {self.file / 1000:.1f} kB, its card and the models of its codes included"
+        t.caption = (
+            f"as one .mnz file {self.file / 1000:.1f} kB, with its card and the frequencies of its symbols, which the "
+            "columns leave out; where those would take more than coding saves, symbols are stored as they are"
+        )
         return t
 
 

@@ -42,6 +42,7 @@ static const struct layer layers[] = {
     {"V3 depthwise 5x5 /2", 14, 672, 672, 5, 2}, {"7x7", 28, 96, 96, 7, 1},
     {"Almost rounding alone", 112, 4, 64, 0, 1}, {"V1 .25 pointwise 1", 112, 8, 16, 0, 1},
     {"V1 .25 pointwise 2", 56, 16, 32, 0, 1},  {"V1 .25 depthwise 1", 112, 8, 8, 3, 1},
+    {"V1 .25 depthwise 2 /2", 112, 16, 16, 3, 2},  {"V3 depthwise 1", 112, 16, 16, 3, 1},
 };
 
 static double seconds(void)

@@ -177,7 +177,7 @@ static struct window window(void)
     s.stride = one_in(8) ? between(3, 12) : between(1, 2);
     s.n = between(1, 7);
     s.width = one_in(10) ? between(40, 120) : between(1, 30);
-    s.channels = LANES * (one_in(8) ? between(12, 26) : between(1, 13));
+    s.channels = LANES * (one_in(8) ? between(12, 26) : one_in(4) ? between(1, 2) : between(1, 13));
     s.first = one_in(2) ? 0 : LANES * between(0, s.channels / LANES - 1);
     s.last = one_in(2) ? s.channels : s.first + LANES * between(1, (s.channels - s.first) / LANES);
     s.rows = (s.n - 1) * s.stride + s.kh;

@@ -10,17 +10,26 @@
  *   w[C/64][shift][kw][quad][j][l][4 channels][4 taps]
  *
  * Where fewer than 64 channels are left, 32, 16 or 8 fill a part of a vector, and the other parts take other parts of the
- * row: 2 or 4 groups of columns, which overlap where the width is no multiple. */
+ * row: 2 or 4 groups of columns, which overlap where the width is no multiple.
+ *
+ * Where pixels have 8 or 16 channels in all and the window is 3x3, that left most of the work to loads and unpacks. There
+ * a row is a line of bytes, of which one vpermb (on processors that have it) makes a quad along the row: of pixels 0 to 3
+ * for 16 channels; for 8, of 0 to 3 and of 2 to 5. With stride 1 it serves the next column too, by weights one tap later.
+ *
+ *   w[kh][16 channels, or 8 twice][4 taps of a row], behind the others */
 #if defined(__x86_64__) || defined(_M_X64)
 #include "avx512.h"
 
 #include <string.h>
 
-enum { BLOCK = 64, MOST_KERNEL = 7, QUAD_BYTES = 256, MOST_BLOCK_BYTES = 7 * 2 * QUAD_BYTES };
+enum { BLOCK = 64, MOST_KERNEL = 7, QUAD_BYTES = 256, MOST_BLOCK_BYTES = 7 * 2 * QUAD_BYTES,
+       LINE_BYTES = 3 * 64 };
 
 static int quads(int kh) { return (kh + 3) / 4; }
 static int shifts(int kh) { return kh < 4 ? 2 : 1; }
 static int plain(int kh, int kw) { return kh > MOST_KERNEL || kw > MOST_KERNEL; } /* left to plain C */
+
+static int lined(int kh, int kw, int channels) { return kh == 3 && kw == 3 && channels <= 16; }
 
 static size_t block_bytes(int kh, int kw) { return (size_t)(shifts(kh) * kw * quads(kh)) * QUAD_BYTES; }
 
@@ -28,7 +37,7 @@ size_t mnet_avx512_depthwise_bytes(int kh, int kw, int channels)
 {
     if (plain(kh, kw))
         return mnet_scalar.depthwise_bytes(kh, kw, channels);
-    return (size_t)((channels + BLOCK - 1) / BLOCK) * block_bytes(kh, kw);
+    return (size_t)((channels + BLOCK - 1) / BLOCK) * block_bytes(kh, kw) + (lined(kh, kw, channels) ? LINE_BYTES : 0);
 }
 
 void mnet_avx512_depthwise_pack(const int8_t *w, int kh, int kw, int channels, void *out)
@@ -49,6 +58,10 @@ void mnet_avx512_depthwise_pack(const int8_t *w, int kh, int kw, int channels, v
                     quad[place + tap % 4] = w[(ptrdiff_t)(h * kw + v) * channels + c];
                 }
     }
+    int8_t *line = (int8_t *)out + block_bytes(kh, kw);
+    for (int i = 0; lined(kh, kw, channels) && i < 3 * 16; i++)
+        for (int v = 0; v < 3; v++)
+            line[i * 4 + v] = w[(i / 16 * 3 + v) * channels + i % channels];
 }
 
 TARGET_BEGIN(AVX512_FEATURES)
@@ -328,16 +341,12 @@ BLOCKS(32)
 BLOCKS(16)
 BLOCKS(8)
 
-void mnet_avx512_depthwise(const struct depthwise *d)
+static void blocks(const struct depthwise *d, const struct bounds512 *bounds, int lean)
 {
-    if (plain(d->kh, d->kw)) {
-        mnet_scalar.depthwise(d);
-        return;
-    }
     _Alignas(64) int8_t own[MOST_BLOCK_BYTES];
     struct block b;
-    b.bounds = bounds512_of(d->q.zero, d->q.low, d->q.high);
-    b.lean = lean512(&d->q, d->first, d->last, d->kh * d->kw);
+    b.bounds = *bounds;
+    b.lean = lean;
     for (int c = d->first; c < d->last;) {
         const int left = d->last - c, channels = left >= 64 ? 64 : left >= 32 ? 32 : left >= 16 ? 16 : 8;
         assemble(&b, d, c, channels, channels >= 16 ? 64 / channels : 4, own);
@@ -347,6 +356,144 @@ void mnet_avx512_depthwise(const struct depthwise *d)
             (channels == 64 ? full_64 : channels == 32 ? full_32 : channels == 16 ? full_16 : full_8)(d, &b, c);
         c += channels;
     }
+}
+
+TARGET_END
+
+TARGET_BEGIN(AVX512_FEATURES ",avx512vbmi")
+
+/* Maps of 8 or 16 channels, window 3x3: what is the same for all outputs. */
+struct line {
+    __m512i w[2][3];     /* of the quad's own column and, a tap later, of the next */
+    __m512i quad, order; /* which bytes make a quad; which order the outputs come in */
+    __m512i start;
+    __m512 multiplier, excess;
+    struct bounds512 bounds;
+};
+
+static int in_line(const struct depthwise *d)
+{
+    return lined(d->kh, d->kw, d->channels) && d->stride <= 2 && d->first == 0 && d->last == d->channels &&
+           d->in_pixel == d->channels && d->out_pixel == d->channels && __builtin_cpu_supports("avx512vbmi");
+}
+
+static struct line line_of(const struct depthwise *d, const struct bounds512 *bounds, int lean)
+{
+    const int8_t *w = (const int8_t *)d->w + block_bytes(3, 3);
+    const int eight = d->channels == 8;
+    struct line l;
+    int8_t quad[64];
+    int32_t bias[16];
+    float multiplier[16];
+    for (int i = 0; i < 64; i++)
+        quad[i] = (int8_t)((i % 4 + (eight ? i / 32 * 2 : 0)) * d->channels + i / 4 % d->channels);
+    for (int i = 0; i < 16; i++) {
+        bias[i] = d->q.bias[i % d->channels];
+        multiplier[i] = d->q.multiplier[i % d->channels];
+    }
+    for (int h = 0; h < 3; h++) {
+        l.w[0][h] = _mm512_loadu_si512(w + h * 64);
+        l.w[1][h] = _mm512_slli_epi32(l.w[0][h], 8);
+    }
+    l.start = start512(lean, _mm512_loadu_si512(bias));
+    l.quad = _mm512_loadu_si512(quad);
+    l.order = eight && d->stride == 1 ? _mm512_setr_epi32(0, 4, 1, 5, 8, 12, 9, 13, 2, 6, 3, 7, 10, 14, 11, 15)
+                                      : _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    l.multiplier = _mm512_loadu_ps(multiplier);
+    l.excess = excess512(l.multiplier);
+    l.bounds = *bounds;
+    return l;
+}
+
+INLINE __mmask64 first_bytes(ptrdiff_t n) { return n >= 64 ? ~(__mmask64)0 : ((__mmask64)1 << (n > 0 ? n : 0)) - 1; }
+
+/* 32 bytes of each of R output rows, from byte `at` on; of a row's end, those that are there. */
+INLINE void line_step(const int lean, const int stride, const int R, const int end, const struct line *l,
+                      const uint8_t *const *x, uint8_t *const *y, ptrdiff_t at, ptrdiff_t in_bytes, ptrdiff_t out_bytes)
+{
+    __m512i sum[2][2] = {{l->start, l->start}, {l->start, l->start}};
+    UNROLL
+    for (int i = 0; i < (R - 1) * stride + 3; i++) {
+        __m512i quad[2];
+        UNROLL
+        for (int e = 0; e < stride; e++) {
+            const ptrdiff_t from = at * stride + 32 * e;
+            const __m512i v = end ? _mm512_maskz_loadu_epi8(first_bytes(in_bytes - from), x[i] + from)
+                                  : _mm512_loadu_si512(x[i] + from);
+            quad[e] = _mm512_permutexvar_epi8(l->quad, v);
+        }
+        UNROLL
+        for (int r = 0; r < R; r++) {
+            const int h = i - r * stride;
+            if (h < 0 || h > 2)
+                continue;
+            dot512(&sum[r][0], quad[0], l->w[0][h]);
+            dot512(&sum[r][1], quad[stride - 1], l->w[2 - stride][h]);
+        }
+    }
+    UNROLL
+    for (int i = 0; i < 2 * R; i++)
+        sum[i / 2][i % 2] = scaled512(lean, sum[i / 2][i % 2], l->multiplier, l->excess);
+    const __m512i v = narrow512(lean, sum[0][0], sum[0][1], sum[R - 1][0], sum[R - 1][1], &l->bounds);
+    const __m512i bytes = _mm512_permutexvar_epi32(l->order, v);
+    UNROLL
+    for (int r = 0; r < R; r++) {
+        const __m256i row = r ? _mm512_extracti64x4_epi64(bytes, 1) : _mm512_castsi512_si256(bytes);
+        if (end)
+            _mm256_mask_storeu_epi8(y[r] + at, (__mmask32)first_bytes(out_bytes - at), row);
+        else
+            _mm256_storeu_si256((void *)(y[r] + at), row);
+    }
+}
+
+INLINE void line_rows(const int lean, const int stride, const int R, const struct line *l, const struct depthwise *d,
+                      int row)
+{
+    const ptrdiff_t in_bytes = ((d->width - 1) * stride + 3) * d->in_pixel, out_bytes = d->width * d->out_pixel;
+    const uint8_t *x[5];
+    uint8_t *y[2];
+    UNROLL
+    for (int i = 0; i < (R - 1) * stride + 3; i++)
+        x[i] = d->in[row * stride + i];
+    UNROLL
+    for (int r = 0; r < R; r++)
+        y[r] = d->out[row + r];
+    ptrdiff_t at = 0;
+    for (; (at + 32) * stride + 32 <= in_bytes; at += 32)
+        line_step(lean, stride, R, 0, l, x, y, at, in_bytes, out_bytes);
+    for (; at < out_bytes; at += 32)
+        line_step(lean, stride, R, 1, l, x, y, at, in_bytes, out_bytes);
+}
+
+INLINE void line_all(const int lean, const int stride, const struct line *l, const struct depthwise *d)
+{
+    for (int row = 0; row + 1 < d->n; row += 2)
+        line_rows(lean, stride, 2, l, d, row);
+    if (d->n % 2)
+        line_rows(lean, stride, 1, l, d, d->n - 1);
+}
+
+static void lines(const struct depthwise *d, const struct bounds512 *bounds, int lean)
+{
+    const struct line l = line_of(d, bounds, lean);
+    if (d->stride == 1)
+        lean ? line_all(1, 1, &l, d) : line_all(0, 1, &l, d);
+    else
+        lean ? line_all(1, 2, &l, d) : line_all(0, 2, &l, d);
+}
+
+TARGET_END
+
+TARGET_BEGIN(AVX512_FEATURES)
+
+void mnet_avx512_depthwise(const struct depthwise *d)
+{
+    if (plain(d->kh, d->kw)) {
+        mnet_scalar.depthwise(d);
+        return;
+    }
+    const struct bounds512 bounds = bounds512_of(d->q.zero, d->q.low, d->q.high);
+    (in_line(d) ? lines : blocks)(d, &bounds, lean512(&d->q, d->first, d->last, d->kh * d->kw));
     for (int r = 0; d->q.lut && r < d->n; r++)
         mnet_avx512_lut_row(d->out[r] + d->first, d->width, d->out_pixel, d->last - d->first, d->q.lut);
 }

@@ -115,8 +115,10 @@ def _pairs(kh: int, kw: int, channels: int) -> int:
 
 
 def _quads(kh: int, kw: int, channels: int) -> int:
-    quads = -(-kw // 4)
-    return kh * kw * channels if max(kh, kw) > 7 else -(-channels // 64) * kh * (4 * quads - kw + 1) * quads * 256
+    if max(kh, kw) > 7:
+        return kh * kw * channels
+    line = 192 if (kh, kw) == (3, 3) and channels <= 16 else 0
+    return -(-channels // 64) * (2 if kh < 4 else 1) * kw * -(-kh // 4) * 256 + line
 
 
 def _none(*sizes: int) -> int:  # noqa: ARG001

@@ -3,6 +3,8 @@
 #if defined(__x86_64__) || defined(_M_X64)
 #include "avx512.h"
 
+#include <string.h>
+
 TARGET_BEGIN(AVX512_FEATURES)
 
 enum { MOST_TILE = 12, MOST_PANELS = 4 };
@@ -222,53 +224,97 @@ TARGET_END
 
 TARGET_BEGIN(AVX512_FEATURES)
 
-/* Sixteen bytes less their zero point, times scales; of those that a mask leaves out, nothing is read. */
-INLINE __m512 real512(const uint8_t *x, __mmask16 mask, __m512i zero, __m512 scale)
+/* Sixteen bytes less their zero point, times scales; where not all are there, of those that a mask has. */
+INLINE __m512 real512(const int all, const uint8_t *x, __mmask16 mask, __m512i zero, __m512 scale)
 {
-    const __m512i v = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(mask, x));
+    const __m128i bytes = all ? _mm_loadu_si128((const void *)x) : _mm_maskz_loadu_epi8(mask, x);
+    const __m512i v = _mm512_cvtepu8_epi32(bytes);
     return _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(v, zero)), scale);
 }
 
 INLINE __m512i rounded512(__m512 v) { return _mm512_cvtps_epi32(_mm512_min_ps(v, _mm512_set1_ps(ROUND_LIMIT))); }
 
+INLINE void store64(const int all, uint8_t *y, __mmask64 mask, __m512i v)
+{
+    if (all)
+        _mm512_storeu_si512(y, v);
+    else
+        _mm512_mask_storeu_epi8(y, mask, v);
+}
+
 INLINE __mmask64 first64(size_t n) { return n >= 64 ? ~(__mmask64)0 : ((__mmask64)1 << n) - 1; }
 
-void mnet_avx512_add_u8(const uint8_t *a, const uint8_t *b, uint8_t *y, size_t n, const struct add_u8 *s)
+INLINE void add64(const int all, const uint8_t *a, const uint8_t *b, uint8_t *y, __mmask64 mask, const struct add_u8 *s)
 {
     const __m512i za = _mm512_set1_epi32(s->za), zb = _mm512_set1_epi32(s->zb);
     const __m512 ma = _mm512_set1_ps(s->ma), mb = _mm512_set1_ps(s->mb);
     const struct bounds512 bounds = bounds512_of(s->zero, s->low, s->high);
-    for (size_t i = 0; i < n; i += 64) {
-        const __mmask64 mask = first64(n - i);
-        __m512i v[4];
-        UNROLL
-        for (int o = 0; o < 4; o++) {
-            const __mmask16 part = (__mmask16)(mask >> (o * 16));
-            v[o] = rounded512(_mm512_add_ps(real512(a + i + o * 16, part, za, ma), real512(b + i + o * 16, part, zb, mb)));
-        }
-        _mm512_mask_storeu_epi8(y + i, mask, to_bytes512(0, v[0], v[1], v[2], v[3], &bounds));
+    __m512i v[4];
+    UNROLL
+    for (int o = 0; o < 4; o++) {
+        const __mmask16 part = (__mmask16)(mask >> (o * 16));
+        const __m512 x = real512(all, a + o * 16, part, za, ma);
+        v[o] = rounded512(_mm512_add_ps(x, real512(all, b + o * 16, part, zb, mb)));
     }
+    store64(all, y, mask, to_bytes512(0, v[0], v[1], v[2], v[3], &bounds));
 }
 
-void mnet_avx512_mul_u8(const uint8_t *a, uint8_t *y, size_t pixels, int channels, const struct mul_u8 *s)
+void mnet_avx512_add_u8(const uint8_t *a, const uint8_t *b, uint8_t *y, size_t n, const struct add_u8 *s)
+{
+    const struct add_u8 how = *s; /* which no byte that is written can change */
+    size_t i = 0;
+    for (; i + 64 <= n; i += 64)
+        add64(1, a + i, b + i, y + i, 0, &how);
+    if (i < n)
+        add64(0, a + i, b + i, y + i, first64(n - i), &how);
+}
+
+/* The same 64 channels of all pixels, or those that a mask has: their scales stay in registers. */
+INLINE void multiply64(const int all, const uint8_t *a, uint8_t *y, size_t pixels, int channels, __mmask64 mask,
+                       const float *scales, const struct mul_u8 *s)
 {
     const __m512i za = _mm512_set1_epi32(s->za);
     const struct bounds512 bounds = bounds512_of(s->zero, s->low, s->high);
-    for (int c = 0; c < channels; c += 64) { /* the same channels of all pixels: their scales stay in registers */
-        const __mmask64 mask = first64((size_t)(channels - c));
-        __m512 m[4];
+    __m512 m[4];
+    UNROLL
+    for (int o = 0; o < 4; o++)
+        m[o] = _mm512_maskz_loadu_ps((__mmask16)(mask >> (o * 16)), scales + o * 16);
+    for (size_t p = 0; p < pixels; p++, a += channels, y += channels) {
+        __m512i v[4];
         UNROLL
         for (int o = 0; o < 4; o++)
-            m[o] = _mm512_maskz_loadu_ps((__mmask16)(mask >> (o * 16)), s->m + c + o * 16);
-        for (size_t p = 0; p < pixels; p++) {
-            const size_t at = p * (size_t)channels + (size_t)c;
-            __m512i v[4];
-            UNROLL
-            for (int o = 0; o < 4; o++)
-                v[o] = rounded512(real512(a + at + o * 16, (__mmask16)(mask >> (o * 16)), za, m[o]));
-            _mm512_mask_storeu_epi8(y + at, mask, to_bytes512(0, v[0], v[1], v[2], v[3], &bounds));
-        }
+            v[o] = rounded512(real512(all, a + o * 16, (__mmask16)(mask >> (o * 16)), za, m[o]));
+        store64(all, y, mask, to_bytes512(0, v[0], v[1], v[2], v[3], &bounds));
     }
+}
+
+static void multiply(const uint8_t *a, uint8_t *y, size_t pixels, int channels, const struct mul_u8 *s)
+{
+    int c = 0;
+    for (; c + 64 <= channels; c += 64)
+        multiply64(1, a + c, y + c, pixels, channels, ~(__mmask64)0, s->m + c, s);
+    if (c < channels)
+        multiply64(0, a + c, y + c, pixels, channels, first64((size_t)(channels - c)), s->m + c, s);
+}
+
+/* Some pixels side by side are one of more channels: as many as fill whole vectors. */
+void mnet_avx512_mul_u8(const uint8_t *a, uint8_t *y, size_t pixels, int channels, const struct mul_u8 *s)
+{
+    enum { MOST = 160 }; /* above, what a last vector leaves empty is little */
+    float m[8 * MOST];
+    struct mul_u8 wide = *s;
+    int beside = 1;
+    while (channels <= MOST && channels * beside % 64)
+        beside *= 2;
+    const size_t whole = pixels / (size_t)beside, done = whole * (size_t)(beside * channels);
+    if (beside > 1) {
+        for (int i = 0; i < beside; i++)
+            memcpy(m + i * channels, s->m, (size_t)channels * sizeof *m);
+        wide.m = m;
+        multiply(a, y, whole, beside * channels, &wide);
+        a += done, y += done, pixels %= (size_t)beside;
+    }
+    multiply(a, y, pixels, channels, s);
 }
 
 void mnet_avx512_quantize(const float *x, uint8_t *y, size_t n, float inverse, int32_t zero)

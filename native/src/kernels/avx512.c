@@ -57,17 +57,17 @@ INLINE void tile(const int lean, const int n, const int m, const uint8_t *const 
 INLINE void panels(const int lean, const int n, const int m, const struct pointwise *p, int k4, int c)
 {
     const int pixels = p->rows * p->width;
+    const int plain = p->x.row == p->x.pixel * p->width && p->y.row == p->y.pixel * p->width; /* as one row */
+    const int width = plain ? pixels : p->width;
     const int8_t *w = p->w + (ptrdiff_t)c * k4 * 4;
-    struct walk from = walk_of(p->x.at, p->x.pixel, p->x.row, p->width);
-    struct walk to = walk_of(p->y.at, p->y.pixel, p->y.row, p->width);
+    struct walk from = walk_of(p->x.at, p->x.pixel, p->x.row, width);
+    struct walk to = walk_of(p->y.at, p->y.pixel, p->y.row, width);
     for (int i = 0; i < pixels;) {
-        const uint8_t *x[MOST_TILE];
-        uint8_t *y[MOST_TILE];
+        uint8_t *at[MOST_TILE], *y[MOST_TILE];
+        const uint8_t *const *x = (const uint8_t *const *)at;
         const int left = pixels - i < n ? pixels - i : n;
-        for (int o = 0; o < n; o++) {
-            x[o] = o < left ? walk_on(&from) : x[o - 1];
-            y[o] = o < left ? walk_on(&to) : y[o - 1];
-        }
+        walk_tile(&from, n, left, at);
+        walk_tile(&to, n, left, y);
         if (m == 4 && left == 1)
             tile(lean, 1, m, x, y, w, k4, &p->q, c, p->last - c);
         else if (m == 4 && left <= 4)

@@ -47,6 +47,21 @@ INLINE uint8_t *walk_on(struct walk *w)
     return at;
 }
 
+/* The next n pixels, of which `left` are there; the last of them again for the others. */
+INLINE void walk_tile(struct walk *w, const int n, int left, uint8_t **at)
+{
+    if (w->column + n < w->width) { /* of one row: no more than sums */
+        UNROLL
+        for (int i = 0; i < n; i++)
+            at[i] = w->at + i * w->pixel;
+        w->at += n * w->pixel;
+        w->column += n;
+        return;
+    }
+    for (int i = 0; i < n; i++)
+        at[i] = i < left ? walk_on(w) : at[i - 1];
+}
+
 /* The next n pixels, a piece of a row after the other. */
 INLINE void walk_over(struct walk *w, uint8_t **at, int n)
 {

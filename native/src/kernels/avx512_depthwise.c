@@ -10,7 +10,8 @@
  *   w[C/64][shift][kw][quad][j][l][4 channels][4 taps]
  *
  * Where fewer than 64 channels are left, 32, 16 or 8 fill a part of a vector, and the other parts take other parts of the
- * row: 2 or 4 groups of columns, which overlap where the width is no multiple.
+ * row: 2 or 4 groups of columns, which overlap where the width is no multiple. Where more than half a block is left, the
+ * block goes back over channels that are done rather than be made of parts.
  *
  * Where pixels have 8 or 16 channels in all and the window is 3x3, that left most of the work to loads and unpacks. There
  * a row is a line of bytes, of which one vpermb (on processors that have it) makes a quad along the row: of pixels 0 to 3
@@ -347,14 +348,16 @@ static void blocks(const struct depthwise *d, const struct bounds512 *bounds, in
     struct block b;
     b.bounds = *bounds;
     b.lean = lean;
-    for (int c = d->first; c < d->last;) {
-        const int left = d->last - c, channels = left >= 64 ? 64 : left >= 32 ? 32 : left >= 16 ? 16 : 8;
+    for (int next = d->first; next < d->last;) {
+        const int left = d->last - next, most = d->last - d->first;
+        const int channels = left > 32 && most >= 64 ? 64 : left > 16 && most >= 32 ? 32 : left >= 16 ? 16 : 8;
+        const int c = channels < left ? next : d->last - channels;
+        next = c + channels;
         assemble(&b, d, c, channels, channels >= 16 ? 64 / channels : 4, own);
         if (b.lean)
             (channels == 64 ? lean_64 : channels == 32 ? lean_32 : channels == 16 ? lean_16 : lean_8)(d, &b, c);
         else
             (channels == 64 ? full_64 : channels == 32 ? full_32 : channels == 16 ? full_16 : full_8)(d, &b, c);
-        c += channels;
     }
 }
 

@@ -58,7 +58,8 @@ INLINE void walk_tile(struct walk *w, const int n, int left, uint8_t **at)
         w->column += n;
         return;
     }
-    for (int i = 0; i < n; i++)
+    at[0] = walk_on(w);
+    for (int i = 1; i < n; i++)
         at[i] = i < left ? walk_on(w) : at[i - 1];
 }
 

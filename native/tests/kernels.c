@@ -399,7 +399,7 @@ static void test_depthwise_f32(void)
 /* Value by value: buffers of exactly n. */
 static void test_small(void)
 {
-    const int channels = LANES * between(1, 13), wide = channels + 8 * between(0, 2);
+    const int channels = LANES * between(1, 22), wide = channels + 8 * between(0, 2);
     const size_t pixels = (size_t)(one_in(8) ? between(250, 600) : between(0, 12));
     const size_t count = one_in(2) ? pixels * (size_t)channels : (size_t)between(0, 300);
     const size_t map = pixels * (size_t)channels, most = count > map ? count : map;

@@ -1,15 +1,16 @@
 """Our own engine beside the others, network by network: how many times as fast as the best of them.
 
     python benchmarks/native.py OUT.csv [--networks v1,v2] [--every 1] [--precision int8] [--threads 1] [--batch 1]
-        [--processor-time] [--minutes 9]
+        [--processor-time [--isa avx512]] [--minutes 9]
 
 The networks are the grid of `choose` with 1000 classes, random weights (no time depends on them), each as every
 engine's file of one precision. The files of a network are measured in turn in one run, each in a process of its own
 (see `mobilenets bench`). Milliseconds are the median of the quietest round; `ratio` is the median over the rounds of
 the best other engine's median divided by ours. With `--processor-time`, for a machine that others use, all engines run
 in this process, one thread each, and what is told is the time its processor worked for them: waiting isn't in it, what
-others do to the caches is. Rows that are in OUT.csv are skipped; after `--minutes` no more are begun. Prints the
-geometric mean of the ratios.
+others do to the caches is. `--isa avx512` holds ours to that instruction set, as a processor without AMX would;
+OpenVINO is held to it by `ONEDNN_MAX_CPU_ISA=AVX512_CORE_VNNI` in the environment, ONNX Runtime by nothing. Rows that
+are in OUT.csv are skipped; after `--minutes` no more are begun. Prints the geometric mean of the ratios.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from mobilenets import console, files
 from mobilenets.arch import cost
 from mobilenets.arch.spec import Arch
 from mobilenets.deploy import bench, choose, engines, latency
+from mobilenets.deploy.engines.native import NativeEngine
 from mobilenets.errors import UserError
 from mobilenets.model.bundle import random_bundle
 
@@ -39,9 +41,13 @@ TURN_SECONDS, LEAST_CALLS = 0.05, 3  # of an engine, before the next one's turn
 COLUMNS = (*KEY, "macs_m", OWN, *OTHERS, "best_other", "ratio")
 
 
-def worked(names: Sequence[str], paths: Sequence[Path], batch: int, rounds: int) -> list[list[float]]:
+def worked(
+    names: Sequence[str], paths: Sequence[Path], batch: int, rounds: int, isa: str | None = None
+) -> list[list[float]]:
     """Milliseconds of processor time a call of each file's engine, the median of each round."""
-    loaded = [engines.module(n).load(p, 1) for n, p in zip(names, paths, strict=True)]
+    loaded = [
+        NativeEngine(p, 1, isa) if n == OWN else engines.module(n).load(p, 1) for n, p in zip(names, paths, strict=True)
+    ]
     side = loaded[0].card.preprocess.resolution
     images = np.random.default_rng(0).integers(0, 256, (batch, side, side, 3), dtype=np.uint8)
     found: list[list[float]] = [[] for _ in paths]
@@ -73,7 +79,7 @@ def measured(arch: Arch, names: list[str], a: argparse.Namespace) -> dict[str, s
             paths.append(path)
             used.append(name)
         if a.processor_time:
-            found = worked(used, paths, a.batch, a.rounds)
+            found = worked(used, paths, a.batch, a.rounds, a.isa)
         else:
             timings = bench.time_files([bench.Subject(p, a.threads) for p in paths], (a.batch,), a.rounds)
             found = [list(t.rounds_ms) for t in timings]
@@ -106,10 +112,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--others", default=",".join(OTHERS))
     parser.add_argument("--processor-time", action="store_true")
+    parser.add_argument("--isa", help="our instruction set, the processor's best if left out")
     parser.add_argument("--minutes", type=float, default=math.inf)
     a = parser.parse_args()
     if a.processor_time and a.threads > 1:
         parser.error("--processor-time adds up what threads do: it is for one")
+    if a.isa and not a.processor_time:
+        parser.error("--isa goes with --processor-time")
     end = time.monotonic() + 60 * a.minutes
     names = [n for n in (OWN, *a.others.split(",")) if a.precision in engines.runtime(n).precisions]
     console.note(f"{latency.machine()}; " + ", ".join(f"{n} {engines.version(n)}" for n in names))

@@ -260,7 +260,7 @@ def header(card: Card, data: bytes, lean_data: bytes, name: str) -> str:
 
 #define {upper}_HEIGHT {rows}
 #define {upper}_WIDTH {columns}
-#define {upper}_CROP {card.preprocess.crop!r}f /* how much of the short side the centre square has */
+#define {upper}_CROP {float(card.preprocess.crop)!r}f /* how much of the short side the centre square has */
 {classes}{sizes}
 #define {upper}_ARENA_BYTES {memory(parse(lean_data), "mnet_scalar")}
 #define {upper}_WEIGHTS_BYTES {len(p.weights)}

@@ -39,6 +39,15 @@ def test_each_step_has_its_size_and_its_score(made: Path) -> None:
     assert chain.begun(Bundle.load(made), 1.0) == links  # what comes next goes on from there
 
 
+def test_coding_is_spoken_of_where_there_is_some(made: Path, tmp_path: Path) -> None:
+    whole = Bundle.load(made)
+    links = chain.kept(whole.card)[:-1]
+    card = whole.card.replace(recipe={**whole.card.recipe, **chain.told(links)})
+    Bundle(card, whole.tensors).save(tmp_path / "uncoded")
+    pages = [report(path).path.read_text() for path in (made, tmp_path / "uncoded")]
+    assert ["Coding loses nothing" in page for page in pages] == [True, False]
+
+
 def test_a_bundle_that_tells_of_none(make_bundle: Callable[..., Bundle], tmp_path: Path) -> None:
     make_bundle("v1").save(tmp_path / "plain")
     with pytest.raises(UserError, match="plain: its card tells of no steps: report shows"):
